@@ -1,0 +1,73 @@
+"""Every error that kdray raises on purpose.
+
+    KDRayError
+    ├── Refused                      nothing was started: mend what the sentence says (exit code 2)
+    │   ├── SpecError (ValueError)       a setting, a name in `space`, an option
+    │   ├── DataError (ValueError)       a folder, a file, a column, a cell, a label
+    │   ├── TeacherError (ValueError)    no weights, near chance, labels that disagree
+    │   ├── StorageError (OSError)       a path that cannot be written, a name already used
+    │   └── ResourceError (RuntimeError) more workers, CPUs or GPUs than there are
+    ├── JobError (RuntimeError)      one job on a slot failed; the sweep goes on without it
+    ├── SweepFailed (RuntimeError)   nothing useful came out (exit code 1)
+    └── NoStudent (RuntimeError)     the sweep finished, no student satisfies the rule (exit code 3)
+
+A message is one sentence or two: where, what came, what is allowed, what to do. All of them survive pickling,
+so an error raised in a Ray worker arrives in the driver as itself.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class KDRayError(Exception):
+    """The root of the tree; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class Refused(KDRayError):
+    """A mistake found before anything was started."""
+
+    exit_code = 2
+
+
+class SpecError(Refused, ValueError):
+    """A setting is unknown, out of its range, or does not go with another."""
+
+
+class DataError(Refused, ValueError):
+    """The data cannot be read, or cannot be learnt from."""
+
+
+class TeacherError(Refused, ValueError):
+    """The teacher cannot be loaded, or should not be taught from."""
+
+
+class StorageError(Refused, OSError):
+    """A path cannot be read or written, or belongs to another sweep."""
+
+
+class ResourceError(Refused, RuntimeError):
+    """More was asked than the machine or the cluster has or can grow to."""
+
+
+class JobError(KDRayError, RuntimeError):
+    """One job on a slot failed. Raised inside a job on purpose, it must be raised by every rank alike."""
+
+
+class SweepFailed(KDRayError, RuntimeError):
+    """The sweep ended without one finished trial."""
+
+
+class NoStudent(KDRayError, RuntimeError):
+    """The sweep finished and no student satisfies the rule."""
+
+    exit_code = 3
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """The tail of a sentence about an unknown name: the nearest allowed one, and all of them."""
+    names = sorted(allowed)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{hint}Allowed: {', '.join(names)}."

@@ -1,0 +1,153 @@
+"""Where everything lies: every path of a sweep is a property here, and every file is whole or absent.
+
+STORAGE/
+  mlflow.db  mlartifacts/        all sweeps of this storage
+  cache/                         shared by all sweeps of this storage, by content
+    tokens/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
+  <sweep>/
+    sweep.json  ledger/  trials/<number>/  chosen/  report/  logs/
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from kdray.errors import StorageError
+
+
+@dataclass(frozen=True)
+class StoragePaths:
+    """The files that all sweeps of one storage share."""
+
+    storage: Path
+
+    @property
+    def cache(self) -> Path:
+        return self.storage / "cache"
+
+    @property
+    def tracking_database(self) -> Path:
+        return self.storage / "mlflow.db"
+
+    @property
+    def tracking_artifacts(self) -> Path:
+        return self.storage / "mlartifacts"
+
+    def tokens(self, key: str) -> Path:
+        return self.cache / "tokens" / key
+
+    def teacher(self, key: str) -> Path:
+        return self.cache / "teachers" / key
+
+    def transfer(self, key: str) -> Path:
+        return self.cache / "transfers" / key
+
+    def cost(self, key: str) -> Path:
+        return self.cache / "costs" / f"{key}.json"
+
+
+@dataclass(frozen=True)
+class SweepPaths(StoragePaths):
+    """The files of one sweep."""
+
+    name: str
+
+    @property
+    def root(self) -> Path:
+        return self.storage / self.name
+
+    @property
+    def settings(self) -> Path:
+        return self.root / "sweep.json"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "ledger" / "journal.log"
+
+    @property
+    def chosen(self) -> Path:
+        return self.root / "chosen"
+
+    @property
+    def choice(self) -> Path:
+        return self.root / "choice.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def student(self, number: int) -> Path:
+        """The weights of a trial's student; kept while the trial is on the Pareto front."""
+        return self.root / "trials" / f"{number:04d}" / "student"
+
+
+def storage_path(storage: str | Path) -> Path:
+    """The absolute folder that `storage` names: a path or a file:// URI.
+
+    Raises StorageError for another scheme and for a folder that cannot be made or written.
+    """
+    url = urlparse(str(storage))
+    if url.scheme not in ("", "file"):
+        raise StorageError(f"storage {storage}: kdray writes to a local or shared folder, not to {url.scheme}://.")
+    path = Path(unquote(url.path) if url.scheme else storage).expanduser().absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"storage {path}: cannot be written ({error.strerror}). Name a folder you may write to with --storage."
+        ) from None
+    return path
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hexadecimal digits that depend on every part, by value (JSON) and nothing else."""
+    text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_fingerprint(*files: Path) -> str:
+    """A fingerprint of the contents of these files, in this order."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file under a temporary name, then rename it: a reader never sees a half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+        json.dump(value, file, indent=2, default=str)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` when the block ends well, and is removed otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
