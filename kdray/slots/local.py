@@ -1,0 +1,95 @@
+"""One slot in this very process: jobs run in the thread that asks for their reports, where a debugger can follow them.
+
+Same seam as `ray_slots`, no Ray: most tests and `--local` runs use it.
+"""
+
+import threading
+from collections.abc import Generator, Iterator
+from typing import Any, Self
+
+import torch
+
+from kdray.errors import JobError
+from kdray.slots.pool import job_error
+from kdray.worker import Job, Report, Worker
+
+
+class LocalSlots:
+    """A pool of one slot with one worker: this process."""
+
+    count = 1
+
+    def __init__(self, threads: int = 1, device: torch.device | None = None) -> None:
+        self.threads = threads
+        self.worker = Worker(device=device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self._runs: dict[str, LocalRun] = {}
+
+    def run(self, job: Job, name: str) -> "LocalRun":
+        """The job's reports; each step of the iteration runs the job on to its next report."""
+        if name in self._runs:
+            raise JobError(f"{name}: a job of this name is running already; wait for it or cancel it.")
+        return LocalRun(self, job, name)
+
+    def cancel(self, name: str) -> None:
+        """Stop this job at its next step; from the thread that runs it, at its last report."""
+        if run := self._runs.get(name):
+            run.cancelled.set()
+
+    def client(self) -> "LocalSlots":
+        return self
+
+    def wait(self, timeout: float | None = None) -> None:
+        """This process is up."""
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "local", "count": 1, "workers": 1, "threads": self.threads, "device": str(self.worker.device)}
+
+    def close(self) -> None:
+        for name in list(self._runs):
+            self.cancel(name)
+        self.worker.warm.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class LocalRun:
+    """A job of LocalSlots, from its first `next` to its end."""
+
+    attempts = 1
+
+    def __init__(self, slots: LocalSlots, job: Job, name: str) -> None:
+        self.cancelled = threading.Event()
+        self._reports = self._told(slots, job, name)
+
+    def __iter__(self) -> Iterator[Report]:
+        return self._reports
+
+    def __next__(self) -> Report:
+        return next(self._reports)
+
+    def close(self) -> None:
+        self._reports.close()
+
+    def _told(self, slots: LocalSlots, job: Job, name: str) -> Generator[Report, None, None]:
+        slots._runs[name] = self
+        slots.worker.stop_asked = self.cancelled.is_set
+        threads = torch.get_num_threads()
+        torch.set_num_threads(slots.threads)  # sums depend on it: a Ray slot with as many gives the same numbers
+        reports = iter(job(slots.worker))
+        try:
+            for report in reports:
+                if not self.cancelled.is_set():
+                    yield report
+                if self.cancelled.is_set():
+                    return
+        except Exception as error:
+            raise job_error(name, error) from error
+        finally:
+            if hasattr(reports, "close"):
+                reports.close()
+            torch.set_num_threads(threads)
+            slots._runs.pop(name, None)

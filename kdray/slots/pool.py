@@ -1,0 +1,86 @@
+"""The seam: what a pool of slots is asked for, and what it promises.
+
+A job is handed to a pool under a name and its reports come back one by one. Whether a pool is this process
+(`local`) or worker groups on a Ray cluster (`ray_slots`) makes no difference to who asks. What a job is stands in
+`kdray.worker`; what it computes is no business of a slot's.
+"""
+
+import traceback
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Protocol, Self
+
+from pydantic import Field
+
+from kdray.errors import JobError, KDRayError
+from kdray.settings import Settings
+from kdray.worker import Job, Report
+
+
+class SlotSettings(Settings):
+    """How many slots, and what each of them holds."""
+
+    count: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Jobs at a time. auto: one for each `workers` GPUs; without GPUs one for each `workers` CPUs, at most 8."""
+    workers: int = Field(1, ge=1)
+    """Processes that train one job together (DistributedDataParallel)."""
+    cpus: float | None = Field(None, gt=0)
+    """Of one worker. None: an equal share of the cluster's."""
+    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """Of one worker; 0.5 puts two workers on a GPU. auto: an equal share of the cluster's, at most 1."""
+    max_failures: int = Field(2, ge=0)
+    """How many times a job may take its slot down and be tried again."""
+    start_timeout_s: float = Field(300.0, gt=0)
+    """How long to wait for a slot before its resources are said to be missing."""
+
+
+class JobRun(Protocol):
+    """The reports of one job, in order; ends when the job has ended or was cancelled, raises what the job raised."""
+
+    attempts: int
+    """How often the job was begun: more than once when its slot died under it. Each attempt reports from its start."""
+
+    def __iter__(self) -> Iterator[Report]: ...
+
+    def __next__(self) -> Report: ...
+
+    def close(self) -> None:
+        """Cancel the job if it has not ended."""
+
+
+class SlotClient(Protocol):
+    """What hands jobs to the slots; picklable, so that any process of the cluster can."""
+
+    def run(self, job: Job, name: str) -> JobRun:
+        """Hand over a job. Raises JobError, here or while iterating, with the reason if it fails."""
+
+    def cancel(self, name: str) -> None:
+        """Stop the job of this name at its next step; its reports end at once. Unknown names are ignored."""
+
+
+class SlotPool(SlotClient, Protocol):
+    """Slots that stay warm from job to job, until the pool is closed."""
+
+    count: int
+
+    def client(self) -> SlotClient: ...
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when every slot is up. Raises ResourceError when one of them cannot be had."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the slots are, for the record: JSON values by name."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def job_error(name: str, error: BaseException) -> KDRayError:
+    """What the asker of job `name` is told: our own errors as they are, others as a JobError that names the place."""
+    if isinstance(error, KDRayError):
+        return error
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    told = JobError(f"{name}: {type(error).__name__}: {error}{place}")
+    told.add_note("".join(traceback.format_exception(error)))
+    return told

@@ -1,0 +1,290 @@
+"""Slots on a Ray cluster: Ray Train worker groups that start once and stay, and the board that hands them jobs.
+
+Each slot is a TorchTrainer whose training function is `serving.serve`; a thread of this process keeps it. Ray Train
+restarts a group whose worker died, the board gives the group its job again. Nothing here knows what a job computes.
+"""
+
+import logging
+import os
+import pickle
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import ray
+from ray import cloudpickle
+from ray.exceptions import GetTimeoutError, RayError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from kdray.errors import JobError, KDRayError, ResourceError
+from kdray.slots import board as board_module
+from kdray.slots.board import Board, Event, Status
+from kdray.slots.cluster import Shares, growth, nodes, shares
+from kdray.slots.pool import SlotSettings
+from kdray.slots.serving import Post, serve
+from kdray.worker import Job, Report
+
+logger = logging.getLogger(__name__)
+
+TRIES = 3
+"""How often in a row a slot's start is tried before the slot is given up."""
+
+TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon Train sees a dead worker, or a slot's end
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # jobs name files as the sweep does
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each slot; a lost node is a dead worker
+}
+
+
+class RayClient:
+    """Hands jobs to the slots from any process of the cluster."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+
+    def run(self, job: Job, name: str) -> "RayRun":
+        """Hand a job over at once; the reports can be read when it suits."""
+        try:
+            payload = cloudpickle.dumps(job)
+        except Exception as error:
+            raise JobError(f"{name}: the job cannot be sent to a slot: {error}") from error
+        try:
+            job_id = _ask(self.board.submit, name, payload)
+        except ValueError as error:
+            raise JobError(str(error.args[0] if error.args else error)) from None
+        return RayRun(self.board, job_id, name)
+
+    def cancel(self, name: str) -> None:
+        """Stop this job at its next step; its reports end now."""
+        _ask(self.board.cancel, name)
+
+
+class RayRun:
+    """A job of RaySlots and the reports it has sent."""
+
+    def __init__(self, board: Any, job_id: int, name: str) -> None:
+        self.attempts = 0
+        self._board, self._id, self._name = board, job_id, name
+        self._ended = False
+
+    def __iter__(self) -> Iterator[Report]:
+        return self
+
+    def __next__(self) -> Report:
+        if self._ended:
+            raise StopIteration
+        event: Event = _ask(self._board.next_event, self._id)
+        self.attempts = event["attempts"]
+        if event["kind"] == "report":
+            report: Report = cloudpickle.loads(event["data"])
+            return report
+        self._ended = True
+        if event["kind"] == "died":
+            raise JobError(
+                f"{self._name}: its worker died each of the {self.attempts} times it was tried: killed, out of memory, "
+                "or crashed. The slots' logs have its last words; slots.max_failures allows more tries."
+            )
+        if event["kind"] == "failed":
+            raise _unpickled(self._name, event["data"])
+        raise StopIteration
+
+    def close(self) -> None:
+        if not self._ended:
+            self._ended = True
+            if ray.is_initialized():
+                self._board.cancel_id.remote(self._id)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class RaySlots:
+    """Worker groups that stay up until the pool is closed. They start in the background; jobs wait for them."""
+
+    def __init__(self, settings: SlotSettings, asked: Shares, logs: Path, train_folder: Path) -> None:
+        self.count, self.settings, self.shares, self.logs = asked.count, settings, asked, logs
+        self._train_folder = train_folder
+        self._closing = threading.Event()
+        self._board = _board(asked.count, settings.max_failures)
+        self._client = RayClient(self._board)
+        self._keepers = [
+            threading.Thread(target=self._keep, args=(slot,), name=f"slot-{slot}", daemon=True)
+            for slot in range(asked.count)
+        ]
+        self._timer = threading.Timer(settings.start_timeout_s, self._give_up_missing)
+        self._timer.daemon = True
+        for thread in (*self._keepers, self._timer):
+            thread.start()
+
+    def run(self, job: Job, name: str) -> RayRun:
+        """Hand over a job; see SlotClient."""
+        return self._client.run(job, name)
+
+    def cancel(self, name: str) -> None:
+        """Stop a job; see SlotClient."""
+        self._client.cancel(name)
+
+    def client(self) -> RayClient:
+        return self._client
+
+    def up(self) -> int:
+        """How many slots are up now."""
+        status: Status = _ask(self._board.status)
+        return len(status["up"])
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when every slot is up, or after `timeout` seconds. Raises ResourceError when one is given up."""
+        try:
+            status: Status = ray.get(self._board.settled.remote(), timeout=timeout)
+        except GetTimeoutError:
+            return
+        if status["lost"]:
+            raise ResourceError(" ".join(status["lost"].values()))
+
+    def describe(self) -> dict[str, Any]:
+        asked = self.shares
+        return {
+            "kind": "ray",
+            "count": asked.count,
+            "workers": asked.workers,
+            "cpus": asked.cpus,
+            "gpus": asked.gpus,
+            "threads": asked.threads,
+            "nodes": len(nodes()),
+        }
+
+    def close(self, patience_s: float = 10.0) -> None:
+        """Cancel every job and end every slot; one that does not stop by itself is killed."""
+        self._closing.set()
+        self._timer.cancel()
+        _ask(self._board.close)
+        if not self._joined(patience_s):
+            _ask(self._board.kill_all)
+            self._joined(60.0)
+        ray.kill(self._board)
+        shutil.rmtree(self._train_folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _joined(self, patience_s: float) -> bool:
+        until = time.monotonic() + patience_s
+        for thread in self._keepers:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._keepers)
+
+    def _keep(self, slot: int) -> None:
+        """Keep one slot up: Ray Train restarts its group; where that gives up, start anew."""
+        for attempt in range(TRIES):
+            try:
+                self._trainer(slot).fit()
+                return
+            except Exception as error:
+                if self._closing.is_set():
+                    return
+                logger.warning("slot %s: start %s failed", slot, attempt + 1, exc_info=error)
+                self._lose(slot, f"slot {slot} could not be started: {_first_line(error)} See {self.logs}.")
+
+    def _trainer(self, slot: int) -> TorchTrainer:
+        asked = self.shares
+        return TorchTrainer(
+            partial(serve, Post(self._board, slot, asked.threads, self.logs)),
+            torch_config=TorchConfig(backend=_backend(asked)),
+            scaling_config=ScalingConfig(
+                num_workers=asked.workers,
+                use_gpu=asked.gpus > 0,
+                resources_per_worker=asked.bundle,
+            ),
+            run_config=RunConfig(
+                name=f"slot-{slot}",
+                storage_path=str(self._train_folder),
+                # the board counts, for each job, how often its group died; the start has the slot's own limit
+                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
+        )
+
+    def _give_up_missing(self) -> None:
+        """Say what the slots that are not up by now are waiting for."""
+        status: Status = _ask(self._board.status)
+        for slot in set(range(self.count)) - set(status["up"]) - set(status["lost"]):
+            free = {name: ray.available_resources().get(name, 0.0) for name in self.shares.bundle}
+            self._lose(
+                slot,
+                f"slot {slot} was not up after {self.settings.start_timeout_s:g} s: it waits for {self.shares.workers} "
+                f"workers with {self.shares.bundle} each; free now: {free}. Ask for less, or raise "
+                "slots.start_timeout_s.",
+            )
+
+    def _lose(self, slot: int, reason: str) -> None:
+        _ask(self._board.lose, slot, reason, cloudpickle.dumps(ResourceError(reason)))
+
+
+@contextmanager
+def open_slots(settings: SlotSettings, storage: Path, logs: Path) -> Iterator[RaySlots]:
+    """The slots on the Ray that `connect` joined; they start while the caller goes on, and end with the block.
+
+    Raises ResourceError at once when the cluster neither has nor can grow to what is asked for.
+    """
+    asked = shares(settings, nodes(), growth())
+    for name, value in TRAIN_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # Train takes these from here to its controllers and workers
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.start_timeout_s)
+    storage.mkdir(parents=True, exist_ok=True)
+    slots = RaySlots(settings, asked, logs, Path(tempfile.mkdtemp(dir=storage, prefix=".slots-")))
+    try:
+        yield slots
+    finally:
+        slots.close()
+
+
+def _board(slots: int, max_failures: int) -> Any:
+    """The board's actor, on this node: it must outlive every worker, and it need not import what workers need."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    cloudpickle.register_pickle_by_value(board_module)
+    try:
+        actor = ray.remote(num_cpus=0, max_concurrency=100_000, scheduling_strategy=here)(Board)
+        return actor.remote(slots, max_failures)
+    finally:
+        cloudpickle.unregister_pickle_by_value(board_module)
+
+
+def _backend(asked: Shares) -> str:
+    """NCCL refuses two ranks on one GPU."""
+    return "cpu:gloo,cuda:nccl" if asked.gpus >= 1 else "gloo"
+
+
+def _ask(method: Any, *arguments: Any) -> Any:
+    """The board's answer. Its own ValueErrors come as they are; a dead board is a JobError."""
+    try:
+        return ray.get(method.remote(*arguments))
+    except ValueError:
+        raise
+    except RayError as error:
+        raise JobError(f"The board of the slots is gone: {_first_line(error)}") from error
+
+
+def _unpickled(name: str, data: bytes) -> KDRayError:
+    try:
+        error: KDRayError = pickle.loads(data)
+    except Exception as problem:
+        return JobError(f"{name}: it failed, and its error cannot be read here: {problem}")
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]

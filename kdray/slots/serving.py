@@ -1,0 +1,136 @@
+"""What every worker of a slot runs, from the slot's start to its end: take a job from the board, do it, tell.
+
+A Python error ends the job, not the worker: it and everything warm in it goes on to the next job. In a slot of
+several workers that holds for our own errors, which every rank raises alike; after any other the ranks may wait for
+one another in different places, so the group is started anew.
+"""
+
+import os
+import sys
+import threading
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray import cloudpickle, train
+from ray.train.torch import get_device
+
+from kdray.errors import KDRayError
+from kdray.slots.board import Assignment
+from kdray.slots.pool import job_error
+from kdray.worker import Job, Worker
+
+
+class SlotBroken(RuntimeError):
+    """Raised in a worker to have its whole group started anew."""
+
+
+@dataclass(frozen=True)
+class Post:
+    """Which slot a worker serves, and how."""
+
+    board: Any
+    slot: int
+    threads: int
+    logs: Path
+
+
+def serve(post: Post) -> None:
+    """Do jobs until the board is closed. Raises SlotBroken when this group cannot go on."""
+    context = train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    _write_to(post.logs / f"slot-{post.slot}-rank-{rank}.log")
+    torch.set_num_threads(post.threads)
+    group = _agreed(uuid.uuid4().hex, world)
+    try:
+        _Server(post, group, Worker(rank, world, get_device())).work()
+    except ray.exceptions.ActorDiedError:
+        return  # the board is gone: so is who asked
+
+
+class _Server:
+    def __init__(self, post: Post, group: str, worker: Worker) -> None:
+        self.board, self.slot, self.group, self.worker = post.board, post.slot, group, worker
+        self.number = 0
+        self.cancelled_number = -1
+        worker.stop_asked = lambda: self.cancelled_number == self.number
+
+    def work(self) -> None:
+        me = ray.get_runtime_context().current_actor
+        self._ask(self.board.join, self.slot, self.group, self.worker.rank, self.worker.world, me)
+        if self.worker.rank == 0:
+            threading.Thread(target=self._watch, name="cancellations", daemon=True).start()
+        while assignment := self._ask(self.board.take, self.slot, self.group, self.worker.rank, self.number):
+            self.number = assignment["number"]
+            error, broken = self._done(assignment)
+            if not self._ask(self.board.finish, self.slot, self.number, self.worker.rank, error, broken):
+                raise SlotBroken(f"slot {self.slot}: its group cannot go on after {assignment['name']}.")
+
+    def _ask(self, method: Any, *arguments: Any) -> Any:
+        return ray.get(method.remote(*arguments))
+
+    def _watch(self) -> None:
+        """Raise the flag that `stop_asked` reads as soon as a job is cancelled, whatever the job is doing."""
+        while number := self._ask(self.board.cancelled, self.slot, self.group, max(self.cancelled_number, 0)):
+            self.cancelled_number = number
+
+    def _done(self, assignment: Assignment) -> tuple[bytes, bool]:
+        """Do a job. Its pickled error, if any, and whether that leaves the group in an unknown state."""
+        try:
+            self._report_all(cloudpickle.loads(assignment["payload"]))
+        except (Exception, SystemExit) as error:
+            told = job_error(assignment["name"], error)
+            print(*getattr(told, "__notes__", [told]), sep="\n", file=sys.stderr, flush=True)  # noqa: T201 - the log
+            broken = (self.worker.world > 1 and told is not error) or isinstance(error, torch.AcceleratorError)
+            return _pickled(told), broken
+        return b"", False
+
+    def _report_all(self, job: Job) -> None:
+        """Send rank 0's reports on while the job goes on; one on its way at a time, so none overtakes another."""
+        reports = iter(job(self.worker))
+        sent = None
+        for report in reports:
+            if self.worker.rank == 0:
+                if sent is not None:
+                    ray.get(sent)
+                sent = self.board.report.remote(self.slot, self.number, cloudpickle.dumps(report))
+            if self.worker.world == 1 and self.worker.stop_asked():
+                break  # several ranks stop together, at a step of their own: see Worker.stopping
+        if hasattr(reports, "close"):
+            reports.close()
+        if sent is not None:
+            ray.get(sent)
+
+
+def _agreed(value: str, world: int) -> str:
+    """Rank 0's value, on every rank."""
+    if world == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    return str(box[0])
+
+
+def _pickled(error: KDRayError) -> bytes:
+    try:
+        return cloudpickle.dumps(error)
+    except Exception:  # an error of ours that carries something of the job's
+        return cloudpickle.dumps(job_error("job", RuntimeError(str(error))))
+
+
+def _write_to(path: Path) -> None:
+    """Send what this process writes to its log of the sweep, where every word about a slot is looked for."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        return  # storage that this node does not see: Ray's own log of the worker has it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
