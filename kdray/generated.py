@@ -1,0 +1,275 @@
+"""Sentences with labels made on the spot, and a small Transformer to start from, for sweeps that download nothing.
+
+A generated review says what its writer thinks of a film, and says other things too:
+
+    critics call the plot superb but i find it hardly exciting .          (negative)
+    i do not think that the cast is very dull .                           (positive)
+
+What a model must learn stands one thing on top of the other, which is why depth matters: how strong a word is, its
+degree ("hardly", "very"), negation next to a word and negation with a scope ("i do not think ..."), what had been
+expected and is not so, other people's opinions, which do not count, and that more weight lies on what follows "but".
+
+The training labels are one reader's votes, who is the less sure the fainter the opinion; the other splits carry the
+true label. A teacher sees through the votes by their number, and its soft targets tell a student how faint each
+opinion is. Loading, cutting and tokenising the rows is left to `kdray.data`.
+"""
+
+import math
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from pydantic import Field
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from kdray.settings import Settings
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+
+LABELS = ("negative", "positive")
+
+THINGS = [
+    "film",
+    "plot",
+    "story",
+    "cast",
+    "acting",
+    "dialogue",
+    "music",
+    "camera",
+    "ending",
+    "script",
+    "pace",
+    "humour",
+]
+# Words by strength; 1.0 is a plain opinion.
+GOOD = {
+    1.0: [
+        "good",
+        "clever",
+        "fresh",
+        "warm",
+        "lively",
+        "charming",
+        "smooth",
+        "funny",
+        "exciting",
+        "tender",
+        "witty",
+        "pleasant",
+    ],
+    1.8: ["superb", "brilliant", "perfect", "wonderful", "gripping", "gorgeous"],
+}
+BAD = {
+    1.0: [
+        "bad",
+        "stupid",
+        "stale",
+        "cold",
+        "lifeless",
+        "clumsy",
+        "uneven",
+        "silly",
+        "boring",
+        "crude",
+        "shallow",
+        "annoying",
+    ],
+    1.8: ["awful", "terrible", "hopeless", "dreadful", "unbearable", "hideous"],
+}
+DEGREES = {1.4: ["very", "really", "truly", "remarkably"], 0.5: ["fairly", "somewhat", "rather", "mildly"]}
+MINIMISERS = ["hardly", "barely", "scarcely"]
+PEOPLE = ["critics", "my friends", "my parents", "some people", "the others", "reviewers"]
+DENIALS = ["i do not think that", "i would not say that", "nobody can claim that", "i doubt that"]
+BELIEFS = ["i think that", "i would say that", "i must admit that", "i am sure that"]
+
+NEGATED = -0.7  # "not very good" is bad, but less so than "very bad" is
+BEFORE_BUT = 0.4  # what follows "but" counts fully, what stands before it less
+EXPECTED = -0.6  # what should have been so is not
+FAINTEST = 0.1  # opinions fainter than this are not written
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """A piece of a review, and how good it says its aspect is: below 0 bad, 0 nothing, 1 plainly good."""
+
+    text: str
+    score: float
+
+
+class GeneratedReviews(Settings):
+    """Generated reviews: the same seed gives the same rows in every process, and no two splits share a sentence."""
+
+    train_rows: int = Field(8000, ge=2)
+    validation_rows: int = Field(1500, ge=2)
+    test_rows: int = Field(1500, ge=2)
+    sureness: float = Field(2.0, gt=0)
+    """Of the annotator: an opinion of strength s gets the right vote with probability 1 / (1 + exp(-sureness * s))."""
+    seed: int = 0
+
+    def rows(self, split: Split) -> dict[str, list[str]]:
+        """The columns `text` and `label` of one split; no sentence twice."""
+        draw = random.Random(f"{split} {self.seed}")  # a text as seed does not depend on the process, as hash() would
+        wanted = {"train": self.train_rows, "validation": self.validation_rows, "test": self.test_rows}[split]
+        reviews: dict[str, float] = {}
+        while len(reviews) < wanted:
+            review = _review(draw)
+            if split_of(review.text) == split and abs(review.score) > FAINTEST:
+                reviews[review.text] = review.score
+        sureness = self.sureness if split == "train" else math.inf
+        return {"text": list(reviews), "label": [LABELS[_vote(draw, score, sureness)] for score in reviews.values()]}
+
+
+def split_of(text: str) -> Split:
+    """The one split in which a sentence may stand; so a split never depends on the size of another."""
+    return ("train", "train", "validation", "test")[zlib.crc32(text.encode()) % 4]
+
+
+def _vote(draw: random.Random, score: float, sureness: float) -> bool:
+    right = draw.random() < 1 / (1 + math.exp(-sureness * abs(score)))
+    return (score > 0) == right
+
+
+def _review(draw: random.Random) -> Opinion:
+    """One sentence, in one of many forms."""
+    said = draw.choice(FORMS)(draw, f"the {draw.choice(THINGS)}")
+    return Opinion(f"{said.text} .", said.score)
+
+
+def _plain(draw: random.Random, thing: str) -> Opinion:
+    said = _predicate(draw)
+    return Opinion(f"{thing} is {said.text}", said.score)
+
+
+def _believed(draw: random.Random, thing: str) -> Opinion:
+    said = _predicate(draw)
+    return Opinion(f"{draw.choice(BELIEFS)} {thing} is {said.text}", said.score)
+
+
+def _denied(draw: random.Random, thing: str) -> Opinion:
+    said = _graded(draw)
+    return Opinion(f"{draw.choice(DENIALS)} {thing} is {said.text}", NEGATED * said.score)
+
+
+def _expected(draw: random.Random, thing: str) -> Opinion:
+    said = _graded(draw)
+    return Opinion(f"{thing} should have been {said.text}", EXPECTED * said.score)
+
+
+def _others_first(draw: random.Random, thing: str) -> Opinion:
+    said, theirs = _predicate(draw), _graded(draw)
+    return Opinion(f"{draw.choice(PEOPLE)} call {thing} {theirs.text} but i find it {said.text}", said.score)
+
+
+def _others_last(draw: random.Random, thing: str) -> Opinion:
+    said, theirs = _predicate(draw), _graded(draw)
+    return Opinion(f"{thing} is {said.text} though {draw.choice(PEOPLE)} call it {theirs.text}", said.score)
+
+
+def _contrasted(draw: random.Random, thing: str) -> Opinion:
+    first, last = _predicate(draw), _predicate(draw)
+    return Opinion(f"{thing} is {first.text} but {last.text}", BEFORE_BUT * first.score + last.score)
+
+
+def _conceded(draw: random.Random, thing: str) -> Opinion:
+    first, last = _predicate(draw), _predicate(draw)
+    return Opinion(f"although it is {first.text} {thing} is {last.text}", BEFORE_BUT * first.score + last.score)
+
+
+def _joined(draw: random.Random, thing: str) -> Opinion:
+    first, last = _predicate(draw), _predicate(draw)
+    return Opinion(f"{thing} is {first.text} and {last.text}", first.score + last.score)
+
+
+FORMS = (_plain, _believed, _denied, _expected, _others_first, _others_last, _contrasted, _conceded, _joined)
+
+
+def _predicate(draw: random.Random) -> Opinion:
+    """What follows "is": a word with its degree, perhaps negated."""
+    said = _graded(draw)
+    chance = draw.random()
+    if chance < 0.15:
+        return Opinion(f"not {said.text}", NEGATED * said.score)
+    if chance < 0.2:
+        return Opinion(f"anything but {said.text}", NEGATED * said.score)
+    return said
+
+
+def _graded(draw: random.Random) -> Opinion:
+    sign, words = draw.choice(((1, GOOD), (-1, BAD)))
+    strength = draw.choice(list(words))
+    word = draw.choice(words[strength])
+    chance = draw.random()
+    if chance < 0.4:
+        degree = draw.choice(list(DEGREES))
+        return Opinion(f"{draw.choice(DEGREES[degree])} {word}", sign * degree * strength)
+    if chance < 0.46:
+        return Opinion(f"{draw.choice(MINIMISERS)} {word}", sign * NEGATED * strength)
+    return Opinion(word, sign * strength)
+
+
+class FreshTransformer(Settings):
+    """A BERT with random weights, and a tokenizer of whole words made from the texts that it is to learn."""
+
+    layers: int = Field(4, ge=1)
+    width: int = Field(64, ge=8)
+    heads: int = Field(4, ge=1)
+    feed_forward: int = Field(128, ge=8)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    vocabulary: int = Field(2000, ge=16)
+    """At most so many words, the most frequent ones; the others become one unknown word."""
+    spread: float = Field(0.05, gt=0)
+    """The standard deviation of the first weights. BERT's 0.02 is for a width of 768; narrow layers need more."""
+
+    def create(
+        self, texts: Sequence[str], labels: Sequence[str], max_length: int, seed: int
+    ) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast]:
+        """A model that has learnt nothing, for texts of up to `max_length` words, and its tokenizer."""
+        tokenizer = word_tokenizer(texts, self.vocabulary, max_length)
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.feed_forward,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            max_position_embeddings=max_length,
+            initializer_range=self.spread,
+            pad_token_id=tokenizer.pad_token_id,
+            id2label=dict(enumerate(labels)),
+            label2id={label: number for number, label in enumerate(labels)},
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return BertForSequenceClassification(config), tokenizer
+
+
+def word_tokenizer(texts: Sequence[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of lower-case words and punctuation, framed the way BERT does for one text or a pair."""
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.normalizer = normalizers.BertNormalizer(lowercase=True)
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words.train_from_iterator(
+        texts, trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    )
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, words.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
