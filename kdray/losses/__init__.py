@@ -1,0 +1,1 @@
+"""What a student is trained to lower: pure functions by what they compare, and the settings that weigh them."""

@@ -1,0 +1,139 @@
+"""The losses against a reference in numpy, and what must hold of them for any logits."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from kdray.errors import SpecError
+from kdray.losses.distillation import Distillation
+from kdray.losses.logits import hard_loss, logit_mse, soft_loss
+
+B, C = 5, 3
+LOGITS = arrays(np.float64, (B, C), elements=st.floats(-8, 8))
+TEMPERATURES = st.floats(0.25, 16)
+
+
+def reference(student, teacher, labels, temperature, alpha, mse):
+    """The loss of each example, in ten lines of numpy."""
+
+    def probabilities(logits):
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    taught, learnt = probabilities(teacher / temperature), probabilities(student / temperature)
+    soft = temperature**2 * (taught * np.log(taught / learnt)).sum(axis=1)
+    hard = -np.log(probabilities(student)[np.arange(len(labels)), labels])
+    return alpha * soft + (1 - alpha) * hard + mse * ((student - teacher) ** 2).mean(axis=1)
+
+
+def drawn(seed: int = 0):
+    random = np.random.default_rng(seed)
+    return random.normal(0, 3, (B, C)), random.normal(0, 3, (B, C)), random.integers(0, C, B)
+
+
+def test_golden_numbers():
+    student, teacher = torch.tensor([[1.0, 0.0], [-1.0, 2.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]])
+    loss = Distillation(temperature=2.0, alpha=0.5).loss(student, teacher, torch.tensor([0, 1]))
+    assert loss.total_B.tolist() == pytest.approx([0.2093200, 0.9688036], abs=1e-6)
+    assert {name: term.item() for name, term in loss.terms.items()} == pytest.approx(
+        {"soft": 0.9971991, "hard": 0.1809245}, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("temperature", "alpha", "mse"), [(1, 0.5, 0), (4, 0.9, 0), (2, 1, 0.3), (0.5, 0, 2), (3, 0, 0)]
+)
+def test_the_loss_is_the_reference(temperature, alpha, mse):
+    student, teacher, labels = drawn()
+    settings = Distillation(temperature=temperature, alpha=alpha, logit_mse=mse)
+    loss = settings.loss(*map(torch.from_numpy, (student, teacher, labels)))
+    np.testing.assert_allclose(loss.total_B, reference(student, teacher, labels, temperature, alpha, mse), rtol=1e-4)
+    assert loss.total_B.shape == (B,)
+    torch.testing.assert_close(sum(loss.terms.values()), loss.total_B.sum())
+
+
+@given(LOGITS, TEMPERATURES)
+def test_soft_and_mse_are_zero_when_the_student_is_the_teacher(logits, temperature):
+    logits = torch.from_numpy(logits)
+    assert soft_loss(logits, logits, temperature).abs().max() < 1e-12
+    assert logit_mse(logits, logits).abs().max() == 0
+
+
+@given(LOGITS, LOGITS, TEMPERATURES)
+def test_soft_loss_is_never_negative_and_ignores_a_shift(student, teacher, temperature):
+    student, teacher = torch.from_numpy(student), torch.from_numpy(teacher)
+    soft = soft_loss(student, teacher, temperature)
+    assert soft.min() > -1e-9
+    torch.testing.assert_close(soft_loss(student + 3, teacher - 2, temperature), soft, atol=1e-9, rtol=1e-9)
+
+
+@given(LOGITS, LOGITS, TEMPERATURES)
+def test_the_gradient_of_soft_loss_is_t_times_the_difference_of_probabilities(student, teacher, temperature):
+    student, teacher = torch.from_numpy(student).requires_grad_(), torch.from_numpy(teacher)
+    soft_loss(student, teacher, temperature).sum().backward()
+    difference = (student / temperature).softmax(-1) - (teacher / temperature).softmax(-1)
+    torch.testing.assert_close(student.grad, temperature * difference.detach(), atol=1e-9, rtol=1e-9)
+
+
+def test_at_high_temperature_the_gradient_is_that_of_centred_logits():
+    student, teacher, _ = map(torch.from_numpy, drawn())
+    student.requires_grad_()
+    soft_loss(student, teacher, 1e4).sum().backward()
+    difference = (student - teacher).detach()
+    expected = (difference - difference.mean(dim=1, keepdim=True)) / C
+    torch.testing.assert_close(student.grad, expected, atol=1e-2, rtol=1e-2)
+
+
+@given(LOGITS, LOGITS, st.permutations(range(C)), TEMPERATURES)
+def test_the_order_of_classes_does_not_matter(student, teacher, order, temperature):
+    student, teacher, labels = torch.from_numpy(student), torch.from_numpy(teacher), torch.arange(B) % C
+    moved = torch.tensor(order).argsort()[labels]
+    torch.testing.assert_close(
+        soft_loss(student[:, order], teacher[:, order], temperature), soft_loss(student, teacher, temperature)
+    )
+    torch.testing.assert_close(hard_loss(student[:, order], moved), hard_loss(student, labels))
+    torch.testing.assert_close(logit_mse(student[:, order], teacher[:, order]), logit_mse(student, teacher))
+
+
+def test_extreme_logits_stay_finite():
+    student, teacher = torch.tensor([[3e4, -3e4]]), torch.tensor([[-3e4, 3e4]])
+    loss = Distillation(temperature=0.1, alpha=0.5).loss(student, teacher, torch.tensor([1]))
+    assert torch.isfinite(loss.total_B).all()
+
+
+def test_without_soft_targets_no_teacher_is_needed():
+    student, _, labels = map(torch.from_numpy, drawn())
+    loss = Distillation(alpha=0.0).loss(student, None, labels)
+    assert set(loss.terms) == {"hard"}
+    with pytest.raises(SpecError, match=r"alpha 0\.5 .* need the teacher's logits"):
+        Distillation(alpha=0.5).loss(student, None, labels)
+
+
+def test_terms_of_weight_zero_are_not_computed():
+    student, teacher, labels = map(torch.from_numpy, drawn())
+    impossible = torch.full_like(labels, C)
+    assert set(Distillation(alpha=1.0).loss(student, teacher, impossible).terms) == {"soft"}
+    assert set(Distillation(logit_mse=1.0).loss(student, teacher, labels).terms) == {"soft", "hard", "logit_mse"}
+
+
+def test_half_precision_logits_are_computed_in_float32():
+    student, teacher, labels = map(torch.from_numpy, drawn())
+    half, settings = student.bfloat16().requires_grad_(), Distillation(temperature=3.0, alpha=0.5, logit_mse=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = settings.loss(half, teacher.float(), labels)
+    assert loss.total_B.dtype == torch.float32
+    torch.testing.assert_close(loss.total_B, settings.loss(half.float(), teacher, labels).total_B)
+    loss.total_B.sum().backward()
+    assert half.grad is not None
+    assert not any(term.requires_grad for term in loss.terms.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("alpha", 1.2), ("alpha", -0.1), ("temperature", 0), ("logit_mse", -1), ("alpha", float("nan"))]
+)
+def test_values_that_make_no_loss_are_refused(name, value):
+    with pytest.raises(SpecError, match=rf"Distillation\.{name}: got"):
+        Distillation(**{name: value})
