@@ -421,12 +421,13 @@ def default_uri(storage: StoragePaths) -> str:
     return f"sqlite:///{storage.tracking_database}"
 
 
-def ui_command(storage: StoragePaths, port: int = 5000) -> list[str]:
+def ui_command(storage: Path, port: int = 5000) -> list[str]:
     """The command line that opens MLflow's UI on this storage, for this machine only."""
+    paths = StoragePaths(storage.absolute())
     return [
         sys.executable, "-m", "mlflow", "server",
-        "--backend-store-uri", default_uri(storage),
-        "--default-artifact-root", storage.tracking_artifacts.as_uri(),
+        "--backend-store-uri", default_uri(paths),
+        "--default-artifact-root", paths.tracking_artifacts.as_uri(),
         "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
     ]  # fmt: skip
 
