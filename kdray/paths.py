@@ -3,9 +3,9 @@
 STORAGE/
   mlflow.db  mlartifacts/        all sweeps of this storage
   cache/                         shared by all sweeps of this storage, by content
-    tokens/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
+    tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
   <sweep>/
-    sweep.json  ledger/  trials/<number>/  chosen/  report/  logs/
+    sweep.json  teacher.json  choice.json  ledger/  trials/<number>/  chosen/  report/  logs/
 """
 
 import hashlib
@@ -44,6 +44,9 @@ class StoragePaths:
     def tokens(self, key: str) -> Path:
         return self.cache / "tokens" / key
 
+    def model(self, key: str) -> Path:
+        return self.cache / "models" / key
+
     def teacher(self, key: str) -> Path:
         return self.cache / "teachers" / key
 
@@ -79,6 +82,11 @@ class SweepPaths(StoragePaths):
     @property
     def choice(self) -> Path:
         return self.root / "choice.json"
+
+    @property
+    def teacher_figures(self) -> Path:
+        """The teacher's metrics and costs."""
+        return self.root / "teacher.json"
 
     @property
     def report(self) -> Path:
@@ -128,14 +136,35 @@ def file_fingerprint(*files: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file under a temporary name, then rename it: a reader never sees a half of it."""
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """A temporary name for a file that takes the place of `path` when the block ends well, and is removed otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        json.dump(value, file, indent=2, default=str)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole: a reader never sees a half of it."""
+    with replaced_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises StorageError when it is not one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path}: not a readable JSON file ({error}). Restore it, or start over with --fresh.") from None
 
 
 @contextmanager

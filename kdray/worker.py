@@ -5,7 +5,7 @@ A job is a picklable callable. It is called once in every worker of one slot, wi
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,17 @@ Report: TypeAlias = dict[str, Any]
 Job: TypeAlias = Callable[["Worker"], Iterator[Report]]
 
 T = TypeVar("T")
+
+
+class Pool(Protocol):
+    """Whatever runs jobs: all that teacher, transfer set and costs need to know of the slots."""
+
+    count: int
+    """How many jobs run at the same time."""
+
+    def run(self, job: Job, name: str) -> Iterator[Report]:
+        """Run a job and yield its reports. Raises JobError when it fails; closing the iterator stops the job."""
+        ...
 
 
 def _never() -> bool:

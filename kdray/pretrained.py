@@ -1,0 +1,99 @@
+"""A model with its tokenizer as a folder in the storage's cache, whatever it came from.
+
+Teachers, and the smaller checkpoints that students may start from, are found here (a local folder, a model hub),
+checked (safetensors weights only) and copied, so that every slot reads the same files on every node.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from kdray.errors import TeacherError
+from kdray.paths import file_fingerprint, new_folder
+
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A folder that transformers loads, and the fingerprint of what is in it."""
+
+    folder: Path
+    key: str
+
+    def model(self) -> PreTrainedModel:
+        """The model, in float32 and evaluation mode, on the CPU."""
+        return AutoModelForSequenceClassification.from_pretrained(
+            self.folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        ).eval()
+
+    def tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+
+    @property
+    def layers(self) -> int:
+        return int(AutoConfig.from_pretrained(self.folder, trust_remote_code=False).num_hidden_layers)
+
+
+def found(name: str, revision: str | None, setting: str) -> Path:
+    """The local folder of the model `name`: the folder itself, or a snapshot from the model hub.
+
+    Raises TeacherError when there is no such folder, no such model, or no safetensors weights; `setting` names the
+    knob in the sentence.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _checked(folder.absolute(), setting)
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise TeacherError(f"{setting} {name}: no such folder. Give the folder of a saved model, or a model hub name.")
+    try:
+        return _checked(Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES)), setting)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, TeacherError):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise TeacherError(
+            f"{setting} {name}: neither a local folder nor a model that the hub gave ({reason}). "
+            f"Give a folder that holds config.json and model.safetensors, or check the name, --set and the network."
+        ) from None
+
+
+def kept(cache: Path, make: Callable[[Path], None]) -> Path:
+    """The cached folder, made whole by `make` if it is not there yet."""
+    if not cache.exists():
+        with new_folder(cache) as folder:
+            make(folder)
+    return cache
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """A fingerprint of all that decides a model's outputs: weights, configuration, tokenizer."""
+    files = [path for pattern in HUB_FILES for path in folder.glob(pattern) if path.is_file()]
+    return file_fingerprint(*sorted(set(files)))
+
+
+def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """Write model (safetensors) and tokenizer into the folder."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _checked(folder: Path, setting: str) -> Path:
+    if not (folder / "config.json").is_file():
+        raise TeacherError(f"{setting} {folder}: no config.json in it; give the folder that save_pretrained wrote.")
+    if any(folder.glob("*.safetensors")):
+        return folder
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise TeacherError(
+            f"{setting} {folder}: only pickled weights ({', '.join(pickled)}), which can run code when they are loaded; "
+            f"kdray loads safetensors only. Convert them once with model.save_pretrained(folder)."
+        )
+    raise TeacherError(f"{setting} {folder}: no weights in it; model.safetensors is missing.")

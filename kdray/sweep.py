@@ -1,0 +1,107 @@
+"""Sweep: the one value that says everything, composed of the parts' own settings and cross-checked here.
+
+A setting is explained where it belongs: `training.epochs` in training.py, `search.trials` in search/searcher.py.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from optuna.distributions import distribution_to_json
+from pydantic import Field, model_validator
+
+from kdray.choice import Choose
+from kdray.data import Data, Splits
+from kdray.errors import SpecError, did_you_mean
+from kdray.evaluation import Latency
+from kdray.losses.distillation import Distillation
+from kdray.search.searcher import Search
+from kdray.settings import Settings
+from kdray.slots import SlotSettings
+from kdray.space import Space, check_space, distributions
+from kdray.students.transformer import TransformerStudent
+from kdray.tasks.text_classification import TextClassification
+from kdray.teacher import Teacher
+from kdray.tracking import Tracking
+from kdray.training import Training
+from kdray.transfer import Transfer
+from kdray.trial import Recipe
+
+COMPARED = ("agreement", "retention", "loss")
+COSTS = ("latency_ms", "latency_p95_ms", "parameters", "size_mb", "speedup")
+MAY_CHANGE = {"slots": True, "tracking": True, "smoke": True, "space": True, "search": {"trials", "hours"}}
+"""What a sweep may be continued with: more trials, other slots. Everything else makes it another sweep."""
+
+
+class Sweep(Settings):
+    """A teacher, data, a space of students, a budget and a rule to choose by."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: Data
+    teacher: Teacher
+    task: TextClassification = TextClassification()
+    transfer: Transfer = Transfer()
+    student: TransformerStudent = TransformerStudent()
+    distillation: Distillation = Distillation()
+    training: Training = Training()
+    space: dict[str, Any] = Field(min_length=1)
+    """Dotted name of a trial's setting -> Ray Tune domain, or a list of values."""
+    search: Search = Search()
+    latency: Latency = Latency()
+    choose: Choose = Choose()
+    slots: SlotSettings = SlotSettings()
+    tracking: Tracking = Tracking()
+    seed: int = Field(0, ge=0)
+    smoke: dict[str, Any] = {}
+    """Settings by dotted name that make the same sweep small: what --smoke sets."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What a trial is told where `space` says nothing."""
+        return Recipe(student=self.student, distillation=self.distillation, training=self.training)
+
+    def recipe_of(self, params: Mapping[str, Any]) -> Recipe:
+        """What the trial with these searched settings is told."""
+        return self.recipe.with_dotted(params)
+
+    def varied(self, changes: Mapping[str, Any]) -> Self:
+        """A checked copy with these settings; a searched setting that is given a value is searched no more."""
+        fixed = {name: value for name, value in self.space.items() if name not in changes}
+        domains = {name.removeprefix("space."): value for name, value in changes.items() if name.startswith("space.")}
+        others = {name: value for name, value in changes.items() if not name.startswith("space.")}
+        return self.with_dotted(others | {"space": fixed | domains})
+
+    def small(self) -> Self:
+        """The sweep that --smoke runs: the same code over fewer rows, trials and slots, under a name of its own."""
+        return self.varied({**self.smoke, "name": f"{self.name}-smoke"})
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this sweep and no other, as JSON; two sweeps with the same one may share a folder."""
+        fixed = self.model_dump(mode="json", exclude=MAY_CHANGE)  # type: ignore[arg-type]
+        domains = {name: json.loads(distribution_to_json(d)) for name, d in distributions(self.space).items()}
+        return {**fixed, "space": domains}
+
+    def check_classes(self, splits: Splits) -> None:
+        """Raise SpecError for an objective, constraint or rule that data with so many labels does not have."""
+        self._check_metrics(self.task.metric_names(len(splits.labels)), f" with {len(splits.labels)} labels")
+
+    @model_validator(mode="after")
+    def _cross_checked(self) -> Self:
+        space: Space = self.space
+        check_space(space, self.recipe)
+        self._check_metrics(self.task.metric_names(2), "")
+        if self.search.objectives[0] not in (*self.task.metric_names(2), "agreement", "retention"):
+            raise SpecError(
+                f"search.objectives: the first one must be a quality ({', '.join(self.task.metric_names(2))}, agreement, "
+                f"retention), for early stopping compares trials by it; got {self.search.objectives[0]!r}."
+            )
+        return self
+
+    def _check_metrics(self, quality: tuple[str, ...], when: str) -> None:
+        measured = (*quality, *COMPARED, *COSTS)
+        asked = {f"search.objectives {name!r}": (name, measured) for name in self.search.objectives}
+        asked |= {f"search.constraints {name!r}": (name, COSTS) for name in self.search.constraints}
+        asked |= {f"choose {name!r}": (name, measured) for name in self.choose.metrics}
+        for where, (name, allowed) in asked.items():
+            if name not in allowed:
+                raise SpecError(f"{where}: {self.task.name} does not measure that{when}; {did_you_mean(name, allowed)}")

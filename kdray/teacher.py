@@ -1,0 +1,179 @@
+"""Obtain a teacher: find or create it, fine-tune it on a slot if asked, and refuse one that should not be taught from.
+
+Its outputs are written in `transfer`; how it is trained is `training.fit`, the same loop that trains students.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import confusion_matrix
+from torch import nn
+
+from kdray.data import Splits
+from kdray.errors import TeacherError
+from kdray.evaluation import predictions
+from kdray.generated import FreshTransformer
+from kdray.losses.distillation import Distillation
+from kdray.paths import StoragePaths, fingerprint, new_folder
+from kdray.pretrained import Pretrained, found, kept, save, weights_fingerprint
+from kdray.settings import Names, Settings
+from kdray.tasks.task import Task
+from kdray.tokens import TokenSet
+from kdray.training import Training, autocast_dtype, fit
+from kdray.worker import Pool, Report, Worker
+
+
+class Teacher(Settings):
+    """Which model teaches, and what is done to it first."""
+
+    model: str | FreshTransformer
+    """A local folder, a model hub name, or a Transformer to be trained from scratch."""
+    revision: str | None = None
+    """Of a hub model: a commit hash pins it."""
+    training: Training | None = None
+    """Fine-tune it on the sweep's training rows. None: it is already fine-tuned and taken as it is."""
+    labels: Names | None = None
+    """The data's names for the teacher's outputs, in the teacher's order, where its own config has no such names."""
+    above_chance: float = Field(0.05, ge=0, lt=1)
+    """How far above the share of the most frequent label its validation accuracy must be."""
+
+
+def obtain_source(teacher: Teacher, task: Task, splits: Splits, paths: StoragePaths, seed: int) -> Pretrained:
+    """The teacher before any fine-tuning, in the storage's cache. Raises TeacherError if it cannot serve."""
+    if isinstance(teacher.model, FreshTransformer):
+        if teacher.training is None:
+            raise TeacherError("teacher.training: a teacher from scratch must be trained; give Teacher(training=Training(...)).")
+        return _fresh(teacher.model, task, splits, paths, seed)
+    folder = found(teacher.model, teacher.revision, "teacher.model")
+    if teacher.training is None:
+        _check_labels(teacher, task, folder, splits.labels)
+    return adopted(folder, task, splits.labels, paths, seed, head_needed=teacher.training is None)
+
+
+def adopted(
+    folder: Path, task: Task, labels: Sequence[str], paths: StoragePaths, seed: int, *, head_needed: bool = False
+) -> Pretrained:
+    """The model of this folder with a head for these labels, in the storage's cache.
+
+    A head that is missing, or that has another number of labels, is drawn anew from the seed; with `head_needed` that
+    is a TeacherError instead.
+    """
+    key = fingerprint(weights_fingerprint(folder), list(labels), seed)
+
+    def make(target: Path) -> None:
+        torch.manual_seed(seed)
+        model, drawn = task.model(folder, labels)
+        if drawn and head_needed:
+            raise TeacherError(
+                f"teacher.model {folder}: it has no trained classification head for {len(labels)} labels "
+                f"({', '.join(drawn)} would be random). Fine-tune it: Teacher(..., training=Training())."
+            )
+        save(model, task.tokenizer(folder), target)
+
+    return Pretrained(kept(paths.model(key), make), key)
+
+
+def obtain_teacher(
+    teacher: Teacher, source: Pretrained, task: Task, tokens: TokenSet, paths: StoragePaths, seed: int, pool: Pool,
+    on_report: Callable[[Report], None],
+) -> Pretrained:
+    """The teacher ready to teach: the source itself, or the source fine-tuned on a slot, cached by content."""
+    if teacher.training is None:
+        return source
+    key = fingerprint(source.key, tokens.key, teacher.training.model_dump(exclude={"checkpoint_minutes"}), seed)
+    ready = Pretrained(paths.teacher(key), key)
+    if not ready.folder.exists():
+        job = FineTune(source, tokens, task, teacher.training, seed, ready.folder)
+        for report in pool.run(job, f"teacher-{key}"):
+            on_report(report)
+    return ready
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """The job that fine-tunes a teacher on labels and writes it into `target`."""
+
+    source: Pretrained
+    tokens: TokenSet
+    task: Task
+    training: Training
+    seed: int
+    target: Path
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        rows, validation = self.tokens.rows("train"), self.tokens.rows("validation")
+        dtype = autocast_dtype(self.training.precision, worker.device)
+        model = self.source.model()
+
+        def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
+            size = 4 * self.training.batch_size
+            logits = predictions(model, validation, size, worker, None if last else dtype)
+            return self.task.metrics(logits, validation.labels)
+
+        labels_only = Distillation(alpha=0.0)
+        yield from fit(
+            model, rows, self.training, lambda logits, batch: labels_only.loss(logits, None, batch.labels_B),
+            evaluate, worker, self.seed, self.target.with_suffix(".checkpoint"),
+        )  # fmt: skip
+        if worker.rank == 0 and not worker.stop_asked():
+            with new_folder(self.target) as folder:
+                save(model.cpu(), self.source.tokenizer(), folder)
+            self.target.with_suffix(".checkpoint").unlink(missing_ok=True)
+
+
+def check_quality(teacher: Teacher, logits_NxC: np.ndarray, labels_N: np.ndarray, names: Sequence[str]) -> None:
+    """Raise TeacherError when the teacher is near chance on the validation rows; offer the mapping if one explains it."""
+    accuracy = float((logits_NxC.argmax(1) == labels_N).mean())
+    chance = float(np.bincount(labels_N, minlength=len(names)).max() / len(labels_N))
+    needed = chance + teacher.above_chance
+    if accuracy >= needed:
+        return
+    said = f"the teacher's validation accuracy is {accuracy:.3f}, near chance ({chance:.3f} of the rows have one label)"
+    confusion = confusion_matrix(labels_N, logits_NxC.argmax(1), labels=range(len(names)))
+    label_of_output = linear_sum_assignment(confusion.T, maximize=True)[1]
+    mapped = float(confusion.T[np.arange(len(names)), label_of_output].sum() / len(labels_N))
+    if mapped >= needed and teacher.training is None:
+        order = ",".join(names[label] for label in label_of_output)
+        raise TeacherError(
+            f"{said}, but would be {mapped:.3f} if its outputs meant, in order, {order}: teacher and data disagree about "
+            f"the order of the labels. Say --set teacher.labels={order} --set task.labels={order}."
+        )
+    raise TeacherError(
+        f"{said}; at least {needed:.3f} is asked for (teacher.above_chance={teacher.above_chance}). "
+        f"Fine-tune it (longer), or give a teacher of this task."
+    )
+
+
+def _fresh(model: FreshTransformer, task: Task, splits: Splits, paths: StoragePaths, seed: int) -> Pretrained:
+    key = fingerprint("fresh", model.model_dump(), splits.key, list(splits.labels), seed)
+
+    def make(target: Path) -> None:
+        save(*model.create(list(splits.train["text"]), splits.labels, task.max_length, seed), target)
+
+    return Pretrained(kept(paths.model(key), make), key)
+
+
+def _check_labels(teacher: Teacher, task: Task, folder: Path, labels: tuple[str, ...]) -> None:
+    """Raise TeacherError when the outputs of a teacher that is taken as it is are not the data's labels, in order."""
+    own = teacher.labels or task.model_labels(folder)
+    same = [name.casefold() for name in own] == [name.casefold() for name in labels]
+    unnamed = teacher.labels is None and all(name == f"LABEL_{i}" for i, name in enumerate(own)) and len(own) == len(labels)
+    if same or unnamed:  # without names, only the validation accuracy can tell: check_quality
+        return
+    where = "teacher.labels" if teacher.labels else f"teacher.model {folder}"
+    came = f"{where}: the teacher's labels are {', '.join(own)}; the data's are {', '.join(labels)}."
+    if len(own) != len(labels):
+        raise TeacherError(f"{came} Their number differs: fine-tune the teacher, Teacher(..., training=Training()).")
+    if {name.casefold() for name in own} == {name.casefold() for name in labels}:
+        of = {name.casefold(): name for name in labels}
+        order = ",".join(of[name.casefold()] for name in own)
+        raise TeacherError(f"{came} Only the order differs: say --set task.labels={order}.")
+    raise TeacherError(
+        f"{came} Say what each output means in the data's words, in the teacher's order, such as "
+        f"--set teacher.labels={','.join(labels)} (and the same order in task.labels)."
+    )

@@ -1,0 +1,222 @@
+"""fit(): the one loop that trains teachers and students alike.
+
+It knows models, rows and losses. What a loss compares stands in `losses`, what an evaluation measures is given to it,
+who stops it early is asked through the worker.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kdray.tokens import Batch, Rows, epoch_batches
+from kdray.errors import JobError
+from kdray.losses.distillation import Loss
+from kdray.paths import replaced_file
+from kdray.settings import Settings
+from kdray.worker import Report, Worker
+
+LossOf = Callable[[Tensor, Batch], Loss]
+"""From the model's logits (B x C) and the batch to the loss of each example."""
+
+FINITE_CHECK_STEPS = 50  # on a GPU each check waits for the device
+
+type_of_precision = {"fp32": None, "bf16": torch.bfloat16}
+
+
+class Training(Settings):
+    """How a model is trained: AdamW, linear warm-up and decay, length-bucketed batches."""
+
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(32, ge=1)
+    """Rows in one optimiser step, over all workers of the slot together."""
+    learning_rate: float = Field(5e-5, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Not applied to biases and normalisation weights."""
+    clip_norm: float = Field(1.0, gt=0)
+    evaluations_per_epoch: int = Field(1, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 autocast where the processor or GPU computes in it. The last evaluation is always fp32."""
+    checkpoint_minutes: float = Field(5.0, ge=0)
+    """Least time between two checkpoints; they are written right after an evaluation."""
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of the step (from 0) out of so many."""
+        warm = max(1, round(self.warmup * steps)) if self.warmup else 0
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        return self.learning_rate * (steps - step) / max(1, steps - warm)
+
+
+def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype | None:
+    """The type that autocast computes in on this device; None for plain float32."""
+    if precision != "auto":
+        return type_of_precision[precision]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and "avx512" in torch.backends.cpu.get_cpu_capability().lower() and _cpu_has_bf16()
+    return torch.bfloat16 if fast else None
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@dataclass
+class Progress:
+    """Where a training stands; with model and optimiser, all that a checkpoint holds."""
+
+    epoch: int = 0
+    batch: int = 0
+    """Batches of this epoch already done."""
+    step: int = 0
+    random: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Sums:
+    """What has been summed up since the last evaluation; tensors, so that no step waits for a device."""
+
+    rows: int = 0
+    norm: Tensor | float = 0.0
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, loss: Loss, rows: int, norm: Tensor) -> None:
+        self.rows += rows
+        self.norm = self.norm + norm
+        for name, value in loss.terms.items():
+            self.terms[name] = self.terms.get(name, torch.zeros_like(value)) + value
+
+    def check_finite(self, where: str) -> None:
+        """Raise JobError once a gradient was not finite; the norm is the same on every rank."""
+        if not math.isfinite(float(self.norm)):
+            raise JobError(f"the loss or its gradient was not finite (nan or inf) by {where}; try a lower learning rate.")
+
+    def metrics(self, worker: Worker) -> Report:
+        """Mean loss, each term's share of it, and speed, over all ranks."""
+        seconds = time.perf_counter() - self.started
+        ranks = worker.gathered({"rows": self.rows} | {name: float(value) for name, value in self.terms.items()})
+        total = {name: sum(rank[name] for rank in ranks) for name in ranks[0]}
+        rows = total.pop("rows")
+        loss = sum(total.values())
+        shares = {f"share_{name}": value / loss if loss else 0.0 for name, value in total.items()}
+        return {"train_loss": loss / rows, **shares, "examples_per_s": rows / seconds, "train_seconds": seconds}
+
+
+def fit(
+    model: nn.Module,
+    rows: Rows,
+    training: Training,
+    loss_of: LossOf,
+    evaluate: Callable[[nn.Module, bool], dict[str, float]],
+    worker: Worker,
+    seed: int,
+    checkpoint: Path | None = None,
+) -> Iterator[Report]:
+    """Train the model in place; yield the metrics of each evaluation.
+
+    `evaluate(model, last)` measures; `last` is true for the evaluation that ends the training. With `checkpoint`, a
+    training that was cut off goes on from that file when it is called again. Ends early, without a report, when the
+    worker is told to stop. Raises JobError when the loss is not finite.
+    """
+    model.to(worker.device)
+    wrapped = DistributedDataParallel(model) if worker.world > 1 else model
+    optimizer = adamw(model, training)
+    dtype = autocast_dtype(training.precision, worker.device)
+    torch.manual_seed(seed * 1000 + worker.rank)
+    at = _restored(checkpoint, model, optimizer, worker)
+    steps_per_epoch = math.ceil(len(rows) / training.batch_size)
+    steps = training.epochs * steps_per_epoch
+    marks = {math.ceil(steps_per_epoch * part / training.evaluations_per_epoch) for part in
+             range(1, training.evaluations_per_epoch + 1)}
+    saved, sums = time.monotonic(), Sums()
+    while at.epoch < training.epochs:
+        model.train()
+        for indices in epoch_batches(rows.lengths, training.batch_size, seed=seed, epoch=at.epoch)[at.batch :]:
+            rate = training.rate(at.step, steps)
+            batch, weight = _own_part(rows, indices, worker)
+            with torch.autocast(worker.device.type, dtype=dtype, enabled=dtype is not None):
+                logits = wrapped(**batch.inputs).logits
+            loss = loss_of(logits, batch)
+            (loss.total_B.sum() * weight).backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            sums.add(loss, len(batch.labels_B) if weight else 0, norm.detach())
+            at.batch, at.step = at.batch + 1, at.step + 1
+            if at.step % FINITE_CHECK_STEPS == 0:
+                sums.check_finite(f"step {at.step}")
+            if worker.stopping():
+                return
+            if at.batch not in marks:
+                continue
+            sums.check_finite(f"step {at.step}")
+            last = at.step == steps
+            report = {"epoch": at.epoch + at.batch / steps_per_epoch, "step": at.step, "learning_rate": rate}
+            report |= sums.metrics(worker)
+            started = time.perf_counter()
+            model.eval()
+            report |= evaluate(model, last)
+            model.train()
+            report["eval_seconds"] = time.perf_counter() - started
+            if checkpoint and not last and time.monotonic() - saved >= training.checkpoint_minutes * 60:
+                _save(checkpoint, model, optimizer, at, worker)
+                saved = time.monotonic()
+            yield report
+            if worker.stopping():
+                return
+            sums = Sums()
+        at.epoch, at.batch = at.epoch + 1, 0
+    model.eval()
+
+
+def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
+    """Fused AdamW; biases and normalisation weights, the parameters of one dimension, do not decay."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+
+
+def _own_part(rows: Rows, indices: Any, worker: Worker) -> tuple[Batch, float]:
+    """This rank's rows of a global batch, and the weight of one row in the loss that DDP averages over ranks.
+
+    A rank that gets no row of a short batch still takes part in the step, with weight 0.
+    """
+    own = indices[worker.rank :: worker.world]
+    weight = worker.world / len(indices) if len(own) else 0.0
+    return rows.batch(own if len(own) else indices[:1]).to(worker.device), weight
+
+
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: Progress, worker: Worker) -> None:
+    random = worker.gathered(torch.get_rng_state())
+    if worker.rank:
+        return
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": random}
+    with replaced_file(path) as temporary:
+        torch.save(state | {"epoch": at.epoch, "batch": at.batch, "step": at.step}, temporary)
+
+
+def _restored(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, worker: Worker) -> Progress:
+    if path is None or not path.exists():
+        return Progress()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"][worker.rank])
+    return Progress(state["epoch"], state["batch"], state["step"])

@@ -1,0 +1,109 @@
+"""Trial: one concrete student run, as a job for a slot; and Recipe: all that a trial can be told.
+
+Knows no search and no tracking: it is given a recipe, where the teacher, its transfer set and the rows lie, and yields
+the metrics of each evaluation.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from kdray.tokens import Rows, TokenSet
+from kdray.evaluation import agreement, predictions
+from kdray.losses.distillation import Distillation
+from kdray.paths import new_folder
+from kdray.pretrained import Pretrained, save
+from kdray.settings import Settings
+from kdray.students.transformer import TransformerStudent
+from kdray.tasks.task import Task
+from kdray.training import Training, autocast_dtype, fit
+from kdray.transfer import TransferSet
+from kdray.worker import Report, Worker
+
+
+class Recipe(Settings):
+    """All that a trial can be told; a sweep's `space` searches over any of it, by dotted name."""
+
+    student: TransformerStudent = TransformerStudent()
+    distillation: Distillation = Distillation()
+    training: Training = Training()
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What all trials with the same source learn from."""
+
+    task: Task
+    source: Pretrained
+    """What the student's layers are taken from: the teacher, or a smaller checkpoint."""
+    tokens: TokenSet
+    """Written with the source's tokenizer."""
+    transfer: TransferSet
+
+    def rows(self, split: str, worker: Worker) -> Rows:
+        """The rows with the teacher's logits; they stay open in the worker."""
+        key = ("rows", self.tokens.folder, self.transfer.folder, split)
+        return worker.kept(key, lambda: self.transfer.rows(self.tokens, split))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Train one student and measure it; its weights are in `target` when the job has ended well."""
+
+    recipe: Recipe
+    lesson: Lesson
+    seed: int
+    target: Path
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        training = self.recipe.training
+        source = worker.kept(("source", self.lesson.source.key), self.lesson.source.model)
+        model = self.recipe.student.build(source, self.seed)
+        train, validation = self.lesson.rows("train", worker), self.lesson.rows("validation", worker)
+        dtype = autocast_dtype(training.precision, worker.device)
+        checkpoint = self.target.with_name("checkpoint.pt")
+
+        def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
+            logits = predictions(model, validation, 4 * training.batch_size, worker, None if last else dtype)
+            return quality(self.lesson.task, logits, validation)
+
+        yield from fit(
+            model, train, training,
+            lambda logits, batch: self.recipe.distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B),
+            evaluate, worker, self.seed, checkpoint,
+        )  # fmt: skip
+        if worker.rank == 0 and not worker.stop_asked():
+            with new_folder(self.target) as folder:
+                save(model.cpu(), worker.kept(("tokenizer", self.lesson.source.key), self.lesson.source.tokenizer), folder)
+            checkpoint.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Examine:
+    """The job that measures a finished student, from its folder, in fp32, on one split."""
+
+    lesson: Lesson
+    student: Pretrained
+    split: str
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        rows = self.lesson.rows(self.split, worker)
+        logits = predictions(self.student.model().to(worker.device), rows, 128, worker, None)
+        yield quality(self.lesson.task, logits, rows)
+
+
+def quality(task: Task, logits_NxC: np.ndarray, rows: Rows) -> dict[str, float]:
+    """The task's metrics, the hard loss, and how the student compares with the teacher on these rows."""
+    taught_NxC = rows.teacher_logits(np.arange(len(rows)))
+    metrics, teacher = task.metrics(logits_NxC, rows.labels), task.metrics(taught_NxC, rows.labels)
+    first = next(iter(metrics))
+    return metrics | {
+        "loss": float(functional.cross_entropy(torch.from_numpy(logits_NxC), torch.from_numpy(rows.labels).long())),
+        "agreement": agreement(logits_NxC, taught_NxC),
+        "retention": metrics[first] / teacher[first] if teacher[first] else 0.0,
+    }
