@@ -20,6 +20,9 @@ MOST_CPU_SLOTS = 8
 SLIVER = 0.02
 """CPU of each worker's share left to Ray Tune, whose trials wait for slots and must themselves be scheduled."""
 
+LOGGERS = ("ray", "ray._private")
+"""Ray's chatter in this process. Two, because ray.init clears the first while it talks through the second."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -89,6 +92,7 @@ def connect(address: str | None, require_cluster: bool, logs: Path) -> ClusterIn
     _quieten(logs)
     if not ray.is_initialized():
         _start_or_join("auto" if require_cluster and address is None else address)
+        _quieten(logs)  # ray.init drops the handlers of the logger `ray`
     context = ray.get_runtime_context()
     node = ray._private.worker._global_node
     info = ClusterInfo(
@@ -195,11 +199,12 @@ def _start_or_join(address: str | None) -> None:
 def _quieten(logs: Path) -> None:
     """Send what Ray says in this process to a file."""
     logs.mkdir(parents=True, exist_ok=True)
-    log = logging.getLogger("ray")
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
     file = logging.FileHandler(logs / "ray.log", delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    log.addHandler(file)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    for name in LOGGERS:
+        log = logging.getLogger(name)
+        for handler in log.handlers:
+            handler.close()
+        log.handlers = [file]
+        log.setLevel(logging.INFO)
+        log.propagate = False
