@@ -98,9 +98,10 @@ def load_splits(data: Data, task: Task) -> Splits:
     if TEST in parts and _unlabelled(parts[TEST], numbers):
         notes.append(f"{parts[TEST][0].where}: its rows have no labels, so it is not used.")
         del parts[TEST]
-    rows = {role: _rows(some, numbers, notes) for role, some in parts.items()}
-    for role, table in rows.items():
-        _check(table, labels, rows[TRAIN], role, parts[role])
+    rows: dict[str, pa.Table] = {}
+    for role, some in parts.items():  # train comes first
+        rows[role] = _rows(some, numbers, notes)
+        _check(rows[role], labels, rows[TRAIN], role, some)
     for role, fraction in ((VALIDATION, data.validation_fraction), (TEST, data.test_fraction)):
         if role not in rows:
             rows[TRAIN], rows[role] = _cut(rows[TRAIN], fraction, data.seed, source.where, role)

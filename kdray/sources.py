@@ -3,6 +3,7 @@
 Finds the splits and reads them as they are; whether a cell is a text and what a label means is checked in `kdray.data`.
 """
 
+import csv
 import json
 import logging
 import re
@@ -173,7 +174,7 @@ def _delimited(path: Path, columns: Sequence[str]) -> Table:
     quoted = path.suffix == ".csv"
     table = pa.csv.read_csv(
         path,
-        # Threads would lose the row numbers; an empty line is a row, or the numbers would shift.
+        # Threads would lose the row numbers. Empty lines are no rows.
         read_options=pa.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=0 if columns else 1),
         parse_options=pa.csv.ParseOptions(
             delimiter=DELIMITERS[path.suffix],
@@ -209,8 +210,9 @@ def _header(path: Path) -> list[str]:
         raise DataError(
             f"{path}, header: byte {error.object[error.start]:#04x} is not UTF-8. Save it as UTF-8."
         ) from None
-    delimiter = DELIMITERS[path.suffix]
-    return [name.strip().strip('"') for name in text.split(delimiter)]
+    if path.suffix == ".csv":
+        return next(csv.reader([text]), [""])
+    return text.split(DELIMITERS[path.suffix])
 
 
 def _json(path: Path, columns: Sequence[str]) -> Table:

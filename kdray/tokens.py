@@ -93,10 +93,14 @@ class Rows:
     Pickled as the name of its file; the receiving process maps it anew.
     """
 
-    def __init__(self, file: Path, layout: Layout, logits: LogitStore | None = None) -> None:
-        self._arguments = (file, layout, logits)
+    def __init__(
+        self, file: Path, layout: Layout, logits: LogitStore | None = None, part: tuple[int, int] | None = None
+    ) -> None:
+        self._arguments = (file, layout, logits, part)
         self._layout, self._logits = layout, logits
         table = _mapped(file)
+        if part is not None:
+            table = table.slice(part[0], part[1] - part[0])
         self.ids: np.ndarray = table["id"].to_numpy()
         """Of each example: its row number in the split it was read from."""
         self.lengths: np.ndarray = table["length"].to_numpy()
@@ -120,6 +124,10 @@ class Rows:
     def with_logits(self, logits: LogitStore) -> "Rows":
         """The same rows with the teacher's logits beside them."""
         return Rows(*self._arguments[:2], logits)
+
+    def part(self, start: int, stop: int) -> "Rows":
+        """The rows from `start` up to `stop`, without logits."""
+        return Rows(*self._arguments[:2], None, (start, stop))
 
     def teacher_logits(self, indices: np.ndarray) -> np.ndarray:
         """The teacher's logits of these rows, K x C float32. Raises LookupError for rows without."""
