@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from kdray.errors import TeacherError
 from kdray.paths import file_fingerprint, new_folder
@@ -30,6 +31,7 @@ class Pretrained:
 
     def model(self) -> PreTrainedModel:
         """The model, in float32 and evaluation mode, on the CPU."""
+        _quieten()
         return AutoModelForSequenceClassification.from_pretrained(
             self.folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         ).eval()
@@ -81,8 +83,14 @@ def weights_fingerprint(folder: Path) -> str:
 
 def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Write model (safetensors) and tokenizer into the folder."""
+    _quieten()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _quieten() -> None:
+    """No progress bars for files that are read in a moment: the screen is kdray's."""
+    disable_progress_bar()
 
 
 def _checked(folder: Path, setting: str) -> Path:
@@ -93,7 +101,7 @@ def _checked(folder: Path, setting: str) -> Path:
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
         raise TeacherError(
-            f"{setting} {folder}: only pickled weights ({', '.join(pickled)}), which can run code when they are loaded; "
-            f"kdray loads safetensors only. Convert them once with model.save_pretrained(folder)."
+            f"{setting} {folder}: only pickled weights ({', '.join(pickled)}), which can run code when they are "
+            f"loaded; kdray loads safetensors only. Convert them once with model.save_pretrained(folder)."
         )
     raise TeacherError(f"{setting} {folder}: no weights in it; model.safetensors is missing.")

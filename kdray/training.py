@@ -9,18 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdray.tokens import Batch, Rows, epoch_batches
 from kdray.errors import JobError
 from kdray.losses.distillation import Loss
 from kdray.paths import replaced_file
 from kdray.settings import Settings
+from kdray.tokens import Batch, Rows, epoch_batches
 from kdray.worker import Report, Worker
 
 LossOf = Callable[[Tensor, Batch], Loss]
@@ -72,15 +73,15 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-@dataclass
-class Progress:
-    """Where a training stands; with model and optimiser, all that a checkpoint holds."""
+@dataclass(frozen=True)
+class Place:
+    """How far a training is, after a step."""
 
     epoch: int = 0
+    """Whole epochs before this one."""
     batch: int = 0
     """Batches of this epoch already done."""
     step: int = 0
-    random: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -101,7 +102,9 @@ class Sums:
     def check_finite(self, where: str) -> None:
         """Raise JobError once a gradient was not finite; the norm is the same on every rank."""
         if not math.isfinite(float(self.norm)):
-            raise JobError(f"the loss or its gradient was not finite (nan or inf) by {where}; try a lower learning rate.")
+            raise JobError(
+                f"the loss or its gradient was not finite (nan or inf) by {where}; try a lower learning rate."
+            )
 
     def metrics(self, worker: Worker) -> Report:
         """Mean loss, each term's share of it, and speed, over all ranks."""
@@ -130,57 +133,66 @@ def fit(
     training that was cut off goes on from that file when it is called again. Ends early, without a report, when the
     worker is told to stop. Raises JobError when the loss is not finite.
     """
-    model.to(worker.device)
-    wrapped = DistributedDataParallel(model) if worker.world > 1 else model
-    optimizer = adamw(model, training)
-    dtype = autocast_dtype(training.precision, worker.device)
+    model.to(worker.device).train()
+    step = Step(model, training, loss_of, worker)
     torch.manual_seed(seed * 1000 + worker.rank)
-    at = _restored(checkpoint, model, optimizer, worker)
+    start = _restored(checkpoint, model, step.optimizer, worker)
     steps_per_epoch = math.ceil(len(rows) / training.batch_size)
-    steps = training.epochs * steps_per_epoch
-    marks = {math.ceil(steps_per_epoch * part / training.evaluations_per_epoch) for part in
-             range(1, training.evaluations_per_epoch + 1)}
+    steps, marks = training.epochs * steps_per_epoch, _marks(steps_per_epoch, training.evaluations_per_epoch)
     saved, sums = time.monotonic(), Sums()
-    while at.epoch < training.epochs:
-        model.train()
-        for indices in epoch_batches(rows.lengths, training.batch_size, seed=seed, epoch=at.epoch)[at.batch :]:
-            rate = training.rate(at.step, steps)
-            batch, weight = _own_part(rows, indices, worker)
-            with torch.autocast(worker.device.type, dtype=dtype, enabled=dtype is not None):
-                logits = wrapped(**batch.inputs).logits
-            loss = loss_of(logits, batch)
-            (loss.total_B.sum() * weight).backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            sums.add(loss, len(batch.labels_B) if weight else 0, norm.detach())
-            at.batch, at.step = at.batch + 1, at.step + 1
-            if at.step % FINITE_CHECK_STEPS == 0:
-                sums.check_finite(f"step {at.step}")
-            if worker.stopping():
-                return
-            if at.batch not in marks:
-                continue
+    for at, indices in _batches(rows, training, seed, start):
+        rate = training.rate(at.step - 1, steps)
+        step(rows, indices, rate, sums)
+        if at.step % FINITE_CHECK_STEPS == 0 or at.batch in marks:
             sums.check_finite(f"step {at.step}")
-            last = at.step == steps
-            report = {"epoch": at.epoch + at.batch / steps_per_epoch, "step": at.step, "learning_rate": rate}
-            report |= sums.metrics(worker)
-            started = time.perf_counter()
-            model.eval()
-            report |= evaluate(model, last)
-            model.train()
-            report["eval_seconds"] = time.perf_counter() - started
-            if checkpoint and not last and time.monotonic() - saved >= training.checkpoint_minutes * 60:
-                _save(checkpoint, model, optimizer, at, worker)
-                saved = time.monotonic()
-            yield report
-            if worker.stopping():
-                return
-            sums = Sums()
-        at.epoch, at.batch = at.epoch + 1, 0
+        if worker.stopping():
+            return
+        if at.batch not in marks:
+            continue
+        report: Report = {"epoch": at.epoch + at.batch / steps_per_epoch, "step": at.step, "learning_rate": rate}
+        report |= sums.metrics(worker)
+        report |= _evaluated(model, evaluate, at.step == steps)
+        if checkpoint and at.step < steps and time.monotonic() - saved >= training.checkpoint_minutes * 60:
+            _save(checkpoint, model, step.optimizer, at, worker)
+            saved = time.monotonic()
+        yield report
+        if worker.stopping():
+            return
+        sums = Sums()
     model.eval()
+
+
+class Step:
+    """One step of the optimiser on a global batch, of which each worker does its part."""
+
+    def __init__(self, model: nn.Module, training: Training, loss_of: LossOf, worker: Worker) -> None:
+        self.model, self.training, self.loss_of, self.worker = model, training, loss_of, worker
+        self.wrapped = DistributedDataParallel(model) if worker.world > 1 else model
+        self.optimizer = adamw(model, training)
+        self.dtype = autocast_dtype(training.precision, worker.device)
+
+    def __call__(self, rows: Rows, indices: np.ndarray, rate: float, sums: Sums) -> None:
+        """Lower the loss on these rows; add what came of it to `sums`."""
+        batch, weight = self._own_part(rows, indices)
+        with torch.autocast(self.worker.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            logits = self.wrapped(**batch.inputs).logits
+        loss = self.loss_of(logits, batch)
+        (loss.total_B.sum() * weight).backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums.add(loss, len(batch.labels_B) if weight else 0, norm.detach())
+
+    def _own_part(self, rows: Rows, indices: np.ndarray) -> tuple[Batch, float]:
+        """This rank's rows of a global batch, and the weight of one row in the loss that DDP averages over ranks.
+
+        A rank that gets no row of a short batch still takes part in the step, with weight 0.
+        """
+        own = indices[self.worker.rank :: self.worker.world]
+        weight = self.worker.world / len(indices) if len(own) else 0.0
+        return rows.batch(own if len(own) else indices[:1]).to(self.worker.device), weight
 
 
 def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
@@ -193,30 +205,45 @@ def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
-def _own_part(rows: Rows, indices: Any, worker: Worker) -> tuple[Batch, float]:
-    """This rank's rows of a global batch, and the weight of one row in the loss that DDP averages over ranks.
+def _batches(rows: Rows, training: Training, seed: int, start: Place) -> Iterator[tuple[Place, np.ndarray]]:
+    """The global batches still to do, each with the place that is reached after it."""
+    step = start.step
+    for epoch in range(start.epoch, training.epochs):
+        batches = epoch_batches(rows.lengths, training.batch_size, seed=seed, epoch=epoch)
+        done = start.batch if epoch == start.epoch else 0
+        for batch, indices in enumerate(batches[done:], start=done + 1):
+            step += 1
+            yield Place(epoch, batch, step), indices
 
-    A rank that gets no row of a short batch still takes part in the step, with weight 0.
-    """
-    own = indices[worker.rank :: worker.world]
-    weight = worker.world / len(indices) if len(own) else 0.0
-    return rows.batch(own if len(own) else indices[:1]).to(worker.device), weight
+
+def _marks(steps_per_epoch: int, evaluations: int) -> set[int]:
+    """After how many batches of an epoch the model is evaluated; always after the last."""
+    return {math.ceil(steps_per_epoch * part / evaluations) for part in range(1, evaluations + 1)}
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: Progress, worker: Worker) -> None:
+def _evaluated(model: nn.Module, evaluate: Callable[[nn.Module, bool], dict[str, float]], last: bool) -> Report:
+    started = time.perf_counter()
+    model.eval()
+    metrics = evaluate(model, last)
+    model.train()
+    return {**metrics, "eval_seconds": time.perf_counter() - started}
+
+
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: Place, worker: Worker) -> None:
     random = worker.gathered(torch.get_rng_state())
     if worker.rank:
         return
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": random}
     with replaced_file(path) as temporary:
-        torch.save(state | {"epoch": at.epoch, "batch": at.batch, "step": at.step}, temporary)
+        torch.save({**state, "epoch": at.epoch, "batch": at.batch, "step": at.step}, temporary)
 
 
-def _restored(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, worker: Worker) -> Progress:
+def _restored(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, worker: Worker) -> Place:
+    """Where to start: at the beginning, or where the checkpoint was written."""
     if path is None or not path.exists():
-        return Progress()
+        return Place()
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"][worker.rank])
-    return Progress(state["epoch"], state["batch"], state["step"])
+    return Place(state["epoch"], state["batch"], state["step"])
