@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +25,7 @@ from kdray.wording import cut, heading, headings, number, setting, settings, sta
 _COSTS = ("latency_ms", "latency_p95_ms", "parameters", "size_mb")
 _FRONT, _CHOSEN, _TEACHER, _OTHER = "#1f6fb4", "#e4572e", "#222222", "#9aa5b1"
 _MARKS = {"chosen": "★", "front": "●", "": ""}
+_PLACE_STYLES = {"chosen": "bold green", "front": "cyan"}
 _STATUS_STYLES = {"running": "cyan", "completed": "", "stopped": "dim", "failed": "red"}
 
 
@@ -76,28 +78,21 @@ class Figures:
 
 def table(figures: Figures) -> Table:
     """All trials beside the teacher, the best first; the front and the chosen one are marked."""
-    names = headings(figures.searched)
+    records = figures.ranked()
+    titles = ["trial", *headings(figures.searched).values(), *(heading(name) for name in figures.columns)]
+    rows = [_teacher_cells(figures), *(_cells(figures, record) for record in records)]
     result = Table(
         title=figures.name, caption=_legend(figures), header_style="bold", title_justify="left",
         caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    for title in ("trial", *names.values(), *(heading(name) for name in figures.columns)):
+    for title in titles:
         result.add_column(title, justify="right", no_wrap=True)
     result.add_column("status", overflow="ellipsis", no_wrap=True, max_width=40)
-    blanks = [""] * len(names)
-    teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
-    result.add_row(
-        "teacher", *blanks, *(number(name, teacher.get(name)) for name in figures.columns), "", end_section=True
-    )
-    for record in figures.ranked():
-        place = figures.place(record)
-        result.add_row(
-            f"{_MARKS[place]} {record.number:03d}".strip(),
-            *(setting(record.params.get(name, "-")) for name in names),
-            *(number(name, record.metrics.get(name)) for name in figures.columns),
-            Text(cut(status(record), 200), style=_STATUS_STYLES[record.state]),
-            style={"chosen": "bold green", "front": "cyan"}.get(place),
-        )
+    result.add_row(*rows[0], "", end_section=True)
+    for record, row in zip(records, rows[1:], strict=True):
+        ending = Text(cut(status(record), 200), style=_STATUS_STYLES[record.state])
+        result.add_row(*row, ending, style=_PLACE_STYLES.get(figures.place(record)))
+    result.width = Console(width=1000).measure(result).maximum  # a narrow terminal cuts the right end, not each number
     return result
 
 
@@ -179,13 +174,16 @@ def front_picture(figures: Figures) -> Picture:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")
+    else:
+        axes.set_xlim(left=0)
     axes.margins(0.1)
     axes.set_xlabel(_axis_title(figures.cost))
     axes.set_ylabel(_axis_title(figures.quality))
     axes.set_title(_title(figures), loc="left", fontweight="bold")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", framealpha=0.9, edgecolor="none")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", framealpha=0.9, edgecolor="none")
     return picture
 
 
@@ -303,6 +301,20 @@ def _legend(figures: Figures) -> str:
     return "   ".join(parts)
 
 
+def _teacher_cells(figures: Figures) -> list[str]:
+    teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
+    numbers = (number(name, teacher.get(name)) for name in figures.columns)
+    return ["teacher", *("" for _ in headings(figures.searched)), *numbers]
+
+
+def _cells(figures: Figures, record: TrialRecord) -> list[str]:
+    return [
+        f"{_MARKS[figures.place(record)]} {record.number:03d}".strip(),
+        *(setting(record.params.get(name, "-")) for name in headings(figures.searched)),
+        *(number(name, record.metrics.get(name)) for name in figures.columns),
+    ]
+
+
 def _beside_teacher(figures: Figures, best: TrialRecord) -> str:
     teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
     rows = [
@@ -318,18 +330,9 @@ def _settings_of(best: TrialRecord) -> str:
 
 
 def _trials(figures: Figures, records: Sequence[TrialRecord]) -> str:
-    names = headings(figures.searched)
-    titles = ["trial", *names.values(), *(heading(name) for name in figures.columns), "status"]
-    rows = [
-        [
-            f"{record.number:03d} {_MARKS[figures.place(record)]}".strip(),
-            *(setting(record.params.get(name, "-")) for name in names),
-            *(number(name, record.metrics.get(name)) for name in figures.columns),
-            cut(status(record), 60),
-        ]
-        for record in records
-    ]
-    return _markdown_table(titles, rows)
+    names = headings(figures.searched).values()
+    titles = ["trial", *names, *(heading(name) for name in figures.columns), "status"]
+    return _markdown_table(titles, [[*_cells(figures, record), cut(status(record), 60)] for record in records])
 
 
 def _markdown_table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

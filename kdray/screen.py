@@ -189,7 +189,7 @@ class LiveScreen:
             best = f"trial {self._best.number:03d}: {numbers(self._best.metrics, _BEST)}; {settings(self._best.params)}"
             parts.append(Padding(Text.assemble(("best so far  ", "bold"), best), (0, 0, 0, 2)))
         room = max(4, self._console.height - 8)
-        parts.append(Padding(_trial_table(_latest(self._records, room), self._console.width), (1, 0, 0, 2)))
+        parts.append(Padding(_trial_table(_latest(self._records, room)), (1, 0, 0, 2)))
         return parts
 
 
@@ -244,12 +244,12 @@ def _latest(records: Sequence[TrialRecord], room: int) -> list[TrialRecord]:
     return (running + ended[::-1])[:room]
 
 
-def _trial_table(records: Sequence[TrialRecord], width: int) -> Table:
+def _trial_table(records: Sequence[TrialRecord]) -> Table:
     names = headings_of(records[0].params) if records else {}
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
     for title in ("trial", *names.values(), "epoch", "accuracy", "retention", "latency"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True, overflow="ellipsis", max_width=max(12, width - 70))
+    table.add_column("status", no_wrap=True, overflow="ellipsis", ratio=1, min_width=10)
     for record in records:
         metrics = record.metrics
         table.add_row(

@@ -32,6 +32,7 @@ from pydantic import field_validator
 from kdray.paths import StoragePaths
 from kdray.record import State, TrialRecord
 from kdray.settings import Settings
+from kdray.wording import in_order
 
 log = logging.getLogger(__name__)
 
@@ -309,14 +310,18 @@ class MlflowTracker:
     def _show(self, record: TrialRecord) -> None:
         """Let the sweep's page have a column for each searched setting and each number worth comparing."""
         shown = [name for name in _SHOWN_METRICS if name in record.metrics]
-        columns = (*_column("params", record.params), *_column("metrics", shown), *_column("tags", ["kdray.status"]))
+        columns = (
+            *_column("params", in_order(record.params)),
+            *_column("metrics", shown),
+            *_column("tags", ["kdray.status"]),
+        )
         with self._changed:
             self._columns = max(columns, self._columns, key=len)
 
     # what the thread does
 
     def _write(self) -> None:
-        pause = _PAUSE_S
+        failures = 0
         client: MlflowClient | None = None
         while numbers := self._next():
             try:
@@ -325,15 +330,15 @@ class MlflowTracker:
                     self._send(client, self._runs[numbers[0]])
                     del numbers[0]
                 self._write_page(client)
-                pause = _PAUSE_S
+                failures = 0
             except Exception as error:  # whatever a store may raise, the sweep goes on without it
                 self._say_once(error)
+                failures += 1
                 with self._changed:  # the one that failed comes last: it may be at fault itself
                     self._waiting |= dict.fromkeys([*numbers[1:], *numbers[:1]])
-                    if self._closing:
+                    if self._closing and failures > 1:
                         return
-                    self._changed.wait_for(lambda: self._closing, pause)
-                pause = min(pause * 3, _LONGEST_PAUSE_S)
+                    self._changed.wait_for(lambda: self._closing, min(_PAUSE_S * 3**failures, _LONGEST_PAUSE_S))
 
     def _next(self) -> list[int | None]:
         """The runs with something unsent, once there are any; none when the sweep has ended and all is sent."""
@@ -551,8 +556,18 @@ def _column(kind: str, names: Iterable[str]) -> list[str]:
 
 def _view(sweep: str, columns: Sequence[str]) -> str:
     """What the UI's own Share button would store: the runs of this sweep, nested, with these columns."""
+    order = ["0", "attributes.`Run Name`", "runDateAndNestInfo", "duration", *columns]
+    widths = {name: 40 + 8 * len(name.split("`")[1]) for name in columns}  # pixels: the heading can be read in full
     return json.dumps(
         {
+            "columnOrder": order,
+            "columnWidths": {
+                "0": 50,
+                "attributes.`Run Name`": 220,
+                "runDateAndNestInfo": 140,
+                "duration": 90,
+                **widths,
+            },
             "searchFilter": f"tags.`kdray.sweep` = '{sweep}'",
             "orderByKey": "attributes.start_time",
             "orderByAsc": False,

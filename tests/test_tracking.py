@@ -1,0 +1,228 @@
+"""A sweep in MLflow, read back from a real store as a user's notebook would."""
+
+import json
+import logging
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from kdray.errors import SpecError
+from kdray.paths import StoragePaths
+from kdray.record import TrialRecord
+from kdray.tracking import MlflowTracker, NullTracker, Tracker, Tracking, default_uri, git_commit, ui_command, versions
+
+SETTINGS = {"student.layers": "evenly", "training.epochs": 3, "distillation.logit_mse": 0.0}
+TAGS = {"kdray.task": "text_classification", "kdray.teacher": "tiny"}
+
+
+def trial(number: int = 7, **changes: object) -> TrialRecord:
+    params = {"student.depth": 2, "distillation.temperature": 3.5, "distillation.alpha": 0.7}
+    history = tuple(
+        {
+            "epoch": float(n),
+            "step": 216.0 * n,
+            "accuracy": 0.8 + n / 100,
+            "retention": 0.9 + n / 100,
+            "train_seconds": 5.0,
+        }
+        for n in (1, 2, 3)
+    )
+    costs = {"latency_ms": 1.6, "speedup": 5.1, "parameters": 15e6}
+    record = TrialRecord(number, params, "completed", history, costs, None, 1, None, 1_760_000_000.0, 1_760_000_030.0)
+    return replace(record, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> StoragePaths:
+    """One storage for the module: making the database's schema takes seconds."""
+    return StoragePaths(tmp_path_factory.mktemp("storage"))
+
+
+def sweep_of(store: StoragePaths, experiment: str, records: list[TrialRecord], run_id: str | None = None) -> Tracker:
+    tracker = Tracking(experiment=experiment).open(store)
+    tracker.start_sweep("quickstart", {"search.trials": 24}, TAGS, run_id)
+    for record in records:
+        tracker.trial(record, SETTINGS, TAGS)
+    return tracker
+
+
+def runs(store: StoragePaths, experiment: str) -> dict[str, Run]:
+    client = MlflowClient(default_uri(store))
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
+
+
+def history(store: StoragePaths, run: Run, metric: str) -> list[tuple[int, float]]:
+    found = MlflowClient(default_uri(store)).get_metric_history(run.info.run_id, metric)
+    return [(point.step, point.value) for point in found]
+
+
+def test_a_trial_is_a_nested_run_with_all_that_is_needed_to_compare_it(store: StoragePaths):
+    sweep_of(store, "nested", [trial()]).end_sweep("finished")
+    found = runs(store, "nested")
+    parent, child = found["quickstart"], found["trial 007 depth 2"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.params == {
+        "student.layers": "evenly", "training.epochs": "3", "distillation.logit_mse": "0.0",
+        "student.depth": "2", "distillation.temperature": "3.5", "distillation.alpha": "0.7",
+    }  # fmt: skip
+    wanted = {"accuracy": 0.83, "retention": 0.93, "latency_ms": 1.6, "speedup": 5.1, "parameters": 15e6}
+    assert {name: child.data.metrics[name] for name in wanted} == pytest.approx(wanted)
+    assert history(store, child, "accuracy") == [(216, 0.81), (432, 0.82), (648, 0.83)]
+    assert (child.info.status, parent.info.status) == ("FINISHED", "FINISHED")
+    assert child.info.end_time - child.info.start_time == 30_000
+    assert {**TAGS, "kdray.sweep": "quickstart", "kdray.status": "completed"}.items() <= child.data.tags.items()
+    assert parent.data.params == {"search.trials": "24"}
+
+
+def test_stopped_and_failed_trials_are_told_apart_and_say_why(store: StoragePaths):
+    stopped, failed = trial(1, state="stopped"), trial(2, state="failed", history=(), error="loss is nan at epoch 2")
+    sweep_of(store, "ends", [stopped, failed]).end_sweep("finished")
+    found = runs(store, "ends")
+    assert found["trial 001 depth 2"].info.status == "KILLED"
+    assert found["trial 001 depth 2"].data.tags["kdray.status"] == "stopped"
+    assert found["trial 002 depth 2"].info.status == "FAILED"
+    assert found["trial 002 depth 2"].data.tags["kdray.error"] == "loss is nan at epoch 2"
+
+
+def test_saying_the_same_again_writes_nothing_twice_and_a_longer_record_adds_the_rest(store: StoragePaths):
+    whole = trial()
+    begun = trial(state="running", history=whole.history[:1], ended=0.0)
+    sweep_of(store, "again", [begun, begun, whole, whole]).end_sweep("finished")
+    found = runs(store, "again")
+    assert len(found) == 2
+    assert [step for step, _ in history(store, found["trial 007 depth 2"], "accuracy")] == [216, 432, 648]
+
+
+def test_a_resumed_sweep_goes_on_in_the_same_runs(store: StoragePaths):
+    whole = trial()
+    begun = trial(state="running", history=whole.history[:2], ended=0.0)
+    first = sweep_of(store, "resumed", [begun, trial(8)])
+    first.end_sweep("interrupted")
+    before = first.run_ids()
+    assert {run.info.status for run in runs(store, "resumed").values()} == {"KILLED", "FINISHED"}
+
+    second = sweep_of(store, "resumed", [replace(whole, started=whole.started + 60), trial(9)], before[None])
+    second.sweep(params={"search.trials": 48})
+    second.end_sweep("finished")
+    assert second.run_ids()[7] == before[7]
+    found = runs(store, "resumed")
+    assert sorted(found) == ["quickstart", "trial 007 depth 2", "trial 008 depth 2", "trial 009 depth 2"]
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert [step for step, _ in history(store, found["trial 007 depth 2"], "accuracy")] == [216, 432, 648]
+    assert found["quickstart"].data.tags["changed.search.trials"] == "48"
+
+
+def test_folders_become_artifacts_below_the_storage(store: StoragePaths, tmp_path: Path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "config.json").write_text("{}")
+    tracker = sweep_of(store, "artifacts", [trial()])
+    tracker.log_artifacts(tmp_path / "student", "student", trial=7)
+    tracker.log_artifacts(tmp_path / "student", "chosen")
+    tracker.end_sweep("finished")
+    run_id = runs(store, "artifacts")["trial 007 depth 2"].info.run_id
+    files = MlflowClient(default_uri(store)).list_artifacts(run_id, "student")
+    assert [file.path for file in files] == ["student/config.json"]
+    assert len(list(store.tracking_artifacts.glob("artifacts/*/artifacts/*/config.json"))) == 2
+
+
+def test_the_sweeps_page_has_a_column_for_each_searched_setting_and_the_usual_numbers(store: StoragePaths):
+    tracker = sweep_of(store, "page", [trial()])
+    tracker.end_sweep("finished")
+    experiment = MlflowClient(default_uri(store)).get_experiment_by_name("page")
+    assert experiment is not None
+    page = tracker.page()
+    assert page is not None
+    assert f"/experiments/{experiment.experiment_id}/runs?viewStateShareKey=quickstart" in page
+    view = json.loads(experiment.tags["mlflow.sharedViewState.quickstart"])
+    assert view["selectedColumns"] == [
+        "params.`student.depth`", "params.`distillation.temperature`", "params.`distillation.alpha`",
+        "metrics.`accuracy`", "metrics.`retention`", "metrics.`latency_ms`", "metrics.`speedup`",
+        "metrics.`parameters`", "tags.`kdray.status`",
+    ]  # fmt: skip
+
+
+def test_more_than_one_call_takes_is_written_in_several(store: StoragePaths):
+    steps = tuple({"epoch": n / 100, "step": float(n), "accuracy": 0.5} for n in range(1, 901))
+    many = {f"group.setting_{n}": "x" * 5999 for n in range(120)}
+    tracker = Tracking(experiment="many").open(store)
+    tracker.start_sweep("quickstart", many, {f"tag{n}": "y" * 9000 for n in range(60)})
+    tracker.trial(trial(history=steps), {}, {})
+    tracker.end_sweep("finished")
+    found = runs(store, "many")
+    assert len(found["quickstart"].data.params) == 120
+    assert found["quickstart"].data.tags["tag59"].endswith("…")
+    assert len(history(store, found["trial 007 depth 2"], "accuracy")) == 900
+
+
+def test_no_password_is_written(store: StoragePaths):
+    tracker = Tracking(experiment="secrets").open(store)
+    tracker.start_sweep("quickstart", {"search.storage": "postgresql://me:secret@db/x"}, {"at": "https://u:secret@h"})
+    tracker.end_sweep("finished")
+    run = runs(store, "secrets")["quickstart"]
+    assert run.data.params["search.storage"] == "postgresql://***@db/x"
+    assert "secret" not in str(run.data.tags)
+
+
+def test_a_dead_server_holds_nothing_up_and_is_said_once(caplog: pytest.LogCaptureFixture):
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        tracker = MlflowTracker(f"http://127.0.0.1:{unheard.getsockname()[1]}", "kdray", patience_s=3)
+        begun = time.monotonic()
+        with caplog.at_level(logging.WARNING, "kdray"):
+            tracker.start_sweep("quickstart", {}, {})
+            for number in range(100):
+                tracker.trial(trial(number), SETTINGS, TAGS)
+            assert time.monotonic() - begun < 1
+            tracker.end_sweep("finished")
+    assert time.monotonic() - begun < 8
+    assert tracker.run_ids() == {}
+    said = [record.getMessage() for record in caplog.records if record.name == "kdray.tracking"]
+    assert sum("tries again" in text for text in said) <= 1
+    assert "101 of 101 runs" in said[-1]
+
+
+def test_what_a_server_could_not_take_reaches_it_once_it_is_back(store: StoragePaths, monkeypatch: pytest.MonkeyPatch):
+    tracker = Tracking(experiment="outage").open(store)
+    real, failures = MlflowClient.log_batch, iter(range(2))
+
+    def failing(self: MlflowClient, *args: object, **kwargs: object) -> object:
+        if next(failures, None) is not None:
+            raise ConnectionError("server is away")
+        return real(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MlflowClient, "log_batch", failing)
+    tracker.start_sweep("quickstart", {"search.trials": 24}, {})
+    tracker.trial(trial(), SETTINGS, TAGS)
+    limit = time.monotonic() + 30
+    while 7 not in tracker.run_ids():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    tracker.end_sweep("finished")
+    found = runs(store, "outage")
+    assert len(found) == 2
+    assert found["quickstart"].data.params == {"search.trials": "24"}
+    assert len(history(store, found["trial 007 depth 2"], "accuracy")) == 3
+
+
+def test_tracking_can_be_switched_off_and_an_unknown_store_is_refused(tmp_path: Path):
+    assert isinstance(Tracking(enabled=False).open(StoragePaths(tmp_path)), NullTracker)
+    with pytest.raises(SpecError, match=r"Tracking\.uri: MLflow has no store at 'ftp://x'; allowed: http://"):
+        Tracking(uri="ftp://x")
+
+
+def test_the_ui_listens_on_loopback_only(tmp_path: Path):
+    command = ui_command(tmp_path, 5001)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert f"sqlite:///{tmp_path}/mlflow.db" in command
+
+
+def test_versions_and_commit_are_told_where_there_are_any(tmp_path: Path):
+    assert versions()["version.torch"].startswith("2.")
+    assert git_commit(tmp_path) is None
