@@ -324,6 +324,7 @@ def test_an_error_of_one_rank_ends_the_job_and_starts_the_group_anew(two: RaySlo
     assert not set(after["pids"]) & set(before["pids"])
 
 
+@pytest.mark.slow
 def test_a_killed_peer_is_a_death_not_an_error(two: RaySlots, tmp_path: Path) -> None:
     run = two.run(Dying(tmp_path, times=1, rank=1), "peer killed")
     assert [r["i"] for r in run] == [0, 0, 1]
@@ -399,6 +400,7 @@ def marked(mark: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_closing_ends_a_worker_that_does_not_stop(cluster: Path, two: RaySlots) -> None:
     def deaf(worker: Worker) -> Iterator[Report]:
         yield {"pid": os.getpid()}

@@ -208,3 +208,4 @@ def _quieten(logs: Path) -> None:
         log.handlers = [file]
         log.setLevel(logging.INFO)
         log.propagate = False
+    ray._private.worker._worker_logs_enabled = False  # the raylet's warnings are printed whatever log_to_driver says

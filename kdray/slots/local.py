@@ -86,7 +86,7 @@ class LocalRun:
                     yield report
                 if self.cancelled.is_set():
                     return
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise job_error(name, error) from error
         finally:
             if hasattr(reports, "close"):

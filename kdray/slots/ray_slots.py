@@ -61,7 +61,7 @@ class RayClient:
         try:
             job_id = _ask(self.board.submit, name, payload)
         except ValueError as error:
-            raise JobError(str(error.args[0] if error.args else error)) from None
+            raise JobError(str(getattr(error, "cause", error))) from None
         return RayRun(self.board, job_id, name)
 
     def cancel(self, name: str) -> None:
@@ -108,12 +108,19 @@ class RayRun:
         self.close()
 
 
+class _SlotTrainer(TorchTrainer):
+    """A TorchTrainer without the process that deals out Ray Data, which no slot uses."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
+
+
 class RaySlots:
     """Worker groups that stay up until the pool is closed. They start in the background; jobs wait for them."""
 
     def __init__(self, settings: SlotSettings, asked: Shares, logs: Path, train_folder: Path) -> None:
         self.count, self.settings, self.shares, self.logs = asked.count, settings, asked, logs
-        self._train_folder = train_folder
+        self._train_folder, self._nodes = train_folder, len(nodes())
         self._closing = threading.Event()
         self._board = _board(asked.count, settings.max_failures)
         self._client = RayClient(self._board)
@@ -160,19 +167,25 @@ class RaySlots:
             "cpus": asked.cpus,
             "gpus": asked.gpus,
             "threads": asked.threads,
-            "nodes": len(nodes()),
+            "nodes": self._nodes,
         }
 
     def close(self, patience_s: float = 10.0) -> None:
         """Cancel every job and end every slot; one that does not stop by itself is killed."""
+        if self._closing.is_set():
+            return
         self._closing.set()
         self._timer.cancel()
-        _ask(self._board.close)
-        if not self._joined(patience_s):
-            _ask(self._board.kill_all)
-            self._joined(60.0)
-        ray.kill(self._board)
-        shutil.rmtree(self._train_folder, ignore_errors=True)
+        try:
+            _ask(self._board.close)
+            if not self._joined(patience_s):
+                _ask(self._board.kill_all)
+                self._joined(60.0)
+            ray.kill(self._board)
+        except JobError:
+            logger.warning("the board died before its slots were closed", exc_info=True)  # and they with it
+        finally:
+            shutil.rmtree(self._train_folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -200,7 +213,7 @@ class RaySlots:
 
     def _trainer(self, slot: int) -> TorchTrainer:
         asked = self.shares
-        return TorchTrainer(
+        return _SlotTrainer(
             partial(serve, Post(self._board, slot, asked.threads, self.logs)),
             torch_config=TorchConfig(backend=_backend(asked)),
             scaling_config=ScalingConfig(

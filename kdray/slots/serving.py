@@ -5,6 +5,7 @@ several workers that holds for our own errors, which every rank raises alike; af
 one another in different places, so the group is started anew.
 """
 
+import logging
 import os
 import sys
 import threading
@@ -23,6 +24,9 @@ from kdray.errors import KDRayError
 from kdray.slots.board import Assignment
 from kdray.slots.pool import job_error
 from kdray.worker import Job, Worker
+
+
+logger = logging.getLogger(__name__)
 
 
 class SlotBroken(RuntimeError):
@@ -80,14 +84,17 @@ class _Server:
 
     def _done(self, assignment: Assignment) -> tuple[bytes, bool]:
         """Do a job. Its pickled error, if any, and whether that leaves the group in an unknown state."""
+        outcome = b"", False
         try:
             self._report_all(cloudpickle.loads(assignment["payload"]))
         except (Exception, SystemExit) as error:
+            logger.exception("%s failed", assignment["name"])
             told = job_error(assignment["name"], error)
-            print(*getattr(told, "__notes__", [told]), sep="\n", file=sys.stderr, flush=True)  # noqa: T201 - the log
-            broken = (self.worker.world > 1 and told is not error) or isinstance(error, torch.AcceleratorError)
-            return _pickled(told), broken
-        return b"", False
+            unknown = self.worker.world > 1 and told is not error
+            outcome = _pickled(told), unknown or isinstance(error, torch.AcceleratorError)
+        if outcome[0] and self.worker.device.type == "cuda":
+            torch.cuda.empty_cache()  # what an out-of-memory job held: other slots may share this GPU
+        return outcome
 
     def _report_all(self, job: Job) -> None:
         """Send rank 0's reports on while the job goes on; one on its way at a time, so none overtakes another."""
