@@ -88,9 +88,7 @@ class Part:
 def load_splits(data: Data, task: Task) -> Splits:
     """The rows of a sweep. Raises DataError for anything that cannot be read or learnt from: file, row, column."""
     source = opened(data.source, data.config, data.revision, data.columns)
-    roles = {TRAIN: _split(source, TRAIN, data.train), VALIDATION: _split(source, VALIDATION, data.validation)}
-    roles[TEST] = _split(source, TEST, data.test)
-    tables = {role: source.read(split) for role, split in roles.items() if split is not None}
+    tables = {role: source.read(split) for role, split in _roles(source, data).items()}
     named = next((t.class_names[task.label] for t in tables[TRAIN] if task.label in t.class_names), None)
     parts = {role: [_part(table, task, role, named) for table in some] for role, some in tables.items()}
     labels, numbers = _numbered(parts[TRAIN], task, named)
@@ -111,6 +109,21 @@ def load_splits(data: Data, task: Task) -> Splits:
     made = {role: datasets.Dataset(table) for role, table in rows.items()}
     key = fingerprint(labels, {role: _content(table) for role, table in rows.items()})
     return Splits(made[TRAIN], made[VALIDATION], made[TEST], labels, tuple(notes), key)
+
+
+def _roles(source: Source, data: Data) -> dict[str, str]:
+    """The source's split for each role that has one. Raises DataError where one is missing or plays two roles."""
+    wanted = {TRAIN: data.train, VALIDATION: data.validation, TEST: data.test}
+    found = {role: _split(source, role, name) for role, name in wanted.items()}
+    roles = {role: split for role, split in found.items() if split is not None}
+    twice = [role for role in roles if list(roles.values()).count(roles[role]) > 1]
+    if twice:
+        raise DataError(
+            f"{source.where}: {' and '.join(f'data.{role}' for role in twice)} name the same split "
+            f"{roles[twice[0]]!r}, so what was learnt or chosen would be measured on the same rows. Name different "
+            f"ones, or null to have one cut from train."
+        )
+    return roles
 
 
 def _split(source: Source, role: str, wanted: str | None) -> str | None:

@@ -122,7 +122,7 @@ class Files:
 def _folder(folder: Path, columns: Sequence[str]) -> Files:
     """The files of a folder, or of its folder `data` as in a copy of a hub repository, by the split in their names.
 
-    A name is the split's, perhaps followed by other words: train.csv, train-00000-of-00002.parquet, dev_small.tsv.
+    A file is a split, train.csv, or a shard of one, train-00000-of-00002.parquet.
     """
     if not folder.is_dir():
         raise DataError(f"data.source {folder}: no such folder (data.config names a folder in data.source).")
@@ -131,12 +131,22 @@ def _folder(folder: Path, columns: Sequence[str]) -> Files:
         for path in sorted(place.glob("[!._]*")):
             if path.is_file() and path.suffix in SUFFIXES:
                 files.setdefault(re.sub(r"-\d+-of-\d+$", "", path.stem), []).append(path)
+        for split, found in files.items():
+            if len({path.suffix for path in found}) > 1:
+                raise DataError(
+                    f"data.source {place}: split {split!r} is there in several formats, "
+                    f"{_listed(found)}. Keep one of them."
+                )
         if files:
             return Files(str(place), files, columns)
     raise DataError(
         f"data.source {folder}: no data files in it. Allowed: train, validation and test with one of the endings "
         f"{', '.join(SUFFIXES)}."
     )
+
+
+def _listed(files: Sequence[Path]) -> str:
+    return " and ".join(path.name for path in files)
 
 
 def _known(path: Path) -> Path:

@@ -193,19 +193,20 @@ def test_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real loader, on a folder laid out as a hub repository and named like one."""
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     for split in ("train", "validation", "test"):
-        labels = [-1, -1, -1] if split == "test" else [0, 1, 1]
-        rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": labels}, features)
+        labels = [-1] * 40 if split == "test" else [0, 1] * 20
+        rows = datasets.Dataset.from_dict({"text": [f"{split} {row}" for row in range(40)], "label": labels}, features)
         rows.to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     real = datasets.load_dataset
     monkeypatch.setattr(
         datasets, "load_dataset", lambda name, config, revision: real(str(tmp_path / name.split("/")[1]), config)
     )
-    data = Data(source="someone/hub", test_fraction=0.4)
-    assert "too few" in refusal(data)  # the unlabelled test split is not used
-    splits = load_splits(data.model_copy(update={"test": "validation"}), TASK)
+    data = Data(source="someone/hub")
+    splits = load_splits(data, TASK)
     assert splits.labels == ("no", "yes")
-    assert rows_of(splits) == [("a", 0), ("b", 1), ("c", 1)]
+    assert rows_of(splits)[:2] == [("train 0", 0), ("train 1", 1)]
+    assert "split 'test': its rows have no labels" in splits.notes[0]
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (36, 40, 4)
     said = refusal(data.model_copy(update={"config": "nope"}))
     assert "someone/hub (nope)" in said
     assert "data.config" in said
@@ -235,12 +236,23 @@ def test_a_folder_or_file_of_something_else(tmp_path: Path) -> None:
     assert "train.parquet: cannot be read" in refusal(Data(source=str(tmp_path)))
 
 
+def test_one_split_in_two_formats(tmp_path: Path) -> None:
+    said = refusal(written(tmp_path, train_csv=table(20), train_tsv="text\tlabel\na\tb\n"))
+    assert "split 'train' is there in several formats, train.csv and train.tsv" in said
+
+
 def test_no_such_split(tmp_path: Path) -> None:
     data = written(tmp_path, train_csv=table(20), dev_csv=table(10))
     said = refusal(data.model_copy(update={"validation": "validation_matched"}))
     assert "no split 'validation_matched' (data.validation)" in said
     assert "Allowed: dev, train." in said
     assert "no split 'trian'; did" in refusal(data.model_copy(update={"train": "trian"})).replace(" (data.train)", "")
+
+
+def test_a_split_in_two_roles(tmp_path: Path) -> None:
+    data = written(tmp_path, train_csv=table(20), dev_csv=table(10))
+    said = refusal(data.model_copy(update={"test": "dev"}))
+    assert "data.validation and data.test name the same split 'dev'" in said
 
 
 def test_no_such_column(tmp_path: Path) -> None:
