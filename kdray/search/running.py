@@ -1,0 +1,50 @@
+"""What both drivers of a search share: how a trial's job is made, named and listened to, and why it failed."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from kdray.errors import JobError, KDRayError
+from kdray.record import TrialRecord
+from kdray.slots.pool import SlotClient
+from kdray.worker import Job, Report
+
+MakeJob: TypeAlias = Callable[[int, dict[str, Any]], Job]
+"""The job of the trial with this number and these settings. What it raises is the reason why that trial failed."""
+
+OnChange: TypeAlias = Callable[[TrialRecord], None]
+"""Is told of each trial when it begins, after each evaluation, and when it ends."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the slots tell of a trial: a report, or the error that ended its job."""
+
+    attempt: int = 1
+    report: Report | None = None
+    error: KDRayError | None = None
+
+
+def job_name(number: int) -> str:
+    """What the slots know the trial's job by."""
+    return f"trial-{number}"
+
+
+def told(client: SlotClient, make: Callable[[], Job], number: int) -> Iterator[Told]:
+    """All that is told of a trial's job, from its making on; closing the iterator cancels the job."""
+    try:
+        run = client.run(make(), job_name(number))
+        try:
+            for report in run:
+                yield Told(run.attempts, report)
+        finally:
+            run.close()
+    except KDRayError as error:
+        yield Told(error=error)
+    except Exception as error:
+        yield Told(error=JobError(reason(error)))
+
+
+def reason(error: BaseException) -> str:
+    """Why a trial failed, for its row in the table."""
+    return str(error) if isinstance(error, KDRayError) else f"{type(error).__name__}: {error}"

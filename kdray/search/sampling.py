@@ -1,0 +1,146 @@
+"""Drawing trials: one of Optuna's samplers over a study in memory, which is all that the sampler sees.
+
+The same trials told in the same order give the same draws, also after a restart: each draw has a sampler of its own
+with a seed of its own, and what a sampler notes down about the study and its trials is handed out to be kept.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState, create_trial
+
+from kdray.pareto import direction
+from kdray.search.quiet import quiet_optuna
+
+SamplerName: TypeAlias = Literal["tpe", "random", "gp", "nsga2", "nsga3", "cmaes", "qmc"]
+
+DRAWS = 50
+"""How often a trial that is not allowed is drawn again before its architecture is drawn from those that are."""
+
+DRAWS_NOTE, STUDY_NOTE = "kdray:draws", "kdray:study"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A trial's settings, and the notes that `Sampling.known` needs to be told after a restart."""
+
+    params: dict[str, Any]
+    notes: dict[str, Any]
+
+
+class Sampling:
+    """Draws trials and learns from what becomes of them. Trials are numbered from 0 in the order they are drawn."""
+
+    def __init__(
+        self, sampler: SamplerName, seed: int, objectives: Sequence[str], distributions: Mapping[str, BaseDistribution]
+    ) -> None:
+        self._name, self._seed = sampler, seed
+        self._several = len(objectives) > 1
+        self._distributions = dict(distributions)
+        self._storage = InMemoryStorage()
+        directions = [direction(name) for name in objectives]
+        with quiet_optuna():
+            self._study = optuna.create_study(storage=self._storage, directions=directions, study_name="view")
+        self._study_id = self._storage.get_study_id_from_name("view")
+        self._places: list[int] = []
+        """Of each trial among the study's, which holds the draws that were not allowed, too."""
+
+    def draw(self, allowed: Callable[[Mapping[str, Any]], bool], architectures: Sequence[Mapping[str, Any]]) -> Drawn:
+        """The next trial: drawn until it is allowed; where that takes too long, with one of these architectures."""
+        number = len(self._places)
+        for draw in range(DRAWS):
+            params = self._ask(number, draw)
+            if allowed(params):
+                return self._noted(params, draw + 1)
+            self._study.tell(self._last(), state=TrialState.FAIL)
+        random = np.random.default_rng((self._seed, number))
+        self._study.enqueue_trial({**params, **architectures[int(random.integers(len(architectures)))]})
+        return self._noted(self._ask(number, DRAWS), DRAWS + 1)
+
+    def known(self, params: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """The next trial was drawn before a restart."""
+        for _ in range(notes.get(DRAWS_NOTE, 1) - 1):
+            self._study.add_trial(create_trial(state=TrialState.FAIL))
+        own = {name: value for name, value in notes.items() if name not in (DRAWS_NOTE, STUDY_NOTE)}
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                params=dict(params),
+                distributions=self._distributions,
+                system_attrs=own,
+            )
+        )
+        for name, value in json.loads(notes.get(STUDY_NOTE, "{}")).items():
+            self._storage.set_study_system_attr(self._study_id, name, value)
+        self._places.append(self._last())
+
+    def tell(
+        self, number: int, state: TrialState, values: Sequence[float] | None, course: Sequence[float] = ()
+    ) -> None:
+        """What became of a trial; `course` are the first objective's values at each evaluation."""
+        place = self._places[number]
+        if not self._several:  # a sampler ranks stopped trials by it; Optuna has no course for several objectives
+            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, place)
+            for step, value in enumerate(course):
+                self._storage.set_trial_intermediate_value(trial_id, step, value)
+        self._study.sampler = RandomSampler(self._seed)
+        self._study.tell(place, values, state=state)
+
+    def _ask(self, number: int, draw: int) -> dict[str, Any]:
+        seed = int(np.random.SeedSequence((self._seed, number, draw)).generate_state(1)[0])
+        with quiet_optuna():
+            self._study.sampler = _sampler(self._name, seed, self._seed)
+            return dict(self._study.ask(self._distributions).params)
+
+    def _noted(self, params: dict[str, Any], draws: int) -> Drawn:
+        self._places.append(self._last())
+        notes = dict(self._study.get_trials(deepcopy=False)[-1].system_attrs)
+        if draws > 1:
+            notes[DRAWS_NOTE] = draws
+        if of_study := self._storage.get_study_system_attrs(self._study_id):
+            notes[STUDY_NOTE] = json.dumps(of_study)
+        return Drawn(params, notes)
+
+    def _last(self) -> int:
+        return self._storage.get_n_trials(self._study_id) - 1
+
+
+def _sampler(name: SamplerName, seed: int, sequence_seed: int) -> BaseSampler:
+    """A fresh sampler; `sequence_seed` stays the same for all draws of a search."""
+    match name:
+        case "tpe":
+            return TPESampler(seed=seed)
+        case "random":
+            return RandomSampler(seed=seed)
+        case "gp":
+            return GPSampler(seed=seed, warn_independent_sampling=False)
+        case "nsga2":
+            return NSGAIISampler(seed=seed)
+        case "nsga3":
+            return NSGAIIISampler(seed=seed)
+        case "cmaes":
+            return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        case "qmc":
+            return QMCSampler(
+                seed=sequence_seed,
+                scramble=True,
+                independent_sampler=RandomSampler(seed=seed),
+                warn_independent_sampling=False,
+                warn_asynchronous_seeding=False,
+            )

@@ -1,0 +1,260 @@
+"""What is tried next: the settings of a search, and the study that whoever runs the trials asks and tells.
+
+How trials are drawn stands in `sampling`, how they are kept in `ledger`; after a restart the one is rebuilt from the
+other. The sampler is shown an architecture's cost as its place among all architectures, so that the noise of a clock
+never changes what is drawn.
+"""
+
+import math
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, TypeAlias
+
+from pydantic import Field, model_validator
+
+from kdray.errors import SpecError
+from kdray.record import State, TrialRecord
+from kdray.search.ledger import OPTUNA_STATES, Ledger
+from kdray.search.sampling import SamplerName, Sampling
+from kdray.search.stopping import Halving
+from kdray.settings import Names, Settings
+from kdray.space import Space, architectures, distributions
+
+FATAL = ("loss", "train_loss")
+"""Besides the objectives: a trial that reports one of these as not finite has failed."""
+
+Costs: TypeAlias = Mapping[str, float]
+
+
+class Limit(Settings):
+    """A bound on a cost; written `at_most(5)` or `at_least(2)`."""
+
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "Limit":
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("a limit has one of at_most and at_least: at_most(5), or {'at_most': 5}.")
+        return self
+
+    def holds(self, value: float) -> bool:
+        """Whether the value keeps the limit."""
+        return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
+
+    def __str__(self) -> str:
+        return f"at most {self.at_most:g}" if self.at_most is not None else f"at least {self.at_least:g}"
+
+
+def at_most(value: float) -> Limit:
+    """The limit of `constraints={"latency_ms": at_most(5)}`."""
+    return Limit(at_most=value)
+
+
+def at_least(value: float) -> Limit:
+    """The limit of `constraints={"speedup": at_least(2)}`."""
+    return Limit(at_least=value)
+
+
+class Search(Settings):
+    """How long to search, how, and for what."""
+
+    trials: int | None = Field(24, ge=1)
+    """Failed and stopped ones count, too."""
+    hours: float | None = Field(None, gt=0)
+    """After this time, earlier sessions of the sweep included, no trial is begun; those that run are finished."""
+    sampler: SamplerName = "tpe"
+    """One of Optuna's."""
+    objectives: Names = Field(("accuracy", "latency_ms"), min_length=1)
+    """The first is the quality that early stopping compares trials by."""
+    constraints: dict[str, Limit] = Field({})
+    """On costs, which are known before training: a student that breaks one is never trained."""
+    stopping: Halving | None = Halving()
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Search":
+        if self.trials is None and self.hours is None:
+            raise ValueError("Search: without trials and without hours it would never end; give one of them or both.")
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"Search.objectives: {', '.join(self.objectives)}: each may be named once.")
+        if self.sampler == "cmaes" and len(self.objectives) > 1:
+            raise ValueError(
+                f"Search.sampler: cmaes searches for one objective, there are {len(self.objectives)} "
+                f"({', '.join(self.objectives)}). Use tpe, gp, nsga2, nsga3, qmc or random, or name one objective."
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial to run."""
+
+    number: int
+    params: dict[str, Any]
+
+
+class Study:
+    """The search as those see it who run trials: `ask` for one, `observe` its evaluations, `finish` it."""
+
+    def __init__(
+        self,
+        search: Search,
+        space: Space,
+        ledger: Ledger,
+        costs: Callable[[Mapping[str, Any]], Costs],
+        evaluations: Callable[[Mapping[str, Any]], int] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Go on with what stands in the ledger. Raises SpecError when no architecture keeps the constraints.
+
+        `costs`: of the trial with these settings; asked of each of `architectures(space)` at once.
+        `evaluations`: how many the trial makes when nothing stops it, so that none is stopped after its last.
+        """
+        self.search, self.ledger = search, ledger
+        self._costs, self._evaluations, self._clock = costs, evaluations, clock
+        self._distributions = distributions(space)
+        measured = [(shape, costs(shape)) for shape in architectures(space)]
+        self._allowed = _allowed(search.constraints, measured)
+        self._places = _places(search.objectives, [cost for _, cost in measured])
+        self._sampling = Sampling(search.sampler, search.seed, search.objectives, self._distributions)
+        records = ledger.records()
+        self._spent_s, self._opened = _busy_s(records), clock()
+        self._interrupted = [record.number for record in records if record.state == "running"]
+        self._attempts: dict[int, int] = {}
+        for record in records:
+            self._sampling.known(record.params, ledger.notes(record.number))
+            if record.state != "running":
+                self._tell(record)
+
+    def records(self) -> list[TrialRecord]:
+        """All trials so far, those of earlier sessions too."""
+        return self.ledger.records()
+
+    def record(self, number: int) -> TrialRecord:
+        """What is known of one trial now."""
+        return self.ledger[number]
+
+    def ask(self) -> Asked | None:
+        """The next trial, an interrupted one first; None when the budget is spent."""
+        if self._interrupted:
+            record = self.ledger.resume(self._interrupted.pop(0))
+        elif self._spent():
+            return None
+        else:
+            drawn = self._sampling.draw(self._keeps_constraints, self._allowed)
+            record = self.ledger.add(drawn.params, self._distributions, self._costs(drawn.params), drawn.notes)
+        self._attempts[record.number] = record.attempts
+        return Asked(record.number, dict(record.params))
+
+    def observe(self, number: int, report: Mapping[str, Any], attempt: int = 1) -> bool:
+        """Take an evaluation; whether the trial should go on. If not: stop it, then `finish` it as stopped.
+
+        `attempt`: how often the slots have begun the job. A number that must be finite and is not fails the trial.
+        """
+        record = self.ledger[number]
+        if record.state != "running":
+            return False
+        attempts = self._attempts[number] + attempt - 1
+        if attempts != record.attempts:
+            self.ledger.set_attempts(number, attempts)
+        metrics = {name: float(value) for name, value in report.items() if isinstance(value, Real)}
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        record = self.ledger.record(number, finite)
+        wrong = [name for name in (*self.search.objectives, *FATAL) if name in metrics and name not in finite]
+        if wrong:
+            self.finish(number, "failed", f"{wrong[0]} is {metrics[wrong[0]]} at {_moment(metrics)}")
+            return False
+        return self._goes_on(record)
+
+    def finish(self, number: int, state: State, error: str | None = None) -> TrialRecord:
+        """End a trial that has not ended yet. Without its objectives, a completed one has failed."""
+        record = self.ledger[number]
+        if record.state != "running":
+            return record
+        missing = [name for name in self.search.objectives if name not in record.metrics]
+        if state == "completed" and missing:
+            state, error = "failed", f"it ended without reporting {' and '.join(missing)}"
+        record = self.ledger.finish(number, state, error)
+        self._tell(record)
+        return record
+
+    def _spent(self) -> bool:
+        trials, hours = self.search.trials, self.search.hours
+        elapsed_s = self._spent_s + self._clock() - self._opened
+        return (trials is not None and len(self.ledger) >= trials) or (hours is not None and elapsed_s >= 3600 * hours)
+
+    def _keeps_constraints(self, params: Mapping[str, Any]) -> bool:
+        costs = self._costs(params) if self.search.constraints else {}
+        return all(limit.holds(costs[name]) for name, limit in self.search.constraints.items())
+
+    def _goes_on(self, record: TrialRecord) -> bool:
+        stopping = self.search.stopping
+        if stopping is None or (self._evaluations and len(record.history) >= self._evaluations(record.params)):
+            return True
+        peers = (
+            other
+            for other in self.ledger.records()
+            if other.costs == record.costs and other.number != record.number and other.state != "failed"
+        )
+        return stopping.keeps(record, peers, self.search.objectives[0])
+
+    def _tell(self, record: TrialRecord) -> None:
+        """Let the sampler know: quality as it is, costs as places."""
+        values = (
+            [self._shown(name, record.metrics[name]) for name in self.search.objectives]
+            if record.state == "completed"
+            else None
+        )
+        first = self.search.objectives[0]
+        course = [metrics[first] for metrics in record.history if first in metrics]
+        self._sampling.tell(record.number, OPTUNA_STATES[record.state], values, course)
+
+    def _shown(self, name: str, value: float) -> float:
+        return float(bisect_left(self._places[name], value)) if name in self._places else value
+
+
+def _allowed(
+    constraints: Mapping[str, Limit], measured: Sequence[tuple[dict[str, Any], Costs]]
+) -> list[dict[str, Any]]:
+    """The architectures that keep the constraints. Raises SpecError when there is none."""
+    for name, limit in constraints.items():
+        values = [costs[name] for _, costs in measured if name in costs]
+        if not any(limit.holds(value) for value in values):
+            there = f"theirs is from {min(values):.4g} to {max(values):.4g}" if values else "it was not measured"
+            raise SpecError(
+                f"search.constraints[{name!r}]: {limit} is kept by none of the {len(measured)} architectures: {there}. "
+                "Loosen it, or search smaller students."
+            )
+    allowed = [
+        shape for shape, costs in measured if all(limit.holds(costs[name]) for name, limit in constraints.items())
+    ]
+    if not allowed:
+        asked = " and ".join(f"{name} {limit}" for name, limit in constraints.items())
+        raise SpecError(
+            f"search.constraints: none of the {len(measured)} architectures has {asked}. Loosen one of them."
+        )
+    return allowed
+
+
+def _places(objectives: Sequence[str], costs: Iterable[Costs]) -> dict[str, list[float]]:
+    """Objective that is a cost -> its values over all architectures, in order."""
+    costs = list(costs)
+    return {name: sorted({cost[name] for cost in costs}) for name in objectives if all(name in cost for cost in costs)}
+
+
+def _moment(metrics: Mapping[str, float]) -> str:
+    name = next((name for name in ("epoch", "step") if name in metrics), None)
+    return f"{name} {metrics[name]:g}" if name else "its evaluation"
+
+
+def _busy_s(records: Iterable[TrialRecord]) -> float:
+    """Seconds in which at least one of these trials ran: the wall clock of the sessions they ran in, without pauses."""
+    total = until = 0.0
+    for record in sorted((record for record in records if record.ended), key=lambda record: record.started):
+        total += max(0.0, record.ended - max(until, record.started))
+        until = max(until, record.ended)
+    return total

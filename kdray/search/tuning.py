@@ -1,0 +1,249 @@
+"""Running trials with Ray Tune, as many at a time as there are slots.
+
+Tune's searcher and scheduler are thin here: both only ask and tell the study. A Tune trial is an actor that listens to
+one job on the slots; it does no work, sits on this node and is used again for the next trial. What Tune writes goes to
+a folder that is removed: the record of the sweep is the ledger.
+"""
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import cloudpickle, tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from kdray.errors import ResourceError
+from kdray.record import State
+from kdray.search.running import MakeJob, OnChange, Told, job_name, reason, told
+from kdray.search.searcher import Study
+from kdray.slots.pool import SlotClient, SlotPool
+
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV, JSON and TensorBoard files cost more than the rest of Tune
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `_interrupts` does it, and says so in our words
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+RELEASE_TIMEOUT_S = "60"
+"""How long an actor may take to let go of a stopped trial; Tune's 2 s are too few for a busy machine."""
+
+
+def search(pool: SlotPool, study: Study, make_job: MakeJob, on_change: OnChange) -> None:
+    """Run trials until the study has no more; one that fails is a failed row, whatever it failed of.
+
+    Raises ResourceError when there is no slot to be had, KeyboardInterrupt on one, and what `on_change` raises. Trials
+    that run then stay running in the ledger: the next session begins them again.
+    """
+    os.environ.update(TUNE_ENVIRONMENT)
+    folder = Path(tempfile.mkdtemp(prefix="kdray-tune-"))
+    driver = Driver(pool, study, make_job, on_change)
+    here = {"CPU": 0, f"node:{ray.util.get_node_ip_address()}": 0.0001}
+    try:
+        with _interrupts(driver):
+            tune.Tuner(
+                tune.with_resources(partial(_listen, client=pool.client()), here),
+                tune_config=tune.TuneConfig(
+                    search_alg=StudySearcher(driver),
+                    scheduler=StudyScheduler(driver),
+                    num_samples=-1,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="trials", storage_path=str(folder), stop=DriverStopper(driver), callbacks=[], verbose=0
+                ),
+            ).fit()
+    finally:
+        driver.cancel_all()
+        shutil.rmtree(folder, ignore_errors=True)
+    if driver.ending:
+        raise driver.ending
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial on its way to its actor; opaque to Tune, which would look into a dict."""
+
+    number: int
+    payload: bytes
+    """The pickled job."""
+
+    def __repr__(self) -> str:
+        return job_name(self.number)
+
+
+def _listen(config: dict[str, Any], client: SlotClient) -> None:
+    """What a Tune trial does: hand its job to the slots and pass on what they tell."""
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = RELEASE_TIMEOUT_S
+    assignment: Assignment = config["assignment"]
+    for new in told(client, partial(cloudpickle.loads, assignment.payload), assignment.number):
+        tune.report({"told": [new]})  # in a list, which Tune does not look into
+
+
+class Driver:
+    """The one state behind Tune's searcher, scheduler and stopper, all of which Tune calls from one thread."""
+
+    def __init__(self, pool: SlotPool, study: Study, make_job: MakeJob, on_change: OnChange) -> None:
+        self.pool, self.study, self.make_job, self.on_change = pool, study, make_job, on_change
+        self.running: dict[str, int] = {}
+        """Tune's id of a trial -> its number."""
+        self.ending: BaseException | None = None
+        """Why the search ends before its budget is spent."""
+
+    def next(self, trial_id: str) -> Assignment | None:
+        """The next trial, which Tune knows by this id; None when there is no more."""
+        while asked := self.study.ask():
+            self.running[trial_id] = asked.number
+            self.on_change(self.study.record(asked.number))
+            try:
+                return Assignment(asked.number, cloudpickle.dumps(self.make_job(asked.number, asked.params)))
+            except Exception as error:
+                self.finish(trial_id, "failed", reason(error))
+        return None
+
+    def take(self, trial_id: str, new: Told) -> bool:
+        """Take what the slots tell of a trial; whether it should go on."""
+        number = self.running[trial_id]
+        if isinstance(new.error, ResourceError):
+            raise new.error
+        if new.error:
+            self.finish(trial_id, "failed", reason(new.error))
+        elif new.report is not None and not self.study.observe(number, new.report, new.attempt):
+            self.pool.cancel(job_name(number))
+            self.finish(trial_id, "stopped")
+        else:
+            self.on_change(self.study.record(number))
+        return trial_id in self.running
+
+    def finish(self, trial_id: str, state: State, error: str | None = None) -> None:
+        """End a trial, unless it has ended already."""
+        number = self.running.pop(trial_id, None)
+        if number is not None:
+            self.on_change(self.study.finish(number, state, error))
+
+    def cancel_all(self) -> None:
+        """Stop every job that still runs; the trials stay running in the ledger."""
+        for number in self.running.values():
+            self.pool.cancel(job_name(number))
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """What is raised in the block ends the search and leaves `search` as it is; Tune would bury it."""
+        try:
+            yield
+        except Exception as error:
+            self.ending = self.ending or error
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        """Tune pickles its searcher, scheduler and stopper to restore them, which is never done here."""
+        return (object, ())
+
+
+class StudySearcher(Searcher):
+    """Asks the study, as many trials at a time as there are slots."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()
+        self.driver = driver
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial; None while all slots are taken."""
+        if self.driver.ending:
+            return Searcher.FINISHED
+        if len(self.driver.running) >= self.driver.pool.count:
+            return None
+        assignment = None
+        with self.driver.guarded():
+            assignment = self.driver.next(trial_id)
+        return {"assignment": assignment} if assignment else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The job ran to its end; or Tune lost the actor, and nobody said so yet."""
+        with self.driver.guarded():
+            if error:
+                self.driver.finish(trial_id, "failed", "Ray Tune lost the trial; the log says more")
+            else:
+                self.driver.finish(trial_id, "completed")
+
+    def save(self, checkpoint_path: str) -> None:
+        """The ledger has it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """The ledger has it."""
+
+
+class StudyScheduler(FIFOScheduler):
+    """Tells the study; what it stops ends at its next step on its slot."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()
+        self.driver = driver
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        """The study's verdict on a report."""
+        goes_on = False
+        with self.driver.guarded():
+            goes_on = self.driver.take(trial.trial_id, result["told"][0])
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """The actor died or could not be started: its job is stopped, the trial failed."""
+        with self.driver.guarded():
+            number = self.driver.running.get(trial.trial_id)
+            if number is not None:
+                self.driver.pool.cancel(job_name(number))
+                why = trial.get_pickled_error() or trial.get_error() or "for a reason unknown"
+                self.driver.finish(trial.trial_id, "failed", f"Ray Tune lost the trial's actor: {_last_line(why)}")
+
+
+class DriverStopper(Stopper):
+    """Ends the experiment when the search must end before its budget is spent."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked between any two events; first of all the actors must be freed from waiting for their jobs."""
+        if self.driver.ending:
+            self.driver.cancel_all()
+        return self.driver.ending is not None
+
+
+@contextmanager
+def _interrupts(driver: Driver) -> Iterator[None]:
+    """The first Ctrl-C ends the search in order, a second one at once. Signals only reach the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: Any) -> None:
+        driver.ending = driver.ending or KeyboardInterrupt()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _last_line(why: object) -> str:
+    lines = [line.strip() for line in str(why).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(why)

@@ -1,0 +1,117 @@
+"""The space of a sweep: dotted names of a trial's settings -> Ray Tune domains, or plain lists of values.
+
+Here they are checked against what a trial can be told, turned into Optuna distributions, and their architectures
+counted out. What a setting means stands where it is defined; how values are drawn, in `search`.
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import product
+from typing import Any, TypeAlias
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from ray import tune
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Domain
+
+from kdray.errors import SpecError, did_you_mean
+from kdray.settings import Settings, dotted
+
+Space: TypeAlias = Mapping[str, Any]
+"""Dotted name -> Tune domain (`tune.loguniform(1e-5, 5e-4)`), or a list of values (`[1, 2, 3]`)."""
+
+MOST_ARCHITECTURES = 256
+"""Each is measured before the search, a few seconds apiece."""
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The space as Optuna knows it. Raises SpecError for what is not a domain or has no counterpart in Optuna."""
+    return {name: _distribution(name, value) for name, value in space.items()}
+
+
+def ends(distribution: BaseDistribution) -> tuple[Any, ...]:
+    """The smallest and the largest value of a range; every value of a choice."""
+    match distribution:
+        case CategoricalDistribution():
+            return tuple(distribution.choices)
+        case FloatDistribution() | IntDistribution():
+            return (distribution.low, distribution.high)
+    raise TypeError(f"no ends known of a {type(distribution).__name__}")
+
+
+def check_space(space: Space, recipe: Settings) -> None:
+    """Raise SpecError for a name that `recipe` does not have and for a domain with an end that makes no valid trial."""
+    known = dotted(recipe)
+    for name in space:
+        if name not in known:
+            raise SpecError(f"space[{name!r}]: no such setting; {did_you_mean(name, known)}")
+    for name, distribution in distributions(space).items():
+        for end in ends(distribution):
+            try:
+                recipe.with_dotted({name: end})
+            except SpecError as error:
+                raise SpecError(f"space[{name!r}]: {end!r} in it makes no valid trial. {error}") from None
+
+
+def architectures(
+    space: Space, prefix: str = "student.", without: tuple[str, ...] = ("student.dropout",)
+) -> tuple[dict[str, Any], ...]:
+    """Every combination of the searched settings that shape the student; one empty one where none is searched.
+
+    `without` are settings below the prefix that change neither size nor latency.
+    Raises SpecError when there are more than can be measured.
+    """
+    named = {name: value for name, value in space.items() if name.startswith(prefix) and name not in without}
+    values = {name: _values(name, distribution) for name, distribution in distributions(named).items()}
+    count = math.prod(len(of_one) for of_one in values.values())
+    if count > MOST_ARCHITECTURES:
+        raise SpecError(
+            f"space: {', '.join(values)} make {count} architectures; at most {MOST_ARCHITECTURES} can be measured "
+            "before the search. Search fewer values of them."
+        )
+    return tuple(dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
+
+
+def _distribution(name: str, value: Any) -> BaseDistribution:
+    domain = _domain(name, value)
+    try:
+        distribution: BaseDistribution = OptunaSearch.convert_search_space({name: domain})[name]
+    except (ValueError, NotImplementedError) as error:
+        raise SpecError(
+            f"space[{name!r}]: Optuna cannot draw from {domain}: {error} Use tune.uniform, tune.loguniform, "
+            "tune.quniform, tune.randint, tune.lograndint, tune.choice or a list of values."
+        ) from None
+    return distribution
+
+
+def _domain(name: str, value: Any) -> Domain:
+    if isinstance(value, Mapping) and set(value) == {"grid_search"}:
+        raise SpecError(f"space[{name!r}]: a grid search draws nothing; use a list of its values instead.")
+    if isinstance(value, list | tuple):
+        value = tune.choice(list(value))
+    if not isinstance(value, Domain):
+        raise SpecError(
+            f"space[{name!r}]: got {value!r}; allowed are a Ray Tune domain, such as tune.uniform(0.1, 0.9), or a list "
+            "of values. A fixed value is a setting of the sweep, not part of its space."
+        )
+    categories = getattr(value, "categories", ["a range"])
+    wrong = [item for item in categories if not isinstance(item, str | int | float | bool | None)]
+    if not categories or wrong:
+        came = f"{wrong[0]!r}" if wrong else "no values"
+        raise SpecError(f"space[{name!r}]: got {came}; a choice is between numbers, texts, True, False and None.")
+    return value
+
+
+def _values(name: str, distribution: BaseDistribution) -> tuple[Any, ...]:
+    match distribution:
+        case CategoricalDistribution():
+            return tuple(distribution.choices)
+        case IntDistribution():
+            return tuple(range(distribution.low, distribution.high + 1, distribution.step))
+        case FloatDistribution() if distribution.step is not None:
+            steps = round((distribution.high - distribution.low) / distribution.step)
+            return tuple(distribution.low + index * distribution.step for index in range(steps + 1))
+    raise SpecError(
+        f"space[{name!r}]: a range without steps makes endlessly many architectures, and each is measured before the "
+        "search. Use a list of values, tune.randint or tune.quniform."
+    )

@@ -1,0 +1,260 @@
+"""The study that drivers ask and tell, and the sequential driver over it."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+
+from kdray.errors import DataError, JobError, ResourceError, SpecError
+from kdray.record import TrialRecord
+from kdray.search.ledger import Ledger
+from kdray.search.searcher import Search, Study, at_least, at_most
+from kdray.search.sequential import search
+from kdray.slots import LocalSlots
+from kdray.worker import Job, Worker
+
+SPACE = {
+    "student.depth": [1, 2, 3, 4],
+    "distillation.alpha": tune.uniform(0.0, 1.0),
+    "training.learning_rate": tune.loguniform(1e-5, 1e-3),
+}
+
+
+def costs(params: dict[str, Any], noise: float = 0.0) -> dict[str, float]:
+    return {"latency_ms": params["student.depth"] + noise, "speedup": 4.0 / params["student.depth"]}
+
+
+def accuracy(params: dict[str, Any]) -> float:
+    depth, alpha, rate = (params[name] for name in SPACE)
+    return 0.5 + 0.05 * depth - 0.2 * (alpha - 0.6) ** 2 - 0.01 * abs(math.log10(rate) + 4)
+
+
+def teaching(number: int, params: dict[str, Any]) -> Job:
+    def job(worker: Worker) -> Iterator[dict[str, Any]]:
+        for epoch in (1, 2, 3):
+            if worker.stopping():
+                return
+            yield {"accuracy": accuracy(params) * (1 - 0.5**epoch), "epoch": epoch, "step": 10 * epoch, "note": "text"}
+
+    return job
+
+
+def study(folder: Path, *, noise: float = 0.0, space: dict[str, Any] = SPACE, **settings: Any) -> Study:
+    asked = Search(**({"trials": 12, "stopping": None} | settings))
+    ledger = Ledger.open(folder / "journal.log", "sweep", asked.objectives)
+    return Study(asked, space, ledger, lambda params: costs(params, noise), lambda params: 3)
+
+
+def run(study: Study, make_job: Callable[[int, dict[str, Any]], Job] = teaching) -> list[TrialRecord]:
+    with LocalSlots() as pool:
+        search(pool, study, make_job, lambda record: None)
+    return study.records()
+
+
+def table(records: list[TrialRecord]) -> list[tuple[object, ...]]:
+    return [(record.number, record.params, record.state, record.history, record.error) for record in records]
+
+
+def test_a_search_runs_its_trials_and_keeps_all_of_them(tmp_path: Path) -> None:
+    seen: list[TrialRecord] = []
+    with LocalSlots() as pool:
+        search(pool, study(tmp_path, trials=3), teaching, seen.append)
+    assert [(record.number, record.state, len(record.history)) for record in seen] == [
+        (number, state, evaluations)
+        for number in range(3)
+        for state, evaluations in (("running", 0), ("running", 1), ("running", 2), ("running", 3), ("completed", 3))
+    ]
+    assert seen[-1].metrics["accuracy"] == pytest.approx(accuracy(seen[-1].params) * 0.875)
+    assert seen[-1].metrics["latency_ms"] == seen[-1].params["student.depth"]
+    assert Ledger.read(tmp_path / "journal.log", "sweep").records()[2].history == seen[-1].history
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "qmc", "gp"])
+def test_the_same_seed_gives_the_same_table_also_with_a_noisy_clock(tmp_path: Path, sampler: str) -> None:
+    tables = [
+        table(run(study(tmp_path / f"{noise}", sampler=sampler, trials=16, noise=noise, stopping={})))
+        for noise in (0.0, 0.01)
+    ]
+    assert tables[0] == tables[1]
+    other = table(run(study(tmp_path / "other", sampler=sampler, trials=16, seed=1)))
+    assert other != tables[0]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "qmc", "gp", "random"])
+def test_a_search_in_two_sessions_is_the_search_in_one(tmp_path: Path, sampler: str) -> None:
+    limits = {"latency_ms": at_most(3)}
+    whole = run(study(tmp_path / "whole", sampler=sampler, trials=16, stopping={}, constraints=limits))
+    run(study(tmp_path / "parts", sampler=sampler, trials=12, stopping={}, constraints=limits))
+    parts = run(study(tmp_path / "parts", sampler=sampler, trials=16, stopping={}, constraints=limits))
+    assert table(parts) == table(whole)
+
+
+def test_one_objective_by_cmaes_in_two_sessions(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"sampler": "cmaes", "objectives": ("accuracy",), "stopping": {}}
+    whole = run(study(tmp_path / "whole", trials=20, **settings))
+    run(study(tmp_path / "parts", trials=11, **settings))
+    assert table(run(study(tmp_path / "parts", trials=20, **settings))) == table(whole)
+    assert "stopped" in {record.state for record in whole}
+
+
+def test_the_sampler_learns(tmp_path: Path) -> None:
+    one = {"student.depth": [2], "distillation.alpha": tune.uniform(0, 1), "training.learning_rate": [1e-4]}
+    records = run(study(tmp_path, space=one, trials=40, objectives=("accuracy",)))
+    late = [abs(record.params["distillation.alpha"] - 0.6) for record in records[20:]]
+    assert sum(late) / len(late) < 0.15
+
+
+def test_a_broken_constraint_is_never_trained(tmp_path: Path) -> None:
+    limits = {"latency_ms": at_most(3), "speedup": at_least(2)}
+    records = run(study(tmp_path, trials=20, constraints=limits, sampler="random"))
+    assert {record.params["student.depth"] for record in records} == {1, 2}
+    assert len(Ledger.read(tmp_path / "journal.log", "sweep")) == 20
+
+
+def test_a_rare_architecture_is_still_found(tmp_path: Path) -> None:
+    wide = {**SPACE, "student.depth": tune.randint(1, 200)}
+    records = run(study(tmp_path, space=wide, trials=3, constraints={"latency_ms": at_most(1)}, sampler="random"))
+    assert {record.params["student.depth"] for record in records} == {1}
+
+
+def test_constraints_that_nothing_keeps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"'latency_ms'\]: at most 0.5 is kept by none of the 4 .* from 1 to 4"):
+        study(tmp_path / "a", constraints={"latency_ms": at_most(0.5)})
+    with pytest.raises(SpecError, match="none of the 4 architectures has latency_ms at most 1 and speedup at most 1"):
+        study(tmp_path / "b", constraints={"latency_ms": at_most(1), "speedup": at_most(1)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"trials": None}, "it would never end"),
+        ({"sampler": "cmaes"}, "cmaes searches for one objective, there are 2"),
+        ({"objectives": "loss,loss"}, "each may be named once"),
+        ({"constraints": {"latency_ms": {}}}, "one of at_most and at_least"),
+        ({"sampler": "grid"}, "'tpe'"),
+        ({"trials": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], part: str) -> None:
+    with pytest.raises(SpecError, match="Search") as caught:
+        Search(**settings)
+    assert part in str(caught.value)
+
+
+def test_one_failing_trial_is_a_row_with_its_reason(tmp_path: Path) -> None:
+    def make_job(number: int, params: dict[str, Any]) -> Job:
+        def job(worker: Worker) -> Iterator[dict[str, Any]]:
+            yield {"accuracy": 0.5, "epoch": 1, "step": 10}
+            if number == 1:
+                raise DataError("row 3: no label")
+            if number == 2:
+                raise ValueError("bad luck")
+            yield {"accuracy": math.nan if number == 3 else 0.6, "loss": math.inf, "epoch": 2, "step": 20}
+
+        if number == 0:
+            raise SpecError("distillation.alpha: no")
+        return job if number < 4 else lambda worker: iter(({"loss": 1.0, "step": 1},))
+
+    records = run(study(tmp_path, trials=5), make_job)
+    assert [record.state for record in records] == ["failed"] * 5
+    errors = [record.error or "" for record in records]
+    assert errors[:2] == ["distillation.alpha: no", "row 3: no label"]
+    assert "ValueError: bad luck" in errors[2]
+    assert errors[3:] == ["accuracy is nan at epoch 2", "it ended without reporting accuracy"]
+    assert [len(record.history) for record in records] == [0, 1, 1, 2, 1]
+    assert all(math.isfinite(value) for record in records for metrics in record.history for value in metrics.values())
+
+
+def test_early_stopping_stops_the_job_and_spares_the_shallow(tmp_path: Path) -> None:
+    ended: dict[int, int] = {}
+
+    def make_job(number: int, params: dict[str, Any]) -> Job:
+        def job(worker: Worker) -> Iterator[dict[str, Any]]:
+            for epoch in (1, 2, 3):
+                ended[number] = epoch
+                yield {"accuracy": accuracy(params), "epoch": epoch, "step": epoch}
+                if worker.stopping():
+                    return
+
+        return job
+
+    records = run(study(tmp_path, trials=30, stopping={}, sampler="random"), make_job)
+    stopped = [record for record in records if record.state == "stopped"]
+    assert 8 < len(stopped) < 25
+    assert all(len(record.history) == 1 and ended[record.number] == 1 for record in stopped)
+    assert all(len(record.history) == 3 for record in records if record.state == "completed")
+    for depth in (1, 2, 3, 4):
+        equals = [record for record in records if record.params["student.depth"] == depth]
+        best = max(equals, key=lambda record: accuracy(record.params))
+        assert best.state == "completed"
+
+
+def test_an_interrupted_trial_is_the_first_of_the_next_session(tmp_path: Path) -> None:
+    def interrupting(number: int, params: dict[str, Any]) -> Job:
+        def job(worker: Worker) -> Iterator[dict[str, Any]]:
+            yield from teaching(number, params)(worker) if number < 2 else iter(())
+            if number == 2:
+                yield {"accuracy": 0.1, "epoch": 1, "step": 10}
+                raise KeyboardInterrupt
+
+        return job
+
+    with pytest.raises(KeyboardInterrupt):
+        run(study(tmp_path, trials=4), interrupting)
+    begun: list[int] = []
+
+    def noting(number: int, params: dict[str, Any]) -> Job:
+        begun.append(number)
+        return teaching(number, params)
+
+    records = run(study(tmp_path, trials=4), noting)
+    assert begun == [2, 3]
+    assert [(record.state, record.attempts) for record in records] == [
+        ("completed", 1), ("completed", 1), ("completed", 2), ("completed", 1)
+    ]  # fmt: skip
+    assert [metrics["step"] for metrics in records[2].history] == [10, 20, 30]
+    whole = run(study(tmp_path / "whole", trials=4))
+    assert [record.params for record in records] == [record.params for record in whole]
+
+
+def test_a_missing_slot_ends_the_search_and_fails_no_trial(tmp_path: Path) -> None:
+    def make_job(number: int, params: dict[str, Any]) -> Job:
+        raise ResourceError("slot 0 was not up after 300 s")
+
+    with pytest.raises(ResourceError, match="not up"):
+        run(study(tmp_path), make_job)
+    assert [record.state for record in Ledger.read(tmp_path / "journal.log", "sweep").records()] == ["running"]
+
+
+def test_attempts_of_the_slots_are_counted_and_repeated_reports_are_not(tmp_path: Path) -> None:
+    sweep = study(tmp_path, trials=1)
+    asked = sweep.ask()
+    assert asked is not None
+    for attempt, step in ((1, 10), (2, 10), (2, 20)):
+        assert sweep.observe(asked.number, {"accuracy": 0.5, "step": step}, attempt)
+    record = sweep.finish(asked.number, "completed")
+    assert (record.attempts, len(record.history)) == (2, 2)
+    assert not sweep.observe(asked.number, {"accuracy": 0.9, "step": 30})
+    assert sweep.finish(asked.number, "failed", "too late") == record
+
+
+def test_hours_are_those_of_all_sessions(tmp_path: Path) -> None:
+    now = [1000.0]
+    search_for = Search(trials=None, hours=1, stopping=None)
+    ledger = Ledger.open(tmp_path / "journal.log", "sweep", search_for.objectives)
+    sweep = Study(search_for, SPACE, ledger, costs, clock=lambda: now[0])
+    assert sweep.ask() is not None
+    now[0] += 3599
+    assert sweep.ask() is not None
+    now[0] += 2
+    assert sweep.ask() is None
+
+
+def test_a_job_error_keeps_its_words(tmp_path: Path) -> None:
+    def make_job(number: int, params: dict[str, Any]) -> Job:
+        raise JobError("trial-0: the worker died 3 times.")
+
+    assert run(study(tmp_path, trials=1), make_job)[0].error == "trial-0: the worker died 3 times."
