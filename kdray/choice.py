@@ -29,7 +29,9 @@ class Choose(Settings):
     @model_validator(mode="after")
     def _directions(self) -> "Choose":
         if self.smallest is not None and direction(self.smallest) != "minimize":
-            raise ValueError(f"Choose.smallest: more {self.smallest} is better, so its smallest is the worst; name a cost.")
+            raise ValueError(
+                f"Choose.smallest: more {self.smallest} is better, so its smallest is the worst; name a cost."
+            )
         return self
 
     @property
@@ -91,7 +93,9 @@ def _sentence(record: TrialRecord, rule: Choose, enough: int, completed: int, te
     )
     keep = f"{enough} of {completed} finished students keep at least {rule.retention:.0%} of the teacher"
     if not enough:
-        return f"No student keeps {rule.retention:.0%} of the teacher, so the best {rule.best} was taken: trial {record.number}, {what}."
+        none = f"No student keeps {rule.retention:.0%} of the teacher, so the best {rule.best} was taken"
+        return f"{none}: trial {record.number}, {what}."
     if rule.smallest is None:
         return f"Trial {record.number} was chosen: {keep}, and it has the best {rule.best}: {what}."
-    return f"Trial {record.number} was chosen: {keep}, and it has the smallest {rule.smallest} of them ({metrics[rule.smallest]:.4g}): {what}."
+    smallest = f"the smallest {rule.smallest} of them ({metrics[rule.smallest]:.4g})"
+    return f"Trial {record.number} was chosen: {keep}, and it has {smallest}: {what}."

@@ -1,4 +1,4 @@
-"""The command line: `main(sweep)` for sweep scripts, and the `kdray` command. Printing, logging and exit codes live here.
+"""The command line: `main(sweep)` for sweep scripts, and the `kdray` command; printing, logging and exit codes.
 
 Exit codes: 0 a student was chosen; 1 failed; 2 refused; 3 finished, but no student satisfies the rule; 130 interrupted.
 """
@@ -33,13 +33,17 @@ app = typer.Typer(
 )  # fmt: skip
 
 DEFAULT_STORAGE = "results"
+CHATTERERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggingface_hub")
+"""Libraries that put handlers of their own on the screen."""
 
 Storage = Annotated[str, typer.Option(help="Folder (or file:// URI) for all results.", metavar="DIR_OR_URI")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="The same sweep, small: a test of everything in a minute or two.")]
 Trials = Annotated[int | None, typer.Option(help="Trials to run; more than before extends a finished sweep.", min=1)]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change any setting; repeatable. A searched one is then searched no more.", metavar="NAME=VALUE"),
+    typer.Option(
+        "--set", help="Change any setting; repeatable. A searched one is then searched no more.", metavar="NAME=VALUE"
+    ),
 ]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow server; by default a SQLite file in the storage.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join, such as auto or ray://host:10001.")]
@@ -76,7 +80,9 @@ def run_file(
 
 
 @app.command()
-def show(sweep: Annotated[Path, typer.Argument(help="STORAGE/NAME: the folder of a finished or running sweep.")]) -> None:
+def show(
+    sweep: Annotated[Path, typer.Argument(help="STORAGE/NAME: the folder of a finished or running sweep.")],
+) -> None:
     """Print the table of a finished or running sweep."""
     with exits():
         Console().print(table(figures_of(SweepPaths(sweep.absolute().parent, sweep.name))))
@@ -153,6 +159,9 @@ def log_to(paths: SweepPaths) -> None:
     handler = logging.FileHandler(paths.logs / "kdray.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
+    for name in CHATTERERS:
+        chatterer = logging.getLogger(name)
+        chatterer.handlers, chatterer.propagate = [], True
     logging.root.addHandler(handler)
     logging.root.setLevel(logging.INFO)
 
@@ -162,7 +171,9 @@ class exits:  # noqa: N801  (used as `with exits():`)
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(error, KDRayError):
             say(error)
             raise SystemExit(error.exit_code) from None

@@ -39,14 +39,21 @@ class AskHardware:
 
 
 def measured_costs(
-    source: Pretrained, student: TransformerStudent | None, latency: Latency, on_hardware: str, paths: StoragePaths, pool: Pool
+    source: Pretrained,
+    student: TransformerStudent | None,
+    latency: Latency,
+    on_hardware: str,
+    paths: StoragePaths,
+    pool: Pool,
 ) -> dict[str, float]:
     """The costs of one architecture: latency_ms, latency_p95_ms, parameters, size_mb."""
     shape = student.architecture(source.layers) if student else {}
     cache = paths.cost(fingerprint(source.key, shape, latency.model_dump(), on_hardware))
     if not cache.exists():
         *_, measured = pool.run(MeasureCosts(source, student, latency), f"cost-{cache.stem}")
-        write_json(cache, {"hardware": on_hardware, "architecture": shape, "latency": latency.model_dump(), "costs": measured})
+        write_json(
+            cache, {"hardware": on_hardware, "architecture": shape, "latency": latency.model_dump(), "costs": measured}
+        )
     measured_before: dict[str, float] = read_json(cache)["costs"]
     return measured_before
 

@@ -164,7 +164,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StorageError(f"{path}: not a readable JSON file ({error}). Restore it, or start over with --fresh.") from None
+        raise StorageError(
+            f"{path}: not a readable JSON file ({error}). Restore it, or start over with --fresh."
+        ) from None
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Each step finds its finished work on disk and skips it: running the same sweep a
 
 import logging
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 from kdray.choice import Choice, chosen, front_numbers
 from kdray.costs import AskHardware, measured_costs, with_speedup
 from kdray.data import Splits, load_splits
-from kdray.errors import NoStudent, Refused, StorageError, SweepFailed
+from kdray.errors import NoStudent, StorageError, SweepFailed
 from kdray.paths import SweepPaths, new_folder, read_json, write_json
 from kdray.pretrained import Pretrained, found, weights_fingerprint
 from kdray.record import TrialRecord
@@ -64,12 +63,16 @@ def run(
     screen.stage("Data")
     splits = load_splits(sweep.data, sweep.task)
     sweep.check_classes(splits)
-    screen.notes(*splits.notes, *sizes(splits))
+    for note in (*splits.notes, sizes(splits)):
+        screen.note(note)
     source = obtain_source(sweep.teacher, sweep.task, splits, paths, sweep.seed)
     sources = student_sources(sweep, splits, source, paths)
     ledger = Ledger.open(paths.journal, sweep.name, sweep.search.objectives)
 
-    with slots_for(sweep, paths, screen, address, require_cluster, local) as slots, tracked(sweep, paths, ledger) as tracker:
+    with (
+        slots_for(sweep, paths, screen, address, require_cluster, local) as slots,
+        tracked(sweep, paths, ledger) as tracker,
+    ):
         screen.stage("Teacher")
         teacher = obtain_teacher(
             sweep.teacher, source, sweep.task, sources[None].tokens, paths, sweep.seed, slots, epochs_on(screen, sweep)
@@ -112,8 +115,8 @@ def claim(sweep: Sweep, paths: SweepPaths, fresh: bool) -> None:
         differences = different(read_json(paths.settings)["identity"], identity["identity"])
         if differences:
             raise StorageError(
-                f"{paths.root}: the name {sweep.name!r} is used by a sweep with other settings: {'; '.join(differences)}. "
-                f"Give this one another name (--set name=...), or start over with --fresh."
+                f"{paths.root}: the name {sweep.name!r} is used by a sweep with other settings: "
+                f"{'; '.join(differences)}. Give this one another name (--set name=...), or start over with --fresh."
             )
     elif paths.root.exists() and any(paths.root.iterdir()) and not paths.logs.exists():
         raise StorageError(f"{paths.root}: holds something that is no sweep. Give another name or another --storage.")
@@ -158,7 +161,12 @@ class Costs:
 
     @classmethod
     def measured(
-        cls, sweep: Sweep, sources: Mapping[str | None, StudentSource], paths: SweepPaths, slots: SlotPool, screen: Screen
+        cls,
+        sweep: Sweep,
+        sources: Mapping[str | None, StudentSource],
+        paths: SweepPaths,
+        slots: SlotPool,
+        screen: Screen,
     ) -> "Costs":
         """Measured one after the other, once every slot has started and is idle."""
         slots.wait()
@@ -308,7 +316,7 @@ def slots_for(
         return
     cluster = connect(address, require_cluster, paths.logs)
     try:
-        screen.notes(cluster.sentence)
+        screen.note(cluster.sentence)
         with open_slots(sweep.slots, paths.root, paths.logs) as ray_slots:
             yield ray_slots
     finally:
@@ -353,10 +361,12 @@ def teacher_name(sweep: Sweep) -> str:
     return model if isinstance(model, str) else "from scratch"
 
 
-def sizes(splits: Splits) -> tuple[str, ...]:
+def sizes(splits: Splits) -> str:
     """What the sweep learns from and is measured on, in a sentence."""
-    rows = f"{len(splits.train):,} rows to train on, {len(splits.validation):,} to validate, {len(splits.test):,} to test"
-    return (f"{rows}; labels {', '.join(splits.labels)}",)
+    rows = (
+        f"{len(splits.train):,} rows to train on, {len(splits.validation):,} to validate, {len(splits.test):,} to test"
+    )
+    return f"{rows}; labels {', '.join(splits.labels)}"
 
 
 def epochs_on(screen: Screen, sweep: Sweep) -> Callable[[Report], None]:

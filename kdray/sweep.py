@@ -52,7 +52,7 @@ class Sweep(Settings):
     slots: SlotSettings = SlotSettings()
     tracking: Tracking = Tracking()
     seed: int = Field(0, ge=0)
-    smoke: dict[str, Any] = {}
+    smoke: dict[str, Any] = Field(default_factory=dict)
     """Settings by dotted name that make the same sweep small: what --smoke sets."""
 
     @property
@@ -92,8 +92,8 @@ class Sweep(Settings):
         self._check_metrics(self.task.metric_names(2), "")
         if self.search.objectives[0] not in (*self.task.metric_names(2), "agreement", "retention"):
             raise SpecError(
-                f"search.objectives: the first one must be a quality ({', '.join(self.task.metric_names(2))}, agreement, "
-                f"retention), for early stopping compares trials by it; got {self.search.objectives[0]!r}."
+                f"search.objectives: the first one must be a quality ({', '.join(self.task.metric_names(2))}, "
+                f"agreement, retention), for early stopping compares trials by it; got {self.search.objectives[0]!r}."
             )
         return self
 

@@ -47,7 +47,9 @@ def obtain_source(teacher: Teacher, task: Task, splits: Splits, paths: StoragePa
     """The teacher before any fine-tuning, in the storage's cache. Raises TeacherError if it cannot serve."""
     if isinstance(teacher.model, FreshTransformer):
         if teacher.training is None:
-            raise TeacherError("teacher.training: a teacher from scratch must be trained; give Teacher(training=Training(...)).")
+            raise TeacherError(
+                "teacher.training: a teacher from scratch must be trained; give Teacher(training=Training(...))."
+            )
         return _fresh(teacher.model, task, splits, paths, seed)
     folder = found(teacher.model, teacher.revision, "teacher.model")
     if teacher.training is None:
@@ -79,7 +81,13 @@ def adopted(
 
 
 def obtain_teacher(
-    teacher: Teacher, source: Pretrained, task: Task, tokens: TokenSet, paths: StoragePaths, seed: int, pool: Pool,
+    teacher: Teacher,
+    source: Pretrained,
+    task: Task,
+    tokens: TokenSet,
+    paths: StoragePaths,
+    seed: int,
+    pool: Pool,
     on_report: Callable[[Report], None],
 ) -> Pretrained:
     """The teacher ready to teach: the source itself, or the source fine-tuned on a slot, cached by content."""
@@ -127,7 +135,7 @@ class FineTune:
 
 
 def check_quality(teacher: Teacher, logits_NxC: np.ndarray, labels_N: np.ndarray, names: Sequence[str]) -> None:
-    """Raise TeacherError when the teacher is near chance on the validation rows; offer the mapping if one explains it."""
+    """Raise TeacherError for a teacher near chance on the validation rows; offer the mapping if one explains it."""
     accuracy = float((logits_NxC.argmax(1) == labels_N).mean())
     chance = float(np.bincount(labels_N, minlength=len(names)).max() / len(labels_N))
     needed = chance + teacher.above_chance
@@ -140,8 +148,8 @@ def check_quality(teacher: Teacher, logits_NxC: np.ndarray, labels_N: np.ndarray
     if mapped >= needed and teacher.training is None:
         order = ",".join(names[label] for label in label_of_output)
         raise TeacherError(
-            f"{said}, but would be {mapped:.3f} if its outputs meant, in order, {order}: teacher and data disagree about "
-            f"the order of the labels. Say --set teacher.labels={order} --set task.labels={order}."
+            f"{said}, but would be {mapped:.3f} if its outputs meant, in order, {order}: teacher and data disagree "
+            f"about the order of the labels. Say --set teacher.labels={order} --set task.labels={order}."
         )
     raise TeacherError(
         f"{said}; at least {needed:.3f} is asked for (teacher.above_chance={teacher.above_chance}). "
@@ -162,7 +170,9 @@ def _check_labels(teacher: Teacher, task: Task, folder: Path, labels: tuple[str,
     """Raise TeacherError when the outputs of a teacher that is taken as it is are not the data's labels, in order."""
     own = teacher.labels or task.model_labels(folder)
     same = [name.casefold() for name in own] == [name.casefold() for name in labels]
-    unnamed = teacher.labels is None and all(name == f"LABEL_{i}" for i, name in enumerate(own)) and len(own) == len(labels)
+    unnamed = (
+        teacher.labels is None and all(name == f"LABEL_{i}" for i, name in enumerate(own)) and len(own) == len(labels)
+    )
     if same or unnamed:  # without names, only the validation accuracy can tell: check_quality
         return
     where = "teacher.labels" if teacher.labels else f"teacher.model {folder}"

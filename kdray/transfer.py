@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from kdray.tokens import Rows, TokenSet
 from kdray.errors import JobError, StorageError
 from kdray.evaluation import predictions
 from kdray.paths import StoragePaths, file_fingerprint, fingerprint, read_json, replaced_file, write_json
 from kdray.pretrained import Pretrained
 from kdray.settings import Settings
+from kdray.tokens import Rows, TokenSet
 from kdray.training import autocast_dtype
 from kdray.worker import Pool, Report, Worker
 
@@ -67,7 +67,9 @@ class Logits:
     def of(self, rows: Rows) -> Rows:
         """These rows with their logits. Raises StorageError when the example ids differ."""
         if not np.array_equal(np.concatenate(self._ids), rows.ids):
-            raise StorageError("the transfer set was written for other rows: its example ids are not the data's. Remove it.")
+            raise StorageError(
+                "the transfer set was written for other rows: its example ids are not the data's. Remove it."
+            )
         return rows.with_logits(self)
 
     def all(self) -> np.ndarray:
@@ -90,13 +92,19 @@ class TransferSet:
 
 
 def obtain_transfer_set(
-    settings: Transfer, teacher: Pretrained, tokens: TokenSet, paths: StoragePaths, pool: Pool,
+    settings: Transfer,
+    teacher: Pretrained,
+    tokens: TokenSet,
+    paths: StoragePaths,
+    pool: Pool,
     on_progress: Callable[[int, int], None],
 ) -> TransferSet:
     """The transfer set of this teacher and these rows: written where it is missing, verified where it is there.
 
-    A shard whose bytes do not match the manifest is written again. Raises JobError when stored and live logits differ.
+    A shard whose bytes do not match the manifest is written again. Raises TeacherError when the token ids are not of the
+    teacher's tokenizer, JobError when stored and live logits differ.
     """
+    tokens.check_tokenizer(teacher.tokenizer(), f"teacher {teacher.folder}")
     key = fingerprint(teacher.key, tokens.key, settings.precision)
     folder, manifest = paths.transfer(key), paths.transfer(key) / "manifest.json"
     known: dict[str, str] = read_json(manifest) if manifest.exists() else {}
@@ -154,16 +162,19 @@ class CheckSample:
     def __call__(self, worker: Worker) -> Iterator[Report]:
         rows = TransferSet(self.folder).rows(self.tokens, "train")
         sample = np.random.default_rng(0).permutation(len(rows))[: self.settings.check_rows]
-        stored = rows.batch(sample).teacher_logits_BxC.numpy()
-        live = np.concatenate([
-            live_logits(self.teacher, rows.part(int(i), int(i) + 1), 1, self.settings.precision, worker) for i in sample
-        ])
+        stored = rows.teacher_logits(sample)
+        live = np.concatenate(
+            [
+                live_logits(self.teacher, rows.part(int(i), int(i) + 1), 1, self.settings.precision, worker)
+                for i in sample
+            ]
+        )
         difference = float(np.abs(stored - live).max() / max(1.0, float(np.abs(live).max())))
         bf16 = autocast_dtype(self.settings.precision, worker.device) is not None
         if not difference <= (0.1 if bf16 else 1e-3):
             raise JobError(
-                f"transfer set {self.folder}: stored logits differ from the live teacher's by {difference:.4f} of their "
-                f"size on a sample. Remove that folder and run again."
+                f"transfer set {self.folder}: stored logits differ from the live teacher's by {difference:.4f} of "
+                f"their size on a sample. Remove that folder and run again."
             )
         yield {"difference": difference}
 

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kdray.tokens import Rows, TokenSet
 from kdray.evaluation import agreement, predictions
 from kdray.losses.distillation import Distillation
 from kdray.paths import new_folder
@@ -21,6 +20,7 @@ from kdray.pretrained import Pretrained, save
 from kdray.settings import Settings
 from kdray.students.transformer import TransformerStudent
 from kdray.tasks.task import Task
+from kdray.tokens import Rows, TokenSet
 from kdray.training import Training, autocast_dtype, fit
 from kdray.transfer import TransferSet
 from kdray.worker import Report, Worker
@@ -79,7 +79,11 @@ class Trial:
         )  # fmt: skip
         if worker.rank == 0 and not worker.stop_asked():
             with new_folder(self.target) as folder:
-                save(model.cpu(), worker.kept(("tokenizer", self.lesson.source.key), self.lesson.source.tokenizer), folder)
+                save(
+                    model.cpu(),
+                    worker.kept(("tokenizer", self.lesson.source.key), self.lesson.source.tokenizer),
+                    folder,
+                )
             checkpoint.unlink(missing_ok=True)
 
 
