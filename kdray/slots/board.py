@@ -167,14 +167,15 @@ class Board:
                 self._waiting.clear()
             self._changed.notify_all()
 
-    async def close(self) -> None:
-        """Cancel every job; the slots go home."""
+    async def close(self) -> list[int]:
+        """Cancel every job; the slots go home. Those that have a home to go to."""
         async with self._changed:
             self._closed = True
             for job in self._jobs.values():
                 job.tell("cancelled")
             self._waiting.clear()
             self._changed.notify_all()
+            return [number for number, slot in enumerate(self._slots) if slot.members]
 
     async def kill_all(self) -> None:
         """End the processes of the slots that did not go home."""

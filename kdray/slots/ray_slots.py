@@ -22,6 +22,7 @@ from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdray.errors import JobError, KDRayError, ResourceError
@@ -32,10 +33,13 @@ from kdray.slots.pool import SlotSettings
 from kdray.slots.serving import Post, serve
 from kdray.worker import Job, Report
 
-logger = logging.getLogger(__name__)
+chatter = logging.getLogger("ray.slots")
+"""What Ray says of a failure, at its usual length, goes where the rest of its talk does: see cluster.connect."""
 
 TRIES = 3
 """How often in a row a slot's start is tried before the slot is given up."""
+
+RETRYABLE = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
 
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon Train sees a dead worker, or a slot's end
@@ -177,13 +181,13 @@ class RaySlots:
         self._closing.set()
         self._timer.cancel()
         try:
-            _ask(self._board.close)
-            if not self._joined(patience_s):
+            started: list[int] = _ask(self._board.close)  # one that is still starting finds no board, and ends too
+            if not self._joined(started, patience_s):
                 _ask(self._board.kill_all)
-                self._joined(60.0)
+                self._joined(started, 60.0)
             ray.kill(self._board)
         except JobError:
-            logger.warning("the board died before its slots were closed", exc_info=True)  # and they with it
+            chatter.warning("the board died before its slots were closed", exc_info=True)  # and they with it
         finally:
             shutil.rmtree(self._train_folder, ignore_errors=True)
 
@@ -193,11 +197,12 @@ class RaySlots:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _joined(self, patience_s: float) -> bool:
+    def _joined(self, slots: list[int], patience_s: float) -> bool:
         until = time.monotonic() + patience_s
-        for thread in self._keepers:
-            thread.join(max(0.0, until - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._keepers)
+        keepers = [self._keepers[slot] for slot in slots]
+        for keeper in keepers:
+            keeper.join(max(0.0, until - time.monotonic()))
+        return not any(keeper.is_alive() for keeper in keepers)
 
     def _keep(self, slot: int) -> None:
         """Keep one slot up: Ray Train restarts its group; where that gives up, start anew."""
@@ -208,8 +213,10 @@ class RaySlots:
             except Exception as error:
                 if self._closing.is_set():
                     return
-                logger.warning("slot %s: start %s failed", slot, attempt + 1, exc_info=error)
-                self._lose(slot, f"slot {slot} could not be started: {_first_line(error)} See {self.logs}.")
+                chatter.warning("slot %s: start %s failed", slot, attempt + 1, exc_info=error)
+                self._lose(slot, f"slot {slot} could not be started: {_cause(error)}. See {self.logs / 'ray.log'}.")
+                if not isinstance(getattr(error, "controller_failure", None), RETRYABLE):
+                    return  # it would fail again, and what it reserved is not given back before this process ends
 
     def _trainer(self, slot: int) -> TorchTrainer:
         asked = self.shares
@@ -287,7 +294,7 @@ def _ask(method: Any, *arguments: Any) -> Any:
     except ValueError:
         raise
     except RayError as error:
-        raise JobError(f"The board of the slots is gone: {_first_line(error)}") from error
+        raise JobError(f"The board of the slots is gone: {_cause(error)}") from error
 
 
 def _unpickled(name: str, data: bytes) -> KDRayError:
@@ -298,6 +305,7 @@ def _unpickled(name: str, data: bytes) -> KDRayError:
     return error
 
 
-def _first_line(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
+    """What Ray's many lines end with: the error at the bottom of it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]
+    return lines[-1].strip().rstrip(".")

@@ -25,7 +25,6 @@ from kdray.slots.board import Assignment
 from kdray.slots.pool import job_error
 from kdray.worker import Job, Worker
 
-
 logger = logging.getLogger(__name__)
 
 
