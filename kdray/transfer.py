@@ -101,8 +101,8 @@ def obtain_transfer_set(
 ) -> TransferSet:
     """The transfer set of this teacher and these rows: written where it is missing, verified where it is there.
 
-    A shard whose bytes do not match the manifest is written again. Raises TeacherError when the token ids are not of the
-    teacher's tokenizer, JobError when stored and live logits differ.
+    A shard whose bytes do not match the manifest is written again. Raises TeacherError when the token ids are not
+    of the teacher's tokenizer, JobError when stored and live logits differ.
     """
     tokens.check_tokenizer(teacher.tokenizer(), f"teacher {teacher.folder}")
     key = fingerprint(teacher.key, tokens.key, settings.precision)
