@@ -5,7 +5,7 @@ counted out. What a setting means stands where it is defined; how values are dra
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from typing import Any, TypeAlias
 
@@ -70,6 +70,25 @@ def architectures(
             "before the search. Search fewer values of them."
         )
     return tuple(dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
+
+
+def narrowed(
+    distributions: Mapping[str, BaseDistribution], allowed: Sequence[Mapping[str, Any]]
+) -> dict[str, BaseDistribution]:
+    """The distributions without the values that no allowed architecture has, where Optuna can say that."""
+    return {
+        name: _narrowed(distribution, {shape[name] for shape in allowed}) if name in allowed[0] else distribution
+        for name, distribution in distributions.items()
+    }
+
+
+def _narrowed(distribution: BaseDistribution, allowed: Collection[Any]) -> BaseDistribution:
+    match distribution:
+        case CategoricalDistribution():
+            return CategoricalDistribution([choice for choice in distribution.choices if choice in allowed])
+        case IntDistribution(log=log, step=step):
+            return IntDistribution(min(allowed), max(allowed), log=log, step=step)
+    return distribution
 
 
 def _distribution(name: str, value: Any) -> BaseDistribution:

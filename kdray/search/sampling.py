@@ -23,15 +23,15 @@ from optuna.samplers import (
     TPESampler,
 )
 from optuna.storages import InMemoryStorage
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdray.pareto import direction
 from kdray.search.quiet import quiet_optuna
 
 SamplerName: TypeAlias = Literal["tpe", "random", "gp", "nsga2", "nsga3", "cmaes", "qmc"]
 
-DRAWS = 50
-"""How often a trial that is not allowed is drawn again before its architecture is drawn from those that are."""
+DRAWS = 10
+"""How often a trial is drawn before its architecture is drawn from the allowed ones; some samplers insist on theirs."""
 
 DRAWS_NOTE, STUDY_NOTE = "kdray:draws", "kdray:study"
 
@@ -77,15 +77,7 @@ class Sampling:
         """The next trial was drawn before a restart."""
         for _ in range(notes.get(DRAWS_NOTE, 1) - 1):
             self._study.add_trial(create_trial(state=TrialState.FAIL))
-        own = {name: value for name, value in notes.items() if name not in (DRAWS_NOTE, STUDY_NOTE)}
-        self._study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params=dict(params),
-                distributions=self._distributions,
-                system_attrs=own,
-            )
-        )
+        self._study.add_trial(self._running(params, notes) or create_trial(state=TrialState.FAIL))
         for name, value in json.loads(notes.get(STUDY_NOTE, "{}")).items():
             self._storage.set_study_system_attr(self._study_id, name, value)
         self._places.append(self._last())
@@ -95,12 +87,24 @@ class Sampling:
     ) -> None:
         """What became of a trial; `course` are the first objective's values at each evaluation."""
         place = self._places[number]
+        if self._study.get_trials(deepcopy=False)[place].state.is_finished():
+            return
         if not self._several:  # a sampler ranks stopped trials by it; Optuna has no course for several objectives
             trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, place)
             for step, value in enumerate(course):
                 self._storage.set_trial_intermediate_value(trial_id, step, value)
         self._study.sampler = RandomSampler(self._seed)
         self._study.tell(place, values, state=state)
+
+    def _running(self, params: Mapping[str, Any], notes: Mapping[str, Any]) -> FrozenTrial | None:
+        """A trial as it was drawn; None when it could not be drawn any more, since costs measured anew forbid it."""
+        own = {name: value for name, value in notes.items() if name not in (DRAWS_NOTE, STUDY_NOTE)}
+        try:
+            return create_trial(
+                state=TrialState.RUNNING, params=dict(params), distributions=self._distributions, system_attrs=own
+            )
+        except ValueError:
+            return None
 
     def _ask(self, number: int, draw: int) -> dict[str, Any]:
         seed = int(np.random.SeedSequence((self._seed, number, draw)).generate_state(1)[0])

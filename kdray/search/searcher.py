@@ -21,7 +21,7 @@ from kdray.search.ledger import OPTUNA_STATES, Ledger
 from kdray.search.sampling import SamplerName, Sampling
 from kdray.search.stopping import Halving
 from kdray.settings import Names, Settings
-from kdray.space import Space, architectures, distributions
+from kdray.space import Space, architectures, distributions, narrowed
 
 FATAL = ("loss", "train_loss")
 """Besides the objectives: a trial that reports one of these as not finite has failed."""
@@ -120,7 +120,8 @@ class Study:
         measured = [(shape, costs(shape)) for shape in architectures(space)]
         self._allowed = _allowed(search.constraints, measured)
         self._places = _places(search.objectives, [cost for _, cost in measured])
-        self._sampling = Sampling(search.sampler, search.seed, search.objectives, self._distributions)
+        narrow = narrowed(self._distributions, self._allowed)
+        self._sampling = Sampling(search.sampler, search.seed, search.objectives, narrow)
         records = ledger.records()
         self._spent_s, self._opened = _busy_s(records), clock()
         self._interrupted = [record.number for record in records if record.state == "running"]
