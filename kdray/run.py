@@ -4,6 +4,7 @@ Each step finds its finished work on disk and skips it: running the same sweep a
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -311,7 +312,7 @@ def slots_for(
 ) -> Iterator[SlotPool]:
     """The slots of the sweep: in this process, or on the Ray that was joined or started."""
     if local:
-        with LocalSlots() as slots:
+        with LocalSlots(threads=max(1, int(sweep.slots.cpus or os.cpu_count() or 1))) as slots:  # as one Ray slot has
             yield slots
         return
     cluster = connect(address, require_cluster, paths.logs)
