@@ -1,0 +1,168 @@
+"""Tiny real things that tests share: labelled rows, a teacher of four layers, its transfer set, a lesson, a sweep.
+
+They are made once a session, on slots in this process, in a few seconds. Nobody writes into what is shared: a test that
+changes files makes its own.
+"""
+
+import csv
+import logging
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdray.data import Data, Splits, load_splits
+from kdray.evaluation import Latency
+from kdray.generated import FreshTransformer
+from kdray.paths import StoragePaths
+from kdray.pretrained import Pretrained
+from kdray.search.searcher import Search
+from kdray.slots import LocalSlots
+from kdray.students.transformer import TransformerStudent
+from kdray.sweep import Sweep
+from kdray.tasks.text_classification import TextClassification
+from kdray.teacher import Teacher, obtain_source, obtain_teacher
+from kdray.tokens import TokenSet, tokenised
+from kdray.tracking import Tracking
+from kdray.training import Training
+from kdray.transfer import Transfer, TransferSet, obtain_transfer_set
+from kdray.trial import Lesson, Recipe
+
+GOOD, BAD = ("good", "warm", "witty", "fresh"), ("bad", "cold", "dull", "stale")
+OTHER = "the a film plot cast music script with and of this that its".split()
+ROWS = {"train": 320, "dev": 96, "test": 48}
+TINY = FreshTransformer(layers=4, width=32, heads=2, feed_forward=64, vocabulary=100)
+
+
+def write_rows(folder: Path, labels: tuple[Any, Any] = ("negative", "positive")) -> Path:
+    """Files of sentences with three opinions each, of which two agree: what most of them say is the label."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in ROWS.items():
+        draw = random.Random(split)
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            for _ in range(count):
+                label = draw.randrange(2)
+                most, least = (GOOD, BAD) if label else (BAD, GOOD)
+                words = [draw.choice(OTHER) for _ in range(draw.randint(2, 6))]
+                words += [draw.choice(most), draw.choice(most), draw.choice(least)]
+                draw.shuffle(words)
+                writer.writerow([" ".join(words), labels[label]])
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Sums depend on the number of threads, and the machine is shared."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """The command line sends all logging to a sweep's file; the next test has its own."""
+    handlers, level = list(logging.root.handlers), logging.root.level
+    yield
+    for handler in [handler for handler in logging.root.handlers if handler not in handlers]:
+        logging.root.removeHandler(handler)
+        handler.close()
+    logging.root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train.csv, dev.csv, test.csv with the columns text and label."""
+    return write_rows(tmp_path_factory.mktemp("data") / "reviews")
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> StoragePaths:
+    """The storage that the shared things lie in."""
+    return StoragePaths(tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture(scope="session")
+def slots() -> Iterator[LocalSlots]:
+    with LocalSlots() as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def task() -> TextClassification:
+    return TextClassification(max_length=16)
+
+
+@pytest.fixture(scope="session")
+def splits(data_folder: Path, task: TextClassification) -> Splits:
+    return load_splits(Data(source=str(data_folder)), task)
+
+
+@pytest.fixture(scope="session")
+def teacher_settings() -> Teacher:
+    """What the shared teacher is made by: from scratch, a second or two of training."""
+    return Teacher(model=TINY, training=Training(epochs=6, learning_rate=3e-3, precision="fp32"))
+
+
+@pytest.fixture(scope="session")
+def source(teacher_settings: Teacher, task: TextClassification, splits: Splits, storage: StoragePaths) -> Pretrained:
+    """The teacher before it has learnt anything."""
+    return obtain_source(teacher_settings, task, splits, storage, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tokens(splits: Splits, task: TextClassification, source: Pretrained, storage: StoragePaths) -> TokenSet:
+    return tokenised(splits, task, source.tokenizer(), storage)
+
+
+@pytest.fixture(scope="session")
+def teacher(
+    teacher_settings: Teacher, source: Pretrained, task: TextClassification, tokens: TokenSet, storage: StoragePaths,
+    slots: LocalSlots,
+) -> Pretrained:  # fmt: skip
+    """A teacher that has learnt its task, though not perfectly."""
+    return obtain_teacher(teacher_settings, source, task, tokens, storage, 0, slots, lambda report: None)
+
+
+@pytest.fixture(scope="session")
+def transfer(teacher: Pretrained, tokens: TokenSet, storage: StoragePaths, slots: LocalSlots) -> TransferSet:
+    settings = Transfer(precision="fp32", shard_rows=128)
+    return obtain_transfer_set(settings, teacher, tokens, storage, slots, lambda done, shards: None)
+
+
+@pytest.fixture(scope="session")
+def lesson(task: TextClassification, teacher: Pretrained, tokens: TokenSet, transfer: TransferSet) -> Lesson:
+    return Lesson(task, teacher, tokens, transfer)
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    """A student of two layers and two epochs, ten steps each, in plain float32."""
+    training = Training(epochs=2, batch_size=32, learning_rate=1e-3, precision="fp32", checkpoint_minutes=0)
+    return Recipe(student=TransformerStudent(depth=2), training=training)
+
+
+@pytest.fixture(scope="session")
+def make_sweep(data_folder: Path, teacher: Pretrained, recipe: Recipe) -> Callable[..., Sweep]:
+    """A sweep of three trials over depth and learning rate, with these settings (by field) instead of its own."""
+
+    def made(**fields: Any) -> Sweep:
+        settings: dict[str, Any] = {
+            "name": "tiny",
+            "data": Data(source=str(data_folder)),
+            "teacher": Teacher(model=str(teacher.folder)),
+            "task": TextClassification(max_length=16),
+            "transfer": Transfer(precision="fp32"),
+            "training": recipe.training,
+            "space": {"student.depth": [1, 2], "training.learning_rate": [1e-3, 3e-3]},
+            "search": Search(trials=3, stopping=None),
+            "latency": Latency(length=16, warmup=1, repeats=9),
+            "tracking": Tracking(enabled=False),
+            "smoke": {"data.max_rows": 64, "training.epochs": 1, "search.trials": 2},
+        }
+        return Sweep(**settings | fields)
+
+    return made
