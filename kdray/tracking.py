@@ -212,6 +212,8 @@ class MlflowTracker:
         self._patience_s = patience_s
         self._runs: dict[int | None, _Run] = {}
         self._waiting: dict[int | None, None] = {}  # an ordered set: the runs with something unsent
+        self._sending: list[int | None] = []
+        self._last_sent = 0.0
         self._changed = threading.Condition()
         self._closing = False
         self._failure: str | None = None
@@ -281,7 +283,7 @@ class MlflowTracker:
         return page_of(self._experiment_id, self._runs[None].name)
 
     def end_sweep(self, ending: Ending) -> None:
-        """Close the sweep's run, and those still running, and wait until all is written or that takes too long."""
+        """Close the sweep's run, and those still running, and wait while the store takes what is unsent."""
         with self._changed:
             running = [run for run in self._runs.values() if run.wanted.status == "RUNNING"]
             for run in running:
@@ -291,13 +293,17 @@ class MlflowTracker:
             self._runs[None].wanted.tags["kdray.status"] = ending
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(self._patience_s)
+        asked = time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - max(asked, self._last_sent) < self._patience_s:
+            self._thread.join(0.1)
         with self._changed:
-            if self._waiting:
-                log.warning(
-                    "MLflow at %s did not take the last changes of %d of %d runs (%s); the ledger has them.",
-                    _masked(self.uri), len(self._waiting), len(self._runs), self._failure or "no answer in time",
-                )  # fmt: skip
+            unsent = {*self._waiting, *self._sending}
+        if unsent:
+            reason = self._failure or "no answer in time"
+            log.warning(
+                "MLflow at %s did not take the last changes of %d of %d runs (%s); the ledger has them.",
+                _masked(self.uri), len(unsent), len(self._runs), reason,
+            )  # fmt: skip
 
     # what the caller wants
 
@@ -329,6 +335,7 @@ class MlflowTracker:
                 while numbers:
                     self._send(client, self._runs[numbers[0]])
                     del numbers[0]
+                    self._last_sent = time.monotonic()
                 self._write_page(client)
                 failures = 0
             except Exception as error:  # whatever a store may raise, the sweep goes on without it
@@ -336,6 +343,7 @@ class MlflowTracker:
                 failures += 1
                 with self._changed:  # the one that failed comes last: it may be at fault itself
                     self._waiting |= dict.fromkeys([*numbers[1:], *numbers[:1]])
+                    numbers.clear()
                     if self._closing and failures > 1:
                         return
                     self._changed.wait_for(lambda: self._closing, min(_PAUSE_S * 3**failures, _LONGEST_PAUSE_S))
@@ -345,9 +353,9 @@ class MlflowTracker:
         with self._changed:
             self._changed.wait_for(lambda: bool(self._waiting) or self._closing)
             self._changed.wait_for(lambda: self._closing, _PAUSE_S)
-            numbers = list(self._waiting)
+            self._sending = list(self._waiting)
             self._waiting.clear()
-            return numbers
+            return self._sending
 
     def _connect(self) -> MlflowClient:
         _answer_soon()

@@ -164,10 +164,13 @@ def test_no_password_is_written(store: StoragePaths):
     assert "secret" not in str(run.data.tags)
 
 
-def test_a_dead_server_holds_nothing_up_and_is_said_once(caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize("silent", [False, True], ids=["refuses", "never answers"])
+def test_a_dead_server_holds_nothing_up_and_is_said_once(silent: bool, caplog: pytest.LogCaptureFixture):
     with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
-        tracker = MlflowTracker(f"http://127.0.0.1:{unheard.getsockname()[1]}", "kdray", patience_s=3)
+        unheard.bind(("127.0.0.1", 0))
+        if silent:
+            unheard.listen()  # connections are taken, and no word is said
+        tracker = MlflowTracker(f"http://127.0.0.1:{unheard.getsockname()[1]}", "kdray", patience_s=2)
         begun = time.monotonic()
         with caplog.at_level(logging.WARNING, "kdray"):
             tracker.start_sweep("quickstart", {}, {})
