@@ -32,20 +32,7 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 
 LABELS = ("negative", "positive")
 
-THINGS = [
-    "film",
-    "plot",
-    "story",
-    "cast",
-    "acting",
-    "dialogue",
-    "music",
-    "camera",
-    "ending",
-    "script",
-    "pace",
-    "humour",
-]
+THINGS = ["plot", "story", "cast", "acting", "dialogue", "music", "camera", "ending", "script", "pace", "humour"]
 # Words by strength; 1.0 is a plain opinion.
 GOOD = {
     1.0: [
@@ -84,13 +71,13 @@ BAD = {
 DEGREES = {1.4: ["very", "really", "truly", "remarkably"], 0.5: ["fairly", "somewhat", "rather", "mildly"]}
 MINIMISERS = ["hardly", "barely", "scarcely"]
 PEOPLE = ["critics", "my friends", "my parents", "some people", "the others", "reviewers"]
-DENIALS = ["i do not think that", "i would not say that", "nobody can claim that", "i doubt that"]
-BELIEFS = ["i think that", "i would say that", "i must admit that", "i am sure that"]
+DENIALS = ["i do not think", "i would not say", "nobody claims", "i doubt that"]
+BELIEFS = ["i think", "i would say", "i must admit", "i am sure that"]
 
 NEGATED = -0.7  # "not very good" is bad, but less so than "very bad" is
 BEFORE_BUT = 0.4  # what follows "but" counts fully, what stands before it less
 EXPECTED = -0.6  # what should have been so is not
-FAINTEST = 0.1  # opinions fainter than this are not written
+FAINTEST = 0.3  # opinions fainter than this are not written
 
 
 @dataclass(frozen=True)
@@ -135,57 +122,48 @@ def _vote(draw: random.Random, score: float, sureness: float) -> bool:
 
 
 def _review(draw: random.Random) -> Opinion:
-    """One sentence, in one of many forms."""
-    said = draw.choice(FORMS)(draw, f"the {draw.choice(THINGS)}")
-    return Opinion(f"{said.text} .", said.score)
+    """One to three clauses, each about another thing."""
+    things = draw.sample(THINGS, draw.choice((1, 2, 2)))
+    text, score = "", 0.0
+    for thing in things:
+        clause = draw.choice(CLAUSES)(draw, thing)
+        link = draw.choice((" , ", " , ", " and ", " but ", " . ")) if text else ""
+        score = score * (BEFORE_BUT if link == " but " else 1.0) + clause.score
+        text += link + clause.text
+    return Opinion(f"{text} .", score)
+
+
+def _named(draw: random.Random, thing: str) -> Opinion:
+    said = _predicate(draw)
+    return Opinion(f"{said.text} {thing}", said.score)
 
 
 def _plain(draw: random.Random, thing: str) -> Opinion:
     said = _predicate(draw)
-    return Opinion(f"{thing} is {said.text}", said.score)
+    return Opinion(f"the {thing} is {said.text}", said.score)
 
 
 def _believed(draw: random.Random, thing: str) -> Opinion:
     said = _predicate(draw)
-    return Opinion(f"{draw.choice(BELIEFS)} {thing} is {said.text}", said.score)
+    return Opinion(f"{draw.choice(BELIEFS)} the {thing} is {said.text}", said.score)
 
 
 def _denied(draw: random.Random, thing: str) -> Opinion:
     said = _graded(draw)
-    return Opinion(f"{draw.choice(DENIALS)} {thing} is {said.text}", NEGATED * said.score)
+    return Opinion(f"{draw.choice(DENIALS)} the {thing} is {said.text}", NEGATED * said.score)
 
 
 def _expected(draw: random.Random, thing: str) -> Opinion:
     said = _graded(draw)
-    return Opinion(f"{thing} should have been {said.text}", EXPECTED * said.score)
+    return Opinion(f"the {thing} should be {said.text}", EXPECTED * said.score)
 
 
-def _others_first(draw: random.Random, thing: str) -> Opinion:
-    said, theirs = _predicate(draw), _graded(draw)
-    return Opinion(f"{draw.choice(PEOPLE)} call {thing} {theirs.text} but i find it {said.text}", said.score)
+def _heard(draw: random.Random, thing: str) -> Opinion:
+    theirs = _graded(draw)
+    return Opinion(f"{draw.choice(PEOPLE)} call the {thing} {theirs.text}", 0.0)
 
 
-def _others_last(draw: random.Random, thing: str) -> Opinion:
-    said, theirs = _predicate(draw), _graded(draw)
-    return Opinion(f"{thing} is {said.text} though {draw.choice(PEOPLE)} call it {theirs.text}", said.score)
-
-
-def _contrasted(draw: random.Random, thing: str) -> Opinion:
-    first, last = _predicate(draw), _predicate(draw)
-    return Opinion(f"{thing} is {first.text} but {last.text}", BEFORE_BUT * first.score + last.score)
-
-
-def _conceded(draw: random.Random, thing: str) -> Opinion:
-    first, last = _predicate(draw), _predicate(draw)
-    return Opinion(f"although it is {first.text} {thing} is {last.text}", BEFORE_BUT * first.score + last.score)
-
-
-def _joined(draw: random.Random, thing: str) -> Opinion:
-    first, last = _predicate(draw), _predicate(draw)
-    return Opinion(f"{thing} is {first.text} and {last.text}", first.score + last.score)
-
-
-FORMS = (_plain, _believed, _denied, _expected, _others_first, _others_last, _contrasted, _conceded, _joined)
+CLAUSES = (_named, _named, _named, _plain, _plain, _believed, _denied, _expected, _heard, _heard)
 
 
 def _predicate(draw: random.Random) -> Opinion:
