@@ -32,7 +32,7 @@ from kdray.transfer import Transfer, TransferSet, obtain_transfer_set
 from kdray.trial import Lesson, Recipe
 
 GOOD, BAD = ("good", "warm", "witty", "fresh"), ("bad", "cold", "dull", "stale")
-OTHER = "the a film plot cast music script with and of this that its".split()
+OTHER = ["the", "a", "film", "plot", "cast", "music", "script", "with", "and", "of", "this", "that", "its"]
 ROWS = {"train": 320, "dev": 96, "test": 48}
 TINY = FreshTransformer(layers=4, width=32, heads=2, feed_forward=64, vocabulary=100)
 

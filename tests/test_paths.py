@@ -59,9 +59,8 @@ def test_fingerprints_depend_on_values_alone(tmp_path: Path) -> None:
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
     write_json(tmp_path / "deep" / "x.json", {"a": 1})
-    with pytest.raises(RuntimeError), replaced_file(tmp_path / "deep" / "x.json") as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError), replaced_file(tmp_path / "deep" / "x.json") as temporary:
+        temporary.with_name("nothing").rename(temporary)
     assert read_json(tmp_path / "deep" / "x.json") == {"a": 1}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.json"]
 
@@ -70,9 +69,8 @@ def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None
     for content in ("old", "new"):
         with new_folder(tmp_path / "folder") as folder:
             (folder / content).touch()
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "folder") as folder:
-        (folder / "half").touch()
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "folder") as folder:
+        (folder / "half" / "way").touch()
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["folder", "folder/new"]
 
 

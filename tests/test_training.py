@@ -1,0 +1,224 @@
+"""One loop for teachers and students: what it reports, that it goes on where it was cut off, and that ranks add up."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
+
+from kdray.errors import JobError, SpecError
+from kdray.evaluation import predictions
+from kdray.losses.distillation import Distillation, Loss
+from kdray.pretrained import Pretrained
+from kdray.tokens import Batch, TokenSet
+from kdray.training import Training, adamw, autocast_dtype, fit
+from kdray.transfer import TransferSet
+from kdray.trial import Lesson, Recipe, quality
+from kdray.worker import Report, Worker
+
+TRAINING = Training(epochs=2, batch_size=32, learning_rate=1e-3, precision="fp32", checkpoint_minutes=0)
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Bench:
+    """A student of two layers over rows with logits, to be trained again and again."""
+
+    source: Pretrained
+    tokens: TokenSet
+    transfer: TransferSet
+    distillation: Distillation = Distillation(alpha=0.7, logit_mse=0.1)
+
+    def model(self) -> nn.Module:
+        return Recipe().with_dotted({"student.depth": 2, "student.dropout": 0.1}).student.build(self.source.model(), 0)
+
+    def fit(self, model: nn.Module, training: Training = TRAINING, seed: int = 0, **changes: Any) -> Iterator[Report]:
+        def loss_of(logits: torch.Tensor, batch: Batch) -> Loss:
+            return self.distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
+
+        rows = self.transfer.rows(self.tokens, "train")
+        rest = {"evaluate": lambda model, last: {"last": float(last)}, "worker": Worker()} | changes
+        return fit(model, rows, training, loss_of, seed=seed, **rest)
+
+
+@pytest.fixture
+def bench(teacher: Pretrained, tokens: TokenSet, transfer: TransferSet) -> Bench:
+    return Bench(teacher, tokens, transfer)
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def timeless(reports: list[Report]) -> list[Report]:
+    times = ("examples_per_s", "train_seconds", "eval_seconds")
+    return [{name: value for name, value in report.items() if name not in times} for report in reports]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("learning_rate", 0), ("learning_rate", -1e-4), ("epochs", 0), ("batch_size", 0), ("warmup", 1.0),
+     ("clip_norm", 0), ("precision", "fp16"), ("learning_rate", float("inf"))],
+)  # fmt: skip
+def test_bad_settings_are_refused(setting: str, value: Any) -> None:
+    with pytest.raises(SpecError, match=rf"Training\.{setting}: got"):
+        Training(**{setting: value})
+
+
+def test_the_rate_rises_and_falls() -> None:
+    training = Training(learning_rate=1.0, warmup=0.2)
+    rates = [training.rate(step, 20) for step in range(20)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:] == [(20 - step) / 16 for step in range(4, 20)]
+    assert [Training(learning_rate=1.0, warmup=0).rate(step, 4) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+
+
+def test_a_report_for_each_evaluation(bench: Bench) -> None:
+    training = TRAINING.with_dotted({"evaluations_per_epoch": 3, "batch_size": 64})
+    reports = list(bench.fit(bench.model(), training))
+    assert [report["step"] for report in reports] == [2, 4, 5, 7, 9, 10]
+    assert [report["epoch"] for report in reports] == [0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
+    assert [report["last"] for report in reports] == [0, 0, 0, 0, 0, 1]
+    assert reports[-1]["train_loss"] < reports[0]["train_loss"]
+    for report in reports:
+        shares = [report[f"share_{name}"] for name in ("soft", "hard", "logit_mse")]
+        assert sum(shares) == pytest.approx(1)
+        assert min(shares) > 0
+
+
+def test_the_loss_reported_is_the_mean_of_all_rows(bench: Bench) -> None:
+    """With a rate that changes nothing, it is the loss of the untrained model; 320 rows make a short last batch."""
+    model, rows = bench.model().eval(), bench.transfer.rows(bench.tokens, "train")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    batch = rows.batch(np.arange(len(rows)))
+    with torch.inference_mode():
+        logits = model(**batch.inputs).logits
+        expected = bench.distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B).total_B.mean()
+    training = Training(epochs=1, batch_size=48, learning_rate=1e-30, precision="fp32", weight_decay=0)
+    (report,) = bench.fit(model, training)
+    assert report["train_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights(bench: Bench) -> None:
+    models = [bench.model() for _ in range(3)]
+    reports = [list(bench.fit(model, seed=seed)) for model, seed in zip(models, (1, 1, 2), strict=True)]
+    assert timeless(reports[0]) == timeless(reports[1]) != timeless(reports[2])
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+@pytest.mark.parametrize("cut_after", [1, 2, 3])
+def test_a_training_that_is_cut_off_goes_on_as_if_it_had_not_been(bench: Bench, tmp_path: Path, cut_after: int) -> None:
+    """Dropout and the order of rows included. 10 steps an epoch, evaluated after 5."""
+    training = TRAINING.with_dotted({"evaluations_per_epoch": 2})
+    whole, first, second = bench.model(), bench.model(), bench.model()
+    expected = timeless(list(bench.fit(whole, training)))
+    cut = bench.fit(first, training, checkpoint=tmp_path / "at.pt")
+    for _ in range(cut_after):
+        next(cut)
+    cut.close()
+    torch.manual_seed(99)
+    rest = list(bench.fit(second, training, checkpoint=tmp_path / "at.pt"))
+    assert timeless(rest) == expected[-len(rest) :]
+    assert 0 < len(rest) <= len(expected) - cut_after + 1
+    assert torch.equal(weights(second), weights(whole))
+
+
+def test_no_checkpoint_before_its_time(bench: Bench, tmp_path: Path) -> None:
+    training = TRAINING.with_dotted({"checkpoint_minutes": 5, "evaluations_per_epoch": 5})
+    list(bench.fit(bench.model(), training, checkpoint=tmp_path / "at.pt"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e38])
+def test_a_loss_that_is_not_finite_ends_the_job(bench: Bench, rate: float) -> None:
+    with pytest.raises(JobError, match=r"not finite \(nan or inf\) by step \d+; try a lower learning rate"):
+        list(bench.fit(bench.model(), TRAINING.with_dotted({"learning_rate": rate})))
+
+
+def test_a_stop_is_obeyed_at_the_next_step(bench: Bench) -> None:
+    asked: list[int] = []
+
+    def stop_asked() -> bool:
+        asked.append(1)
+        return len(asked) > 3
+
+    assert list(bench.fit(bench.model(), worker=Worker(stop_asked=stop_asked))) == []
+    assert len(asked) == 4
+
+
+def test_biases_and_norms_do_not_decay(bench: Bench) -> None:
+    model = bench.model()
+    decaying, others = adamw(model, Training(weight_decay=0.1)).param_groups
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in others["params"])
+    assert not any("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in decaying["params"])
+    assert len(decaying["params"]) + len(others["params"]) == len(names)
+
+
+def test_bf16_learns_what_fp32_learns(bench: Bench) -> None:
+    assert autocast_dtype("bf16", CPU) is torch.bfloat16
+    assert autocast_dtype("fp32", CPU) is None
+    assert autocast_dtype("auto", CPU) in (None, torch.bfloat16)
+    models = {precision: bench.model() for precision in ("fp32", "bf16")}
+    losses = {
+        precision: list(bench.fit(model, TRAINING.with_dotted({"precision": precision})))[-1]["train_loss"]
+        for precision, model in models.items()
+    }
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
+    assert losses["bf16"] != losses["fp32"]
+    assert {parameter.dtype for parameter in models["bf16"].parameters()} == {torch.float32}
+
+
+def _rank(rank: int, world: int, folder: Path, lesson: Lesson) -> None:
+    """One of the processes of a slot: trains a student without dropout and writes what rank 0 has at the end."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    reports, model = _trained(lesson, Worker(rank, world))
+    if rank == 0:
+        torch.save({"reports": reports, "weights": weights(model)}, folder / "done.pt")
+    dist.destroy_process_group()
+
+
+def _trained(lesson: Lesson, worker: Worker) -> tuple[list[Report], nn.Module]:
+    """Batches of 33 rows: the ranks' parts differ in size, and the last batch, of 23, is short."""
+    recipe = Recipe().with_dotted({"student.depth": 2, "student.dropout": 0.0})
+    model = recipe.student.build(lesson.source.model(), 0)
+    training = TRAINING.with_dotted({"batch_size": 33, "epochs": 1, "evaluations_per_epoch": 2})
+    validation = lesson.rows("validation", worker)
+
+    def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
+        return quality(lesson.task, predictions(model, validation, 32, worker, None), validation)
+
+    def loss_of(logits: torch.Tensor, batch: Batch) -> Loss:
+        return recipe.distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
+
+    return list(fit(model, lesson.rows("train", worker), training, loss_of, evaluate, worker, 0)), model
+
+
+def test_two_workers_equal_one(lesson: Lesson, tmp_path: Path) -> None:
+    expected, model = _trained(lesson, Worker())
+    context = torch.multiprocessing.start_processes(
+        _rank, (2, tmp_path, lesson), nprocs=2, join=False, start_method="spawn"
+    )
+    deadline = time.monotonic() + 120
+    try:
+        while not context.join(timeout=5):
+            assert time.monotonic() < deadline, "the two workers did not end"
+    finally:
+        for process in context.processes:
+            process.kill()
+    done = torch.load(tmp_path / "done.pt", weights_only=True)
+    assert len(done["reports"]) == len(expected) == 2
+    for report, alone in zip(timeless(done["reports"]), timeless(expected), strict=True):
+        assert report == pytest.approx(alone, rel=1e-4)
+    assert torch.allclose(done["weights"], weights(model), atol=1e-4)
