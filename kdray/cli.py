@@ -17,9 +17,10 @@ import typer
 from rich.console import Console
 
 from kdray.errors import KDRayError, SpecError
+from kdray.outcome import Outcome, figures_of
 from kdray.paths import SweepPaths, storage_path
 from kdray.report import table
-from kdray.run import Outcome, figures_of, run
+from kdray.run import run
 from kdray.screen import open_screen
 from kdray.settings import parsed
 from kdray.sweep import Sweep

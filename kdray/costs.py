@@ -5,12 +5,13 @@ constraint is never trained. They are measured one at a time, on an otherwise id
 cache with the hardware they were measured on.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kdray.evaluation import Latency, costs, hardware
 from kdray.paths import StoragePaths, fingerprint, read_json, write_json
 from kdray.pretrained import Pretrained
+from kdray.students.source import StudentSource
 from kdray.students.transformer import TransformerStudent
 from kdray.worker import Pool, Report, Worker
 
@@ -38,26 +39,50 @@ class AskHardware:
         yield {"hardware": hardware(worker.device)}
 
 
-def measured_costs(
-    source: Pretrained,
-    student: TransformerStudent | None,
+@dataclass(frozen=True)
+class Costs:
+    """The costs of the teacher, and of every architecture that may be tried."""
+
+    teacher: dict[str, float]
+    by_student: dict[TransformerStudent, dict[str, float]]
+
+    def of(self, student: TransformerStudent) -> dict[str, float]:
+        """latency_ms, latency_p95_ms, parameters, size_mb, and speedup over the teacher."""
+        return self.by_student[_shape(student)]
+
+
+def measure_costs(
+    students: Iterable[TransformerStudent],
+    sources: Mapping[str | None, StudentSource],
     latency: Latency,
-    on_hardware: str,
     paths: StoragePaths,
     pool: Pool,
-) -> dict[str, float]:
-    """The costs of one architecture: latency_ms, latency_p95_ms, parameters, size_mb."""
-    shape = student.architecture(source.layers) if student else {}
-    cache = paths.cost(fingerprint(source.key, shape, latency.model_dump(), on_hardware))
+    on_progress: Callable[[int, int], None],
+) -> Costs:
+    """Measure the teacher and each architecture once, one after the other; nothing else may run on the pool."""
+    hardware_name = str(next(iter(pool.run(AskHardware(), "hardware")))["hardware"])
+    teacher = _measured(MeasureCosts(sources[None].model, None, latency), hardware_name, paths, pool)
+    shapes = dict.fromkeys(_shape(student) for student in students)
+    costs = Costs(teacher, {})
+    for done, shape in enumerate(shapes, start=1):
+        job = MeasureCosts(sources[shape.checkpoint].model, shape, latency)
+        own = _measured(job, hardware_name, paths, pool)
+        costs.by_student[shape] = {**own, "speedup": teacher["latency_ms"] / own["latency_ms"]}
+        on_progress(done, len(shapes))
+    return costs
+
+
+def _shape(student: TransformerStudent) -> TransformerStudent:
+    """The student without what changes neither size nor latency."""
+    return TransformerStudent(depth=student.depth, checkpoint=student.checkpoint)
+
+
+def _measured(job: MeasureCosts, hardware_name: str, paths: StoragePaths, pool: Pool) -> dict[str, float]:
+    shape = job.student.architecture(job.source.layers) if job.student else {}
+    cache = paths.cost(fingerprint(job.source.key, shape, job.latency.model_dump(), hardware_name))
     if not cache.exists():
-        *_, measured = pool.run(MeasureCosts(source, student, latency), f"cost-{cache.stem}")
-        write_json(
-            cache, {"hardware": on_hardware, "architecture": shape, "latency": latency.model_dump(), "costs": measured}
-        )
-    measured_before: dict[str, float] = read_json(cache)["costs"]
-    return measured_before
-
-
-def with_speedup(costs: Mapping[str, float], teacher: Mapping[str, float]) -> dict[str, float]:
-    """The costs and how many times faster than the teacher that is."""
-    return {**costs, "speedup": teacher["latency_ms"] / costs["latency_ms"]}
+        *_, measured = pool.run(job, f"cost-{cache.stem}")
+        about = {"hardware": hardware_name, "architecture": shape, "latency": job.latency.model_dump()}
+        write_json(cache, {**about, "costs": measured})
+    known: dict[str, float] = read_json(cache)["costs"]
+    return known

@@ -4,7 +4,7 @@ Teachers, and the smaller checkpoints that students may start from, are found he
 checked (safetensors weights only) and copied, so that every slot reads the same files on every node.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from kdray.errors import TeacherError
-from kdray.paths import file_fingerprint, new_folder
+from kdray.paths import StoragePaths, file_fingerprint, fingerprint, new_folder
+from kdray.tasks.task import Task
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
@@ -75,6 +76,30 @@ def kept(cache: Path, make: Callable[[Path], None]) -> Path:
     return cache
 
 
+def adopted(
+    folder: Path, task: Task, labels: Sequence[str], paths: StoragePaths, seed: int, *, head_needed: bool = False
+) -> Pretrained:
+    """The model of this folder with a head for these labels, in the storage's cache.
+
+    A head that is missing, or that has another number of labels, is drawn anew from the seed; with `head_needed` that
+    is a TeacherError instead.
+    """
+    key = fingerprint(weights_fingerprint(folder), list(labels), seed)
+
+    def make(target: Path) -> None:
+        torch.manual_seed(seed)
+        _quieten()
+        model, drawn = task.model(folder, labels)
+        if drawn and head_needed:
+            raise TeacherError(
+                f"teacher.model {folder}: it has no trained classification head for {len(labels)} labels "
+                f"({', '.join(drawn)} would be random). Fine-tune it: Teacher(..., training=Training())."
+            )
+        save(model, task.tokenizer(folder), target)
+
+    return Pretrained(kept(paths.model(key), make), key)
+
+
 def weights_fingerprint(folder: Path) -> str:
     """A fingerprint of all that decides a model's outputs: weights, configuration, tokenizer."""
     files = [path for pattern in HUB_FILES for path in folder.glob(pattern) if path.is_file()]
@@ -91,6 +116,7 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
 def _quieten() -> None:
     """No progress bars for files that are read in a moment: the screen is kdray's."""
     disable_progress_bar()
+    set_verbosity_error()
 
 
 def _checked(folder: Path, setting: str) -> Path:

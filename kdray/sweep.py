@@ -16,9 +16,9 @@ from kdray.errors import SpecError, did_you_mean
 from kdray.evaluation import Latency
 from kdray.losses.distillation import Distillation
 from kdray.search.searcher import Search
-from kdray.settings import Settings
+from kdray.settings import Settings, dotted
 from kdray.slots import SlotSettings
-from kdray.space import Space, check_space, distributions
+from kdray.space import Space, architectures, check_space, distributions
 from kdray.students.transformer import TransformerStudent
 from kdray.tasks.text_classification import TextClassification
 from kdray.teacher import Teacher
@@ -29,8 +29,14 @@ from kdray.trial import Recipe
 
 COMPARED = ("agreement", "retention", "loss")
 COSTS = ("latency_ms", "latency_p95_ms", "parameters", "size_mb", "speedup")
-MAY_CHANGE = {"slots": True, "tracking": True, "smoke": True, "space": True, "search": {"trials", "hours"}}
-"""What a sweep may be continued with: more trials, other slots. Everything else makes it another sweep."""
+MAY_CHANGE = {
+    "slots": True,
+    "tracking": True,
+    "smoke": True,
+    "search": {"trials", "hours"},
+    "choose": {"retention", "otherwise"},
+}
+"""What a sweep may be gone on with: more trials, other slots, another bar. Anything else makes it another sweep."""
 
 
 class Sweep(Settings):
@@ -77,9 +83,20 @@ class Sweep(Settings):
 
     def identity(self) -> dict[str, Any]:
         """What makes it this sweep and no other, as JSON; two sweeps with the same one may share a folder."""
-        fixed = self.model_dump(mode="json", exclude=MAY_CHANGE)  # type: ignore[arg-type]
+        fixed = self.model_dump(mode="json", exclude={**MAY_CHANGE, "space": True})  # type: ignore[arg-type]
         domains = {name: json.loads(distribution_to_json(d)) for name, d in distributions(self.space).items()}
         return {**fixed, "space": domains}
+
+    @property
+    def students(self) -> list[TransformerStudent]:
+        """Every student that the space can make, as far as its shape goes."""
+        return [self.recipe_of(params).student for params in architectures(self.space)]
+
+    def written(self) -> dict[str, Any]:
+        """Every setting by dotted name, domains in words: for the record."""
+        flat = {name: value for name, value in dotted(self).items() if name not in ("space", "smoke")}
+        domains = {f"space.{name}": getattr(value, "domain_str", value) for name, value in self.space.items()}
+        return flat | domains
 
     def check_classes(self, splits: Splits) -> None:
         """Raise SpecError for an objective, constraint or rule that data with so many labels does not have."""

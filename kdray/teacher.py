@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import confusion_matrix
@@ -20,7 +19,7 @@ from kdray.evaluation import predictions
 from kdray.generated import FreshTransformer
 from kdray.losses.distillation import Distillation
 from kdray.paths import StoragePaths, fingerprint, new_folder
-from kdray.pretrained import Pretrained, found, kept, save, weights_fingerprint
+from kdray.pretrained import Pretrained, adopted, found, kept, save
 from kdray.settings import Names, Settings
 from kdray.tasks.task import Task
 from kdray.tokens import TokenSet
@@ -42,6 +41,11 @@ class Teacher(Settings):
     above_chance: float = Field(0.05, ge=0, lt=1)
     """How far above the share of the most frequent label its validation accuracy must be."""
 
+    @property
+    def called(self) -> str:
+        """The teacher's name in tags."""
+        return self.model if isinstance(self.model, str) else "from scratch"
+
 
 def obtain_source(teacher: Teacher, task: Task, splits: Splits, paths: StoragePaths, seed: int) -> Pretrained:
     """The teacher before any fine-tuning, in the storage's cache. Raises TeacherError if it cannot serve."""
@@ -55,29 +59,6 @@ def obtain_source(teacher: Teacher, task: Task, splits: Splits, paths: StoragePa
     if teacher.training is None:
         _check_labels(teacher, task, folder, splits.labels)
     return adopted(folder, task, splits.labels, paths, seed, head_needed=teacher.training is None)
-
-
-def adopted(
-    folder: Path, task: Task, labels: Sequence[str], paths: StoragePaths, seed: int, *, head_needed: bool = False
-) -> Pretrained:
-    """The model of this folder with a head for these labels, in the storage's cache.
-
-    A head that is missing, or that has another number of labels, is drawn anew from the seed; with `head_needed` that
-    is a TeacherError instead.
-    """
-    key = fingerprint(weights_fingerprint(folder), list(labels), seed)
-
-    def make(target: Path) -> None:
-        torch.manual_seed(seed)
-        model, drawn = task.model(folder, labels)
-        if drawn and head_needed:
-            raise TeacherError(
-                f"teacher.model {folder}: it has no trained classification head for {len(labels)} labels "
-                f"({', '.join(drawn)} would be random). Fine-tune it: Teacher(..., training=Training())."
-            )
-        save(model, task.tokenizer(folder), target)
-
-    return Pretrained(kept(paths.model(key), make), key)
 
 
 def obtain_teacher(

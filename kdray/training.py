@@ -50,6 +50,11 @@ class Training(Settings):
     checkpoint_minutes: float = Field(5.0, ge=0)
     """Least time between two checkpoints; they are written right after an evaluation."""
 
+    @property
+    def evaluations(self) -> int:
+        """How many evaluations a training makes that nothing stops."""
+        return self.epochs * self.evaluations_per_epoch
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of the step (from 0) out of so many."""
         warm = max(1, round(self.warmup * steps)) if self.warmup else 0

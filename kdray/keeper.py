@@ -1,0 +1,77 @@
+"""What goes on beside the search: tracker, screen and disk are kept up with the ledger as trials change."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdray.choice import front_numbers
+from kdray.paths import SweepPaths
+from kdray.record import TrialRecord
+from kdray.screen import Screen
+from kdray.search.ledger import Ledger
+from kdray.settings import dotted
+from kdray.sweep import Sweep
+from kdray.tracking import Tracker, git_commit, versions
+
+
+class Keeper:
+    """Keeps tracker, screen and disk up with the ledger as trials change."""
+
+    def __init__(self, sweep: Sweep, paths: SweepPaths, ledger: Ledger, tracker: Tracker, screen: Screen) -> None:
+        self.sweep, self.paths, self.ledger, self.tracker, self.screen = sweep, paths, ledger, tracker, screen
+        self.tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.called}
+        self.worth_keeping = keeping(sweep)
+        for record in ledger.records():
+            self.take(record)
+
+    def take(self, record: TrialRecord) -> None:
+        """A trial began, was evaluated or ended."""
+        self.tracker.trial(record, dotted(self.sweep.recipe_of(record.params)), self.tags)
+        for number, run_id in self.tracker.run_ids().items():
+            if number is not None and self.ledger[number].run_id != run_id:
+                self.ledger.set_run_id(number, run_id)
+        records = self.ledger.records()
+        if record.state == "completed":
+            self.drop_students(records)
+        best = max(
+            (r for r in records if r.state == "completed"),
+            key=lambda r: (r.metrics[self.sweep.search.objectives[0]], -r.number), default=None,
+        )  # fmt: skip
+        self.screen.trials(records, self.sweep.search.trials, best)
+
+    def drop_students(self, records: list[TrialRecord]) -> None:
+        """Remove the weights of students that another one beats in everything that the choice may look at."""
+        kept = front_numbers(records, self.worth_keeping)
+        for record in records:
+            if record.state == "completed" and record.number not in kept:
+                shutil.rmtree(self.paths.student(record.number).parent, ignore_errors=True)
+
+
+def keeping(sweep: Sweep) -> tuple[str, ...]:
+    """The metrics whose front holds every student that may be chosen or shown."""
+    quality = sweep.task.metric_names(2)[0]
+    return tuple(dict.fromkeys((*sweep.search.objectives, quality, *sweep.choose.metrics)))
+
+
+@contextmanager
+def tracked(sweep: Sweep, paths: SweepPaths, ledger: Ledger) -> Iterator[Tracker]:
+    """The sweep's run in MLflow, begun or gone on with, and closed with how the sweep ended."""
+    tracker = sweep.tracking.open(paths)
+    commit = git_commit(Path.cwd())
+    tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.called, **versions()}
+    tags |= {"mlflow.source.git.commit": commit} if commit else {}
+    tracker.start_sweep(sweep.name, sweep.written(), tags, ledger.attr("mlflow_run"))
+    try:
+        yield tracker
+    except KeyboardInterrupt:
+        tracker.end_sweep("interrupted")
+        raise
+    except BaseException:
+        tracker.end_sweep("failed")
+        raise
+    else:
+        tracker.end_sweep("finished")
+    finally:
+        if run_id := tracker.run_ids().get(None):
+            ledger.set_attr("mlflow_run", run_id)
