@@ -35,6 +35,7 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `_interrupts` does it, and says so in our words
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "RAY_AIR_NEW_OUTPUT": "0",  # its tables come at any verbosity
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
