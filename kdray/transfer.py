@@ -105,7 +105,7 @@ def obtain_transfer_set(
     of the teacher's tokenizer, JobError when stored and live logits differ.
     """
     tokens.check_tokenizer(teacher.tokenizer(), f"teacher {teacher.folder}")
-    key = fingerprint(teacher.key, tokens.key, settings.precision)
+    key = fingerprint(teacher.key, tokens.key, settings.precision, settings.shard_rows)
     folder, manifest = paths.transfer(key), paths.transfer(key) / "manifest.json"
     known: dict[str, str] = read_json(manifest) if manifest.exists() else {}
     jobs = {
@@ -122,7 +122,7 @@ def obtain_transfer_set(
         for _ in threads.map(lambda item: list(pool.run(item[1], f"label-{key}-{item[0]}")), missing.items()):
             done += 1
             on_progress(done, len(jobs))
-    if missing:
+    if missing or known.keys() != jobs.keys():
         list(pool.run(CheckSample(teacher, tokens, settings, folder), f"check-{key}"))
         write_json(manifest, {name: file_fingerprint(folder / name) for name in jobs})
     return TransferSet(folder)
