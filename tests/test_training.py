@@ -24,6 +24,7 @@ from kdray.trial import Lesson, Recipe, quality
 from kdray.worker import Report, Worker
 
 TRAINING = Training(epochs=2, batch_size=32, learning_rate=1e-3, precision="fp32", checkpoint_minutes=0)
+DISTILLATION = Distillation(alpha=0.7, logit_mse=0.1)
 CPU = torch.device("cpu")
 
 
@@ -34,14 +35,13 @@ class Bench:
     source: Pretrained
     tokens: TokenSet
     transfer: TransferSet
-    distillation: Distillation = Distillation(alpha=0.7, logit_mse=0.1)
 
     def model(self) -> nn.Module:
         return Recipe().with_dotted({"student.depth": 2, "student.dropout": 0.1}).student.build(self.source.model(), 0)
 
     def fit(self, model: nn.Module, training: Training = TRAINING, seed: int = 0, **changes: Any) -> Iterator[Report]:
         def loss_of(logits: torch.Tensor, batch: Batch) -> Loss:
-            return self.distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
+            return DISTILLATION.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
 
         rows = self.transfer.rows(self.tokens, "train")
         rest = {"evaluate": lambda model, last: {"last": float(last)}, "worker": Worker()} | changes
@@ -102,7 +102,7 @@ def test_the_loss_reported_is_the_mean_of_all_rows(bench: Bench) -> None:
     batch = rows.batch(np.arange(len(rows)))
     with torch.inference_mode():
         logits = model(**batch.inputs).logits
-        expected = bench.distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B).total_B.mean()
+        expected = DISTILLATION.loss(logits, batch.teacher_logits_BxC, batch.labels_B).total_B.mean()
     training = Training(epochs=1, batch_size=48, learning_rate=1e-30, precision="fp32", weight_decay=0)
     (report,) = bench.fit(model, training)
     assert report["train_loss"] == pytest.approx(float(expected), rel=1e-5)
