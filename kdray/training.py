@@ -102,7 +102,7 @@ class Sums:
         self.rows += rows
         self.norm = self.norm + norm
         for name, value in loss.terms.items():
-            self.terms[name] = self.terms.get(name, torch.zeros_like(value)) + value
+            self.terms[name] = self.terms[name] + value if name in self.terms else value
 
     def check_finite(self, where: str) -> None:
         """Raise JobError once a gradient was not finite; the norm is the same on every rank."""
@@ -173,6 +173,7 @@ class Step:
     def __init__(self, model: nn.Module, training: Training, loss_of: LossOf, worker: Worker) -> None:
         self.model, self.training, self.loss_of, self.worker = model, training, loss_of, worker
         self.wrapped = DistributedDataParallel(model) if worker.world > 1 else model
+        self.parameters = list(model.parameters())  # to find them takes longer than to clip a small model's gradients
         self.optimizer = adamw(model, training)
         self.dtype = autocast_dtype(training.precision, worker.device)
 
@@ -183,7 +184,7 @@ class Step:
             logits = self.wrapped(**batch.inputs).logits
         loss = self.loss_of(logits, batch)
         (loss.total_B.sum() * weight).backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.training.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
