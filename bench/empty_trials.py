@@ -1,0 +1,142 @@
+"""Claim: 1,000 trials of no work cost at most 30 ms each, and the driver's memory stays flat.
+
+All that `kdray run` has in its driver is there: Ray Tune, Optuna's sampler, the ledger, MLflow, the board, two slots.
+Only the trials are empty (one report). Beside it, Ray Tune alone with empty functions and random search, as lean as it
+goes (actors used again, its file loggers off): what no driver on Tune can beat. The figure is kdray's seconds a trial /
+Tune's. `driver_cpu_s` is processor time of the driver a trial; memory is the driver's, at trial 100 and at the last.
+
+    python bench/empty_trials.py [--trials 1000] [--tune-trials 1000]                            (about 2 minutes)
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import material
+import psutil  # type: ignore[import-untyped]
+from machine import machine, say
+from ray import tune
+
+from kdray import Search, Sweep
+from kdray.keeper import Keeper, tracked
+from kdray.paths import SweepPaths
+from kdray.record import TrialRecord
+from kdray.screen import NullScreen
+from kdray.search.ledger import Ledger
+from kdray.search.searcher import Study
+from kdray.search.tuning import search
+from kdray.slots import RaySlots, SlotSettings, connect, open_slots
+from kdray.worker import Report, Worker
+
+EARLY = 100
+"""The trial at which memory is first looked at: all is imported and warm by then."""
+
+
+@dataclass(frozen=True)
+class Empty:
+    """A trial without any work: one report like a real trial's, which Optuna can learn from."""
+
+    x: float
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        yield {"accuracy": self.x, "retention": self.x, "loss": 1 - self.x, "epoch": 1, "step": 1}
+
+
+@dataclass
+class Watch:
+    """Wall clock, processor time and memory of this process at the end of each trial."""
+
+    process: psutil.Process = field(default_factory=psutil.Process)
+    wall_s: list[float] = field(default_factory=lambda: [time.perf_counter()])
+    cpu_s: list[float] = field(default_factory=lambda: [time.process_time()])
+    rss_mb: list[float] = field(default_factory=list)
+
+    def take(self, record: TrialRecord) -> None:
+        if record.state != "running":
+            self.wall_s.append(time.perf_counter())
+            self.cpu_s.append(time.process_time())
+            self.rss_mb.append(self.process.memory_info().rss / 1e6)
+
+
+def costs(params: Any) -> dict[str, float]:
+    """Made up: a layer is a millisecond."""
+    return {"latency_ms": float(params["student.depth"]), "latency_p95_ms": 9.0, "parameters": 1e6, "size_mb": 4.0}
+
+
+def searched(sweep: Sweep, paths: SweepPaths, slots: RaySlots) -> Watch:
+    """Run the empty trials with all that `run` has."""
+    ledger, watch = Ledger.open(paths.journal, sweep.name, sweep.search.objectives), Watch()
+    with tracked(sweep, paths, ledger) as tracker:
+        study = Study(sweep.search, sweep.space, ledger, costs)
+        keeper = Keeper(sweep, paths, ledger, tracker, NullScreen())
+
+        def changed(record: TrialRecord) -> None:
+            keeper.take(record)
+            watch.take(record)
+
+        search(slots, study, lambda number, params: Empty(params["distillation.alpha"]), changed)
+    assert all(record.state == "completed" for record in ledger.records())
+    return watch
+
+
+def tune_seconds(trials: int, at_once: int, folder: Path) -> float:
+    """Of one trial of Ray Tune alone."""
+    started = time.perf_counter()
+    tune.Tuner(
+        tune.with_resources(lambda config: tune.report({"accuracy": config["x"]}), {"CPU": 0.01}),
+        param_space={"x": tune.uniform(0, 1)},
+        tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=at_once, reuse_actors=True),
+        run_config=tune.RunConfig(storage_path=str(folder), verbose=0),
+    ).fit()
+    return (time.perf_counter() - started) / trials
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--tune-trials", type=int, default=1000, help="of Ray Tune alone")
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--sampler", default="tpe", help="one of Optuna's: its own time grows with the trials")
+    options, on = parser.parse_args(), machine()
+    search_settings = Search(trials=options.trials, sampler=options.sampler, stopping=None)
+    with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name:
+        paths = SweepPaths(Path(name), "bench")
+        sweep = material.sweep(material.parser("").parse_args([]), search_settings)
+        cluster = connect("local", False, paths.logs)
+        with open_slots(SlotSettings(count=options.slots, cpus=0.5), paths.root, paths.logs) as slots:
+            slots.wait()
+            watch = searched(sweep, paths, slots)
+        with redirect_stdout(sys.stderr):  # Tune prints whatever `verbose` says
+            alone = tune_seconds(options.tune_trials, options.slots, Path(name) / "tune")
+        cluster.close()
+    early, last = min(EARLY, options.trials) - 1, options.trials - 1
+    wall = (watch.wall_s[-1] - watch.wall_s[0]) / options.trials
+    late = max(1, options.trials // 10)
+    say(
+        "seconds of an empty trial in a whole sweep, against Ray Tune alone (times as long)",
+        wall / alone,
+        {
+            "trial_s": wall,
+            "goal_s": 0.03,
+            "last_tenth_trial_s": (watch.wall_s[-1] - watch.wall_s[-1 - late]) / late,
+            "driver_cpu_s": (watch.cpu_s[-1] - watch.cpu_s[0]) / options.trials,
+            "tune_alone_s": alone,
+            f"rss_mb_at_{early + 1}": watch.rss_mb[early],
+            f"rss_mb_at_{last + 1}": watch.rss_mb[last],
+            "growth_mb": watch.rss_mb[last] - watch.rss_mb[early],
+            "trials": options.trials,
+            "slots": options.slots,
+            "sampler": options.sampler,
+        },
+        on,
+    )
+
+
+if __name__ == "__main__":
+    main()

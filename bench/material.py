@@ -1,0 +1,68 @@
+"""The sweep that benchmarks measure: on real data and a real teacher where folders are given, else on generated ones.
+
+--data DIR --columns text,label --teacher DIR      such as SST-2 and MiniLM
+"""
+
+import argparse
+from typing import Any
+
+from ray import tune
+
+from kdray import (
+    Data,
+    FreshTransformer,
+    GeneratedReviews,
+    Search,
+    Sweep,
+    Teacher,
+    TextClassification,
+    Tracking,
+    Training,
+)
+
+SPACE = {
+    "student.depth": [1, 2, 3],
+    "distillation.temperature": tune.uniform(1.0, 8.0),
+    "distillation.alpha": tune.uniform(0.3, 1.0),
+    "training.learning_rate": tune.loguniform(5e-5, 4e-4),
+}
+
+
+def parser(about: str, **defaults: Any) -> argparse.ArgumentParser:
+    """A command line with the options of `sweep`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder or file with labelled rows; without it, rows are generated")
+    parser.add_argument("--columns", default="", help="names of the columns of headerless files, such as text,label")
+    parser.add_argument("--text", default="text", help="column of the text")
+    parser.add_argument("--label", default="label", help="column of the label")
+    parser.add_argument(
+        "--teacher", help="folder of the teacher, fine-tuned here; without it, one is made from scratch"
+    )
+    parser.add_argument("--max-rows", type=int, help="at most so many rows of each split")
+    parser.add_argument("--epochs", type=int, default=1, help="of each trial")
+    parser.add_argument("--teacher-epochs", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the training")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def sweep(options: argparse.Namespace, search: Search | None = None) -> Sweep:
+    """The sweep that these options ask for; `search` where it is not kdray's default."""
+    real = options.teacher is not None
+    return Sweep(
+        name="bench",
+        task=TextClassification(text=options.text, label=options.label, max_length=64),
+        data=Data(source=options.data or GeneratedReviews(), columns=options.columns or (), max_rows=options.max_rows),
+        teacher=Teacher(
+            model=options.teacher or FreshTransformer(),
+            training=Training(
+                epochs=options.teacher_epochs, learning_rate=5e-5 if real else 1e-3, precision=options.precision
+            ),
+            above_chance=0.0,  # a benchmark measures time, with a teacher of a few steps too
+        ),
+        training=Training(epochs=options.epochs, precision=options.precision),
+        space=SPACE,
+        search=search or Search(trials=options.trials),
+        tracking=Tracking(),
+    )

@@ -1,0 +1,163 @@
+"""Claim: one more slot on a node costs at most 10 % of the transfer set in memory.
+
+Slots read a transfer set of about 100 MB (token ids of generated text, and logits) through the same `Rows` that trials
+use, every batch of an epoch, and keep it open as trials do. The figure is what the worker's own memory (USS: pages that
+no other process has) grew by, the largest over the slots, / the set on disk. The pages of the set itself are shared:
+`set_pss_mb` is each worker's share of those it has mapped, `set_rss_mb` what it would be taken for by `top`. Beside it,
+`copy_mb` is the same growth of a worker that holds the rows in memory as a list of examples: today's way.
+
+    python bench/slot_memory.py [--megabytes 100] [--slots 2]                                    (about 2 minutes)
+"""
+
+import argparse
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import pyarrow as pa
+from machine import machine, say
+
+from kdray import FreshTransformer, SlotSettings, TextClassification
+from kdray.generated import GeneratedReviews
+from kdray.paths import StoragePaths
+from kdray.slots import RaySlots, connect, open_slots
+from kdray.tokens import Rows, TokenSet, epoch_batches, tokenised
+from kdray.transfer import TransferSet
+from kdray.worker import Report, Worker
+
+TOKENS = 128
+BYTES_PER_ROW = TOKENS * 5 + 32
+"""int32 ids, int8 types; id, label, length, offsets and two logits."""
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows of generated reviews strung together, as `tokenised` wants them: no row is short."""
+
+    rows: int
+    labels: tuple[str, ...] = ("negative", "positive")
+    key: str = "slot memory"
+
+    def columns(self, split: str) -> Mapping[str, Any]:
+        rows = self.rows if split == "train" else 16
+        reviews, draw = GeneratedReviews(train_rows=4000).rows("train")["text"], random.Random(split)
+        texts = [" ".join(draw.choices(reviews, k=16)) for _ in range(rows)]
+        return {"id": np.arange(rows), "text": texts, "label": np.arange(rows) % 2}
+
+
+@dataclass(frozen=True)
+class Read:
+    """The job that reads every batch of the set and keeps it open, as trials do."""
+
+    tokens: TokenSet
+    transfer: TransferSet
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        warm_up(self.tokens.rows("validation"))
+        before = own_mb()
+        rows = worker.kept("rows", lambda: self.transfer.rows(self.tokens, "train"))
+        for indices in epoch_batches(rows.lengths, BATCH, seed=0, epoch=0):
+            rows.batch(indices)
+        yield {"pid": os.getpid(), "before_mb": before}
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The job that holds the rows as a list of examples instead."""
+
+    tokens: TokenSet
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        warm_up(self.tokens.rows("validation"))
+        before, rows = own_mb(), self.tokens.rows("train")
+        examples = [rows.batch(np.array([row])).inputs for row in range(len(rows))]
+        yield {"copy_mb": own_mb() - before, "rows": len(examples)}
+
+
+def warm_up(rows: Rows) -> None:
+    """What the first batch of a process loads is not the data's."""
+    for _ in range(10):
+        rows.batch(np.arange(len(rows)))
+
+
+def own_mb(pid: int | None = None) -> float:
+    """USS of a process: what would be freed if it ended."""
+    return float(psutil.Process(pid).memory_full_info().uss / 1e6)
+
+
+def set_mb(pid: int, *folders: Path) -> dict[str, float]:
+    """Of the pages of the files in these folders that a process has mapped: all of them, and its share."""
+    maps = [m for m in psutil.Process(pid).memory_maps() if any(m.path.startswith(f"{f}/") for f in folders)]
+    return {"rss": sum(m.rss for m in maps) / 1e6, "pss": sum(m.pss for m in maps) / 1e6}
+
+
+def transfer_set(tokens: TokenSet, folder: Path) -> TransferSet:
+    """Logits made up for every training row, in the format of `kdray.transfer`."""
+    ids = tokens.rows("train").ids
+    logits = np.random.default_rng(0).normal(size=2 * len(ids)).astype(np.float32)
+    table = pa.table({"id": ids, "logits": pa.FixedSizeListArray.from_arrays(pa.array(logits), 2)})
+    folder.mkdir(parents=True)
+    with pa.OSFile(str(folder / "train-000000000.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    return TransferSet(folder)
+
+
+def at_once(slots: RaySlots, job: Read) -> list[Report]:
+    """The job on every slot at the same time; what each of them told."""
+    with ThreadPoolExecutor(slots.count) as threads:
+        told = threads.map(lambda slot: next(iter(list(slots.run(job, f"read-{slot}")))), range(slots.count))
+        reports = list(told)
+    assert len({report["pid"] for report in reports}) == slots.count, "one slot was given two of the jobs"
+    return reports
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=float, default=100, help="size of the transfer set")
+    parser.add_argument("--slots", type=int, default=2)
+    options, on = parser.parse_args(), machine()
+    if options.slots < 2:
+        parser.error("--slots: at least 2, for it is about one more slot beside another.")
+    with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name:
+        paths, texts = StoragePaths(Path(name)), Texts(int(options.megabytes * 1e6 / BYTES_PER_ROW))
+        _, tokenizer = FreshTransformer().create(texts.columns("validation")["text"], texts.labels, TOKENS, 0)
+        tokens = tokenised(texts, TextClassification(max_length=TOKENS), tokenizer, paths)
+        transfer = transfer_set(tokens, paths.transfer("made-up"))
+        size = sum(f.stat().st_size for d in (tokens.folder, transfer.folder) for f in d.glob("train*.arrow")) / 1e6
+        cluster = connect("local", False, Path(name) / "logs")
+        with open_slots(SlotSettings(count=options.slots, cpus=0.5), Path(name), Path(name) / "logs") as slots:
+            slots.wait()
+            reports = at_once(slots, Read(tokens, transfer))
+            grown = [own_mb(report["pid"]) - report["before_mb"] for report in reports]
+            mapped = [set_mb(report["pid"], tokens.folder, transfer.folder) for report in reports]
+            worker = own_mb(reports[0]["pid"])
+            (copied,) = slots.run(Copy(tokens), "copy")
+        cluster.close()
+    say(
+        "own memory of one more slot for the transfer set, against the set (share)",
+        max(grown) / size,
+        {
+            "goal": 0.1,
+            "set_mb": size,
+            "grown_mb": grown,
+            "set_pss_mb": [of["pss"] for of in mapped],
+            "set_rss_mb": [of["rss"] for of in mapped],
+            "copy_mb": copied["copy_mb"],
+            "whole_worker_mb": worker,
+            "rows": texts.rows,
+            "slots": options.slots,
+        },
+        on,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Claim: a step of kdray's fit() takes at most 1.05 times as long as one of a bare PyTorch loop that does the same.
+
+The bare loop is what a good engineer writes for one student and throws away: fused AdamW, autocast, stored logits,
+clipping, warm-up and decay, and its batches lie padded in memory before the clock starts, so it pays nothing for data.
+Both train the same student from the same weights on the same batches in the same order; at the end their weights must
+be the same (`weights_differ_by`). They take turns, who begins changes from repeat to repeat, and the figure is the
+median over the repeats of fit's time / the loop's time, the worst over the depths. No Ray; evaluation is not counted.
+
+    python bench/step_ratio.py [--data DIR --columns text,label --teacher DIR]                  (about 5 minutes)
+"""
+
+import argparse
+import math
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from machine import machine, say
+from material import parser, sweep
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from kdray.data import load_splits
+from kdray.losses.distillation import Distillation
+from kdray.paths import StoragePaths
+from kdray.slots import LocalSlots
+from kdray.students.transformer import TransformerStudent
+from kdray.teacher import obtain_source
+from kdray.tokens import Batch, Rows, epoch_batches, tokenised
+from kdray.training import Training, autocast_dtype, fit
+from kdray.transfer import obtain_transfer_set
+from kdray.worker import Worker
+
+DISTILLATION = Distillation(temperature=3.0, alpha=0.7)
+SEED = 0
+
+
+def bare(model: PreTrainedModel, batches: list[Batch], training: Training, dtype: torch.dtype | None) -> None:
+    """The loop to compare with. It knows this one model, this one loss and one process."""
+    device, temperature, alpha = model.device, DISTILLATION.temperature, DISTILLATION.alpha
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=training.learning_rate,
+        fused=True,
+    )
+    warm = max(1, round(training.warmup * len(batches)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: (s + 1) / warm if s < warm else (len(batches) - s) / max(1, len(batches) - warm)
+    )
+    torch.manual_seed(SEED)
+    model.train()
+    for on_cpu in batches:
+        batch = on_cpu.to(device)
+        assert batch.teacher_logits_BxC is not None
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            logits = model(**batch.inputs).logits
+        soft = functional.kl_div(
+            functional.log_softmax(logits.float() / temperature, dim=-1),
+            functional.log_softmax(batch.teacher_logits_BxC / temperature, dim=-1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        hard = functional.cross_entropy(logits.float(), batch.labels_B)
+        loss = alpha * temperature**2 * soft + (1 - alpha) * hard
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+        optimizer.step()
+        schedule.step()
+
+
+def fitted(model: PreTrainedModel, rows: Rows, training: Training, worker: Worker) -> None:
+    """The same with kdray."""
+    reports = fit(
+        model, rows, training,
+        lambda logits, batch: DISTILLATION.loss(logits, batch.teacher_logits_BxC, batch.labels_B),
+        lambda model, last: {}, worker, SEED,
+    )  # fmt: skip
+    for _ in reports:
+        pass
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Seconds of a step, and their ratio, as medians over the repeats."""
+
+    fit_s: float
+    bare_s: float
+    ratio: float
+    lowest: float
+    highest: float
+    weights_differ_by: float
+
+
+def compared(source: PreTrainedModel, depth: int, rows: Rows, training: Training, repeats: int) -> Compared:
+    """One depth, after one unmeasured turn of each."""
+    worker = Worker(device=source.device)
+    dtype = autocast_dtype(training.precision, source.device)
+    indices = epoch_batches(rows.lengths, training.batch_size, seed=SEED, epoch=0)
+    batches = [rows.batch(rows_of_one) for rows_of_one in indices]
+    build = TransformerStudent(depth=depth).build
+    by_fit, by_bare, difference = [], [], 0.0
+    for repeat in range(repeats + 1):
+        of_fit, of_bare = build(source, SEED), build(source, SEED)
+        for turn in (repeat, repeat + 1):
+            started = seconds(source.device)
+            if turn % 2:
+                fitted(of_fit, rows, training, worker)
+                by_fit.append((seconds(source.device) - started) / len(batches))
+            else:
+                bare(of_bare, batches, training, dtype)
+                by_bare.append((seconds(source.device) - started) / len(batches))
+        pairs = zip(of_fit.parameters(), of_bare.parameters(), strict=True)
+        difference = max(difference, *(float((a - b).detach().abs().max()) for a, b in pairs))
+    ratios = [fit / bare for fit, bare in zip(by_fit[1:], by_bare[1:], strict=True)]
+    return Compared(
+        statistics.median(by_fit[1:]), statistics.median(by_bare[1:]), statistics.median(ratios),
+        min(ratios), max(ratios), difference,
+    )  # fmt: skip
+
+
+def seconds(device: torch.device) -> float:
+    """Now, when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def material(options: argparse.Namespace, folder: Path, worker_slots: LocalSlots) -> tuple[PreTrainedModel, Rows]:
+    """The model that students are cut from, and rows with its logits (how good it is makes no difference here)."""
+    asked, paths = sweep(options), StoragePaths(folder)
+    splits = load_splits(asked.data, asked.task)
+    source = obtain_source(asked.teacher, asked.task, splits, paths, SEED)
+    tokens = tokenised(splits, asked.task, source.tokenizer(), paths)
+    transfer = obtain_transfer_set(asked.transfer, source, tokens, paths, worker_slots, lambda done, shards: None)
+    return source.model().to(worker_slots.worker.device), transfer.rows(tokens, "train")
+
+
+def main() -> None:
+    command = parser(__doc__, max_rows=1600)
+    command.add_argument("--depths", default="1,2,4", help="of the students")
+    command.add_argument("--repeats", type=int, default=5)
+    command.add_argument("--threads", type=int, default=1, help="of torch")
+    options = command.parse_args()
+    torch.set_num_threads(options.threads)
+    on = machine()
+    with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name, LocalSlots(options.threads) as slots:
+        source, rows = material(options, Path(name), slots)
+        training = Training(epochs=1, precision=options.precision)
+        depths = [int(depth) for depth in options.depths.split(",")]
+        found = {depth: compared(source, depth, rows, training, options.repeats) for depth in depths}
+    say(
+        "seconds of a training step of fit(), against a bare PyTorch loop (times as long; worst depth)",
+        max(one.ratio for one in found.values()),
+        {
+            "goal": 1.05,
+            "by_depth": {depth: vars(one) for depth, one in found.items()},
+            "steps": math.ceil(len(rows) / training.batch_size),
+            "repeats": options.repeats,
+            "mean_tokens": float(rows.lengths.mean()),
+            "autocast": str(autocast_dtype(training.precision, source.device)),
+        },
+        on,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""Claim: at least four times the trials per hour of transformers' own search, at equal or better dev accuracy.
+
+The peer is what one writes today: transformers' Trainer with the usual distillation `compute_loss` and a live teacher,
+searched with `hyperparameter_search(backend="ray")`. Both get the same fine-tuned teacher (not counted), data, student
+starts, epochs, batch size, optimiser, schedule and precision, and as many trials at a time as there are cores, each on
+one. kdray draws the settings (at random, nothing stopped early); the peer is given the same ones.
+
+kdray's clock runs over its whole sweep: Ray, slots, tokens, the transfer set, the costs of each architecture, trials,
+MLflow, choice, export, report. The peer's runs over Ray and its search; its data are tokenised before.
+
+    python bench/transformers_peer.py --data DIR --columns text,label --teacher DIR --trials 6 --epochs 1   (15 minutes)
+    python bench/transformers_peer.py --trials 6                generated data                               (5 minutes)
+"""
+
+import argparse
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import ray
+import torch
+from machine import machine, say
+from material import SPACE, parser, sweep
+from ray import tune
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from torch.nn import functional
+from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainingArguments
+
+from kdray import Search, Sweep
+from kdray.data import Splits, load_splits
+from kdray.outcome import figures_of
+from kdray.paths import SweepPaths
+from kdray.pretrained import Pretrained
+from kdray.record import TrialRecord
+from kdray.run import run
+from kdray.slots import LocalSlots
+from kdray.students.transformer import TransformerStudent
+from kdray.teacher import obtain_source, obtain_teacher
+from kdray.tokens import tokenised
+from kdray.training import autocast_dtype
+
+DEPTH, TEMPERATURE, ALPHA, RATE = (
+    "student.depth", "distillation.temperature", "distillation.alpha", "training.learning_rate",
+)  # fmt: skip
+
+
+# ---- the peer ----
+
+
+class DistillationTrainer(Trainer):
+    """The usual one: the teacher beside the student in `compute_loss`."""
+
+    teacher: PreTrainedModel
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs)
+        if not model.training:
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        self.teacher.to(model.device)
+        with torch.no_grad():
+            taught = self.teacher(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+        temperature, alpha = self._trial[TEMPERATURE], self._trial[ALPHA]
+        soft = functional.kl_div(
+            functional.log_softmax(outputs.logits / temperature, dim=-1),
+            functional.softmax(taught / temperature, dim=-1),
+            reduction="batchmean",
+        )
+        loss = alpha * temperature**2 * soft + (1 - alpha) * outputs.loss
+        return (loss, outputs) if return_outputs else loss
+
+
+def accuracy(predicted: Any) -> dict[str, float]:
+    return {"accuracy": float(np.mean(predicted.predictions.argmax(-1) == predicted.label_ids))}
+
+
+def student_of(teacher: Pretrained, seed: int, trial: dict[str, Any] | None) -> PreTrainedModel:
+    """What the Trainer starts from: the student that kdray builds, too. Without a trial (Trainer asks once): any."""
+    return TransformerStudent(depth=trial[DEPTH] if trial else 1).build(teacher.model(), seed)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What the peer was given, and how it is run."""
+
+    asked: Sweep
+    teacher: Pretrained
+    splits: Splits
+    folder: Path
+    by_length: bool
+
+    def rows(self, split: str) -> datasets.Dataset:
+        """Token ids and labels, as the Trainer wants them."""
+        columns, task = self.splits.columns(split), self.asked.task
+        encoded = task.encode(self.teacher.tokenizer(), list(columns["text"]), None)
+        return datasets.Dataset.from_dict({**encoded, "labels": list(columns["label"])})
+
+    def arguments(self) -> TrainingArguments:
+        training = self.asked.training
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return TrainingArguments(
+            output_dir=str(self.folder / "trainer"),
+            num_train_epochs=training.epochs,
+            per_device_train_batch_size=training.batch_size,
+            per_device_eval_batch_size=4 * training.batch_size,
+            warmup_steps=training.warmup,  # below 1 it is a share
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.clip_norm,
+            optim="adamw_torch_fused",
+            bf16=autocast_dtype(training.precision, device) is torch.bfloat16,
+            use_cpu=device.type == "cpu",
+            train_sampling_strategy="group_by_length" if self.by_length else "random",
+            eval_strategy="epoch",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=self.asked.seed,
+        )
+
+    def trainer(self) -> DistillationTrainer:
+        teacher, seed = self.teacher, self.asked.seed
+        trainer = DistillationTrainer(
+            args=self.arguments(),
+            model_init=lambda trial=None: student_of(teacher, seed, trial),
+            train_dataset=self.rows("train"),
+            eval_dataset=self.rows("validation"),
+            data_collator=DataCollatorWithPadding(teacher.tokenizer(), pad_to_multiple_of=8),
+            compute_metrics=accuracy,
+        )
+        trainer.teacher = teacher.model().requires_grad_(False)
+        return trainer
+
+    def search(self, trials: Sequence[dict[str, Any]]) -> "Done":
+        """Run these trials, one core (and its share of the GPUs) each."""
+        trainer = self.trainer()
+        started = time.perf_counter()
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        cores, gpus = ray.cluster_resources()["CPU"], ray.cluster_resources().get("GPU", 0)
+        best = trainer.hyperparameter_search(
+            backend="ray",
+            direction="maximize",
+            compute_objective=lambda metrics: metrics["eval_accuracy"],
+            hp_space=lambda trial: {
+                **{name: tune.uniform(0, 1) for name in SPACE},
+                "learning_rate": tune.uniform(0, 1),
+            },
+            n_trials=len(trials),
+            search_alg=BasicVariantGenerator(points_to_evaluate=[{**t, "learning_rate": t[RATE]} for t in trials]),
+            resources_per_trial={"cpu": 1, "gpu": gpus / cores},
+            storage_path=str(self.folder / "tune"),
+            reuse_actors=True,
+            progress_reporter=None,
+            verbose=0,
+        )
+        seconds = time.perf_counter() - started
+        analysis = best.run_summary
+        accuracies = [trial.last_result["eval_accuracy"] for trial in analysis.trials]
+        assert [trial.config[RATE] for trial in analysis.trials] == [trial[RATE] for trial in trials]
+        ray.shutdown()
+        return Done(seconds, accuracies)
+
+
+# ---- the comparison ----
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a search took, and the last dev accuracy of each trial."""
+
+    seconds: float
+    accuracies: list[float]
+
+    def figures(self, who: str) -> dict[str, Any]:
+        return {
+            f"{who}_s": self.seconds,
+            f"{who}_trials_per_hour": 3600 * len(self.accuracies) / self.seconds,
+            f"{who}_best_accuracy": max(self.accuracies),
+            f"{who}_mean_accuracy": statistics.mean(self.accuracies),
+            f"{who}_accuracies": self.accuracies,
+        }
+
+
+def ready_teacher(asked: Sweep, folder: Path) -> Pretrained:
+    """The teacher, fine-tuned for both before any clock runs."""
+    paths = SweepPaths(folder, "teacher")
+    splits = load_splits(asked.data, asked.task)
+    source = obtain_source(asked.teacher, asked.task, splits, paths, asked.seed)
+    tokens = tokenised(splits, asked.task, source.tokenizer(), paths)
+    with LocalSlots(threads=os.cpu_count() or 1) as slots:
+        return obtain_teacher(asked.teacher, source, asked.task, tokens, paths, asked.seed, slots, lambda report: None)
+
+
+def with_kdray(asked: Sweep, folder: Path) -> tuple[Done, Sequence[TrialRecord]]:
+    """The whole sweep, in a storage of its own."""
+    started = time.perf_counter()
+    paths = SweepPaths(folder, asked.name)
+    run(asked, paths, address="local")
+    seconds = time.perf_counter() - started
+    records = figures_of(paths).records
+    return Done(seconds, [record.metrics["accuracy"] for record in records]), records
+
+
+def search_of(options: argparse.Namespace) -> Search:
+    """Settings drawn at random, so that the same ones can be given to the peer; every trial runs to its end."""
+    return Search(trials=options.trials, sampler="random", stopping=None)
+
+
+def main() -> None:
+    command = parser(__doc__, trials=6)
+    command.add_argument("--by-length", action="store_true", help="let the peer, too, batch rows of like length")
+    options = command.parse_args()
+    on = machine()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name:
+        folder, asked = Path(name), sweep(options, search_of(options))
+        teacher = ready_teacher(asked, folder)
+        taught = asked.varied({"teacher.model": str(teacher.folder), "teacher.training": None})
+        kdray, records = with_kdray(taught, folder / "kdray")
+        splits = load_splits(asked.data, asked.task)
+        peer = Peer(asked, teacher, splits, folder / "peer", options.by_length)
+        bf16 = peer.arguments().bf16
+        with redirect_stdout(sys.stderr):  # both Tune and the Trainer print
+            transformers = peer.search([record.params for record in records])
+    say(
+        "trials per hour, against transformers' Trainer.hyperparameter_search(backend='ray') (times as many)",
+        transformers.seconds / kdray.seconds,
+        {
+            "goal": 4.0,
+            **kdray.figures("kdray"),
+            **transformers.figures("transformers"),
+            "better_accuracy_by": max(kdray.accuracies) - max(transformers.accuracies),
+            "trials": options.trials,
+            "epochs": options.epochs,
+            "rows": {split: len(splits.columns(split)["id"]) for split in ("train", "validation")},
+            "bf16": bf16,
+            "peer_batches_by_length": options.by_length,
+            "data": options.data or "generated",
+        },
+        on,
+    )
+
+
+if __name__ == "__main__":
+    main()

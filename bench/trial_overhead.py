@@ -1,0 +1,119 @@
+"""Claim: a trial on a warm slot costs at most 0.1 s beside its own work; Ray's documented nesting costs seconds.
+
+Warm: 100 empty trials (one report each) searched by `kdray.search` with one slot: Ray Tune, Optuna, ledger, board and
+worker, all of it. `slot_s` is the part of board and worker alone. Nested: the same empty trial as Ray documents it, a
+TorchTrainer.fit() of one worker inside each Tune trial, one trial after the other. Starting Ray and the slot is not in
+either figure; `slot_start_s` tells what the slot costs once a sweep.
+
+    python bench/trial_overhead.py [--trials 100] [--nested 4]                                  (about 2 minutes)
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from machine import machine, say
+from ray import train, tune
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from kdray.search.ledger import Ledger
+from kdray.search.searcher import Search, Study
+from kdray.search.tuning import search
+from kdray.slots import RaySlots, SlotSettings, connect, open_slots
+from kdray.worker import Report, Worker
+
+
+@dataclass(frozen=True)
+class Empty:
+    """A trial without any work: one report."""
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        yield {"accuracy": 0.5, "epoch": 1, "step": 1}
+
+
+def warm_seconds(slots: RaySlots, trials: int, folder: Path) -> float:
+    """Of one trial, through the whole search."""
+    settings = Search(trials=trials, objectives=("accuracy",), sampler="random", stopping=None)
+    study = Study(settings, {"x": tune.uniform(0, 1)}, Ledger.open(folder / "journal", "warm", ("accuracy",)), costless)
+    started = time.perf_counter()
+    search(slots, study, lambda number, params: Empty(), lambda record: None)
+    assert all(record.state == "completed" for record in study.records())
+    return (time.perf_counter() - started) / trials
+
+
+def costless(params: Any) -> dict[str, float]:
+    return {}
+
+
+def slot_seconds(slots: RaySlots, jobs: int) -> float:
+    """Of one job, from handing it over to its end."""
+    started = time.perf_counter()
+    for number in range(jobs):
+        assert len(list(slots.run(Empty(), f"empty-{number}"))) == 1
+    return (time.perf_counter() - started) / jobs
+
+
+def nested_trial(config: dict[str, Any]) -> None:
+    """The documented pattern: a Tune trial that runs a trainer of its own."""
+    TorchTrainer(
+        lambda: train.report({"accuracy": 0.5}),
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(storage_path=config["folder"], callbacks=[TuneReportCallback()]),
+    ).fit()
+
+
+def nested_seconds(trials: int, folder: Path) -> float:
+    """Of one trial of the documented pattern."""
+    started = time.perf_counter()
+    results = tune.Tuner(
+        tune.with_resources(nested_trial, {"CPU": 0.01}),
+        param_space={"x": tune.uniform(0, 1), "folder": str(folder)},
+        tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=1),
+        run_config=tune.RunConfig(storage_path=str(folder), verbose=0),
+    ).fit()
+    assert not results.errors, results.errors[0]
+    return (time.perf_counter() - started) / trials
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--nested", type=int, default=4, help="trials of the documented pattern")
+    options, on = parser.parse_args(), machine()
+    with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name:
+        folder = Path(name)
+        cluster = connect("local", False, folder / "logs")
+        started = time.perf_counter()
+        with open_slots(SlotSettings(count=1, cpus=1), folder, folder / "logs") as slots:
+            slots.wait()
+            start = time.perf_counter() - started
+            warm, slot = warm_seconds(slots, options.trials, folder), slot_seconds(slots, options.trials)
+        with redirect_stdout(sys.stderr):  # Tune prints whatever `verbose` says
+            nested = nested_seconds(options.nested, folder / "nested")
+        cluster.close()
+    say(
+        "overhead of a trial on a warm slot, against a TorchTrainer.fit() nested in a Tune trial (times less)",
+        nested / warm,
+        {
+            "warm_s": warm,
+            "goal_s": 0.1,
+            "nested_s": nested,
+            "slot_s": slot,
+            "slot_start_s": start,
+            "trials": options.trials,
+            "nested_trials": options.nested,
+        },
+        on,
+    )
+
+
+if __name__ == "__main__":
+    main()
