@@ -39,6 +39,11 @@ class Choose(Settings):
         """The metrics that the rule looks at."""
         return tuple(name for name in (self.smallest, self.best) if name)
 
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The metrics whose front holds whoever may be chosen."""
+        return tuple(dict.fromkeys((*self.metrics, "retention")))
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -65,13 +70,14 @@ def chosen(records: Sequence[TrialRecord], rule: Choose, teacher: Mapping[str, f
         if name not in completed[0].metrics:
             raise SpecError(f"choose: no metric {name!r}; there are {', '.join(sorted(completed[0].metrics))}.")
     enough = [record for record in completed if record.metrics["retention"] >= rule.retention]
-    pool = enough or completed
-    if rule.smallest is None or not enough:
-        record = min(pool, key=lambda r: (_signed(r, rule.best), r.number))
-    else:
-        record = min(pool, key=lambda r: (_signed(r, rule.smallest or ""), _signed(r, rule.best), r.number))
+    first, second = (rule.smallest, rule.best) if enough and rule.smallest else (rule.best, rule.smallest or rule.best)
+    # Retention among equals: so whoever is chosen is on the front of `compared`, whose weights are kept.
+    record = min(
+        enough or completed,
+        key=lambda r: (_signed(r, first), _signed(r, second), _signed(r, "retention"), r.number),
+    )
     if not enough and rule.otherwise == "none":
-        return Choice(None, False, f"No student keeps {rule.retention:.0%} of the teacher: {_nearest(record)}.")
+        return Choice(None, False, f"No student keeps {100 * rule.retention:g}% of the teacher: {_nearest(record)}.")
     return Choice(record.number, bool(enough), _sentence(record, rule, len(enough), len(completed), teacher))
 
 
@@ -91,9 +97,9 @@ def _sentence(record: TrialRecord, rule: Choose, enough: int, completed: int, te
         if rule.best in teacher
         else f"it keeps {metrics['retention']:.1%} of the teacher and is {metrics['speedup']:.1f} times faster"
     )
-    keep = f"{enough} of {completed} finished students keep at least {rule.retention:.0%} of the teacher"
+    keep = f"{enough} of {completed} finished students keep at least {100 * rule.retention:g}% of the teacher"
     if not enough:
-        none = f"No student keeps {rule.retention:.0%} of the teacher, so the best {rule.best} was taken"
+        none = f"No student keeps {100 * rule.retention:g}% of the teacher, so the best {rule.best} was taken"
         return f"{none}: trial {record.number}, {what}."
     if rule.smallest is None:
         return f"Trial {record.number} was chosen: {keep}, and it has the best {rule.best}: {what}."

@@ -21,7 +21,6 @@ class Keeper:
     def __init__(self, sweep: Sweep, paths: SweepPaths, ledger: Ledger, tracker: Tracker, screen: Screen) -> None:
         self.sweep, self.paths, self.ledger, self.tracker, self.screen = sweep, paths, ledger, tracker, screen
         self.tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.called}
-        self.worth_keeping = keeping(sweep)
         for record in ledger.records():
             self.take(record)
 
@@ -41,17 +40,12 @@ class Keeper:
         self.screen.trials(records, self.sweep.search.trials, best)
 
     def drop_students(self, records: list[TrialRecord]) -> None:
-        """Remove the weights of students that another one beats in everything that the choice may look at."""
-        kept = front_numbers(records, self.worth_keeping)
+        """Remove the weights of students that are neither on the front nor may be chosen."""
+        sweep = self.sweep
+        kept = front_numbers(records, sweep.search.objectives) | front_numbers(records, sweep.choose.compared)
         for record in records:
             if record.state == "completed" and record.number not in kept:
                 shutil.rmtree(self.paths.student(record.number).parent, ignore_errors=True)
-
-
-def keeping(sweep: Sweep) -> tuple[str, ...]:
-    """The metrics whose front holds every student that may be chosen or shown."""
-    quality = sweep.task.metric_names(2)[0]
-    return tuple(dict.fromkeys((*sweep.search.objectives, quality, *sweep.choose.metrics)))
 
 
 @contextmanager
