@@ -60,7 +60,8 @@ def measure_costs(
     on_progress: Callable[[int, int], None],
 ) -> Costs:
     """Measure the teacher and each architecture once, one after the other; nothing else may run on the pool."""
-    hardware_name = str(next(iter(pool.run(AskHardware(), "hardware")))["hardware"])
+    (asked,) = pool.run(AskHardware(), "hardware")
+    hardware_name = str(asked["hardware"])
     teacher = _measured(MeasureCosts(sources[None].model, None, latency), hardware_name, paths, pool)
     shapes = dict.fromkeys(_shape(student) for student in students)
     costs = Costs(teacher, {})
