@@ -27,9 +27,7 @@ class Keeper:
     def take(self, record: TrialRecord) -> None:
         """A trial began, was evaluated or ended."""
         self.tracker.trial(record, dotted(self.sweep.recipe_of(record.params)), self.tags)
-        for number, run_id in self.tracker.run_ids().items():
-            if number is not None and self.ledger[number].run_id != run_id:
-                self.ledger.set_run_id(number, run_id)
+        note_runs(self.ledger, self.tracker)
         records = self.ledger.records()
         if record.state == "completed":
             self.drop_students(records)
@@ -46,6 +44,16 @@ class Keeper:
         for record in records:
             if record.state == "completed" and record.number not in kept:
                 shutil.rmtree(self.paths.student(record.number).parent, ignore_errors=True)
+
+
+def note_runs(ledger: Ledger, tracker: Tracker) -> None:
+    """Write the ids of the runs that the tracker knows by now into the ledger; the latest come when it has ended."""
+    for number, run_id in tracker.run_ids().items():
+        if number is None:
+            if ledger.attr("mlflow_run") != run_id:
+                ledger.set_attr("mlflow_run", run_id)
+        elif ledger[number].run_id != run_id:
+            ledger.set_run_id(number, run_id)
 
 
 @contextmanager
@@ -67,5 +75,4 @@ def tracked(sweep: Sweep, paths: SweepPaths, ledger: Ledger) -> Iterator[Tracker
     else:
         tracker.end_sweep("finished")
     finally:
-        if run_id := tracker.run_ids().get(None):
-            ledger.set_attr("mlflow_run", run_id)
+        note_runs(ledger, tracker)
