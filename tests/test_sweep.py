@@ -1,0 +1,149 @@
+"""A sweep is checked as a whole when it is built, can be varied by dotted name, and knows what makes it another one."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray import tune
+
+from kdray.choice import Choose
+from kdray.data import Splits
+from kdray.errors import SpecError
+from kdray.search.searcher import Search, at_least, at_most
+from kdray.sweep import Sweep
+
+MakeSweep = Callable[..., Sweep]
+
+
+@pytest.mark.parametrize(
+    ("space", "parts"),
+    [
+        ({"student.dept": [1]}, ["space['student.dept']: no such setting; did you mean 'student.depth'?"]),
+        ({"search.trials": [1]}, ["space['search.trials']: no such setting"]),
+        ({"distillation.alpha": tune.uniform(0.3, 1.2)}, ["space['distillation.alpha']: 1.2", "less than or equal"]),
+        ({"distillation.temperature": tune.uniform(0, 8)}, ["space['distillation.temperature']: 0.0", "greater than"]),
+        ({"student.depth": tune.randint(0, 3)}, ["space['student.depth']: 0", "greater than or equal to 1"]),
+        ({"training.learning_rate": [0, 1e-4]}, ["space['training.learning_rate']: 0", "greater than 0"]),
+        ({"training.learning_rate": tune.uniform(-1e-3, 1e-3)}, ["space['training.learning_rate']: -0.001"]),
+        ({"training.precision": ["fp16"]}, ["space['training.precision']: 'fp16'", "bf16"]),
+        ({"training.epochs": 3}, ["space['training.epochs']: got 3", "A fixed value is a setting of the sweep"]),
+        ({}, ["space"]),
+    ],
+)  # fmt: skip
+def test_a_bad_space_is_refused(make_sweep: MakeSweep, space: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_sweep(space=space)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"search": Search(objectives=("acuracy", "latency_ms"))}, ["'acuracy'", "did you mean 'accuracy'?"]),
+        ({"search": Search(objectives=("accuracy", "latency"))}, ["search.objectives 'latency'", "'latency_ms'"]),
+        ({"search": Search(objectives=("latency_ms",))}, ["search.objectives: the first one must be a quality"]),
+        ({"search": Search(constraints={"latencyms": at_most(5)})}, ["search.constraints 'latencyms'", "'latency_ms'"]),
+        ({"search": Search(constraints={"accuracy": at_least(0.9)})}, ["search.constraints 'accuracy'", "latency_ms"]),
+        ({"choose": Choose(best="bleu")}, ["choose 'bleu'", "text classification does not measure that"]),
+        ({"name": "../other"}, ["Sweep.name: got '../other'"]),
+        ({"seed": -1}, ["Sweep.seed: got -1"]),
+        ({"tacher": 1}, ["Sweep.tacher: no such setting; did you mean 'teacher'?"]),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(
+    make_sweep: MakeSweep, fields: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_sweep(**fields)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_what_two_labels_have_and_more_do_not(make_sweep: MakeSweep, splits: Splits) -> None:
+    sweep = make_sweep(search=Search(objectives=("mcc", "latency_ms")))
+    sweep.check_classes(splits)
+    three = Splits(splits.train, splits.validation, splits.test, ("a", "b", "c"), (), "key")
+    with pytest.raises(SpecError, match=r"search\.objectives 'mcc': .* does not measure that with 3 labels"):
+        sweep.check_classes(three)
+
+
+def test_any_setting_can_be_varied(make_sweep: MakeSweep) -> None:
+    sweep = make_sweep()
+    changed = sweep.varied({
+        "distillation.temperature": 4, "teacher.above_chance": 0.1, "search.constraints.latency_ms": {"at_most": 5},
+        "search.objectives": "accuracy,parameters", "data.columns": "text,label",
+    })  # fmt: skip
+    assert changed.recipe.distillation.temperature == 4
+    assert changed.search.objectives == ("accuracy", "parameters")
+    assert changed.search.constraints["latency_ms"].at_most == 5
+    assert changed.data.columns == ("text", "label")
+    assert sweep == make_sweep()
+
+
+def test_a_searched_setting_that_is_given_a_value_is_searched_no_more(make_sweep: MakeSweep) -> None:
+    fixed = make_sweep().varied({"student.depth": 1})
+    assert set(fixed.space) == {"training.learning_rate"}
+    assert fixed.recipe_of({"training.learning_rate": 1e-4}).student.depth == 1
+    wider = make_sweep().varied({"space.student.depth": [1, 2, 3]})
+    assert [student.depth for student in wider.students] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"student.dept": 1}, "student.dept: no such setting; did you mean 'student.depth'?"),
+        ({"distilation.alpha": 1}, "distilation.alpha: no such setting; did you mean 'distillation.alpha'?"),
+        ({"distillation.alpha": 1.2}, "distillation.alpha: got 1.2"),
+        ({"space.student.depth": [0]}, "space['student.depth']: 0"),
+        ({"space.student.dept": [1]}, "space['student.dept']: no such setting"),
+        ({"data.source": 7}, "data.source"),
+        ({"search.constraints.latency_ms": 5}, "search"),
+    ],
+)
+def test_a_bad_variation_is_refused(make_sweep: MakeSweep, changes: dict[str, Any], part: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_sweep().varied(changes)
+    assert part in str(caught.value)
+    assert "Sweep." not in str(caught.value)
+
+
+def test_smoke_is_the_same_sweep_but_small(make_sweep: MakeSweep) -> None:
+    small = make_sweep().small()
+    assert (small.name, small.data.max_rows, small.training.epochs, small.search.trials) == ("tiny-smoke", 64, 1, 2)
+    assert small.space == make_sweep().space
+    with pytest.raises(SpecError, match=r"training\.epoch: no such setting"):
+        make_sweep(smoke={"training.epoch": 1}).small()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"search.trials": 50}, {"search.hours": 2}, {"slots.count": 3}, {"tracking.uri": "http://127.0.0.1:5000"},
+        {"choose.retention": 0.5},
+    ],
+)  # fmt: skip
+def test_what_may_change_when_a_sweep_goes_on(make_sweep: MakeSweep, changes: dict[str, Any]) -> None:
+    assert make_sweep().varied(changes).identity() == make_sweep().identity()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training.epochs": 5}, {"space.student.depth": [1, 2, 3]}, {"seed": 1}, {"search.sampler": "random"},
+        {"task.max_length": 12}, {"data.max_rows": 50},
+    ],
+)  # fmt: skip
+def test_what_makes_another_sweep(make_sweep: MakeSweep, changes: dict[str, Any]) -> None:
+    assert make_sweep().varied(changes).identity() != make_sweep().identity()
+
+
+def test_the_identity_is_the_same_when_read_back(make_sweep: MakeSweep) -> None:
+    identity = make_sweep(search=Search(constraints={"latency_ms": at_most(5)})).identity()
+    assert json.loads(json.dumps(identity)) == identity
+
+
+def test_what_is_written_down_has_every_setting_and_domain(make_sweep: MakeSweep) -> None:
+    written = make_sweep(space={"student.depth": [1, 2], "distillation.alpha": tune.uniform(0, 1)}).written()
+    assert written["space.student.depth"] == [1, 2]
+    assert "0" in str(written["space.distillation.alpha"])
+    assert {"training.learning_rate", "distillation.temperature", "teacher.above_chance", "seed"} <= set(written)
