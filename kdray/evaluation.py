@@ -58,7 +58,7 @@ def predictions(
     outputs: list[Tensor] = []
     with _evaluating(model), torch.autocast(worker.device.type, dtype=autocast, enabled=autocast is not None):
         for indices in share:
-            inputs = rows.batch(indices).to(worker.device).inputs
+            inputs = rows.batch(indices, worker.multiple).to(worker.device).inputs
             outputs.append(model(**inputs).logits)
     # One copy from the device at the end: copying each batch would wait for it.
     logits = torch.cat(outputs).float().cpu().numpy() if outputs else None

@@ -27,8 +27,6 @@ SPLITS = ("train", "validation", "test")
 
 FORMAT = 1
 """Goes into every key: raise it when what is written changes."""
-MULTIPLE = 8
-"""Batches are padded up to a multiple of this many tokens: what matrix kernels like."""
 BUCKET_BATCHES = 50
 """Batches cut from one shuffled pool sorted by length: more pads less, fewer mixes better."""
 ENCODED_AT_ONCE = 2000
@@ -135,11 +133,11 @@ class Rows:
             raise LookupError("these rows have no teacher logits; TransferSet.rows gives them.")
         return np.asarray(self._logits[indices], dtype=np.float32)
 
-    def batch(self, indices: np.ndarray) -> Batch:
-        """These rows, padded to the longest of them and on to a multiple of 8, but never beyond the maximum length."""
+    def batch(self, indices: np.ndarray, multiple: int = 1) -> Batch:
+        """These rows, padded to the longest of them and on to a multiple, but never beyond the maximum length."""
         lengths_B = self.lengths[indices]
         longest = int(lengths_B.max())
-        width = max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, self._layout.max_length))
+        width = max(longest, min(-(-longest // multiple) * multiple, self._layout.max_length))
         columns_L = np.arange(width)
         real_BxL = columns_L < lengths_B[:, None]
         places_BxL = self._starts[indices][:, None] + columns_L

@@ -198,7 +198,8 @@ class Step:
         """
         own = indices[self.worker.rank :: self.worker.world]
         weight = self.worker.world / len(indices) if len(own) else 0.0
-        return rows.batch(own if len(own) else indices[:1]).to(self.worker.device), weight
+        batch = rows.batch(own if len(own) else indices[:1], self.worker.multiple)
+        return batch.to(self.worker.device), weight
 
 
 def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:

@@ -44,6 +44,11 @@ class Worker:
     stop_asked: Callable[[], bool] = _never
     """Whether rank 0 has been told to stop this job; costs nothing to ask."""
 
+    @property
+    def multiple(self) -> int:
+        """Batches are padded up to a multiple of so many tokens: GPU kernels like eights, a CPU only pays for them."""
+        return 8 if self.device.type == "cuda" else 1
+
     def stopping(self) -> bool:
         """Whether to stop at this step. A collective call: every rank must make it, and all get the same answer."""
         if self.world == 1:

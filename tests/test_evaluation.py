@@ -56,7 +56,7 @@ class FewRows:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def batch(self, indices: np.ndarray) -> Batch:
+    def batch(self, indices: np.ndarray, multiple: int = 1) -> Batch:
         ids = torch.nn.utils.rnn.pad_sequence([self.texts[row] for row in indices], batch_first=True)
         inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
         return Batch(inputs, torch.zeros(len(indices), dtype=torch.long), indices)

@@ -53,9 +53,9 @@ def test_padding_goes_to_a_multiple_of_8_but_not_beyond_the_maximum(tokens: Toke
     rows = tokens.rows("train")
     assert rows.lengths.max() == 12
     for row, length in enumerate(rows.lengths):
-        width = rows.batch(np.array([row])).inputs["input_ids"].shape[1]
+        width = rows.batch(np.array([row]), 8).inputs["input_ids"].shape[1]
         assert width == min(-(-length // 8) * 8, 12)
-    assert rows.batch(np.arange(len(rows))).inputs["input_ids"].shape == (100, 12)
+    assert rows.batch(np.arange(len(rows)), 8).inputs["input_ids"].shape == (100, 12)
 
 
 def test_pairs_have_token_types(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

