@@ -27,6 +27,9 @@ from kdray.sweep import Sweep
 from kdray.tracking import ui_command
 
 log = logging.getLogger(__name__)
+logging.getLogger("kdray").addHandler(
+    logging.NullHandler()
+)  # else Python prints errors itself until there is a log file
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 app = typer.Typer(
     help="Distil a large NLP model into the best small one.", no_args_is_help=True, add_completion=False,
@@ -136,11 +139,10 @@ def conclude(outcome: Outcome) -> None:
 
 def settings_of(changes: list[str]) -> dict[str, Any]:
     """The settings written as name=value. Raises SpecError for anything else."""
-    pairs = [change.partition("=") for change in changes]
-    wrong = [name for name, equals, _ in pairs if not equals or not name]
-    if wrong:
-        raise SpecError(f"--set {wrong[0]}: write it as name=value, such as --set training.epochs=2.")
-    return {name: parsed(value) for name, _, value in pairs}
+    for change in changes:
+        if change.find("=") < 1:
+            raise SpecError(f"--set {change}: write it as name=value, such as --set training.epochs=2.")
+    return {name: parsed(value) for name, _, value in (change.partition("=") for change in changes)}
 
 
 def sweep_in(file: Path) -> Sweep:

@@ -52,7 +52,7 @@ def parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        return None if text in ("None", "none") else text
+        return None if text == "None" else text
 
 
 def _split(value: Any) -> Any:

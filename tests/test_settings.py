@@ -86,7 +86,7 @@ def test_a_mistake_in_python_names_the_class() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-4", 1e-4), ("3", 3), ("true", True), ("null", None), ("None", None), ("[1, 2]", [1, 2]),
+        ("1e-4", 1e-4), ("3", 3), ("true", True), ("null", None), ("None", None), ("none", "none"), ("[1, 2]", [1, 2]),
         ("a,b", "a,b"), ("google-bert/bert", "google-bert/bert"), ('"7"', "7"), ("", ""),
     ],
 )  # fmt: skip
