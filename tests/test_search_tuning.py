@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 from ray import cloudpickle, tune
+from ray.tune.execution.tune_controller import TuneController
 
 from kdray.errors import DataError, StorageError
 from kdray.record import TrialRecord
@@ -211,3 +212,20 @@ def test_the_budget_in_two_sessions(pool: RaySlots, tmp_path: Path) -> None:
         search(pool, make(), teaching, quietly)
     search(pool, makers[1](), teaching, quietly)  # nothing left to do
     assert [record.state for record in makers[1]().records()] == ["completed"] * 5
+
+
+def test_an_actor_that_cannot_be_used_again_loses_no_trial(
+    pool: RaySlots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resets: list[bool] = []
+    used_again = TuneController._on_trial_reset
+
+    def refusing(self: TuneController, trial: Any, success: bool) -> None:
+        resets.append(success and len(resets) != 1)
+        used_again(self, trial, resets[-1])
+
+    monkeypatch.setattr(TuneController, "_on_trial_reset", refusing)
+    sweep = study(tmp_path, trials=6)
+    search(pool, sweep, teaching, quietly)
+    assert resets.count(False) == 1
+    assert sorted(record.state for record in sweep.records()) == ["completed"] * 5 + ["failed"]

@@ -49,14 +49,14 @@ def search(pool: SlotPool, study: Study, make_job: MakeJob, on_change: OnChange)
     Raises ResourceError when there is no slot to be had, KeyboardInterrupt on one, and what `on_change` raises. Trials
     that run then stay running in the ledger: the next session begins them again.
     """
-    os.environ.update(TUNE_ENVIRONMENT)
+    os.environ.update(TUNE_ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": str(pool.count)})
     folder = Path(tempfile.mkdtemp(prefix="kdray-tune-"))
     driver = Driver(pool, study, make_job, on_change)
-    here = {"CPU": 0, f"node:{ray.util.get_node_ip_address()}": 0.0001}
+    lane = partial(_lane_resources, f"node:{ray.util.get_node_ip_address()}")
     try:
         with _interrupts(driver):
             tune.Tuner(
-                tune.with_resources(partial(_listen, client=pool.client()), here),
+                tune.with_resources(partial(_listen, client=pool.client()), lane),
                 tune_config=tune.TuneConfig(
                     search_alg=StudySearcher(driver),
                     scheduler=StudyScheduler(driver),
@@ -72,6 +72,15 @@ def search(pool: SlotPool, study: Study, make_job: MakeJob, on_change: OnChange)
         shutil.rmtree(folder, ignore_errors=True)
     if driver.ending:
         raise driver.ending
+
+
+def _lane_resources(node: str, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """A crumb of this node, of a size of its own for each lane.
+
+    Tune lends a finished trial's actor to the next trial that asks for the same, even to one whose own actor is
+    starting, which it then throws away: with short trials it would start actors for ever and use one.
+    """
+    return tune.PlacementGroupFactory([{node: 0.0001 * (1 + config["lane"])}])
 
 
 @dataclass(frozen=True)
@@ -101,11 +110,14 @@ class Driver:
         self.pool, self.study, self.make_job, self.on_change = pool, study, make_job, on_change
         self.running: dict[str, int] = {}
         """Tune's id of a trial -> its number."""
+        self.lanes: dict[str, int] = {}
+        """Tune's id of a trial -> which of the actors, as many as slots, listens to it."""
         self.ending: BaseException | None = None
         """Why the search ends before its budget is spent."""
 
     def next(self, trial_id: str) -> Assignment | None:
         """The next trial, which Tune knows by this id; None when there is no more."""
+        self.lanes[trial_id] = min(set(range(self.pool.count)) - set(self.lanes.values()))
         while asked := self.study.ask():
             self.running[trial_id] = asked.number
             self.on_change(self.study.record(asked.number))
@@ -164,12 +176,12 @@ class StudySearcher(Searcher):
         """The next trial; None while all slots are taken."""
         if self.driver.ending:
             return Searcher.FINISHED
-        if len(self.driver.running) >= self.driver.pool.count:
+        if len(self.driver.lanes) >= self.driver.pool.count:
             return None
         assignment = None
         with self.driver.guarded():
             assignment = self.driver.next(trial_id)
-        return {"assignment": assignment} if assignment else Searcher.FINISHED
+        return {"assignment": assignment, "lane": self.driver.lanes[trial_id]} if assignment else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The job ran to its end; or Tune lost the actor, and nobody said so yet."""
@@ -178,6 +190,7 @@ class StudySearcher(Searcher):
                 self.driver.finish(trial_id, "failed", "Ray Tune lost the trial; the log says more")
             else:
                 self.driver.finish(trial_id, "completed")
+            self.driver.lanes.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger has it."""
@@ -192,6 +205,27 @@ class StudyScheduler(FIFOScheduler):
     def __init__(self, driver: Driver) -> None:
         super().__init__()
         self.driver = driver
+        self._trials: dict[str, TuneTrial] = {}
+        """Those that have not ended; Tune keeps all there ever were, and would look through them at every step."""
+        self._lanes: set[tune.PlacementGroupFactory] = set()
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Tune took it from the searcher."""
+        self._trials[trial.trial_id] = trial
+
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        """The first that waits. One whose actor could not be lent to it has failed without anybody being told."""
+        for trial in [trial for trial in self._trials.values() if trial.status == TuneTrial.ERROR]:
+            self.on_trial_error(tune_controller, trial)
+        return next((trial for trial in self._trials.values() if trial.status == TuneTrial.PENDING), None)
+
+    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
+        """Its actor is kept for the lane's next trial, even while other lanes wait for theirs to start."""
+        self._trials.pop(trial.trial_id, None)
+        lane = trial.placement_group_factory
+        if lane not in self._lanes:
+            self._lanes.add(lane)
+            tune_controller._actor_cache.increase_max(lane)  # Tune has no setting for it
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """The study's verdict on a report."""
@@ -202,12 +236,14 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         """The actor died or could not be started: its job is stopped, the trial failed."""
+        self._trials.pop(trial.trial_id, None)
         with self.driver.guarded():
             number = self.driver.running.get(trial.trial_id)
             if number is not None:
                 self.driver.pool.cancel(job_name(number))
                 why = trial.get_pickled_error() or trial.get_error() or "for a reason unknown"
                 self.driver.finish(trial.trial_id, "failed", f"Ray Tune lost the trial's actor: {_last_line(why)}")
+            self.driver.lanes.pop(trial.trial_id, None)
 
 
 class DriverStopper(Stopper):
