@@ -29,7 +29,7 @@ class Keeper:
         self.tracker.trial(record, dotted(self.sweep.recipe_of(record.params)), self.tags)
         note_runs(self.ledger, self.tracker)
         records = self.ledger.records()
-        if record.state == "completed":
+        if record.state != "running":
             self.drop_students(records)
         best = max(
             (r for r in records if r.state == "completed"),
@@ -38,11 +38,11 @@ class Keeper:
         self.screen.trials(records, self.sweep.search.trials, best)
 
     def drop_students(self, records: list[TrialRecord]) -> None:
-        """Remove the weights of students that are neither on the front nor may be chosen."""
+        """Remove the weights of students that are neither on the front nor may be chosen, and what cut trials left."""
         sweep = self.sweep
         kept = front_numbers(records, sweep.search.objectives) | front_numbers(records, sweep.choose.compared)
         for record in records:
-            if record.state == "completed" and record.number not in kept:
+            if record.state != "running" and record.number not in kept:
                 shutil.rmtree(self.paths.student(record.number).parent, ignore_errors=True)
 
 
