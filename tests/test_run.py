@@ -22,6 +22,7 @@ from kdray.pretrained import Pretrained, save
 from kdray.record import TrialRecord
 from kdray.run import run
 from kdray.search.searcher import Search, at_most
+from kdray.search.stopping import Halving
 from kdray.slots import SlotSettings
 from kdray.sweep import Sweep
 from kdray.tasks.text_classification import TextClassification
@@ -113,6 +114,29 @@ print(json.dumps(right / len(rows)))
     (record,) = (record for record in finished.figures.records if record.number == finished.figures.chosen)
     measured = json.loads(finished.paths.choice.read_text())["measured"]["validation"]["accuracy"]
     assert json.loads(done.stdout) == record.metrics["accuracy"] == measured
+
+
+def test_the_same_on_ray(finished: Outcome, make_sweep: MakeSweep, tmp_path: Path) -> None:
+    """One slot, one processor: the same seed gives the same table, and the same student to the last bit."""
+    sweep = make_sweep(slots=SlotSettings(count=1, cpus=1))
+    outcome = run(sweep, SweepPaths(tmp_path, "tiny"))
+    assert numbers(outcome.figures.records) == numbers(finished.figures.records)
+    front = set(outcome.figures.front) & set(finished.figures.front)
+    weights = [[paths.student(number) / "model.safetensors" for number in sorted(front)]
+               for paths in (outcome.paths, finished.paths)]  # fmt: skip
+    assert [file.read_bytes() for file in weights[0]] == [file.read_bytes() for file in weights[1]]
+
+
+def test_early_stopping_leaves_nothing_of_what_it_stopped(go: Callable[..., Outcome]) -> None:
+    space = {"training.learning_rate": [1e-6, 0.1]}  # a student as deep as its teacher: one stays good, one is spoilt
+    search = Search(trials=6, sampler="random", objectives=("accuracy",), stopping=Halving(reduction=2))
+    outcome = go(space=space, search=search)
+    stopped = [record for record in outcome.figures.records if record.state == "stopped"]
+    assert stopped
+    assert all(len(record.history) == 1 for record in stopped)
+    kept = {int(path.name) for path in (outcome.paths.root / "trials").iterdir()}
+    assert kept.isdisjoint(record.number for record in stopped)
+    assert not list(outcome.paths.root.rglob("checkpoint*"))
 
 
 # Going on -------------------------------------------------------------------------------------------------------------
