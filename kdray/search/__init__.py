@@ -1,9 +1,12 @@
 """The search: what is tried, what is kept of it, and who runs it.
 
+- `searcher`    the settings, and the study that the drivers below ask and tell
+- `sampling`    how trials are drawn: Optuna's samplers
 - `ledger`      the durable record of all trials: an Optuna study
-- `stopping`    early stopping among trials of the same cost
-- `searcher`    settings, and the study that both drivers below ask and tell
-- `tuning`      Ray Tune runs the trials, over slots on a cluster
-- `sequential`  one trial after the other in this process, without Ray
-- `searching`   which of the two a pool is for
+- `stopping`    early stopping among trials of the same costs
+- `searching`   runs a search on a pool, by one of the two drivers
+- `tuning`      the driver for slots on a cluster: Ray Tune
+- `sequential`  the driver without Ray: one trial after the other in this process
+- `running`     what the drivers share
+- `quiet`       Optuna without its remarks
 """
