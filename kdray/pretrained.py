@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -77,14 +78,23 @@ def kept(cache: Path, make: Callable[[Path], None]) -> Path:
 
 
 def adopted(
-    folder: Path, task: Task, labels: Sequence[str], paths: StoragePaths, seed: int, *, head_needed: bool = False
+    folder: Path,
+    task: Task,
+    labels: Sequence[str],
+    paths: StoragePaths,
+    seed: int,
+    *,
+    head_needed: bool = False,
+    outputs: Sequence[str] | None = None,
 ) -> Pretrained:
     """The model of this folder with a head for these labels, in the storage's cache.
 
     A head that is missing, or that has another number of labels, is drawn anew from the seed; with `head_needed` that
-    is a TeacherError instead.
+    is a TeacherError instead. `outputs` says which label each of the folder's own outputs means, where that is not the
+    order of `labels`.
     """
-    key = fingerprint(weights_fingerprint(folder), list(labels), seed)
+    order = list(outputs or labels)
+    key = fingerprint(weights_fingerprint(folder), list(labels), order, seed)
 
     def make(target: Path) -> None:
         torch.manual_seed(seed)
@@ -95,6 +105,8 @@ def adopted(
                 f"teacher.model {folder}: it has no trained classification head for {len(labels)} labels "
                 f"({', '.join(drawn)} would be random). Fine-tune it: Teacher(..., training=Training())."
             )
+        if order != list(labels):
+            _reorder_outputs(model, [order.index(label) for label in labels])
         save(model, task.tokenizer(folder), target)
 
     return Pretrained(kept(paths.model(key), make), key)
@@ -111,6 +123,15 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     _quieten()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _reorder_outputs(model: PreTrainedModel, order: list[int]) -> None:
+    """Let output i be what output order[i] was: in the head's last layer, which has a row for each label."""
+    head = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(order)][-1]
+    with torch.no_grad():
+        head.weight.copy_(head.weight[order].clone())
+        if head.bias is not None:
+            head.bias.copy_(head.bias[order].clone())
 
 
 def _quieten() -> None:

@@ -37,7 +37,8 @@ class Teacher(Settings):
     training: Training | None = None
     """Fine-tune it on the sweep's training rows. None: it is already fine-tuned and taken as it is."""
     labels: Names | None = None
-    """The data's names for the teacher's outputs, in the teacher's order, where its own config has no such names."""
+    """What the outputs of a teacher that is taken as it is mean, in its own order, by the data's names; for a teacher
+    whose config has other names, none, or another order."""
     above_chance: float = Field(0.05, ge=0, lt=1)
     """How far above the share of the most frequent label its validation accuracy must be."""
 
@@ -56,9 +57,10 @@ def obtain_source(teacher: Teacher, task: Task, splits: Splits, paths: StoragePa
             )
         return _fresh(teacher.model, task, splits, paths, seed)
     folder = found(teacher.model, teacher.revision, "teacher.model")
-    if teacher.training is None:
-        _check_labels(teacher, task, folder, splits.labels)
-    return adopted(folder, task, splits.labels, paths, seed, head_needed=teacher.training is None)
+    if teacher.training is not None:
+        return adopted(folder, task, splits.labels, paths, seed)
+    _check_labels(teacher, task, folder, splits.labels)
+    return adopted(folder, task, splits.labels, paths, seed, head_needed=True, outputs=teacher.labels)
 
 
 def obtain_teacher(
@@ -127,10 +129,11 @@ def check_quality(teacher: Teacher, logits_NxC: np.ndarray, labels_N: np.ndarray
     label_of_output = linear_sum_assignment(confusion.T, maximize=True)[1]
     mapped = float(confusion.T[np.arange(len(names)), label_of_output].sum() / len(labels_N))
     if mapped >= needed and teacher.training is None:
-        order = ",".join(names[label] for label in label_of_output)
+        meant = dict(zip(names, (names[label] for label in label_of_output), strict=True))
+        order = ",".join(meant[name] for name in teacher.labels or names)
         raise TeacherError(
             f"{said}, but would be {mapped:.3f} if its outputs meant, in order, {order}: teacher and data disagree "
-            f"about the order of the labels. Say --set teacher.labels={order} --set task.labels={order}."
+            f"about the order of the labels. Say --set teacher.labels={order}."
         )
     raise TeacherError(
         f"{said}; at least {needed:.3f} is asked for (teacher.above_chance={teacher.above_chance}). "
@@ -151,10 +154,9 @@ def _check_labels(teacher: Teacher, task: Task, folder: Path, labels: tuple[str,
     """Raise TeacherError when the outputs of a teacher that is taken as it is are not the data's labels, in order."""
     own = teacher.labels or task.model_labels(folder)
     same = [name.casefold() for name in own] == [name.casefold() for name in labels]
-    unnamed = (
-        teacher.labels is None and all(name == f"LABEL_{i}" for i, name in enumerate(own)) and len(own) == len(labels)
-    )
-    if same or unnamed:  # without names, only the validation accuracy can tell: check_quality
+    unnamed = all(name == f"LABEL_{i}" for i, name in enumerate(own)) and len(own) == len(labels)
+    named = teacher.labels is not None and sorted(own) == sorted(labels)
+    if same or named or unnamed:  # without names, only the validation accuracy can tell: check_quality
         return
     where = "teacher.labels" if teacher.labels else f"teacher.model {folder}"
     came = f"{where}: the teacher's labels are {', '.join(own)}; the data's are {', '.join(labels)}."
@@ -163,8 +165,8 @@ def _check_labels(teacher: Teacher, task: Task, folder: Path, labels: tuple[str,
     if {name.casefold() for name in own} == {name.casefold() for name in labels}:
         of = {name.casefold(): name for name in labels}
         order = ",".join(of[name.casefold()] for name in own)
-        raise TeacherError(f"{came} Only the order differs: say --set task.labels={order}.")
+        raise TeacherError(f"{came} Only the order differs: say --set teacher.labels={order}.")
     raise TeacherError(
         f"{came} Say what each output means in the data's words, in the teacher's order, such as "
-        f"--set teacher.labels={','.join(labels)} (and the same order in task.labels)."
+        f"--set teacher.labels={','.join(labels)}."
     )

@@ -157,12 +157,13 @@ def fit(
         report: Report = {"epoch": at.epoch + at.batch / steps_per_epoch, "step": at.step, "learning_rate": rate}
         report |= sums.metrics(worker)
         report |= _evaluated(model, evaluate, at.step == steps)
-        if checkpoint and at.step < steps and time.monotonic() - saved >= training.checkpoint_minutes * 60:
-            _save(checkpoint, model, step.optimizer, at, worker)
-            saved = time.monotonic()
         yield report
         if worker.stopping():
             return
+        # after the report: who resumes may hear of an evaluation twice, but misses none
+        if checkpoint and at.step < steps and time.monotonic() - saved >= training.checkpoint_minutes * 60:
+            _save(checkpoint, model, step.optimizer, at, worker)
+            saved = time.monotonic()
         sums = Sums()
     model.eval()
 
@@ -237,12 +238,18 @@ def _evaluated(model: nn.Module, evaluate: Callable[[nn.Module, bool], dict[str,
 
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: Place, worker: Worker) -> None:
-    random = worker.gathered(torch.get_rng_state())
+    random = worker.gathered(_random_states(worker))
     if worker.rank:
         return
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": random}
     with replaced_file(path) as temporary:
         torch.save({**state, "epoch": at.epoch, "batch": at.batch, "step": at.step}, temporary)
+
+
+def _random_states(worker: Worker) -> dict[str, Tensor]:
+    """What this rank draws its dropout from."""
+    cuda = {"cuda": torch.cuda.get_rng_state(worker.device)} if worker.device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
 
 
 def _restored(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, worker: Worker) -> Place:
@@ -252,5 +259,8 @@ def _restored(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimi
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"][worker.rank])
+    random = state["random"][worker.rank]
+    torch.set_rng_state(random["cpu"])
+    if worker.device.type == "cuda":
+        torch.cuda.set_rng_state(random["cuda"], worker.device)
     return Place(state["epoch"], state["batch"], state["step"])

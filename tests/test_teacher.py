@@ -112,7 +112,8 @@ def test_a_fine_tuning_that_is_cut_off_goes_on(
     whole = obtain_teacher(settings, source, task, tokens, StoragePaths(tmp_path / "whole"), 0, slots, lambda r: None)
 
     def interrupt(report: Report) -> None:
-        raise KeyboardInterrupt
+        if report["epoch"] == 2:
+            raise KeyboardInterrupt
 
     paths, reports = StoragePaths(tmp_path / "parts"), list[Report]()
     with pytest.raises(KeyboardInterrupt):
@@ -202,11 +203,7 @@ def test_other_names_in_another_order(folder: Path, data_folder: Path, tmp_path:
     assert remedied(said, folder, data_folder, None, tmp_path) > 0.7
 
 
-# The names in task.labels are those of the data's numbers: in another order they mean another thing.
-CIRCLE = pytest.mark.xfail(strict=True, reason="the remedies for data's numbers named by task.labels lead in a circle")
-
-
-@pytest.mark.parametrize("labels", [None, pytest.param("negative,positive", marks=CIRCLE)])
+@pytest.mark.parametrize("labels", [None, "negative,positive"])
 def test_another_order_over_numbers(folder: Path, tmp_path: Path, labels: str | None) -> None:
     """The data say 0 and 1, which mean negative and positive; the teacher's first output is positive."""
     data = write_rows(tmp_path / "numbers", (0, 1))
