@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from kdray.errors import SpecError
 from kdray.settings import Settings
 from kdray.tokens import Rows, ordered_batches
-from kdray.worker import Worker
+from kdray.worker import Worker, torch_threads
 
 SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64"}
 
@@ -106,7 +106,7 @@ def measured_latency(model: PreTrainedModel, latency: Latency, device: torch.dev
     if model.device != device or model.dtype != torch.float32:
         model = copy.deepcopy(model).to(device, torch.float32)
     inputs = _synthetic(model, latency, device)
-    with _evaluating(model), _threads(latency.threads):
+    with _evaluating(model), torch_threads(latency.threads):
         for _ in range(latency.warmup):
             _milliseconds(model, inputs, device)
         times = [_milliseconds(model, inputs, device) for _ in range(latency.repeats)]
@@ -145,16 +145,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(training)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _in_row_order(rows: int, shares: list[tuple[list[np.ndarray], np.ndarray | None]]) -> np.ndarray:

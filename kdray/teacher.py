@@ -24,7 +24,7 @@ from kdray.settings import Names, Settings
 from kdray.tasks.task import Task
 from kdray.tokens import TokenSet
 from kdray.training import Training, autocast_dtype, fit
-from kdray.worker import Pool, Report, Worker
+from kdray.worker import Pool, Report, Worker, torch_threads
 
 
 class Teacher(Settings):
@@ -79,7 +79,7 @@ def obtain_teacher(
     key = fingerprint(source.key, tokens.key, teacher.training.model_dump(exclude={"checkpoint_minutes"}), seed)
     ready = Pretrained(paths.teacher(key), key)
     if not ready.folder.exists():
-        job = FineTune(source, tokens, task, teacher.training, seed, ready.folder)
+        job = FineTune(source, tokens, task, teacher.training, seed, ready.folder, pool.threads_alone)
         for report in pool.run(job, f"teacher-{key}"):
             on_report(report)
     return ready
@@ -95,8 +95,14 @@ class FineTune:
     training: Training
     seed: int
     target: Path
+    threads: int = 1
+    """No other job runs beside it."""
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
+        with torch_threads(self.threads):
+            yield from self._trained(worker)
+
+    def _trained(self, worker: Worker) -> Iterator[Report]:
         rows, validation = self.tokens.rows("train"), self.tokens.rows("validation")
         dtype = autocast_dtype(self.training.precision, worker.device)
         model = self.source.model()

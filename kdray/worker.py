@@ -4,6 +4,7 @@ A job is a picklable callable. It is called once in every worker of one slot, wi
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -18,11 +19,27 @@ Job: TypeAlias = Callable[["Worker"], Iterator[Report]]
 T = TypeVar("T")
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many processor threads within the block, as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Pool(Protocol):
     """Whatever runs jobs: all that teacher, transfer set and costs need to know of the slots."""
 
     count: int
     """How many jobs run at the same time."""
+
+    @property
+    def threads_alone(self) -> int:
+        """How many processor threads a worker may use while no other job runs: all slots', if they are on one node."""
+        ...
 
     def run(self, job: Job, name: str) -> Iterator[Report]:
         """Run a job and yield its reports. Raises JobError when it fails; closing the iterator stops the job."""

@@ -30,6 +30,7 @@ class NoSlots:
     """A pool that must not be used."""
 
     count = 1
+    threads_alone = 1
 
     def run(self, job: Job, name: str) -> Iterator[Report]:
         raise AssertionError(f"{name} was run")

@@ -35,6 +35,10 @@ class LocalSlots:
         if run := self._runs.get(name):
             run.cancelled.set()
 
+    @property
+    def threads_alone(self) -> int:
+        return self.threads
+
     def client(self) -> "LocalSlots":
         return self
 

@@ -62,6 +62,11 @@ class SlotPool(SlotClient, Protocol):
 
     count: int
 
+    @property
+    def threads_alone(self) -> int:
+        """How many processor threads a worker may use while no other job runs."""
+        ...
+
     def client(self) -> SlotClient: ...
 
     def wait(self, timeout: float | None = None) -> None:

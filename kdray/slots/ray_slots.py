@@ -145,6 +145,12 @@ class RaySlots:
         """Stop a job; see SlotClient."""
         self._client.cancel(name)
 
+    @property
+    def threads_alone(self) -> int:
+        """How many processor threads a worker may use while no other job runs."""
+        one_node = len(nodes()) == 1 and self.shares.workers == 1
+        return self.shares.threads * (self.shares.count if one_node else 1)
+
     def client(self) -> RayClient:
         return self._client
 

@@ -1,0 +1,42 @@
+"""A whole sweep on the spot: generated reviews, a teacher trained from scratch, sixteen students, one chosen.
+
+    kdray run sweeps/quickstart.py            # needs no model hub, no GPU and no server
+"""
+
+from ray import tune
+
+from kdray import (
+    Choose, Data, FreshTransformer, GeneratedReviews, Halving, Latency, Search, Sweep, Teacher, TextClassification,
+    Training, main,
+)  # fmt: skip
+
+sweep = Sweep(
+    name="quickstart",
+    task=TextClassification(max_length=48),
+    data=Data(source=GeneratedReviews(train_rows=12_000, validation_rows=2_000, test_rows=2_000, sureness=1.6)),
+    teacher=Teacher(
+        model=FreshTransformer(layers=4, width=64),
+        training=Training(epochs=8, batch_size=64, learning_rate=1e-3),
+    ),
+    training=Training(epochs=3, batch_size=64),
+    latency=Latency(length=16, warmup=20, repeats=200),
+    space={
+        "student.depth": tune.randint(1, 5),
+        "distillation.temperature": tune.uniform(1.0, 8.0),
+        "distillation.alpha": tune.uniform(0.3, 1.0),
+        "training.learning_rate": tune.loguniform(3e-4, 3e-3),
+    },
+    search=Search(trials=16, objectives=("accuracy", "latency_ms"), stopping=Halving()),
+    choose=Choose(smallest="latency_ms", retention=0.97),
+    smoke={
+        "data.source": GeneratedReviews(train_rows=1_000, validation_rows=200, test_rows=200, sureness=1.6),
+        "teacher.training.epochs": 1,
+        "teacher.above_chance": 0.0,
+        "training.epochs": 1,
+        "search.trials": 2,
+        "slots.count": 1,
+    },
+)
+
+if __name__ == "__main__":
+    main(sweep)
