@@ -1,13 +1,26 @@
 """A whole sweep on the spot: generated reviews, a teacher trained from scratch, sixteen students, one chosen.
 
-    kdray run sweeps/quickstart.py            # needs no model hub, no GPU and no server
+    kdray run sweeps/quickstart.py
+
+It needs no model hub, no GPU and no server. A review has up to two clauses with negation, degrees, contrast and other
+people's opinions, and the training labels are one unsure annotator's votes: one layer cannot follow, two nearly can.
 """
 
 from ray import tune
 
 from kdray import (
-    Choose, Data, FreshTransformer, GeneratedReviews, Halving, Latency, Search, Sweep, Teacher, TextClassification,
-    Training, main,
+    Choose,
+    Data,
+    FreshTransformer,
+    GeneratedReviews,
+    Halving,
+    Latency,
+    Search,
+    Sweep,
+    Teacher,
+    TextClassification,
+    Training,
+    main,
 )  # fmt: skip
 
 sweep = Sweep(
@@ -18,7 +31,7 @@ sweep = Sweep(
         model=FreshTransformer(layers=4, width=64),
         training=Training(epochs=8, batch_size=64, learning_rate=1e-3),
     ),
-    training=Training(epochs=3, batch_size=64),
+    training=Training(epochs=2, batch_size=64),
     latency=Latency(length=16, warmup=20, repeats=200),
     space={
         "student.depth": tune.randint(1, 5),
