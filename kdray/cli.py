@@ -37,6 +37,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 DEFAULT_STORAGE = "results"
+UI_PORT = 5000
 CHATTERERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggingface_hub")
 """Libraries that put handlers of their own on the screen."""
 
@@ -95,7 +96,7 @@ def show(
 @app.command()
 def ui(
     storage: Annotated[str, typer.Argument(help="The storage whose trials to look at.")] = DEFAULT_STORAGE,
-    port: Annotated[int, typer.Option(help="Port on loopback.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port on loopback.")] = UI_PORT,
 ) -> None:
     """Open MLflow's user interface for a storage, on loopback only."""
     with exits():
@@ -135,6 +136,8 @@ def conclude(outcome: Outcome) -> None:
         raise typer.Exit(outcome.exit_code)
     console.print(f"\nStudent  {outcome.paths.chosen}\nReport   {outcome.paths.report}", highlight=False)
     console.print(f"Compare  kdray ui {outcome.paths.storage}", highlight=False)
+    if outcome.page:
+        console.print(f"         then open http://127.0.0.1:{UI_PORT}{outcome.page}", highlight=False)
 
 
 def settings_of(changes: list[str]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class Outcome:
 
     paths: SweepPaths
     figures: Figures
+    page: str | None = None
+    """Of MLflow's user interface, behind its address: the sweep's trials side by side."""
 
     @property
     def exit_code(self) -> int:

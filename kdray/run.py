@@ -91,7 +91,7 @@ def run(
         ship(sweep, paths, lessons, slots, figures, tracker)
         write_report(figures, paths.report)
         tracker.log_artifacts(paths.report, "report")
-    return Outcome(paths, figures_of(paths))
+    return Outcome(paths, figures_of(paths), tracker.page())
 
 
 def trial(
