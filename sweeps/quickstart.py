@@ -42,8 +42,9 @@ sweep = Sweep(
     search=Search(trials=16, objectives=("accuracy", "latency_ms"), stopping=Halving()),
     choose=Choose(smallest="latency_ms", retention=0.97),
     smoke={
-        "data.source": GeneratedReviews(train_rows=1_000, validation_rows=200, test_rows=200, sureness=1.6),
-        "teacher.training.epochs": 1,
+        "data.source": GeneratedReviews(train_rows=4_000, validation_rows=400, test_rows=400),
+        "teacher.training.epochs": 4,
+        "teacher.training.batch_size": 32,
         "teacher.above_chance": 0.0,
         "training.epochs": 1,
         "search.trials": 2,

@@ -207,15 +207,12 @@ def test_a_label_mapping_that_is_offered_can_be_given_under_the_same_name(
         model.classifier.bias.copy_(model.classifier.bias.flip(0))
     model.config.id2label, model.config.label2id = {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}
     save(model, teacher.tokenizer(), tmp_path / "teacher")
-    with pytest.raises(TeacherError, match=r"--set teacher\.labels=positive,negative --set task\.labels=positive,neg"):
+    with pytest.raises(TeacherError, match=r"Say --set teacher\.labels=positive,negative\.$"):
         go(teacher=Teacher(model=str(tmp_path / "teacher")))
-    order = ("positive", "negative")
-    outcome = go(
-        teacher=Teacher(model=str(tmp_path / "teacher"), labels=order),
-        task=TextClassification(max_length=16, labels=order), search=Search(trials=1),
-    )  # fmt: skip
+    named = Teacher(model=str(tmp_path / "teacher"), labels=("positive", "negative"))
+    outcome = go(teacher=named, search=Search(trials=1))
     assert outcome.figures.teacher["accuracy"] > 0.7
-    assert Pretrained(outcome.paths.chosen, "").model().config.id2label == {0: "positive", 1: "negative"}
+    assert Pretrained(outcome.paths.chosen, "").model().config.id2label == {0: "negative", 1: "positive"}
 
 
 def test_the_same_seed_gives_the_same_table(finished: Outcome, go: Callable[..., Outcome]) -> None:
