@@ -152,11 +152,24 @@ def sweep_in(file: Path) -> Sweep:
     """The sweep that a Python file defines. Raises SpecError when there is none, or more than one."""
     if not file.is_file():
         raise SpecError(f"{file}: no such file. Give a Python file that defines a Sweep, such as sweeps/quickstart.py.")
-    names = runpy.run_path(str(file), run_name="kdray_sweep")
+    try:
+        names = runpy.run_path(str(file), run_name="kdray_sweep")
+    except KDRayError:
+        raise
+    except Exception as error:
+        raise SpecError(f"{file}: it is no sweep that Python can read: {_place(error, file)}.") from error
     sweeps = {id(value): value for value in names.values() if isinstance(value, Sweep)}
     if len(sweeps) != 1:
         raise SpecError(f"{file}: it defines {len(sweeps)} Sweep values, where one is needed: sweep = Sweep(...).")
     return next(iter(sweeps.values()))
+
+
+def _place(error: Exception, file: Path) -> str:
+    """What went wrong in a sweep file, and in which of its lines."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f"{f'line {lines[-1]}: ' if lines else ''}{type(error).__name__}: {error}"
 
 
 def log_to(paths: SweepPaths) -> None:

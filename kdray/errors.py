@@ -65,9 +65,9 @@ class NoStudent(KDRayError, RuntimeError):
     exit_code = 3
 
 
-def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """The tail of a sentence about an unknown name: the nearest allowed one, and all of them."""
+def did_you_mean(name: str, allowed: Iterable[str], listed: Iterable[str] | None = None) -> str:
+    """The tail of a sentence about an unknown name: the nearest allowed one, and all of them or those to be listed."""
     names = sorted(allowed)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return f"{hint}Allowed: {', '.join(names)}."
+    return f"{hint}Allowed: {', '.join(names if listed is None else listed)}."

@@ -35,38 +35,12 @@ LABELS = ("negative", "positive")
 THINGS = ["plot", "story", "cast", "acting", "dialogue", "music", "camera", "ending", "script", "pace", "humour"]
 # Words by strength; 1.0 is a plain opinion.
 GOOD = {
-    1.0: [
-        "good",
-        "clever",
-        "fresh",
-        "warm",
-        "lively",
-        "charming",
-        "smooth",
-        "funny",
-        "exciting",
-        "tender",
-        "witty",
-        "pleasant",
-    ],
-    1.8: ["superb", "brilliant", "perfect", "wonderful", "gripping", "gorgeous"],
+    1.0: ["good", "clever", "fresh", "charming", "funny", "witty"],
+    1.8: ["superb", "brilliant", "perfect", "gripping"],
 }
 BAD = {
-    1.0: [
-        "bad",
-        "stupid",
-        "stale",
-        "cold",
-        "lifeless",
-        "clumsy",
-        "uneven",
-        "silly",
-        "boring",
-        "crude",
-        "shallow",
-        "annoying",
-    ],
-    1.8: ["awful", "terrible", "hopeless", "dreadful", "unbearable", "hideous"],
+    1.0: ["bad", "stupid", "stale", "clumsy", "silly", "boring"],
+    1.8: ["awful", "terrible", "hopeless", "dreadful"],
 }
 DEGREES = {1.4: ["very", "really", "truly", "remarkably"], 0.5: ["fairly", "somewhat", "rather", "mildly"]}
 MINIMISERS = ["hardly", "barely", "scarcely"]
@@ -123,7 +97,7 @@ def _vote(draw: random.Random, score: float, sureness: float) -> bool:
 
 def _review(draw: random.Random) -> Opinion:
     """One to three clauses, each about another thing."""
-    things = draw.sample(THINGS, draw.choice((1, 2, 2)))
+    things = draw.sample(THINGS, draw.choice((1, 1, 2, 2, 3)))
     text, score = "", 0.0
     for thing in things:
         clause = draw.choice(CLAUSES)(draw, thing)

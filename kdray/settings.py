@@ -5,7 +5,7 @@ A knob has one dotted name everywhere: `distillation.alpha` is the field `alpha`
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -69,7 +69,9 @@ def _changed(settings: S, changes: Mapping[str, Any], root: Settings, prefix: st
     for name, value in changes.items():
         head, _, rest = name.partition(".")
         if head not in values or (rest and not isinstance(values[head], Settings | dict)):
-            raise SpecError(f"{prefix}{name}: no such setting; {did_you_mean(prefix + name, dotted(root))}")
+            raise SpecError(
+                f"{prefix}{name}: no such setting; {did_you_mean(prefix + name, _beside(prefix + name, dotted(root)))}"
+            )
         if rest and isinstance(values[head], Settings):
             nested.setdefault(head, {})[rest] = value
         elif rest:
@@ -82,6 +84,12 @@ def _changed(settings: S, changes: Mapping[str, Any], root: Settings, prefix: st
         return type(settings)(**values)
     except SpecError as error:
         raise SpecError(str(error).replace(f"{type(settings).__name__}.", prefix)) from None
+
+
+def _beside(name: str, known: Iterable[str]) -> list[str]:
+    """The settings that an unknown name may have meant: those of its group, or the groups if there is no such group."""
+    names, group = list(known), name.partition(".")[0] + "."
+    return [known for known in names if known.startswith(group)] or sorted({known.partition(".")[0] for known in names})
 
 
 def _sentences(error: ValidationError, model: type[Settings]) -> str:
