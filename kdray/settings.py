@@ -69,9 +69,8 @@ def _changed(settings: S, changes: Mapping[str, Any], root: Settings, prefix: st
     for name, value in changes.items():
         head, _, rest = name.partition(".")
         if head not in values or (rest and not isinstance(values[head], Settings | dict)):
-            raise SpecError(
-                f"{prefix}{name}: no such setting; {did_you_mean(prefix + name, _beside(prefix + name, dotted(root)))}"
-            )
+            known, unknown = dotted(root), prefix + name
+            raise SpecError(f"{unknown}: no such setting; {did_you_mean(unknown, known, _beside(unknown, known))}")
         if rest and isinstance(values[head], Settings):
             nested.setdefault(head, {})[rest] = value
         elif rest:
