@@ -1,16 +1,16 @@
 """Sentences with labels made on the spot, and a small Transformer to start from, for sweeps that download nothing.
 
-A generated review says what its writer thinks of a film, and says other things too:
+A generated review says in one to three clauses what its writer thinks of a film, and says other things too:
 
-    critics call the plot superb but i find it hardly exciting .          (negative)
-    i do not think that the cast is very dull .                           (positive)
+    critics call the plot superb but not very funny dialogue .            (negative)
+    i do not think the cast is silly , the music should be rather good .  (positive)
 
 What a model must learn stands one thing on top of the other, which is why depth matters: how strong a word is, its
 degree ("hardly", "very"), negation next to a word and negation with a scope ("i do not think ..."), what had been
 expected and is not so, other people's opinions, which do not count, and that more weight lies on what follows "but".
 
-The training labels are one reader's votes, who is the less sure the fainter the opinion; the other splits carry the
-true label. A teacher sees through the votes by their number, and its soft targets tell a student how faint each
+The training labels are one annotator's votes, who is the less sure the fainter the opinion; the other splits carry
+the true label. A teacher sees through the votes by their number, and its soft targets tell a student how faint each
 opinion is. Loading, cutting and tokenising the rows is left to `kdray.data`.
 """
 
@@ -19,10 +19,10 @@ import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -56,7 +56,7 @@ FAINTEST = 0.3  # opinions fainter than this are not written
 
 @dataclass(frozen=True)
 class Opinion:
-    """A piece of a review, and how good it says its aspect is: below 0 bad, 0 nothing, 1 plainly good."""
+    """A piece of a review, and how good it says the film is: below 0 bad, 0 nothing, 1 plainly good."""
 
     text: str
     score: float
@@ -65,10 +65,10 @@ class Opinion:
 class GeneratedReviews(Settings):
     """Generated reviews: the same seed gives the same rows in every process, and no two splits share a sentence."""
 
-    train_rows: int = Field(8000, ge=2)
-    validation_rows: int = Field(1500, ge=2)
-    test_rows: int = Field(1500, ge=2)
-    sureness: float = Field(2.0, gt=0)
+    train_rows: int = Field(16_000, ge=2)
+    validation_rows: int = Field(2000, ge=2)
+    test_rows: int = Field(2000, ge=2)
+    sureness: float = Field(1.6, gt=0)
     """Of the annotator: an opinion of strength s gets the right vote with probability 1 / (1 + exp(-sureness * s))."""
     seed: int = 0
 
@@ -96,7 +96,7 @@ def _vote(draw: random.Random, score: float, sureness: float) -> bool:
 
 
 def _review(draw: random.Random) -> Opinion:
-    """One to three clauses, each about another thing."""
+    """One to three clauses, each about another thing. Single ones are what the others are learnt from."""
     things = draw.sample(THINGS, draw.choice((1, 1, 2, 2, 3)))
     text, score = "", 0.0
     for thing in things:
@@ -108,31 +108,37 @@ def _review(draw: random.Random) -> Opinion:
 
 
 def _named(draw: random.Random, thing: str) -> Opinion:
+    """Hardly funny plot."""
     said = _predicate(draw)
     return Opinion(f"{said.text} {thing}", said.score)
 
 
 def _plain(draw: random.Random, thing: str) -> Opinion:
+    """The plot is hardly funny."""
     said = _predicate(draw)
     return Opinion(f"the {thing} is {said.text}", said.score)
 
 
 def _believed(draw: random.Random, thing: str) -> Opinion:
+    """I think the plot is hardly funny."""
     said = _predicate(draw)
     return Opinion(f"{draw.choice(BELIEFS)} the {thing} is {said.text}", said.score)
 
 
 def _denied(draw: random.Random, thing: str) -> Opinion:
+    """ "i doubt that the plot is very funny": the negation stands far from the word."""
     said = _graded(draw)
     return Opinion(f"{draw.choice(DENIALS)} the {thing} is {said.text}", NEGATED * said.score)
 
 
 def _expected(draw: random.Random, thing: str) -> Opinion:
+    """The plot should be funny."""
     said = _graded(draw)
     return Opinion(f"the {thing} should be {said.text}", EXPECTED * said.score)
 
 
 def _heard(draw: random.Random, thing: str) -> Opinion:
+    """Somebody else's opinion, which says nothing of the writer's."""
     theirs = _graded(draw)
     return Opinion(f"{draw.choice(PEOPLE)} call the {thing} {theirs.text}", 0.0)
 
@@ -152,6 +158,7 @@ def _predicate(draw: random.Random) -> Opinion:
 
 
 def _graded(draw: random.Random) -> Opinion:
+    """A word of praise or blame, perhaps with its degree."""
     sign, words = draw.choice(((1, GOOD), (-1, BAD)))
     strength = draw.choice(list(words))
     word = draw.choice(words[strength])
@@ -176,6 +183,12 @@ class FreshTransformer(Settings):
     """At most so many words, the most frequent ones; the others become one unknown word."""
     spread: float = Field(0.05, gt=0)
     """The standard deviation of the first weights. BERT's 0.02 is for a width of 768; narrow layers need more."""
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} cannot be shared by {self.heads} heads; give a multiple of it.")
+        return self
 
     def create(
         self, texts: Sequence[str], labels: Sequence[str], max_length: int, seed: int
