@@ -3,8 +3,8 @@
     kdray run sweeps/quickstart.py
 
 It needs no model hub, no GPU and no server, and takes 2 min 45 s on two cores of an AMD EPYC without bf16. There the
-teacher had 0.930 validation accuracy; the student that was chosen, of two of its four layers, 0.9355 (test 0.943) at 1.6
-times the speed; students of one layer 0.79. Over three seeds of three epochs, one layer trained on labels alone came to
+teacher had 0.930 validation accuracy; the chosen student, of two of its four layers, 0.9355 (test 0.943) at 1.6 times
+the speed; students of one layer 0.79. Over three seeds of three epochs, one layer trained on labels alone came to
 0.7897, on the teacher's outputs alone (T 2) to 0.799.
 
 A review has up to two clauses with negation, degrees, contrast and other
