@@ -216,6 +216,7 @@ class MlflowTracker:
         self._last_sent = 0.0
         self._changed = threading.Condition()
         self._closing = False
+        self._given_up = False
         self._failure: str | None = None
         self._experiment_id: str | None = None
         self._resumed: str | None = None
@@ -298,6 +299,7 @@ class MlflowTracker:
             self._thread.join(0.1)
         with self._changed:
             unsent = {*self._waiting, *self._sending}
+            self._given_up = True  # what the thread still meets is of no use to anyone
         if unsent:
             reason = self._failure or "no answer in time"
             log.warning(
@@ -423,7 +425,7 @@ class MlflowTracker:
 
     def _say_once(self, error: Exception) -> None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if self._failure is None:
+        if self._failure is None and not self._given_up:
             log.warning("MLflow at %s: %s; the sweep goes on and tries again.", _masked(self.uri), _masked(reason))
         self._failure = _masked(reason)
         log.debug("MLflow at %s", _masked(self.uri), exc_info=error)
