@@ -3,8 +3,8 @@
 A journal file in the sweep's folder by default, any Optuna storage by its URL. Every change is written before it is
 answered, so the record survives the process at any moment. What is tried next is the searcher's business.
 
-A trial's user attributes: `costs`, `evaluation 0000` and on, `attempts`, `resumed`, `error`. MLflow's run ids are
-attributes of the study (`run 7`), because a finished trial takes no more.
+A trial's user attributes: `costs`, `evaluation 0000` and on, `remark 0000` and on, `attempts`, `resumed`, `error`.
+MLflow's run ids are attributes of the study (`run 7`), because a finished trial takes no more.
 """
 
 import os
@@ -34,7 +34,7 @@ STATES: dict[TrialState, State] = {
 }
 OPTUNA_STATES = {state: optuna_state for optuna_state, state in STATES.items()}
 
-EVALUATION, RUN = "evaluation ", "run "
+EVALUATION, REMARK, RUN = "evaluation ", "remark ", "run "
 
 
 class Ledger:
@@ -141,6 +141,15 @@ class Ledger:
             self._set(number, f"{EVALUATION}{len(record.history):04d}", dict(metrics))
             return self._keep(replace(record, history=(*record.history, dict(metrics))))
 
+    def remark(self, number: int, sentence: str) -> TrialRecord:
+        """Note what befell a trial, once."""
+        with self._lock:
+            record = self._records[number]
+            if sentence in record.remarks:
+                return record
+            self._set(number, f"{REMARK}{len(record.remarks):04d}", sentence)
+            return self._keep(replace(record, remarks=(*record.remarks, sentence)))
+
     def set_attempts(self, number: int, attempts: int) -> TrialRecord:
         """Note how often the trial was begun."""
         with self._lock:
@@ -215,6 +224,7 @@ def _record(trial: FrozenTrial, run_id: str | None) -> TrialRecord:
         state=state,
         history=tuple(attrs[name] for name in sorted(attrs) if name.startswith(EVALUATION)),
         costs=attrs.get("costs", {}),
+        remarks=tuple(attrs[name] for name in sorted(attrs) if name.startswith(REMARK)),
         error=attrs.get("error") if state == "failed" else None,
         attempts=attrs.get("attempts", 1),
         run_id=run_id,
