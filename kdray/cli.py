@@ -5,10 +5,11 @@ Exit codes: 0 a student was chosen; 1 failed; 2 refused; 3 finished, but no stud
 
 import logging
 import runpy
+import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
@@ -16,7 +17,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from kdray.errors import KDRayError, SpecError
+from kdray.errors import KDRayError, SpecError, storage_error
+from kdray.interrupts import EXIT_CODE, interruptible
 from kdray.outcome import Outcome, figures_of
 from kdray.paths import SweepPaths, storage_path
 from kdray.report import table
@@ -38,6 +40,7 @@ app = typer.Typer(
 
 DEFAULT_STORAGE = "results"
 UI_PORT = 5000
+STOPPING = "Stopping: what runs writes a checkpoint first. Ctrl-C or SIGTERM once more ends it at once."
 CHATTERERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggingface_hub")
 """Libraries that put handlers of their own on the screen."""
 
@@ -119,7 +122,7 @@ def launch(
             sweep = sweep.varied({"tracking.uri": tracking_uri})
         paths = SweepPaths(storage_path(storage), sweep.name)
         log_to(paths)
-        with open_screen() as screen:
+        with open_screen() as screen, interruptible(lambda: screen.note(STOPPING)):
             outcome = run(
                 sweep, paths, screen=screen, address=address, require_cluster=require_cluster, fresh=fresh, local=local
             )
@@ -182,6 +185,7 @@ def log_to(paths: SweepPaths) -> None:
         chatterer = logging.getLogger(name)
         chatterer.handlers, chatterer.propagate = [], True
     logging.root.addHandler(handler)
+    logging.raiseExceptions = False  # a full storage is said once, not at every line that the log cannot take
     logging.root.setLevel(logging.INFO)
 
 
@@ -193,14 +197,24 @@ class exits:  # noqa: N801  (used as `with exits():`)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        error = (error and storage_error(error)) or error
         if isinstance(error, KDRayError):
             say(error)
             raise SystemExit(error.exit_code) from None
         if isinstance(error, KeyboardInterrupt):
-            errors.print("Interrupted. The same command goes on from here.")
-            raise SystemExit(130) from None
+            errors.print(
+                f"Interrupted; nothing is lost. To go on from here:\n    {resume_command(sys.argv)}", markup=False
+            )
+            raise SystemExit(EXIT_CODE) from None
         if error is not None and not isinstance(error, SystemExit | typer.Exit):
             log.error("".join(traceback.format_exception(error)))
+
+
+def resume_command(arguments: Sequence[str]) -> str:
+    """The command line that goes on with the sweep that these arguments ran."""
+    program = Path(arguments[0])
+    said = ["python", arguments[0]] if program.suffix == ".py" else [program.name]
+    return shlex.join([*said, *(argument for argument in arguments[1:] if argument != "--fresh")])
 
 
 def say(error: KDRayError) -> None:

@@ -26,7 +26,7 @@ from kdray.sweep import Sweep
 from kdray.teacher import check_quality, obtain_source, obtain_teacher
 from kdray.transfer import obtain_transfer_set
 from kdray.trial import Lesson, Trial
-from kdray.worker import Report
+from kdray.worker import NOTE, Report
 
 
 def run(
@@ -60,7 +60,7 @@ def run(
         screen.stage("Transfer set")
         transfer = obtain_transfer_set(
             sweep.transfer, teacher, sources[None].tokens, paths, slots,
-            lambda done, shards: screen.progress("shards labelled", done, shards),
+            lambda done, shards: screen.progress("shards labelled", done, shards), screen.note,
         )  # fmt: skip
         validation = transfer.rows(sources[None].tokens, "validation")
         check_quality(sweep.teacher, transfer.logits("validation").all(), validation.labels, splits.labels)
@@ -85,6 +85,8 @@ def run(
         )  # fmt: skip
         keeper = Keeper(sweep, paths, ledger, tracker, screen)
         search(slots, study, lambda number, params: trial(sweep, lessons, paths, number, params), keeper.take)
+
+        keeper.clear_up()
 
         screen.stage("Choice")
         figures = choose(sweep, paths, ledger)
@@ -134,6 +136,9 @@ def epochs_on(screen: Screen, sweep: Sweep) -> Callable[[Report], None]:
     quality = sweep.task.metric_names(2)[0]
 
     def show(report: Report) -> None:
+        if report.keys() == {NOTE}:
+            screen.note(report[NOTE])
+            return
         screen.progress(f"epochs of the teacher ({quality} {report[quality]:.4f})", report["epoch"], epochs)
 
     return show
