@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from told import wait_until
 
 from kdray.errors import SpecError
 from kdray.paths import StoragePaths, SweepPaths
@@ -47,6 +48,11 @@ def sweep_of(store: StoragePaths, experiment: str, records: list[TrialRecord], r
     for record in records:
         tracker.trial(record, SETTINGS, TAGS)
     return tracker
+
+
+def wait_until_sent(store: StoragePaths, limit_s: float = 60) -> None:
+    spool = SweepPaths(store.storage, "quickstart").spool
+    wait_until(lambda: spool.stat().st_size == 0, limit_s, "the spool was not emptied")
 
 
 def runs(store: StoragePaths, experiment: str) -> dict[str, Run]:
@@ -115,6 +121,56 @@ def test_a_resumed_sweep_goes_on_in_the_same_runs(store: StoragePaths):
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     assert [step for step, _ in history(store, found["trial 007 depth 2"], "accuracy")] == [216, 432, 648]
     assert found["quickstart"].data.tags["changed.search.trials"] == "48"
+
+
+def test_a_value_that_a_resumed_sweep_measures_anew_replaces_the_old_one(store: StoragePaths):
+    for value, ending in ((0.8, "interrupted"), (0.8, "interrupted"), (0.9, "finished")):
+        tracker = sweep_of(store, "anew", [])
+        tracker.sweep(metrics={"chosen.test.accuracy": value})
+        tracker.end_sweep(ending)  # type: ignore[arg-type]
+    run = runs(store, "anew")["quickstart"]
+    assert run.data.metrics == {"chosen.test.accuracy": 0.9}
+    assert [value for _, value in history(store, run, "chosen.test.accuracy")] == [0.8, 0.9]
+
+
+def test_a_sweeps_run_that_was_deleted_is_made_anew_and_its_trials_move_to_it(store: StoragePaths):
+    first = sweep_of(store, "deleted-run", [trial(7), trial(8)])
+    first.end_sweep("finished")
+    before = first.run_ids()
+    MlflowClient(default_uri(store)).delete_run(str(before[None]))
+    second = sweep_of(store, "deleted-run", [trial(7), trial(8)], before[None])
+    second.end_sweep("finished")
+    found = runs(store, "deleted-run")
+    assert found["quickstart"].info.run_id != before[None]
+    assert found["quickstart"].data.params == {"search.trials": "24"}
+    children = [found["trial 007 depth 2"], found["trial 008 depth 2"]]
+    assert [run.info.run_id for run in children] == [before[7], before[8]]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {found["quickstart"].info.run_id}
+
+
+def test_a_trials_run_that_is_deleted_under_way_is_made_anew_with_all_it_held(store: StoragePaths):
+    whole = trial()
+    tracker = sweep_of(store, "deleted-trial", [trial(state="running", history=whole.history[:1], ended=0.0)])
+    wait_until_sent(store)
+    before = str(tracker.run_ids()[7])
+    MlflowClient(default_uri(store)).delete_run(before)
+    tracker.trial(whole, SETTINGS, TAGS)
+    tracker.end_sweep("finished")
+    run = runs(store, "deleted-trial")["trial 007 depth 2"]
+    assert run.info.run_id == tracker.run_ids()[7] != before
+    assert history(store, run, "accuracy") == [(216, 0.81), (432, 0.82), (648, 0.83)]
+    assert run.data.params["student.layers"] == "evenly"
+
+
+def test_an_experiment_that_was_deleted_is_restored(store: StoragePaths):
+    first = sweep_of(store, "deleted", [trial()])
+    first.end_sweep("finished")
+    client = MlflowClient(default_uri(store))
+    client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
+    second = sweep_of(store, "deleted", [trial(), trial(8)], first.run_ids()[None])
+    second.end_sweep("finished")
+    assert first.run_ids().items() <= second.run_ids().items()
+    assert len(runs(store, "deleted")) == 3
 
 
 def test_folders_become_artifacts_below_the_storage(store: StoragePaths, tmp_path: Path):
@@ -205,10 +261,7 @@ def test_what_a_server_could_not_take_reaches_it_once_it_is_back(store: StorageP
     monkeypatch.setattr(MlflowClient, "log_batch", failing)
     tracker.start_sweep({"search.trials": 24}, {})
     tracker.trial(trial(), SETTINGS, TAGS)
-    limit = time.monotonic() + 30
-    while 7 not in tracker.run_ids():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
+    wait_until_sent(store)
     tracker.end_sweep("finished")
     found = runs(store, "outage")
     assert len(found) == 2

@@ -23,7 +23,7 @@ class Tracking(Settings):
     """MLflow's tracking URI."""
     experiment: str = "kdray"
     timeout_s: int = Field(10, ge=1)
-    """How long one HTTP request waits for an answer. It is tried again; nothing else waits for it."""
+    """How long one HTTP request waits for an answer, before it is tried again. Only the sending thread waits."""
     patience_s: float = Field(30.0, ge=0)
     """How long the end of a sweep, and `kdray sync`, wait for a server that says nothing."""
 
