@@ -249,6 +249,23 @@ def test_a_dead_server_holds_nothing_up_and_is_said_once(silent: bool, tmp_path:
     assert paths.spool.stat().st_size > 0
 
 
+def test_one_run_that_is_not_taken_holds_up_no_other_and_no_end(store: StoragePaths):
+    paths, said = SweepPaths(store.storage, "refused"), list[str]()
+    tracker = open_tracker(Tracking(experiment="refused", patience_s=3), paths, "refused", said.append)
+    tracker.start_sweep({"search.trials": 24}, {})
+    for record in (trial(7), trial(8, costs={"no$name": 1.0}), trial(9)):
+        tracker.trial(record, SETTINGS, TAGS)
+    wait_until(lambda: 9 in tracker.run_ids(), 60, "the last trial has no run")
+    begun = time.monotonic()
+    tracker.end_sweep("finished")
+    assert time.monotonic() - begun < 30
+    found = runs(paths, "refused")
+    assert {run.info.status for name, run in found.items() if not name.startswith("trial 008")} == {"FINISHED"}
+    assert len(found["trial 009 depth 2"].data.metrics) > 5
+    assert "did not take the last changes of 1 of 4 runs" in said[-1]
+    assert "no$name" in said[-1]
+
+
 def test_what_a_server_could_not_take_reaches_it_once_it_is_back(store: StoragePaths, monkeypatch: pytest.MonkeyPatch):
     tracker = tracker_of(store, "outage")
     real, failures = MlflowClient.log_batch, iter(range(2))

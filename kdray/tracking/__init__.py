@@ -5,7 +5,7 @@ decide when.
 """
 
 from kdray.tracking.ids import key_of, note_runs, sweep_run
-from kdray.tracking.mlflow_tracker import MlflowTracker, open_tracker
+from kdray.tracking.mlflow_tracker import open_tracker
 from kdray.tracking.origin import git_commit, versions
 from kdray.tracking.page import ui_command
 from kdray.tracking.settings import Tracking, default_uri
@@ -14,7 +14,6 @@ from kdray.tracking.tracker import Ending, NullTracker, Tracker
 
 __all__ = [
     "Ending",
-    "MlflowTracker",
     "NullTracker",
     "Synced",
     "Tracker",
