@@ -26,7 +26,7 @@ from kdray.run import run
 from kdray.screen import open_screen
 from kdray.settings import parsed
 from kdray.sweep import Sweep
-from kdray.tracking import ui_command
+from kdray.tracking import Synced, sync, ui_command
 
 log = logging.getLogger(__name__)
 logging.getLogger("kdray").addHandler(
@@ -96,6 +96,24 @@ def show(
         Console().print(table(figures_of(SweepPaths(sweep.absolute().parent, sweep.name))))
 
 
+@app.command("sync")
+def sync_sweep(
+    sweep: Annotated[Path, typer.Argument(help="STORAGE/NAME: the folder of a sweep that has ended.")],
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server; by default the sweep's own.")] = None,
+) -> None:
+    """Send MLflow what it missed of a sweep while its server did not answer."""
+    with exits():
+        paths = SweepPaths(sweep.absolute().parent, sweep.name)
+        if paths.settings.exists():
+            log_to(paths)
+        with open_screen() as screen:
+            screen.stage("MLflow")
+            synced = sync(paths, tracking_uri, screen.note, lambda done, of: screen.progress("runs", done, of))
+        console = Console(soft_wrap=True, highlight=False)
+        for line in sent_lines(sweep, synced):
+            console.print(line, markup=False)
+
+
 @app.command()
 def ui(
     storage: Annotated[str, typer.Argument(help="The storage whose trials to look at.")] = DEFAULT_STORAGE,
@@ -141,6 +159,18 @@ def conclude(outcome: Outcome) -> None:
     console.print(f"Compare  kdray ui {outcome.paths.storage}", highlight=False)
     if outcome.page:
         console.print(f"         then open http://127.0.0.1:{UI_PORT}{outcome.page}", highlight=False)
+
+
+def sent_lines(sweep: Path, synced: Synced | None) -> list[str]:
+    """What `kdray sync` has sent, in words."""
+    if synced is None:
+        return [f"Nothing to send: {sweep} holds nothing that MLflow has not taken."]
+    sent = synced.sent
+    missing = [f"Left out, for it is not there any more: {folder}" for folder in sent.missing]
+    if not sent.runs:
+        return [f"Nothing to send: MLflow at {synced.uri} has everything of {sweep}.", *missing]
+    counts = f"runs changed: {len(sent.runs)}, values of metrics: {sent.metrics:,}, folders of files: {sent.folders}"
+    return [f"Sent to MLflow at {synced.uri}: {counts}.", *missing]
 
 
 def settings_of(changes: list[str]) -> dict[str, Any]:

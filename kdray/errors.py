@@ -10,6 +10,7 @@
     ├── JobError (RuntimeError)      one job on a slot failed; the sweep goes on without it
     ├── SlotsLost (RuntimeError)     what hands out jobs died; the sweep can be gone on with (exit code 1)
     ├── SweepFailed (RuntimeError)   nothing useful came out (exit code 1)
+    ├── TrackingError (RuntimeError) MLflow did not take what a sweep has to tell (exit code 1)
     └── NoStudent (RuntimeError)     the sweep finished, no student satisfies the rule (exit code 3)
 
 A message is one sentence or two: where, what came, what is allowed, what to do. All of them survive pickling,
@@ -76,6 +77,10 @@ class SlotsLost(KDRayError, RuntimeError):
 
 class SweepFailed(KDRayError, RuntimeError):
     """The sweep ended without one finished trial."""
+
+
+class TrackingError(KDRayError, RuntimeError):
+    """MLflow did not take what lies in a sweep's spool."""
 
 
 class NoStudent(KDRayError, RuntimeError):

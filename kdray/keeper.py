@@ -1,7 +1,7 @@
 """What goes on beside the search: tracker, screen and disk are kept up with the ledger as trials change."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from kdray.screen import Screen
 from kdray.search.ledger import Ledger
 from kdray.settings import dotted
 from kdray.sweep import Sweep
-from kdray.tracking import Tracker, git_commit, versions
+from kdray.tracking import Tracker, git_commit, key_of, note_runs, open_tracker, sweep_run, versions
 
 
 class Keeper:
@@ -47,7 +47,7 @@ class Keeper:
     def _note(self, record: TrialRecord) -> None:
         self.tracker.trial(record, dotted(self.sweep.recipe_of(record.params)), self.tags)
         if record.state != "running":
-            note_runs(self.ledger, self.tracker)
+            note_runs(self.ledger, self.tracker.run_ids())
             self._keep_or_drop(record)
         if record.state == "completed":
             self.best = max(filter(None, (self.best, record)), key=self._quality)
@@ -80,24 +80,14 @@ def drop_all_but(kept: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def note_runs(ledger: Ledger, tracker: Tracker) -> None:
-    """Write the ids of the runs that the tracker knows by now into the ledger; the latest come when it has ended."""
-    for number, run_id in tracker.run_ids().items():
-        if number is None:
-            if ledger.attr("mlflow_run") != run_id:
-                ledger.set_attr("mlflow_run", run_id)
-        elif ledger[number].run_id != run_id:
-            ledger.set_run_id(number, run_id)
-
-
 @contextmanager
-def tracked(sweep: Sweep, paths: SweepPaths, ledger: Ledger) -> Iterator[Tracker]:
-    """The sweep's run in MLflow, begun or gone on with, and closed with how the sweep ended."""
-    tracker = sweep.tracking.open(paths)
+def tracked(sweep: Sweep, paths: SweepPaths, ledger: Ledger, say: Callable[[str], None]) -> Iterator[Tracker]:
+    """The sweep's run in MLflow, begun or gone on with, and closed with how the sweep ended; `say` tells a person."""
+    tracker = open_tracker(sweep.tracking, paths, key_of(ledger), say)
     commit = git_commit(Path.cwd())
     tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.called, **versions()}
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
-    tracker.start_sweep(sweep.name, sweep.written(), tags, ledger.attr("mlflow_run"))
+    tracker.start_sweep(sweep.written(), tags, sweep_run(ledger))
     try:
         yield tracker
     except KeyboardInterrupt:
@@ -109,4 +99,4 @@ def tracked(sweep: Sweep, paths: SweepPaths, ledger: Ledger) -> Iterator[Tracker
     else:
         tracker.end_sweep("finished")
     finally:
-        note_runs(ledger, tracker)
+        note_runs(ledger, tracker.run_ids())

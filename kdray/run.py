@@ -51,7 +51,7 @@ def run(
 
     with (
         slots_for(sweep, paths, screen, address, require_cluster, local) as slots,
-        tracked(sweep, paths, ledger) as tracker,
+        tracked(sweep, paths, ledger, screen.note) as tracker,
     ):
         screen.stage("Teacher")
         teacher = obtain_teacher(
