@@ -56,7 +56,7 @@ class JobError(KDRayError, RuntimeError):
 
 
 class SweepFailed(KDRayError, RuntimeError):
-    """The sweep ended without one finished trial."""
+    """The sweep ended without one finished trial, or could not write down what came of its trials."""
 
 
 class NoStudent(KDRayError, RuntimeError):

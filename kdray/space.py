@@ -82,6 +82,27 @@ def narrowed(
     }
 
 
+def lengthened(name: str, before: BaseDistribution, now: BaseDistribution) -> BaseDistribution:
+    """A choice with the values of an earlier one first, in its order; any other distribution as it is.
+
+    Raises SpecError when a value of the earlier one is gone.
+    """
+    if not isinstance(before, CategoricalDistribution) or not isinstance(now, CategoricalDistribution):
+        return now
+    if not set(before.choices) <= set(now.choices):
+        raise SpecError(
+            f"space[{name!r}]: was {list(before.choices)}, now {list(now.choices)}; a list may only grow once trials "
+            "know it. Put the old values back, or give the sweep another name."
+        )
+    return CategoricalDistribution(list(dict.fromkeys((*before.choices, *now.choices))))
+
+
+def is_longer(before: Any, now: Any) -> bool:
+    """Whether a domain, in Optuna's JSON, is a choice that still has all the values of an earlier one."""
+    old, new = ((domain or {}).get("attributes", {}).get("choices") for domain in (before, now))
+    return bool(old and new) and set(old) <= set(new)
+
+
 def _narrowed(distribution: BaseDistribution, allowed: Collection[Any]) -> BaseDistribution:
     match distribution:
         case CategoricalDistribution():

@@ -36,7 +36,8 @@ MAY_CHANGE = {
     "search": {"trials", "hours"},
     "choose": {"retention", "otherwise"},
 }
-"""What a sweep may be gone on with: more trials, other slots, another bar. Anything else makes it another sweep."""
+"""What a sweep may be gone on with: more trials, other slots, another bar. (Lists in `space` may grow, says `claim`.)
+Anything else makes it another sweep."""
 
 
 class Sweep(Settings):

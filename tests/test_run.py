@@ -1,6 +1,7 @@
 """The story of a sweep, on slots in this process: what it leaves behind, going on with it, and what it refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from mlflow import MlflowClient
 from kdray.choice import Choose
 from kdray.data import Data
 from kdray.errors import DataError, Refused, SpecError, StorageError, SweepFailed, TeacherError
-from kdray.outcome import Outcome
+from kdray.outcome import Outcome, figures_of
+from kdray.owner import owned
 from kdray.paths import SweepPaths
 from kdray.pretrained import Pretrained, save
 from kdray.record import TrialRecord
@@ -158,6 +160,18 @@ def test_more_trials_extend_it(finished: Outcome, copied: Path, go: Callable[...
     assert numbers(at_once) == numbers(extended)
 
 
+def test_a_longer_list_of_values_extends_it(finished: Outcome, copied: Path, go: Callable[..., Outcome]) -> None:
+    longer = {"student.depth": [3, 1, 2], "training.learning_rate": [1e-3, 3e-3]}
+    extended = go(storage=copied, space=longer, search=Search(trials=9, stopping=None)).figures
+    assert extended.records[:3] == finished.figures.records
+    assert 3 in {record.params["student.depth"] for record in extended.records[3:]}
+    assert {record.state for record in extended.records} == {"completed"}
+    written_down = json.loads((copied / "tiny" / "sweep.json").read_text())["space"]["student.depth"]
+    assert written_down["attributes"]["choices"] == [3, 1, 2]
+    with pytest.raises(StorageError, match=r"space\.student\.depth\.choices: was \[3, 1, 2\], now \[1, 2\]"):
+        go(storage=copied)
+
+
 def test_another_bar_is_another_choice_without_training(copied: Path, go: Callable[..., Outcome]) -> None:
     trials = written(copied / "tiny" / "trials")
     outcome = go(storage=copied, choose=Choose(retention=5.0, otherwise="none"))
@@ -186,6 +200,19 @@ def test_a_refused_sweep_leaves_its_name_free(go: Callable[..., Outcome]) -> Non
     with pytest.raises(DataError):
         go(task=TextClassification(label="stars"))
     assert go(search=Search(trials=1)).exit_code == 0
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_running_sweep_is_left_alone(
+    finished: Outcome, copied: Path, go: Callable[..., Outcome], fresh: bool
+) -> None:
+    with (
+        owned(copied / "tiny" / "owner.json", print),
+        pytest.raises(StorageError, match=rf"pid {os.getpid()}, since .* runs this sweep"),
+    ):
+        go(storage=copied, fresh=fresh)
+    assert figures_of(SweepPaths(copied, "tiny")) == finished.figures
+    assert go(storage=copied).figures == finished.figures
 
 
 @pytest.mark.parametrize("fresh", [False, True])

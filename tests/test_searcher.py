@@ -42,9 +42,15 @@ def teaching(number: int, params: dict[str, Any]) -> Job:
     return job
 
 
-def study(folder: Path, *, noise: float = 0.0, space: dict[str, Any] = SPACE, **settings: Any) -> Study:
+def study(
+    folder: Path,
+    *,
+    noise: float = 0.0,
+    space: dict[str, Any] = SPACE,
+    **settings: Any,
+) -> Study:
     asked = Search(**({"trials": 12, "stopping": None} | settings))
-    ledger = Ledger.open(folder / "journal.log", "sweep", asked.objectives)
+    ledger = Ledger.open(asked.ledger or folder / "journal.log", "sweep", asked.objectives)
     return Study(asked, space, ledger, lambda params: costs(params, noise), lambda params: 3)
 
 
@@ -265,6 +271,58 @@ def test_hours_are_those_of_all_sessions(tmp_path: Path) -> None:
     assert sweep.ask() is not None
     now[0] += 2
     assert sweep.ask() is None
+
+
+# Going on with it -----------------------------------------------------------------------------------------------------
+
+
+def held_in(folder: Path, kind: str) -> dict[str, Any]:
+    """The setting of this kind of ledger."""
+    return {} if kind == "journal" else {"ledger": f"sqlite:///{folder}/ledger.db"}
+
+
+def test_a_database_gives_the_same_table(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"trials": 16, "stopping": {}, "constraints": {"latency_ms": at_most(3)}}
+    run(study(tmp_path, **settings | {"trials": 7}, **held_in(tmp_path, "sqlite")))
+    in_database = run(study(tmp_path, **settings, **held_in(tmp_path, "sqlite")))
+    in_journal = run(study(tmp_path / "journal", **settings))
+    assert table(in_database) == table(in_journal)
+    assert in_database[3].started == pytest.approx(in_journal[3].started, abs=300)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kind"), [("tpe", "journal"), ("tpe", "sqlite"), ("nsga2", "sqlite"), ("qmc", "journal")]
+)
+def test_a_longer_list_goes_on_in_the_same_ledger(tmp_path: Path, sampler: str, kind: str) -> None:
+    short, longer = SPACE | {"student.depth": [1, 2]}, SPACE | {"student.depth": [3, 1, 2]}
+    ledger: dict[str, Any] = {"sampler": sampler, **held_in(tmp_path, kind)}
+    before = run(study(tmp_path, space=short, trials=4, **ledger))
+    run(study(tmp_path, space=longer, trials=8, **ledger))
+    records = run(study(tmp_path, space=longer, trials=16, **ledger))
+    assert table(records[:4]) == table(before)
+    assert {record.params["student.depth"] for record in records[:4]} <= {1, 2}
+    assert {record.params["student.depth"] for record in records[4:]} == {1, 2, 3}
+    assert {record.state for record in records} == {"completed"}
+    other: dict[str, Any] = {"sampler": sampler, **held_in(tmp_path / "at once", kind)}
+    run(study(tmp_path / "at once", space=short, trials=4, **other))
+    assert table(run(study(tmp_path / "at once", space=longer, trials=16, **other))) == table(records)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+def test_a_journal_that_is_cut_off_costs_the_last_change_alone(tmp_path: Path, part: float) -> None:
+    """Wherever the process was killed, the search goes on from there and comes to the same table."""
+    whole = run(study(tmp_path / "whole", trials=3))
+    journal = tmp_path / "whole" / "journal.log"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for number in range(4, len(lines)):
+        cut = tmp_path / f"cut-{number}"
+        cut.mkdir()
+        torn = lines[number][: int(part * len(lines[number]))]
+        (cut / "journal.log").write_bytes(b"".join(lines[:number]) + torn)
+        before = Ledger.read(cut / "journal.log", "sweep").records()
+        resumed = study(cut, trials=3)
+        assert [record.params for record in resumed.records()] == [record.params for record in before]
+        assert [(r.params, r.state, r.history) for r in run(resumed)] == [(r.params, r.state, r.history) for r in whole]
 
 
 def test_a_job_error_keeps_its_words(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdray.errors import SpecError
 from kdray.record import State, TrialRecord
 from kdray.search.ledger import OPTUNA_STATES, Ledger
 from kdray.search.sampling import SamplerName, Sampling
 from kdray.search.stopping import Halving
+from kdray.search.storage import ledger_url
 from kdray.settings import Names, Settings
 from kdray.space import Space, architectures, distributions, narrowed
 
@@ -74,6 +75,13 @@ class Search(Settings):
     """On costs, which are known before training: a student that breaks one is never trained."""
     stopping: Halving | None = Halving()
     seed: int = Field(0, ge=0)
+    ledger: str | None = None
+    """The URL of a database that keeps the trials; by default a journal file in the sweep's folder does."""
+
+    @field_validator("ledger")
+    @classmethod
+    def _lasting(cls, url: str | None) -> str | None:
+        return None if url is None else ledger_url(url)
 
     @model_validator(mode="after")
     def _possible(self) -> "Search":
@@ -116,7 +124,7 @@ class Study:
         """
         self.search, self.ledger = search, ledger
         self._costs, self._evaluations, self._clock = costs, evaluations, clock
-        self._distributions = distributions(space)
+        self._distributions = ledger.lengthen(distributions(space))
         measured = [(shape, costs(shape)) for shape in architectures(space)]
         self._allowed = _allowed(search.constraints, measured)
         self._places = _places(search.objectives, [cost for _, cost in measured])
