@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdray.claim import claim
+from kdray.comparable import comparable_trials
 from kdray.costs import measure_costs
 from kdray.data import Splits, load_splits
 from kdray.keeper import Keeper, tracked
@@ -56,6 +57,8 @@ def story(
         screen.note(note)
     source = obtain_source(sweep.teacher, sweep.task, splits, paths, sweep.seed)
     sources = student_sources(sweep.students, source, splits, sweep.task, paths, sweep.seed)
+    for note in comparable_trials(sweep, paths, ledger, splits.key, source.key):
+        screen.note(note)
 
     with opening as slots, tracked(sweep, paths, ledger) as tracker:
         screen.stage("Teacher")
@@ -88,6 +91,8 @@ def story(
             costs=lambda params: costs.of(sweep.recipe_of(params).student),
             evaluations=lambda params: sweep.recipe_of(params).training.evaluations,
         )  # fmt: skip
+        if study.unheeded:
+            screen.note(f"{study.unheeded} of those trials break a constraint here: the sampler leaves them out.")
         keeper = Keeper(sweep, paths, ledger, tracker, screen)
         search(slots, study, lambda number, params: trial(sweep, lessons, paths, number, params), keeper.take)
 

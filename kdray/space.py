@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any, TypeAlias
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
@@ -101,6 +102,15 @@ def is_longer(before: Any, now: Any) -> bool:
     """Whether a domain, in Optuna's JSON, is a choice that still has all the values of an earlier one."""
     old, new = ((domain or {}).get("attributes", {}).get("choices") for domain in (before, now))
     return bool(old and new) and set(old) <= set(new)
+
+
+def within(distribution: BaseDistribution, name: str, value: Any) -> bool:
+    """Whether the distribution can give this value."""
+    try:
+        create_trial(state=TrialState.RUNNING, params={name: value}, distributions={name: distribution})
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _narrowed(distribution: BaseDistribution, allowed: Collection[Any]) -> BaseDistribution:

@@ -57,6 +57,7 @@ def test_the_same_sweep_goes_on(make_sweep: MakeSweep, paths: SweepPaths) -> Non
         ({"training.weight_decay": 0.5}, "training.weight_decay: was 0.01, now 0.5"),
         ({"task.max_length": 12}, "task.max_length: was 16, now 12"),
         ({"search.sampler": "random"}, "search.sampler: was tpe, now random"),
+        ({"search.warm_start": "elsewhere"}, "search.warm_start: was None, now elsewhere"),
         ({"search.ledger": "sqlite:////tmp/x.db"}, "search.ledger: was None, now sqlite:////tmp/x.db"),
         ({"space.student.depth": [1]}, "space.student.depth.choices: was [1, 2], now [1]"),
         ({"space.student.depth": [1, 3]}, "space.student.depth.choices: was [1, 2], now [1, 3]"),

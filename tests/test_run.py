@@ -23,6 +23,7 @@ from kdray.paths import SweepPaths
 from kdray.pretrained import Pretrained, save
 from kdray.record import TrialRecord
 from kdray.run import run
+from kdray.screen import NullScreen
 from kdray.search.searcher import Search, at_most
 from kdray.search.stopping import Halving
 from kdray.slots import SlotSettings
@@ -59,6 +60,17 @@ def finished(make_sweep: MakeSweep, tmp_path_factory: pytest.TempPathFactory) ->
 def copied(finished: Outcome, tmp_path: Path) -> Path:
     """The storage of the finished sweep, to go on with."""
     return Path(shutil.copytree(finished.paths.storage, tmp_path / "storage"))
+
+
+class Noting(NullScreen):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        self.notes.append(text)
 
 
 def numbers(records: list[TrialRecord]) -> list[Any]:
@@ -172,6 +184,26 @@ def test_a_longer_list_of_values_extends_it(finished: Outcome, copied: Path, go:
         go(storage=copied)
 
 
+def test_it_may_begin_with_what_another_sweep_found(copied: Path, make_sweep: MakeSweep, tmp_path: Path) -> None:
+    """The other sweep's trials are no rows here, and the same are drawn when the other one is gone."""
+
+    def warm(name: str, trials: int) -> tuple[list[str], Outcome]:
+        search = Search(trials=trials, stopping=None, warm_start=str(copied / "tiny"))
+        sweep = make_sweep(name=name, slots=ONE_THREAD, search=search)
+        screen = Noting()
+        return screen.notes, run(sweep, SweepPaths(tmp_path / "new", name), screen=screen, local=True)
+
+    notes, whole = warm("whole", 4)
+    said = f"The sampler knows 3 of the 3 trials of {copied / 'tiny'}."
+    assert said in notes
+    assert [record.number for record in whole.figures.records] == [0, 1, 2, 3]
+    warm("parts", 2)
+    shutil.rmtree(copied / "tiny")
+    notes, parts = warm("parts", 4)
+    assert said in notes
+    assert numbers(parts.figures.records) == numbers(whole.figures.records)
+
+
 def test_another_bar_is_another_choice_without_training(copied: Path, go: Callable[..., Outcome]) -> None:
     trials = written(copied / "tiny" / "trials")
     outcome = go(storage=copied, choose=Choose(retention=5.0, otherwise="none"))
@@ -200,6 +232,18 @@ def test_a_refused_sweep_leaves_its_name_free(go: Callable[..., Outcome]) -> Non
     with pytest.raises(DataError):
         go(task=TextClassification(label="stars"))
     assert go(search=Search(trials=1)).exit_code == 0
+
+
+def test_data_that_were_changed_in_place_are_refused(
+    go: Callable[..., Outcome], data_folder: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(data_folder, tmp_path / "data"))
+    assert go(data=Data(source=str(data)), search=Search(trials=1)).exit_code == 0
+    with (data / "train.csv").open("a") as file:
+        file.write("a witty warm fresh film,positive\n")
+    with pytest.raises(StorageError, match="what its trials learnt from has changed since: data: was") as caught:
+        go(data=Data(source=str(data)), search=Search(trials=2))
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("fresh", [False, True])
