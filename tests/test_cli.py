@@ -219,7 +219,7 @@ def test_help() -> None:
     assert {"run", "show", "ui"} <= set(kdray("--help").out.split())
     said = kdray("run", "--help").out
     for option in ("--smoke", "--trials", "--set", "--storage", "--tracking-uri", "--address", "--require-cluster",
-                   "--fresh", "--local"):  # fmt: skip
+                   "--fresh", "--local", "--ledger"):  # fmt: skip
         assert option in said
 
 
