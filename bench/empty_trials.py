@@ -72,7 +72,7 @@ def costs(params: Any) -> dict[str, float]:
 def searched(sweep: Sweep, paths: SweepPaths, slots: RaySlots) -> Watch:
     """Run the empty trials with all that `run` has."""
     ledger, watch = Ledger.open(paths.journal, sweep.name, sweep.search.objectives), Watch()
-    with tracked(sweep, paths, ledger) as tracker:
+    with tracked(sweep, paths, ledger, lambda sentence: None) as tracker:
         study = Study(sweep.search, sweep.space, ledger, costs)
         keeper = Keeper(sweep, paths, ledger, tracker, NullScreen())
 

@@ -97,7 +97,8 @@ def _sentence(record: TrialRecord, rule: Choose, enough: int, completed: int, te
         if rule.best in teacher
         else f"it keeps {metrics['retention']:.1%} of the teacher and is {metrics['speedup']:.1f} times faster"
     )
-    keep = f"{enough} of {completed} finished students keep at least {100 * rule.retention:g}% of the teacher"
+    verb = "keeps" if enough == 1 else "keep"
+    keep = f"{enough} of {completed} finished students {verb} at least {100 * rule.retention:g}% of the teacher"
     if not enough:
         none = f"No student keeps {100 * rule.retention:g}% of the teacher, so the best {rule.best} was taken"
         return f"{none}: trial {record.number}, {what}."

@@ -59,6 +59,13 @@ def ledger_in(paths: SweepPaths) -> Ledger:
     return Ledger.read(_where(settings_in(paths), paths), paths.name)
 
 
+def reopened(paths: SweepPaths) -> Ledger:
+    """The ledger of the sweep in this folder, for writing: whoever does must own the folder."""
+    settings = settings_in(paths)
+    where, objectives = _where(settings, paths), settings["search"]["objectives"]
+    return Ledger.open(where, paths.name, objectives, settings.get(ID, ""))
+
+
 def different(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The settings that differ, as `name: was A, now B`."""
     sentences = []

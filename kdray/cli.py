@@ -5,10 +5,11 @@ Exit codes: 0 a student was chosen; 1 failed; 2 refused; 3 finished, but no stud
 
 import logging
 import runpy
+import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
@@ -16,7 +17,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from kdray.errors import KDRayError, SpecError
+from kdray.errors import KDRayError, SpecError, storage_error
+from kdray.interrupts import EXIT_CODE, interruptible
 from kdray.outcome import Outcome, figures_of
 from kdray.paths import SweepPaths, storage_path
 from kdray.report import table
@@ -24,7 +26,7 @@ from kdray.run import run
 from kdray.screen import open_screen
 from kdray.settings import parsed
 from kdray.sweep import Sweep
-from kdray.tracking import ui_command
+from kdray.tracking import Synced, sync, ui_command
 
 log = logging.getLogger(__name__)
 logging.getLogger("kdray").addHandler(
@@ -38,6 +40,7 @@ app = typer.Typer(
 
 DEFAULT_STORAGE = "results"
 UI_PORT = 5000
+STOPPING = "Stopping: what runs writes a checkpoint first. Ctrl-C or SIGTERM once more ends it at once."
 CHATTERERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggingface_hub")
 """Libraries that put handlers of their own on the screen."""
 
@@ -101,6 +104,24 @@ def show(
         Console().print(table(figures_of(SweepPaths(sweep.absolute().parent, sweep.name))))
 
 
+@app.command("sync")
+def sync_sweep(
+    sweep: Annotated[Path, typer.Argument(help="STORAGE/NAME: the folder of a sweep that has ended.")],
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server; by default the sweep's own.")] = None,
+) -> None:
+    """Send MLflow what it missed of a sweep while its server did not answer."""
+    with exits():
+        paths = SweepPaths(sweep.absolute().parent, sweep.name)
+        if paths.settings.exists():
+            log_to(paths)
+        with open_screen() as screen:
+            screen.stage("MLflow")
+            synced = sync(paths, tracking_uri, screen.note, lambda done, of: screen.progress("runs", done, of))
+        console = Console(soft_wrap=True, highlight=False)
+        for line in sent_lines(sweep, synced):
+            console.print(line, markup=False)
+
+
 @app.command()
 def ui(
     storage: Annotated[str, typer.Argument(help="The storage whose trials to look at.")] = DEFAULT_STORAGE,
@@ -130,7 +151,7 @@ def launch(
             sweep = sweep.varied({"search.ledger": ledger})
         paths = SweepPaths(storage_path(storage), sweep.name)
         log_to(paths)
-        with open_screen() as screen:
+        with open_screen() as screen, interruptible(lambda: screen.note(STOPPING)):
             outcome = run(
                 sweep, paths, screen=screen, address=address, require_cluster=require_cluster, fresh=fresh, local=local
             )
@@ -149,6 +170,18 @@ def conclude(outcome: Outcome) -> None:
     console.print(f"Compare  kdray ui {outcome.paths.storage}", highlight=False)
     if outcome.page:
         console.print(f"         then open http://127.0.0.1:{UI_PORT}{outcome.page}", highlight=False)
+
+
+def sent_lines(sweep: Path, synced: Synced | None) -> list[str]:
+    """What `kdray sync` has sent, in words."""
+    if synced is None:
+        return [f"Nothing to send: {sweep} holds nothing that MLflow has not taken."]
+    sent = synced.sent
+    missing = [f"Left out, for it is not there any more: {folder}" for folder in sent.missing]
+    if not sent.runs:
+        return [f"Nothing to send: MLflow at {synced.uri} has everything of {sweep}.", *missing]
+    counts = f"runs changed: {len(sent.runs)}, values of metrics: {sent.metrics:,}, folders of files: {sent.folders}"
+    return [f"Sent to MLflow at {synced.uri}: {counts}.", *missing]
 
 
 def settings_of(changes: list[str]) -> dict[str, Any]:
@@ -193,6 +226,7 @@ def log_to(paths: SweepPaths) -> None:
         chatterer = logging.getLogger(name)
         chatterer.handlers, chatterer.propagate = [], True
     logging.root.addHandler(handler)
+    logging.raiseExceptions = False  # a full storage is said once, not at every line that the log cannot take
     logging.root.setLevel(logging.INFO)
 
 
@@ -204,14 +238,24 @@ class exits:  # noqa: N801  (used as `with exits():`)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        error = (error and storage_error(error)) or error
         if isinstance(error, KDRayError):
             say(error)
             raise SystemExit(error.exit_code) from None
         if isinstance(error, KeyboardInterrupt):
-            errors.print("Interrupted. The same command goes on from here.")
-            raise SystemExit(130) from None
+            errors.print(
+                f"Interrupted; nothing is lost. To go on from here:\n    {resume_command(sys.argv)}", markup=False
+            )
+            raise SystemExit(EXIT_CODE) from None
         if error is not None and not isinstance(error, SystemExit | typer.Exit):
             log.error("".join(traceback.format_exception(error)))
+
+
+def resume_command(arguments: Sequence[str]) -> str:
+    """The command line that goes on with the sweep that these arguments ran."""
+    program = Path(arguments[0])
+    said = ["python", arguments[0]] if program.suffix == ".py" else [program.name]
+    return shlex.join([*said, *(argument for argument in arguments[1:] if argument != "--fresh")])
 
 
 def say(error: KDRayError) -> None:

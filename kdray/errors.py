@@ -8,7 +8,9 @@
     │   ├── StorageError (OSError)       a path that cannot be written, a name already used
     │   └── ResourceError (RuntimeError) more workers, CPUs or GPUs than there are
     ├── JobError (RuntimeError)      one job on a slot failed; the sweep goes on without it
+    ├── SlotsLost (RuntimeError)     what hands out jobs died; the sweep can be gone on with (exit code 1)
     ├── SweepFailed (RuntimeError)   nothing useful came out (exit code 1)
+    ├── TrackingError (RuntimeError) MLflow did not take what a sweep has to tell (exit code 1)
     └── NoStudent (RuntimeError)     the sweep finished, no student satisfies the rule (exit code 3)
 
 A message is one sentence or two: where, what came, what is allowed, what to do. All of them survive pickling,
@@ -16,7 +18,10 @@ so an error raised in a Ray worker arrives in the driver as itself.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 class KDRayError(Exception):
@@ -47,6 +52,17 @@ class StorageError(Refused, OSError):
     """A path cannot be read or written, or belongs to another sweep."""
 
 
+def storage_error(error: BaseException) -> StorageError | None:
+    """What a full, failing or read-only storage raised, as a sentence; None for any other error."""
+    if not isinstance(error, OSError) or isinstance(error, StorageError) or error.errno not in STORAGE_ERRNOS:
+        return None
+    where = error.filename2 or error.filename or "the storage"
+    return StorageError(
+        f"{where}: cannot be written: {error.strerror}. What was written is safe; make room (or make it writable), and "
+        "the same command goes on from there."
+    )
+
+
 class ResourceError(Refused, RuntimeError):
     """More was asked than the machine or the cluster has or can grow to."""
 
@@ -55,8 +71,16 @@ class JobError(KDRayError, RuntimeError):
     """One job on a slot failed. Raised inside a job on purpose, it must be raised by every rank alike."""
 
 
+class SlotsLost(KDRayError, RuntimeError):
+    """The slots died in the middle of the sweep; running the same sweep again goes on."""
+
+
 class SweepFailed(KDRayError, RuntimeError):
-    """The sweep ended without one finished trial, or could not write down what came of its trials."""
+    """The sweep ended without one finished trial."""
+
+
+class TrackingError(KDRayError, RuntimeError):
+    """MLflow did not take what lies in a sweep's spool."""
 
 
 class NoStudent(KDRayError, RuntimeError):

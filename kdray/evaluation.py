@@ -60,6 +60,7 @@ def predictions(
         for indices in share:
             inputs = rows.batch(indices, worker.multiple).to(worker.device).inputs
             outputs.append(model(**inputs).logits)
+            worker.beats += 1
     # One copy from the device at the end: copying each batch would wait for it.
     logits = torch.cat(outputs).float().cpu().numpy() if outputs else None
     return _in_row_order(len(rows), worker.gathered((share, logits)))

@@ -1,7 +1,7 @@
 """What goes on beside the search: tracker, screen and disk are kept up with the ledger as trials change."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from kdray.screen import Screen
 from kdray.search.ledger import Ledger
 from kdray.settings import dotted
 from kdray.sweep import Sweep
-from kdray.tracking import Tracker, git_commit, versions
+from kdray.tracking import Tracker, git_commit, key_of, note_runs, open_tracker, sweep_run, versions
 
 
 class Keeper:
@@ -21,49 +21,73 @@ class Keeper:
     def __init__(self, sweep: Sweep, paths: SweepPaths, ledger: Ledger, tracker: Tracker, screen: Screen) -> None:
         self.sweep, self.paths, self.ledger, self.tracker, self.screen = sweep, paths, ledger, tracker, screen
         self.tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.called}
+        self.said = {record.number: len(record.remarks) for record in ledger.records()}
+        self.kept: list[TrialRecord] = []
+        """Completed trials whose students are on a front, and so may be shipped."""
+        self.best: TrialRecord | None = None
         for record in ledger.records():
-            self.take(record)
+            self._note(record)
+        self._show()
 
     def take(self, record: TrialRecord) -> None:
         """A trial began, was evaluated or ended."""
-        self.tracker.trial(record, dotted(self.sweep.recipe_of(record.params)), self.tags)
-        note_runs(self.ledger, self.tracker)
-        records = self.ledger.records()
-        if record.state != "running":
-            self.drop_students(records)
-        best = max(
-            (r for r in records if r.state == "completed"),
-            key=lambda r: (r.metrics[self.sweep.search.objectives[0]], -r.number), default=None,
-        )  # fmt: skip
-        self.screen.trials(records, self.sweep.search.trials, best)
+        self._note(record)
+        for remark in record.remarks[self.said.get(record.number, 0) :]:
+            self.screen.note(f"trial {record.number:03d}: {remark}")
+        self.said[record.number] = len(record.remarks)
+        self._show()
 
-    def drop_students(self, records: list[TrialRecord]) -> None:
-        """Remove the weights of students that are neither on the front nor may be chosen, and what cut trials left."""
-        sweep = self.sweep
-        kept = front_numbers(records, sweep.search.objectives) | front_numbers(records, sweep.choose.compared)
-        for record in records:
+    def clear_up(self) -> None:
+        """Remove what slots wrote of trials after their end; to be called when no trial runs."""
+        kept = {record.number for record in self.kept}
+        for record in self.ledger.records():
             if record.state != "running" and record.number not in kept:
                 shutil.rmtree(self.paths.student(record.number).parent, ignore_errors=True)
 
+    def _note(self, record: TrialRecord) -> None:
+        self.tracker.trial(record, dotted(self.sweep.recipe_of(record.params)), self.tags)
+        if record.state != "running":
+            note_runs(self.ledger, self.tracker.run_ids())
+            self._keep_or_drop(record)
+        if record.state == "completed":
+            self.best = max(filter(None, (self.best, record)), key=self._quality)
 
-def note_runs(ledger: Ledger, tracker: Tracker) -> None:
-    """Write the ids of the runs that the tracker knows by now into the ledger; the latest come when it has ended."""
-    for number, run_id in tracker.run_ids().items():
-        if number is None:
-            if ledger.attr("mlflow_run") != run_id:
-                ledger.set_attr("mlflow_run", run_id)
-        elif ledger[number].run_id != run_id:
-            ledger.set_run_id(number, run_id)
+    def _quality(self, record: TrialRecord) -> tuple[float, int]:
+        return record.metrics[self.sweep.search.objectives[0]], -record.number
+
+    def _keep_or_drop(self, ended: TrialRecord) -> None:
+        """Remove what an ended trial has left, and students that are on no front any more.
+
+        One that is beaten stays so: it is enough to compare the new one with those kept so far.
+        """
+        candidates = [*self.kept, ended]
+        objectives = (self.sweep.search.objectives, self.sweep.choose.compared)
+        on_front = set().union(*(front_numbers(candidates, names) for names in objectives))
+        drop_all_but(self.paths.student(ended.number))
+        for record in candidates:
+            if record.number not in on_front:
+                shutil.rmtree(self.paths.student(record.number).parent, ignore_errors=True)
+        self.kept = [record for record in candidates if record.number in on_front]
+
+    def _show(self) -> None:
+        self.screen.trials(self.ledger.records(), self.sweep.search.trials, self.best)
+
+
+def drop_all_but(kept: Path) -> None:
+    """Remove what lies beside this folder: checkpoints, whole and half ones."""
+    for path in kept.parent.glob("*"):
+        if path != kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextmanager
-def tracked(sweep: Sweep, paths: SweepPaths, ledger: Ledger) -> Iterator[Tracker]:
-    """The sweep's run in MLflow, begun or gone on with, and closed with how the sweep ended."""
-    tracker = sweep.tracking.open(paths)
+def tracked(sweep: Sweep, paths: SweepPaths, ledger: Ledger, say: Callable[[str], None]) -> Iterator[Tracker]:
+    """The sweep's run in MLflow, begun or gone on with, and closed with how the sweep ended; `say` tells a person."""
+    tracker = open_tracker(sweep.tracking, paths, key_of(ledger), say)
     commit = git_commit(Path.cwd())
     tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.called, **versions()}
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
-    tracker.start_sweep(sweep.name, sweep.written(), tags, ledger.attr("mlflow_run"))
+    tracker.start_sweep(sweep.written(), tags, sweep_run(ledger))
     try:
         yield tracker
     except KeyboardInterrupt:
@@ -75,4 +99,4 @@ def tracked(sweep: Sweep, paths: SweepPaths, ledger: Ledger) -> Iterator[Tracker
     else:
         tracker.end_sweep("finished")
     finally:
-        note_runs(ledger, tracker)
+        note_runs(ledger, tracker.run_ids())

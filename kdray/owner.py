@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -67,7 +67,9 @@ def owned(path: Path, note: Callable[[str], None]) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(f"{path}: cannot be written ({error.strerror}). Is the folder yours?") from None
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror}). Make room, or name a folder you may write to."
+        ) from None
     try:
         yield
     except KeyboardInterrupt:
@@ -106,7 +108,8 @@ class _Hold:
         self._released.set()
         self._thread.join()
         if self.taken_by is None:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # a storage that became read-only
+                self.path.unlink()
         _closed(self.lock)
 
     def _beat(self) -> None:

@@ -5,7 +5,8 @@ STORAGE/
   cache/                         shared by all sweeps of this storage, by content
     tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
   <sweep>/
-    sweep.json  owner.json  teacher.json  choice.json  ledger/  trials/<number>/  chosen/  report/  logs/
+    sweep.json  owner.json  teacher.json  choice.json
+    ledger/  trials/<number>/  chosen/  report/  logs/  tracking/
 """
 
 import hashlib
@@ -100,6 +101,16 @@ class SweepPaths(StoragePaths):
     @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    @property
+    def spool(self) -> Path:
+        """What MLflow has not taken yet."""
+        return self.root / "tracking" / "spool.jsonl"
+
+    @property
+    def tracking_target(self) -> Path:
+        """Where the spool is to go."""
+        return self.root / "tracking" / "target.json"
 
     def student(self, number: int) -> Path:
         """The weights of a trial's student; kept while the trial is on the Pareto front."""

@@ -20,6 +20,8 @@ class TrialRecord:
     costs: dict[str, float] = field(default_factory=dict)
     """Of its architecture, known before training: latency_ms, parameters, size_mb, speedup."""
     error: str | None = None
+    remarks: tuple[str, ...] = ()
+    """What befell it and did not end it, in sentences."""
     attempts: int = 1
     run_id: str | None = None
     """MLflow's."""

@@ -28,7 +28,7 @@ from kdray.sweep import Sweep
 from kdray.teacher import check_quality, obtain_source, obtain_teacher
 from kdray.transfer import obtain_transfer_set
 from kdray.trial import Lesson, Trial
-from kdray.worker import Report
+from kdray.worker import NOTE, Report
 
 
 def run(
@@ -60,7 +60,7 @@ def story(
     for note in comparable_trials(sweep, paths, ledger, splits.key, source.key):
         screen.note(note)
 
-    with opening as slots, tracked(sweep, paths, ledger) as tracker:
+    with opening as slots, tracked(sweep, paths, ledger, screen.note) as tracker:
         screen.stage("Teacher")
         teacher = obtain_teacher(
             sweep.teacher, source, sweep.task, sources[None].tokens, paths, sweep.seed, slots, epochs_on(screen, sweep)
@@ -68,7 +68,7 @@ def story(
         screen.stage("Transfer set")
         transfer = obtain_transfer_set(
             sweep.transfer, teacher, sources[None].tokens, paths, slots,
-            lambda done, shards: screen.progress("shards labelled", done, shards),
+            lambda done, shards: screen.progress("shards labelled", done, shards), screen.note,
         )  # fmt: skip
         validation = transfer.rows(sources[None].tokens, "validation")
         check_quality(sweep.teacher, transfer.logits("validation").all(), validation.labels, splits.labels)
@@ -95,6 +95,8 @@ def story(
             screen.note(f"{study.unheeded} of those trials break a constraint here: the sampler leaves them out.")
         keeper = Keeper(sweep, paths, ledger, tracker, screen)
         search(slots, study, lambda number, params: trial(sweep, lessons, paths, number, params), keeper.take)
+
+        keeper.clear_up()
 
         screen.stage("Choice")
         figures = choose(sweep, paths, ledger)
@@ -144,6 +146,9 @@ def epochs_on(screen: Screen, sweep: Sweep) -> Callable[[Report], None]:
     quality = sweep.task.metric_names(2)[0]
 
     def show(report: Report) -> None:
+        if report.keys() == {NOTE}:
+            screen.note(report[NOTE])
+            return
         screen.progress(f"epochs of the teacher ({quality} {report[quality]:.4f})", report["epoch"], epochs)
 
     return show

@@ -23,7 +23,7 @@ from kdray.students.transformer import TransformerStudent
 from kdray.tasks.text_classification import TextClassification
 from kdray.teacher import Teacher
 from kdray.tracking import Tracking
-from kdray.training import Training
+from kdray.training import WITHOUT_EFFECT, Training
 from kdray.transfer import Transfer
 from kdray.trial import Recipe
 
@@ -35,6 +35,8 @@ MAY_CHANGE = {
     "smoke": True,
     "search": {"trials", "hours"},
     "choose": {"retention", "otherwise"},
+    "training": set(WITHOUT_EFFECT),
+    "teacher": {"training": set(WITHOUT_EFFECT)},
 }
 """What a sweep may be gone on with: more trials, other slots, another bar. (Lists in `space` may grow, says `claim`.)
 Anything else makes it another sweep."""

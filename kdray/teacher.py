@@ -23,7 +23,7 @@ from kdray.pretrained import Pretrained, adopted, found, kept, save
 from kdray.settings import Names, Settings
 from kdray.tasks.task import Task
 from kdray.tokens import TokenSet
-from kdray.training import Training, autocast_dtype, fit
+from kdray.training import WITHOUT_EFFECT, Training, autocast_dtype, fit
 from kdray.worker import Pool, Report, Worker, torch_threads
 
 
@@ -76,7 +76,7 @@ def obtain_teacher(
     """The teacher ready to teach: the source itself, or the source fine-tuned on a slot, cached by content."""
     if teacher.training is None:
         return source
-    key = fingerprint(source.key, tokens.key, teacher.training.model_dump(exclude={"checkpoint_minutes"}), seed)
+    key = fingerprint(source.key, tokens.key, teacher.training.model_dump(exclude=set(WITHOUT_EFFECT)), seed)
     ready = Pretrained(paths.teacher(key), key)
     if not ready.folder.exists():
         job = FineTune(source, tokens, task, teacher.training, seed, ready.folder, pool.threads_alone)
@@ -113,11 +113,11 @@ class FineTune:
             return self.task.metrics(logits, validation.labels)
 
         labels_only = Distillation(alpha=0.0)
-        yield from fit(
+        reports = yield from fit(
             model, rows, self.training, lambda logits, batch: labels_only.loss(logits, None, batch.labels_B),
             evaluate, worker, self.seed, self.target.with_suffix(".checkpoint"),
         )  # fmt: skip
-        if worker.rank == 0 and not worker.stop_asked():
+        if worker.rank == 0 and reports:
             with new_folder(self.target) as folder:
                 save(model.cpu(), self.source.tokenizer(), folder)
             self.target.with_suffix(".checkpoint").unlink(missing_ok=True)

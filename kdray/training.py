@@ -1,15 +1,15 @@
 """fit(): the one loop that trains teachers and students alike.
 
 It knows models, rows and losses. What a loss compares stands in `losses`, what an evaluation measures is given to it,
-who stops it early is asked through the worker.
+who stops it early is asked through the worker, and how a checkpoint lies on disk is `checkpoint`'s business.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,17 +17,20 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdray.errors import JobError
+from kdray.checkpoint import read_checkpoint, write_checkpoint
+from kdray.errors import JobError, StorageError
 from kdray.losses.distillation import Loss
-from kdray.paths import replaced_file
 from kdray.settings import Settings
 from kdray.tokens import Batch, Rows, epoch_batches
-from kdray.worker import Report, Worker
+from kdray.worker import NOTE, Ask, Report, Worker
 
 LossOf = Callable[[Tensor, Batch], Loss]
 """From the model's logits (B x C) and the batch to the loss of each example."""
 
 FINITE_CHECK_STEPS = 50  # on a GPU each check waits for the device
+
+WITHOUT_EFFECT = ("checkpoint_minutes", "checkpoint_evaluations")
+"""Settings that change no number: a training may be gone on with under others."""
 
 type_of_precision = {"fp32": None, "bf16": torch.bfloat16}
 
@@ -48,7 +51,9 @@ class Training(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast where the processor or GPU computes in it. The last evaluation is always fp32."""
     checkpoint_minutes: float = Field(5.0, ge=0)
-    """Least time between two checkpoints; they are written right after an evaluation."""
+    """Longest time between two checkpoints: what a dead worker costs at most. 0: none by the clock."""
+    checkpoint_evaluations: int = Field(0, ge=0)
+    """Evaluations between two checkpoints, besides those by the clock. 0: none."""
 
     @property
     def evaluations(self) -> int:
@@ -104,6 +109,19 @@ class Sums:
         for name, value in loss.terms.items():
             self.terms[name] = self.terms[name] + value if name in self.terms else value
 
+    def state(self) -> dict[str, Any]:
+        """As it is kept in a checkpoint."""
+        return {
+            "rows": self.rows, "norm": torch.as_tensor(self.norm).cpu(),
+            "terms": {name: value.cpu() for name, value in self.terms.items()},
+            "seconds": time.perf_counter() - self.started,
+        }  # fmt: skip
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any], device: torch.device) -> "Sums":
+        terms = {name: value.to(device) for name, value in state["terms"].items()}
+        return cls(state["rows"], state["norm"].to(device), terms, time.perf_counter() - state["seconds"])
+
     def check_finite(self, where: str) -> None:
         """Raise JobError once a gradient was not finite; the norm is the same on every rank."""
         if not math.isfinite(float(self.norm)):
@@ -131,41 +149,99 @@ def fit(
     worker: Worker,
     seed: int,
     checkpoint: Path | None = None,
-) -> Iterator[Report]:
-    """Train the model in place; yield the metrics of each evaluation.
+) -> Generator[Report, None, list[Report]]:
+    """Train the model in place; yield the metrics of each evaluation, return them all when it came to its end.
 
     `evaluate(model, last)` measures; `last` is true for the evaluation that ends the training. With `checkpoint`, a
-    training that was cut off goes on from that file when it is called again. Ends early, without a report, when the
-    worker is told to stop. Raises JobError when the loss is not finite.
+    training that was cut off goes on from that file when it is called again; it yields its earlier evaluations first,
+    for whoever asks now may not have heard of all of them. Ends early, and returns none, when the worker is told to.
+    Raises JobError when the loss is not finite.
     """
     model.to(worker.device).train()
     step = Step(model, training, loss_of, worker)
     torch.manual_seed(seed * 1000 + worker.rank)
-    start = _restored(checkpoint, model, step.optimizer, worker)
+    keeping = Keeping(checkpoint, training, model, step.optimizer, worker)
+    start, sums = keeping.restored()
+    yield from keeping.reports
     steps_per_epoch = math.ceil(len(rows) / training.batch_size)
     steps, marks = training.epochs * steps_per_epoch, _marks(steps_per_epoch, training.evaluations_per_epoch)
-    saved, sums = time.monotonic(), Sums()
     for at, indices in _batches(rows, training, seed, start):
         rate = training.rate(at.step - 1, steps)
         step(rows, indices, rate, sums)
-        if at.step % FINITE_CHECK_STEPS == 0 or at.batch in marks:
+        evaluated = at.batch in marks
+        if at.step % FINITE_CHECK_STEPS == 0 or evaluated:
             sums.check_finite(f"step {at.step}")
-        if worker.stopping():
-            return
-        if at.batch not in marks:
-            continue
-        report: Report = {"epoch": at.epoch + at.batch / steps_per_epoch, "step": at.step, "learning_rate": rate}
-        report |= sums.metrics(worker)
-        report |= _evaluated(model, evaluate, at.step == steps)
-        yield report
-        if worker.stopping():
-            return
-        # after the report: who resumes may hear of an evaluation twice, but misses none
-        if checkpoint and at.step < steps and time.monotonic() - saved >= training.checkpoint_minutes * 60:
-            _save(checkpoint, model, step.optimizer, at, worker)
-            saved = time.monotonic()
-        sums = Sums()
+        ask = worker.asked(save=keeping.due())
+        if ask is Ask.END:
+            return []
+        if evaluated:
+            report: Report = {"epoch": at.epoch + at.batch / steps_per_epoch, "step": at.step, "learning_rate": rate}
+            report |= sums.metrics(worker)
+            report |= _evaluated(model, evaluate, at.step == steps)
+            keeping.reports.append(report)
+            yield report
+            sums = Sums()
+        if at.step < steps and (ask or (evaluated and keeping.due_after_evaluation())):
+            keeping.save(at, sums)
+        if ask is Ask.SUSPEND and at.step < steps:
+            return []
     model.eval()
+    return keeping.reports
+
+
+class Keeping:
+    """The checkpoints of one training: when they are due, what they hold, and what becomes of them."""
+
+    def __init__(
+        self, path: Path | None, training: Training, model: nn.Module, optimizer: torch.optim.Optimizer, worker: Worker
+    ) -> None:
+        self.path, self.training, self.model, self.optimizer, self.worker = path, training, model, optimizer, worker
+        self.reports: list[Report] = []
+        """All evaluations so far, those before a restart too."""
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the clock asks for a checkpoint."""
+        minutes = self.training.checkpoint_minutes
+        return self.path is not None and minutes > 0 and time.monotonic() - self._saved >= 60 * minutes
+
+    def due_after_evaluation(self) -> bool:
+        """Whether one is due now that an evaluation has been made."""
+        every = self.training.checkpoint_evaluations
+        return self.path is not None and every > 0 and len(self.reports) % every == 0
+
+    def save(self, at: Place, sums: Sums) -> None:
+        """Write a checkpoint; the one before it stays until this one is whole. A collective call."""
+        ranks = self.worker.gathered({"random": _random_states(self.worker), "sums": sums.state()})
+        if self.path is not None and self.worker.rank == 0:
+            models = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            write_checkpoint(self.path, {**models, "ranks": ranks, "reports": self.reports, "at": asdict(at)})
+        self._saved = time.monotonic()
+
+    def restored(self) -> tuple[Place, Sums]:
+        """Where to start: where the checkpoint was written, or at the beginning. One that is damaged is not used."""
+        if self.path is None or not self.worker.agreed(self.path.exists()):
+            return Place(), Sums()
+        try:
+            state = read_checkpoint(self.path)
+        except (StorageError, OSError) as error:
+            self.reports = [{NOTE: f"{error} The training began again from its start."}]
+            return Place(), Sums()
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.reports = state["reports"]
+        return Place(**state["at"]), self._own_part(state["ranks"])
+
+    def _own_part(self, ranks: list[dict[str, Any]]) -> Sums:
+        """What this rank goes on with. With another number of ranks no dropout is as it was: each draws its own."""
+        worker = self.worker
+        if len(ranks) != worker.world:
+            return Sums()
+        random = ranks[worker.rank]["random"]
+        torch.set_rng_state(random["cpu"])
+        if worker.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], worker.device)
+        return Sums.restored(ranks[worker.rank]["sums"], worker.device)
 
 
 class Step:
@@ -237,30 +313,7 @@ def _evaluated(model: nn.Module, evaluate: Callable[[nn.Module, bool], dict[str,
     return {**metrics, "eval_seconds": time.perf_counter() - started}
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: Place, worker: Worker) -> None:
-    random = worker.gathered(_random_states(worker))
-    if worker.rank:
-        return
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": random}
-    with replaced_file(path) as temporary:
-        torch.save({**state, "epoch": at.epoch, "batch": at.batch, "step": at.step}, temporary)
-
-
 def _random_states(worker: Worker) -> dict[str, Tensor]:
     """What this rank draws its dropout from."""
     cuda = {"cuda": torch.cuda.get_rng_state(worker.device)} if worker.device.type == "cuda" else {}
     return {"cpu": torch.get_rng_state(), **cuda}
-
-
-def _restored(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, worker: Worker) -> Place:
-    """Where to start: at the beginning, or where the checkpoint was written."""
-    if path is None or not path.exists():
-        return Place()
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    random = state["random"][worker.rank]
-    torch.set_rng_state(random["cpu"])
-    if worker.device.type == "cuda":
-        torch.cuda.set_rng_state(random["cuda"], worker.device)
-    return Place(state["epoch"], state["batch"], state["step"])

@@ -98,11 +98,12 @@ def obtain_transfer_set(
     paths: StoragePaths,
     pool: Pool,
     on_progress: Callable[[int, int], None],
+    on_note: Callable[[str], None] = lambda sentence: None,
 ) -> TransferSet:
     """The transfer set of this teacher and these rows: written where it is missing, verified where it is there.
 
-    A shard whose bytes do not match the manifest is written again. Raises TeacherError when the token ids are not
-    of the teacher's tokenizer, JobError when stored and live logits differ.
+    A shard whose bytes do not match the manifest is said and written again. Raises TeacherError when the token ids are
+    not of the teacher's tokenizer, JobError when stored and live logits differ.
     """
     tokens.check_tokenizer(teacher.tokenizer(), f"teacher {teacher.folder}")
     key = fingerprint(teacher.key, tokens.key, settings.precision, settings.shard_rows)
@@ -116,6 +117,7 @@ def obtain_transfer_set(
     for name, print_ in known.items():  # a shard that rotted is not there
         if (folder / name).exists() and file_fingerprint(folder / name) != print_:
             (folder / name).unlink()
+            on_note(f"{folder / name}: damaged; its rows are labelled again.")
     missing = {name: job for name, job in jobs.items() if not (folder / name).exists()}
     done = len(jobs) - len(missing)
     with ThreadPoolExecutor(pool.count) as threads:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from kdray.evaluation import agreement, predictions
 from kdray.losses.distillation import Distillation
-from kdray.paths import new_folder
+from kdray.paths import new_folder, read_json, write_json
 from kdray.pretrained import Pretrained, save
 from kdray.settings import Settings
 from kdray.students.transformer import TransformerStudent
@@ -53,7 +53,11 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Trial:
-    """Train one student and measure it; its weights are in `target` when the job has ended well."""
+    """Train one student and measure it; its weights are in `target` when the job has ended well.
+
+    Beside it lie the checkpoint, while it is trained, and afterwards all that it reported: a trial that ended without
+    anybody hearing of it is not trained again.
+    """
 
     recipe: Recipe
     lesson: Lesson
@@ -61,6 +65,10 @@ class Trial:
     target: Path
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
+        ended = self.target.with_name("ended.json")
+        if worker.agreed(ended.exists()):
+            yield from read_json(ended)
+            return
         training = self.recipe.training
         source = worker.kept(("source", self.lesson.source.key), self.lesson.source.model)
         model = self.recipe.student.build(source, self.seed)
@@ -72,18 +80,16 @@ class Trial:
             logits = predictions(model, validation, 4 * training.batch_size, worker, None if last else dtype)
             return quality(self.lesson.task, logits, validation)
 
-        yield from fit(
+        reports = yield from fit(
             model, train, training,
             lambda logits, batch: self.recipe.distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B),
             evaluate, worker, self.seed, checkpoint,
         )  # fmt: skip
-        if worker.rank == 0 and not worker.stop_asked():
+        if worker.rank == 0 and reports:
+            tokenizer = worker.kept(("tokenizer", self.lesson.source.key), self.lesson.source.tokenizer)
             with new_folder(self.target) as folder:
-                save(
-                    model.cpu(),
-                    worker.kept(("tokenizer", self.lesson.source.key), self.lesson.source.tokenizer),
-                    folder,
-                )
+                save(model.cpu(), tokenizer, folder)
+            write_json(ended, reports)
             checkpoint.unlink(missing_ok=True)
 
 

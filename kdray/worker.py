@@ -6,13 +6,17 @@ A job is a picklable callable. It is called once in every worker of one slot, wi
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
 
 Report: TypeAlias = dict[str, Any]
-"""What a job tells: JSON values by name. Only rank 0's reports travel."""
+"""What a job tells: JSON values by name. Only rank 0's reports travel. One that holds `NOTE` alone is a sentence for
+people, no evaluation."""
+
+NOTE = "note"
 
 Job: TypeAlias = Callable[["Worker"], Iterator[Report]]
 
@@ -46,8 +50,20 @@ class Pool(Protocol):
         ...
 
 
-def _never() -> bool:
-    return False
+class Ask(IntEnum):
+    """What a job is asked to do at its next step; the greatest counts."""
+
+    NOTHING = 0
+    SAVE = 1
+    """Write a checkpoint and go on."""
+    SUSPEND = 2
+    """Write a checkpoint and end: the job will be gone on with."""
+    END = 3
+    """End, and leave what was done."""
+
+
+def _nothing() -> Ask:
+    return Ask.NOTHING
 
 
 @dataclass
@@ -58,21 +74,35 @@ class Worker:
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     warm: dict[Any, Any] = field(default_factory=dict)
-    stop_asked: Callable[[], bool] = _never
-    """Whether rank 0 has been told to stop this job; costs nothing to ask."""
+    told: Callable[[], Ask] = _nothing
+    """What rank 0 has been told from outside; costs nothing to ask."""
+    beats: int = 0
+    """Grows while the job gets on; a worker whose count stands still for too long is taken for hung."""
 
     @property
     def multiple(self) -> int:
         """Batches are padded up to a multiple of so many tokens: GPU kernels like eights, a CPU only pays for them."""
         return 8 if self.device.type == "cuda" else 1
 
+    def asked(self, save: bool = False) -> Ask:
+        """What to do at this step; `save`: rank 0 finds it time for a checkpoint.
+
+        A collective call: every rank must make it, and all get the same answer.
+        """
+        self.beats += 1
+        return Ask(self.agreed(max(self.told(), Ask.SAVE if save else Ask.NOTHING)))
+
     def stopping(self) -> bool:
-        """Whether to stop at this step. A collective call: every rank must make it, and all get the same answer."""
+        """Whether to end at this step, for a job that keeps no checkpoints. A collective call."""
+        return self.asked() >= Ask.SUSPEND
+
+    def agreed(self, number: int) -> int:
+        """Rank 0's number, on every rank. A collective call."""
         if self.world == 1:
-            return self.stop_asked()
-        flag = torch.tensor([int(self.rank == 0 and self.stop_asked())], device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+            return number
+        own = torch.tensor([number], device=self.device)
+        dist.broadcast(own, src=0)
+        return int(own.item())
 
     def kept(self, key: Any, make: Callable[[], T]) -> T:
         """The warm value under `key`, made the first time; the key names everything the value depends on."""

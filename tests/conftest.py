@@ -141,7 +141,7 @@ def lesson(task: TextClassification, teacher: Pretrained, tokens: TokenSet, tran
 @pytest.fixture(scope="session")
 def recipe() -> Recipe:
     """A student of two layers and two epochs, ten steps each, in plain float32."""
-    training = Training(epochs=2, batch_size=32, learning_rate=1e-3, precision="fp32", checkpoint_minutes=0)
+    training = Training(epochs=2, batch_size=32, learning_rate=1e-3, precision="fp32", checkpoint_evaluations=1)
     return Recipe(student=TransformerStudent(depth=2), training=training)
 
 

@@ -216,7 +216,7 @@ def test_settings_are_written_as_name_and_value() -> None:
 
 
 def test_help() -> None:
-    assert {"run", "show", "ui"} <= set(kdray("--help").out.split())
+    assert {"run", "show", "sync", "ui"} <= set(kdray("--help").out.split())
     said = kdray("run", "--help").out
     for option in ("--smoke", "--trials", "--set", "--storage", "--tracking-uri", "--address", "--require-cluster",
                    "--fresh", "--local", "--ledger"):  # fmt: skip

@@ -384,6 +384,7 @@ def test_a_student_may_start_from_a_checkpoint(go: Callable[..., Outcome], sourc
 def test_every_trial_is_tracked_once(go: Callable[..., Outcome], tmp_path: Path) -> None:
     for trials in (1, 2, 2):
         outcome = go(search=Search(trials=trials, stopping=None), tracking=Tracking())
+    assert not outcome.paths.spool.exists()
     client = MlflowClient(f"sqlite:///{outcome.paths.tracking_database}")
     (experiment,) = client.search_experiments(filter_string="name = 'kdray'")
     runs = client.search_runs([experiment.experiment_id])

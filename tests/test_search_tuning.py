@@ -16,6 +16,7 @@ from ray import cloudpickle, tune
 from ray.tune.execution.tune_controller import TuneController
 
 from kdray.errors import DataError, StorageError
+from kdray.interrupts import interruptible
 from kdray.record import TrialRecord
 from kdray.search import sequential, tuning
 from kdray.search.ledger import Ledger
@@ -93,7 +94,7 @@ class OneAtATime:
     count = 1
 
     def __init__(self, pool: RaySlots) -> None:
-        self.run, self.cancel, self.client = pool.run, pool.cancel, pool.client
+        self.run, self.cancel, self.suspend, self.client = pool.run, pool.cancel, pool.suspend, pool.client
 
 
 def study(folder: Path, space: dict[str, Any] = SPACE, **settings: Any) -> Study:
@@ -160,22 +161,37 @@ def test_a_stopped_trial_leaves_its_slot_at_once(pool: RaySlots, tmp_path: Path)
     assert (tmp_path / "6").read_text() == "stopped"
 
 
-def test_a_killed_actor_fails_its_trial_and_the_search_goes_on(
-    pool: RaySlots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_actor_costs_no_trial(pool: RaySlots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
     taking = tuning.StudyScheduler.on_trial_result
 
     def killing(self: Any, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         verdict = taking(self, controller, trial, result)
-        if self.driver.running.get(trial.trial_id) == 2:
+        if self.driver.running.get(trial.trial_id) == 2 and not killed:
+            killed.append(result["pid"])
             os.kill(result["pid"], signal.SIGKILL)
         return verdict
 
     monkeypatch.setattr(tuning.StudyScheduler, "on_trial_result", killing)
     sweep = study(tmp_path, trials=6)
     search(pool, sweep, teaching, quietly)
-    assert [record.state for record in sweep.records()] == ["completed"] * 2 + ["failed"] + ["completed"] * 3
-    assert (sweep.record(2).error or "").startswith("Ray Tune lost the trial's actor: ")
+    assert [record.state for record in sweep.records()] == ["completed"] * 6
+    assert sweep.record(2).attempts == 2
+    assert [metrics["epoch"] for metrics in sweep.record(2).history] == [1, 2, 3]
+
+
+def test_an_actor_that_keeps_dying_fails_its_trial_in_the_end(
+    pool: RaySlots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Any, trial_id: str, result: Any = None, error: bool = False) -> None:
+        completing(self, trial_id, result, error or self.driver.running.get(trial_id) == 1)
+
+    completing = tuning.StudySearcher.on_trial_complete
+    monkeypatch.setattr(tuning.StudySearcher, "on_trial_complete", failing)
+    sweep = study(tmp_path, trials=3)
+    search(pool, sweep, teaching, quietly)
+    assert [record.state for record in sweep.records()] == ["completed", "failed", "completed"]
+    assert sweep.record(1).attempts == 4
 
 
 def test_an_interrupt_leaves_trials_running_and_the_next_session_begins_them_again(
@@ -186,7 +202,7 @@ def test_an_interrupt_leaves_trials_running_and_the_next_session_begins_them_aga
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interruptible():
         search(pool, study(tmp_path, trials=6), teaching, interrupting)
     assert signal.getsignal(signal.SIGINT) is before
     states = [record.state for record in Ledger.read(tmp_path / "journal.log", "sweep").records()]
@@ -228,4 +244,5 @@ def test_an_actor_that_cannot_be_used_again_loses_no_trial(
     sweep = study(tmp_path, trials=6)
     search(pool, sweep, teaching, quietly)
     assert resets.count(False) == 1
-    assert sorted(record.state for record in sweep.records()) == ["completed"] * 5 + ["failed"]
+    assert [record.state for record in sweep.records()] == ["completed"] * 6
+    assert sorted(record.attempts for record in sweep.records()) == [1] * 5 + [2]

@@ -21,9 +21,9 @@ from ray import cloudpickle
 
 from kdray.errors import DataError, JobError, ResourceError, SpecError
 from kdray.slots import LocalSlots, RaySlots, SlotPool, SlotSettings, connect, open_slots
-from kdray.slots.board import Board
+from kdray.slots.board import Board, Member
 from kdray.slots.cluster import Node, shares
-from kdray.worker import Report, Worker
+from kdray.worker import Ask, Report, Worker
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
 
@@ -181,6 +181,41 @@ def test_closing_the_iterator_stops_the_job_and_frees_its_slot(pool: SlotPool, t
     run.close()
     assert list(run) == []
     assert len(list(pool.run(Counting(2), "next"))) == 2
+
+
+@dataclass(frozen=True)
+class Suspending:
+    """Steps of 20 ms until it is asked to end; writes what it was asked for."""
+
+    folder: Path
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        yield {}
+        while (ask := worker.asked()) < Ask.SUSPEND:
+            time.sleep(0.02)
+        (self.folder / "asked").write_text(ask.name)
+
+
+@pytest.mark.parametrize(("how", "ask"), [("close", "SUSPEND"), ("cancel", "END"), ("suspend", "SUSPEND")])
+def test_who_stops_a_job_says_whether_it_will_be_gone_on_with(
+    pool: SlotPool, tmp_path: Path, how: str, ask: str
+) -> None:
+    run = pool.run(Suspending(tmp_path), f"{how} me")
+    next(run)
+    if how == "close":
+        run.close()
+    else:
+        threading.Timer(0.1, getattr(pool, how), [f"{how} me"]).start()
+        assert list(run) == []
+    assert exists(tmp_path / "asked")
+    assert until_written(tmp_path / "asked") == ask
+
+
+def until_written(path: Path, limit_s: float = 5) -> str:
+    until = time.monotonic() + limit_s
+    while not path.read_text() and time.monotonic() < until:
+        time.sleep(0.005)
+    return path.read_text()
 
 
 def test_a_name_is_free_again_when_its_job_has_ended(pool: SlotPool) -> None:
@@ -406,9 +441,9 @@ def test_closing_ends_a_worker_that_does_not_stop(cluster: Path, two: RaySlots) 
         yield {"pid": os.getpid()}
         time.sleep(1000)
 
-    with open_slots(SlotSettings(count=1, cpus=1), cluster, cluster / "deaf-logs") as slots:
+    with open_slots(SlotSettings(count=1, cpus=1, stop_timeout_s=0.2), cluster, cluster / "deaf-logs") as slots:
         pid = next(slots.run(deaf, "deaf"))["pid"]
-        slots.close(patience_s=0.2)
+        slots.close()
     assert gone(lambda: not Path(f"/proc/{pid}").exists())
 
 
@@ -464,10 +499,10 @@ def test_settings_that_make_no_slot_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def on_board(story: Callable[[Board], Awaitable[None]], slots: int = 1, **options: Any) -> None:
-    """Run a story on a board whose workers are strings; those named "dead..." do not answer."""
+    """Run a story on a board whose workers are names; those named "dead..." do not answer."""
 
-    async def alive(member: str) -> bool:
-        return not member.startswith("dead")
+    async def alive(member: Member) -> bool:
+        return not member["actor"].startswith("dead")
 
     async def whole() -> None:
         board = Board(slots, max_failures=1, alive=alive, **options)
@@ -476,12 +511,16 @@ def on_board(story: Callable[[Board], Awaitable[None]], slots: int = 1, **option
     asyncio.run(whole())
 
 
+def worker(name: str = "worker", node: str = "node") -> Member:
+    return Member(actor=name, node=node, pid=0)
+
+
 def test_late_words_of_a_dead_group_are_dropped() -> None:
     async def story(board: Board) -> None:
-        await board.join(0, "old", 0, 1, "worker")
+        await board.join(0, "old", 0, 1, worker())
         job = await board.submit("job", b"work")
         first = await board.take(0, "old", 0, 0)
-        await board.join(0, "new", 0, 1, "worker")
+        await board.join(0, "new", 0, 1, worker())
         second = await board.take(0, "new", 0, 0)
         assert first is not None
         assert second is not None
@@ -501,7 +540,7 @@ def test_late_words_of_a_dead_group_are_dropped() -> None:
 def test_a_lost_slots_job_goes_to_another_and_without_any_slot_all_jobs_fail() -> None:
     async def story(board: Board) -> None:
         for slot in (0, 1):
-            await board.join(slot, f"group {slot}", 0, 1, "worker")
+            await board.join(slot, f"group {slot}", 0, 1, worker())
         job = await board.submit("job", b"work")
         await board.take(0, "group 0", 0, 0)
         await board.lose(0, "burnt", b"burnt down")
@@ -521,13 +560,13 @@ def test_a_lost_slots_job_goes_to_another_and_without_any_slot_all_jobs_fail() -
 @pytest.mark.parametrize(("peer", "kind"), [("dead peer", "report"), ("living peer", "failed")])
 def test_a_broken_rank_is_believed_only_if_its_peers_live(peer: str, kind: str) -> None:
     async def story(board: Board) -> None:
-        for rank, member in enumerate(["worker", peer]):
-            await board.join(0, "group", rank, 2, member)
+        for rank, name in enumerate(["worker", peer]):
+            await board.join(0, "group", rank, 2, worker(name))
         job = await board.submit("job", b"work")
         taken = await board.take(0, "group", 0, 0)
         assert taken is not None
         assert not await board.finish(0, taken["number"], 0, b"connection closed", broken=True)
-        await board.join(0, "next", 0, 2, "worker")
+        await board.join(0, "next", 0, 2, worker())
         if kind == "report":
             again = await board.take(0, "next", 0, 0)
             assert again is not None
@@ -540,7 +579,7 @@ def test_a_broken_rank_is_believed_only_if_its_peers_live(peer: str, kind: str) 
 def test_a_rank_that_fails_alone_is_not_waited_for_for_ever() -> None:
     async def story(board: Board) -> None:
         for rank in (0, 1):
-            await board.join(0, "group", rank, 2, "worker")
+            await board.join(0, "group", rank, 2, worker())
         job = await board.submit("job", b"work")
         taken = await board.take(0, "group", 0, 0)
         assert taken is not None
@@ -553,7 +592,7 @@ def test_a_rank_that_fails_alone_is_not_waited_for_for_ever() -> None:
 def test_a_job_is_over_when_its_last_rank_is() -> None:
     async def story(board: Board) -> None:
         for rank in (0, 1):
-            await board.join(0, "group", rank, 2, "worker")
+            await board.join(0, "group", rank, 2, worker())
         await board.submit("job", b"work")
         await board.submit("next", b"work")
         taken = [await board.take(0, "group", rank, 0) for rank in (0, 1)]
@@ -574,13 +613,74 @@ def test_a_job_is_over_when_its_last_rank_is() -> None:
 
 def test_a_closed_board_sends_everybody_home() -> None:
     async def story(board: Board) -> None:
-        await board.join(0, "group", 0, 1, "worker")
+        await board.join(0, "group", 0, 1, worker())
         taking = asyncio.create_task(board.take(0, "group", 0, 0))
-        watching = asyncio.create_task(board.cancelled(0, "group", 0))
+        hearing = asyncio.create_task(board.told(0, "group", (0, 0)))
         await asyncio.sleep(0)
-        await board.close()
+        await board.close(Ask.SUSPEND)
         assert await taking is None
-        assert await watching == 0
+        assert await hearing == (0, 0)
         assert (await board.next_event(await board.submit("late", b"")))["kind"] == "cancelled"
 
     on_board(story)
+
+
+def test_what_a_worker_is_told_is_news_once() -> None:
+    async def story(board: Board) -> None:
+        await board.join(0, "group", 0, 1, worker())
+        job = await board.submit("job", b"work")
+        taken = await board.take(0, "group", 0, 0)
+        assert taken is not None
+        await board.cancel_id(job, Ask.SUSPEND)
+        assert await board.told(0, "group", (0, 0)) == (taken["number"], Ask.SUSPEND)
+        more = asyncio.create_task(board.told(0, "group", (taken["number"], int(Ask.SUSPEND))))
+        await asyncio.sleep(0)
+        assert not more.done()
+        await board.close(Ask.END)
+        assert await more == (taken["number"], Ask.END)
+
+    on_board(story)
+
+
+def test_a_drained_slot_suspends_its_job_which_is_given_out_again_and_blamed_on_nobody() -> None:
+    killed: list[str] = []
+
+    async def story(board: Board) -> None:
+        for slot, node in enumerate(("going", "going", "staying")):
+            await board.join(slot, f"group {slot}", 0, 1, worker(f"worker {slot}", node))
+        job = await board.submit("job", b"work")
+        taken = await board.take(0, "group 0", 0, 0)
+        assert taken is not None
+        assert await board.drain("going", Ask.SUSPEND) == [0, 1]
+        assert killed == ["worker 1"]  # it had nothing to do
+        assert await board.drain("going", Ask.SUSPEND) == []
+        assert await board.told(0, "group 0", (0, 0)) == (taken["number"], Ask.SUSPEND)
+        assert not await board.finish(0, taken["number"], 0, b"", broken=False)
+        again = await board.take(2, "group 2", 0, 0)
+        assert again is not None
+        assert await board.finish(2, again["number"], 0, b"", broken=False)
+        assert await board.next_event(job) == {"kind": "finished", "attempts": 1, "data": b""}
+
+    on_board(story, slots=3, kill=lambda member: killed.append(member["actor"]))
+
+
+def test_a_job_that_makes_no_step_has_its_worker_killed_and_fails_in_the_end() -> None:
+    killed: list[str] = []
+
+    async def story(board: Board) -> None:
+        job = await board.submit("job", b"work")
+        for group in ("first", "second"):
+            await board.join(0, group, 0, 1, worker(group))
+            taken = await board.take(0, group, 0, 0)
+            assert taken is not None
+            for _ in range(10):
+                await board.beat(0, taken["number"])
+                await asyncio.sleep(0.02)
+            assert group not in killed
+            while group not in killed:
+                await asyncio.sleep(0.01)
+        await board.join(0, "third", 0, 1, worker())
+        event = await board.next_event(job)
+        assert (event["kind"], event["attempts"], event["data"]) == ("died", 2, b"it made no step for 0.1 s")
+
+    on_board(story, progress_s=0.1, kill=lambda member: killed.append(member["actor"]))

@@ -23,7 +23,7 @@ from kdray.tokens import TokenSet, tokenised
 from kdray.training import Training
 from kdray.worker import Job, Report, Worker
 
-TRAINED = Training(epochs=2, learning_rate=1e-3, precision="fp32", checkpoint_minutes=0)
+TRAINED = Training(epochs=2, learning_rate=1e-3, precision="fp32", checkpoint_evaluations=1)
 
 
 class NoSlots:

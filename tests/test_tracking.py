@@ -1,7 +1,6 @@
 """A sweep in MLflow, read back from a real store as a user's notebook would."""
 
 import json
-import logging
 import socket
 import time
 from dataclasses import replace
@@ -10,11 +9,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from told import wait_until
 
 from kdray.errors import SpecError
-from kdray.paths import StoragePaths
+from kdray.paths import StoragePaths, SweepPaths
 from kdray.record import TrialRecord
-from kdray.tracking import MlflowTracker, NullTracker, Tracker, Tracking, default_uri, git_commit, ui_command, versions
+from kdray.tracking import NullTracker, Tracker, Tracking, default_uri, git_commit, open_tracker, ui_command, versions
 
 SETTINGS = {"student.layers": "evenly", "training.epochs": 3, "distillation.logit_mse": 0.0}
 TAGS = {"kdray.task": "text_classification", "kdray.teacher": "tiny"}
@@ -37,12 +37,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StoragePaths:
     return StoragePaths(tmp_path_factory.mktemp("storage"))
 
 
+def tracker_of(store: StoragePaths, experiment: str) -> Tracker:
+    """Of the sweep `quickstart` in this storage; each test has an experiment of its own, and that is the key, too."""
+    return open_tracker(Tracking(experiment=experiment), SweepPaths(store.storage, "quickstart"), experiment)
+
+
 def sweep_of(store: StoragePaths, experiment: str, records: list[TrialRecord], run_id: str | None = None) -> Tracker:
-    tracker = Tracking(experiment=experiment).open(store)
-    tracker.start_sweep("quickstart", {"search.trials": 24}, TAGS, run_id)
+    tracker = tracker_of(store, experiment)
+    tracker.start_sweep({"search.trials": 24}, TAGS, run_id)
     for record in records:
         tracker.trial(record, SETTINGS, TAGS)
     return tracker
+
+
+def wait_until_sent(store: StoragePaths, limit_s: float = 60) -> None:
+    spool = SweepPaths(store.storage, "quickstart").spool
+    wait_until(lambda: spool.stat().st_size == 0, limit_s, "the spool was not emptied")
 
 
 def runs(store: StoragePaths, experiment: str) -> dict[str, Run]:
@@ -113,6 +123,56 @@ def test_a_resumed_sweep_goes_on_in_the_same_runs(store: StoragePaths):
     assert found["quickstart"].data.tags["changed.search.trials"] == "48"
 
 
+def test_a_value_that_a_resumed_sweep_measures_anew_replaces_the_old_one(store: StoragePaths):
+    for value, ending in ((0.8, "interrupted"), (0.8, "interrupted"), (0.9, "finished")):
+        tracker = sweep_of(store, "anew", [])
+        tracker.sweep(metrics={"chosen.test.accuracy": value})
+        tracker.end_sweep(ending)  # type: ignore[arg-type]
+    run = runs(store, "anew")["quickstart"]
+    assert run.data.metrics == {"chosen.test.accuracy": 0.9}
+    assert [value for _, value in history(store, run, "chosen.test.accuracy")] == [0.8, 0.9]
+
+
+def test_a_sweeps_run_that_was_deleted_is_made_anew_and_its_trials_move_to_it(store: StoragePaths):
+    first = sweep_of(store, "deleted-run", [trial(7), trial(8)])
+    first.end_sweep("finished")
+    before = first.run_ids()
+    MlflowClient(default_uri(store)).delete_run(str(before[None]))
+    second = sweep_of(store, "deleted-run", [trial(7), trial(8)], before[None])
+    second.end_sweep("finished")
+    found = runs(store, "deleted-run")
+    assert found["quickstart"].info.run_id != before[None]
+    assert found["quickstart"].data.params == {"search.trials": "24"}
+    children = [found["trial 007 depth 2"], found["trial 008 depth 2"]]
+    assert [run.info.run_id for run in children] == [before[7], before[8]]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {found["quickstart"].info.run_id}
+
+
+def test_a_trials_run_that_is_deleted_under_way_is_made_anew_with_all_it_held(store: StoragePaths):
+    whole = trial()
+    tracker = sweep_of(store, "deleted-trial", [trial(state="running", history=whole.history[:1], ended=0.0)])
+    wait_until_sent(store)
+    before = str(tracker.run_ids()[7])
+    MlflowClient(default_uri(store)).delete_run(before)
+    tracker.trial(whole, SETTINGS, TAGS)
+    tracker.end_sweep("finished")
+    run = runs(store, "deleted-trial")["trial 007 depth 2"]
+    assert run.info.run_id == tracker.run_ids()[7] != before
+    assert history(store, run, "accuracy") == [(216, 0.81), (432, 0.82), (648, 0.83)]
+    assert run.data.params["student.layers"] == "evenly"
+
+
+def test_an_experiment_that_was_deleted_is_restored(store: StoragePaths):
+    first = sweep_of(store, "deleted", [trial()])
+    first.end_sweep("finished")
+    client = MlflowClient(default_uri(store))
+    client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
+    second = sweep_of(store, "deleted", [trial(), trial(8)], first.run_ids()[None])
+    second.end_sweep("finished")
+    assert first.run_ids().items() <= second.run_ids().items()
+    assert len(runs(store, "deleted")) == 3
+
+
 def test_folders_become_artifacts_below_the_storage(store: StoragePaths, tmp_path: Path):
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "config.json").write_text("{}")
@@ -145,8 +205,8 @@ def test_the_sweeps_page_has_a_column_for_each_searched_setting_and_the_usual_nu
 def test_more_than_one_call_takes_is_written_in_several(store: StoragePaths):
     steps = tuple({"epoch": n / 100, "step": float(n), "accuracy": 0.5} for n in range(1, 901))
     many = {f"group.setting_{n}": "x" * 5999 for n in range(120)}
-    tracker = Tracking(experiment="many").open(store)
-    tracker.start_sweep("quickstart", many, {f"tag{n}": "y" * 9000 for n in range(60)})
+    tracker = tracker_of(store, "many")
+    tracker.start_sweep(many, {f"tag{n}": "y" * 9000 for n in range(60)})
     tracker.trial(trial(history=steps), {}, {})
     tracker.end_sweep("finished")
     found = runs(store, "many")
@@ -156,38 +216,58 @@ def test_more_than_one_call_takes_is_written_in_several(store: StoragePaths):
 
 
 def test_no_password_is_written(store: StoragePaths):
-    tracker = Tracking(experiment="secrets").open(store)
-    tracker.start_sweep("quickstart", {"search.storage": "postgresql://me:secret@db/x"}, {"at": "https://u:secret@h"})
+    tracker = tracker_of(store, "passwords")
+    tracker.start_sweep({"search.storage": "postgresql://me:secret@db/x"}, {"at": "https://u:secret@h"})
     tracker.end_sweep("finished")
-    run = runs(store, "secrets")["quickstart"]
+    run = runs(store, "passwords")["quickstart"]
     assert run.data.params["search.storage"] == "postgresql://***@db/x"
     assert "secret" not in str(run.data.tags)
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["refuses", "never answers"])
-def test_a_dead_server_holds_nothing_up_and_is_said_once(silent: bool, caplog: pytest.LogCaptureFixture):
+def test_a_dead_server_holds_nothing_up_and_is_said_once(silent: bool, tmp_path: Path):
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         if silent:
             unheard.listen()  # connections are taken, and no word is said
         uri = f"http://127.0.0.1:{unheard.getsockname()[1]}"
-        tracker = MlflowTracker(uri, "kdray", patience_s=2)
+        paths, said = SweepPaths(tmp_path, "quickstart"), list[str]()
+        tracker = open_tracker(Tracking(uri=uri, timeout_s=1, patience_s=4), paths, "key", said.append)
         begun = time.monotonic()
-        with caplog.at_level(logging.WARNING, "kdray"):
-            tracker.start_sweep("quickstart", {}, {})
-            for number in range(100):
-                tracker.trial(trial(number), SETTINGS, TAGS)
-            assert time.monotonic() - begun < 1
-            tracker.end_sweep("finished")
-    assert time.monotonic() - begun < 8
+        tracker.start_sweep({}, {})
+        for number in range(100):
+            tracker.trial(trial(number), SETTINGS, TAGS)
+        assert time.monotonic() - begun < 1
+        tracker.end_sweep("finished")
+    assert time.monotonic() - begun < 12
     assert tracker.run_ids() == {}
-    said = [text for record in caplog.records if (text := record.getMessage()).startswith(f"MLflow at {uri}")]
-    assert sum("tries again" in text for text in said) <= 1
-    assert "101 of 101 runs" in said[-1]
+    reason = "no answer within 1 s" if silent else "the connection is refused"
+    first, last = said
+    assert first.startswith(f"MLflow at {uri} cannot be written to ({reason}). The sweep goes on")
+    assert f"did not take the last changes of 101 of 101 runs ({reason})" in last
+    assert last.endswith(f"kdray sync {paths.root}")
+    assert paths.spool.stat().st_size > 0
+
+
+def test_one_run_that_is_not_taken_holds_up_no_other_and_no_end(store: StoragePaths):
+    paths, said = SweepPaths(store.storage, "refused"), list[str]()
+    tracker = open_tracker(Tracking(experiment="refused", patience_s=3), paths, "refused", said.append)
+    tracker.start_sweep({"search.trials": 24}, {})
+    for record in (trial(7), trial(8, costs={"no$name": 1.0}), trial(9)):
+        tracker.trial(record, SETTINGS, TAGS)
+    wait_until(lambda: 9 in tracker.run_ids(), 60, "the last trial has no run")
+    begun = time.monotonic()
+    tracker.end_sweep("finished")
+    assert time.monotonic() - begun < 30
+    found = runs(paths, "refused")
+    assert {run.info.status for name, run in found.items() if not name.startswith("trial 008")} == {"FINISHED"}
+    assert len(found["trial 009 depth 2"].data.metrics) > 5
+    assert "did not take the last changes of 1 of 4 runs" in said[-1]
+    assert "no$name" in said[-1]
 
 
 def test_what_a_server_could_not_take_reaches_it_once_it_is_back(store: StoragePaths, monkeypatch: pytest.MonkeyPatch):
-    tracker = Tracking(experiment="outage").open(store)
+    tracker = tracker_of(store, "outage")
     real, failures = MlflowClient.log_batch, iter(range(2))
 
     def failing(self: MlflowClient, *args: object, **kwargs: object) -> object:
@@ -196,12 +276,9 @@ def test_what_a_server_could_not_take_reaches_it_once_it_is_back(store: StorageP
         return real(self, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MlflowClient, "log_batch", failing)
-    tracker.start_sweep("quickstart", {"search.trials": 24}, {})
+    tracker.start_sweep({"search.trials": 24}, {})
     tracker.trial(trial(), SETTINGS, TAGS)
-    limit = time.monotonic() + 30
-    while 7 not in tracker.run_ids():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
+    wait_until_sent(store)
     tracker.end_sweep("finished")
     found = runs(store, "outage")
     assert len(found) == 2
@@ -210,7 +287,7 @@ def test_what_a_server_could_not_take_reaches_it_once_it_is_back(store: StorageP
 
 
 def test_tracking_can_be_switched_off_and_an_unknown_store_is_refused(tmp_path: Path):
-    assert isinstance(Tracking(enabled=False).open(StoragePaths(tmp_path)), NullTracker)
+    assert isinstance(open_tracker(Tracking(enabled=False), SweepPaths(tmp_path, "quickstart"), "key"), NullTracker)
     with pytest.raises(SpecError, match=r"Tracking\.uri: MLflow has no store at 'ftp://x'; allowed: http://"):
         Tracking(uri="ftp://x")
 

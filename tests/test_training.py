@@ -1,5 +1,6 @@
 """One loop for teachers and students: what it reports, that it goes on where it was cut off, and that ranks add up."""
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from kdray.tokens import Batch, TokenSet
 from kdray.training import Training, adamw, autocast_dtype, fit
 from kdray.transfer import TransferSet
 from kdray.trial import Lesson, Recipe, quality
-from kdray.worker import Report, Worker
+from kdray.worker import NOTE, Ask, Report, Worker
 
-TRAINING = Training(epochs=2, batch_size=32, learning_rate=1e-3, precision="fp32", checkpoint_minutes=0)
+TRAINING = Training(epochs=2, batch_size=32, learning_rate=1e-3, precision="fp32", checkpoint_evaluations=1)
 DISTILLATION = Distillation(alpha=0.7, logit_mse=0.1)
 CPU = torch.device("cpu")
 
@@ -121,7 +122,7 @@ def test_the_same_seed_gives_the_same_weights(bench: Bench) -> None:
 
 @pytest.mark.parametrize("cut_after", [1, 2, 3])
 def test_a_training_that_is_cut_off_goes_on_as_if_it_had_not_been(bench: Bench, tmp_path: Path, cut_after: int) -> None:
-    """Dropout and the order of rows included. 10 steps an epoch, evaluated after 5."""
+    """Dropout and the order of rows included. 10 steps an epoch, evaluated after 5; all evaluations are told again."""
     training = TRAINING.with_dotted({"evaluations_per_epoch": 2})
     whole, first, second = bench.model(), bench.model(), bench.model()
     expected = timeless(list(bench.fit(whole, training)))
@@ -130,14 +131,48 @@ def test_a_training_that_is_cut_off_goes_on_as_if_it_had_not_been(bench: Bench, 
         next(cut)
     cut.close()
     torch.manual_seed(99)
-    rest = list(bench.fit(second, training, checkpoint=tmp_path / "at.pt"))
-    assert timeless(rest) == expected[-len(rest) :]
-    assert 0 < len(rest) <= len(expected) - cut_after + 1
+    assert timeless(list(bench.fit(second, training, checkpoint=tmp_path / "at.pt"))) == expected
     assert torch.equal(weights(second), weights(whole))
 
 
+@pytest.mark.parametrize("step", [1, 7, 10, 13, 19])
+def test_a_training_suspended_at_any_step_goes_on_from_that_step(bench: Bench, tmp_path: Path, step: int) -> None:
+    """Within an epoch, too: what was summed up since the last evaluation is kept."""
+    whole, first, second = bench.model(), bench.model(), bench.model()
+    expected = timeless(list(bench.fit(whole)))
+    without = TRAINING.with_dotted({"checkpoint_evaluations": 0})
+    told = list(bench.fit(first, without, worker=asked_at(step, Ask.SUSPEND), checkpoint=tmp_path / "at.pt"))
+    assert timeless(told) == expected[: step // 10]
+    worker = Worker()
+    assert timeless(list(bench.fit(second, without, worker=worker, checkpoint=tmp_path / "at.pt"))) == expected
+    assert worker.beats == 20 - step
+    assert torch.equal(weights(second), weights(whole))
+
+
+def test_a_checkpoint_by_the_clock_is_written_within_an_epoch(bench: Bench, tmp_path: Path) -> None:
+    training = TRAINING.with_dotted({"checkpoint_evaluations": 0, "checkpoint_minutes": 1e-9})
+    first = bench.fit(bench.model(), training, worker=asked_at(5, Ask.END), checkpoint=tmp_path / "at.pt")
+    assert list(first) == []
+    worker = Worker()
+    assert len(list(bench.fit(bench.model(), TRAINING, worker=worker, checkpoint=tmp_path / "at.pt"))) == 2
+    assert worker.beats == 16
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", ["truncated", "a byte flipped", "empty"])
+def test_a_damaged_checkpoint_is_said_and_never_used(bench: Bench, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "at.pt"
+    list(bench.fit(bench.model(), worker=asked_at(12, Ask.SUSPEND), checkpoint=path))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes({"truncated": data[:-100], "a byte flipped": data, "empty": b""}[damage])
+    first, *rest = bench.fit(bench.model(), checkpoint=path)
+    assert re.fullmatch(r".*at.pt: the checkpoint is damaged: .* began again from its start\.", first[NOTE])
+    assert timeless(rest) == timeless(list(bench.fit(bench.model())))
+
+
 def test_no_checkpoint_before_its_time(bench: Bench, tmp_path: Path) -> None:
-    training = TRAINING.with_dotted({"checkpoint_minutes": 5, "evaluations_per_epoch": 5})
+    training = TRAINING.with_dotted({"checkpoint_evaluations": 0, "evaluations_per_epoch": 5})
     list(bench.fit(bench.model(), training, checkpoint=tmp_path / "at.pt"))
     assert not list(tmp_path.iterdir())
 
@@ -148,15 +183,18 @@ def test_a_loss_that_is_not_finite_ends_the_job(bench: Bench, rate: float) -> No
         list(bench.fit(bench.model(), TRAINING.with_dotted({"learning_rate": rate})))
 
 
-def test_a_stop_is_obeyed_at_the_next_step(bench: Bench) -> None:
-    asked: list[int] = []
+def asked_at(step: int, ask: Ask) -> Worker:
+    """A worker that is told this from the given step on."""
+    worker = Worker()
+    worker.told = lambda: ask if worker.beats >= step else Ask.NOTHING
+    return worker
 
-    def stop_asked() -> bool:
-        asked.append(1)
-        return len(asked) > 3
 
-    assert list(bench.fit(bench.model(), worker=Worker(stop_asked=stop_asked))) == []
-    assert len(asked) == 4
+def test_a_stop_is_obeyed_at_the_next_step(bench: Bench, tmp_path: Path) -> None:
+    worker = asked_at(4, Ask.END)
+    assert list(bench.fit(bench.model(), worker=worker, checkpoint=tmp_path / "at.pt")) == []
+    assert worker.beats == 4
+    assert not list(tmp_path.iterdir())
 
 
 def test_biases_and_norms_do_not_decay(bench: Bench) -> None:

@@ -3,9 +3,9 @@
 A journal file in the sweep's folder by default, any Optuna storage by its URL. Every change is written before it is
 answered, so the record survives the process at any moment. What is tried next is the searcher's business.
 
-A trial's user attributes: `costs`, `evaluation 0000` and on, `attempts`, `resumed`, `error`. MLflow's run ids are
-attributes of the study (`run 7`), because a finished trial takes no more. `folder` marks whose study it is: in a
-database, two storages may each have a sweep of the same name.
+A trial's user attributes: `costs`, `evaluation 0000` and on, `remark 0000` and on, `attempts`, `resumed`, `error`.
+MLflow's run ids are attributes of the study (`run 7`), because a finished trial takes no more. `folder` marks whose
+study it is: in a database, two storages may each have a sweep of the same name.
 """
 
 import threading
@@ -37,7 +37,7 @@ STATES: dict[TrialState, State] = {
 }
 OPTUNA_STATES = {state: optuna_state for optuna_state, state in STATES.items()}
 
-EVALUATION, RUN, FOLDER = "evaluation ", "run ", "folder"
+EVALUATION, REMARK, RUN, FOLDER = "evaluation ", "remark ", "run ", "folder"
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ class Ledger:
         costs: Mapping[str, float],
         notes: Mapping[str, Any],
     ) -> TrialRecord:
-        """A new running trial, in one write. Raises SweepFailed, as all that writes, when the write is given up."""
+        """A new running trial, in one write. Raises StorageError, as all that writes, when the write is given up."""
         template = create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
@@ -189,6 +189,15 @@ class Ledger:
                 return record
             self._set(number, f"{EVALUATION}{len(record.history):04d}", dict(metrics))
             return self._keep(replace(record, history=(*record.history, dict(metrics))))
+
+    def remark(self, number: int, sentence: str) -> TrialRecord:
+        """Note what befell a trial, once."""
+        with self._lock:
+            record = self._records[number]
+            if sentence in record.remarks:
+                return record
+            self._set(number, f"{REMARK}{len(record.remarks):04d}", sentence)
+            return self._keep(replace(record, remarks=(*record.remarks, sentence)))
 
     def set_attempts(self, number: int, attempts: int) -> TrialRecord:
         """Note how often the trial was begun."""
@@ -276,6 +285,7 @@ def _record(trial: FrozenTrial, run_id: str | None) -> TrialRecord:
         state=state,
         history=tuple(attrs[name] for name in sorted(attrs) if name.startswith(EVALUATION)),
         costs=attrs.get("costs", {}),
+        remarks=tuple(attrs[name] for name in sorted(attrs) if name.startswith(REMARK)),
         error=attrs.get("error") if state == "failed" else None,
         attempts=attrs.get("attempts", 1),
         run_id=run_id,

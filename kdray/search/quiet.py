@@ -1,21 +1,28 @@
 """Optuna without its remarks: on new studies, and on parts that it calls experimental and has kept for years."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from optuna import logging
 from optuna.exceptions import ExperimentalWarning
+
+
+def _warnings_only(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
 
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
     """Within the block Optuna logs warnings only, and warns of nothing experimental."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.WARNING)
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("optuna.")]
+    loggers = [logging.getLogger(name) for name in names]
+    for logger in loggers:
+        logger.addFilter(_warnings_only)  # to set a level makes every logger of the process forget what it knows
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        for logger in loggers:
+            logger.removeFilter(_warnings_only)

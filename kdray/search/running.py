@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from kdray.errors import JobError, KDRayError
+from kdray.errors import JobError, KDRayError, ResourceError, SlotsLost, StorageError
 from kdray.record import TrialRecord
 from kdray.slots.pool import SlotClient
 from kdray.worker import Job, Report
@@ -23,6 +23,10 @@ class Told:
     attempt: int = 1
     report: Report | None = None
     error: KDRayError | None = None
+
+
+ENDS_THE_SEARCH = (ResourceError, StorageError, SlotsLost)
+"""No fault of the trial that met it first: the trial stays running in the ledger, to be gone on with."""
 
 
 def job_name(number: int) -> str:

@@ -23,6 +23,10 @@ from kdray.search.stopping import Halving
 from kdray.search.storage import ledger_url
 from kdray.settings import Names, Settings
 from kdray.space import Space, architectures, distributions, narrowed
+from kdray.worker import NOTE
+
+ATTEMPTS = 3
+"""How often a trial is handed out again whose listener died."""
 
 EARLIER = "earlier trials"
 """The ledger's note of another sweep's trials that this one's sampler knows: `trials`, with params and metrics each."""
@@ -162,15 +166,28 @@ class Study:
 
     def ask(self) -> Asked | None:
         """The next trial, an interrupted one first; None when the budget is spent."""
-        if self._interrupted:
-            record = self.ledger.resume(self._interrupted.pop(0))
-        elif self._spent():
+        while self._interrupted:
+            number = self._interrupted.pop(0)
+            if self.ledger[number].history and not self._goes_on(self.ledger[number]):
+                self.finish(number, "stopped")  # the verdict on its last evaluation was not heard any more
+                continue
+            return self._asked(self.ledger.resume(number))
+        if self._spent():
             return None
-        else:
-            drawn = self._sampling.draw(self._keeps_constraints, self._allowed)
-            record = self.ledger.add(drawn.params, self._distributions, self._costs(drawn.params), drawn.notes)
+        drawn = self._sampling.draw(self._keeps_constraints, self._allowed)
+        costs = self._costs(drawn.params)
+        return self._asked(self.ledger.add(drawn.params, self._distributions, costs, drawn.notes))
+
+    def _asked(self, record: TrialRecord) -> Asked:
         self._attempts[record.number] = record.attempts
         return Asked(record.number, dict(record.params))
+
+    def again(self, number: int) -> bool:
+        """Whoever listened to this trial died, not the trial: hand it out again, if that has not happened too often."""
+        if self.ledger[number].state != "running" or self.ledger[number].attempts > ATTEMPTS:
+            return False
+        self._interrupted.append(number)
+        return True
 
     def observe(self, number: int, report: Mapping[str, Any], attempt: int = 1) -> bool:
         """Take an evaluation; whether the trial should go on. If not: stop it, then `finish` it as stopped.
@@ -183,6 +200,9 @@ class Study:
         attempts = self._attempts[number] + attempt - 1
         if attempts != record.attempts:
             self.ledger.set_attempts(number, attempts)
+        if report.keys() == {NOTE}:
+            self.ledger.remark(number, str(report[NOTE]))
+            return True
         metrics = {name: float(value) for name, value in report.items() if isinstance(value, Real)}
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         record = self.ledger.record(number, finite)

@@ -2,8 +2,7 @@
 
 from contextlib import closing
 
-from kdray.errors import ResourceError
-from kdray.search.running import MakeJob, OnChange, job_name, reason, told
+from kdray.search.running import ENDS_THE_SEARCH, MakeJob, OnChange, job_name, reason, told
 from kdray.search.searcher import Asked, Study
 from kdray.slots.pool import SlotPool
 
@@ -25,7 +24,7 @@ def _run(pool: SlotPool, study: Study, asked: Asked, make_job: MakeJob, on_chang
     number = asked.number
     with closing(told(pool, lambda: make_job(number, asked.params), number)) as news:  # type: ignore[type-var]
         for new in news:
-            if isinstance(new.error, ResourceError):
+            if isinstance(new.error, ENDS_THE_SEARCH):
                 raise new.error
             if new.error:
                 study.finish(number, "failed", reason(new.error))

@@ -20,7 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 
-from kdray.errors import StorageError, SweepFailed
+from kdray.errors import StorageError
 from kdray.paths import replaced_file
 
 log = logging.getLogger(__name__)
@@ -94,19 +94,19 @@ def open_storage(where: Where, *, writing: bool) -> BaseStorage:
 def insisting(where: Where, change: Callable[[], T], patience_s: float = OUTAGE_S) -> T:
     """What the change gives; while the database is locked or away, it is tried again.
 
-    A change must do no harm when it is made twice, for one whose answer was lost may have been made. Raises SweepFailed
-    when it is given up.
+    A change must do no harm when it is made twice, for one whose answer was lost may have been made.
+    Raises StorageError when it is given up.
     """
     until = time.monotonic() + patience_s
     for pause_s in chain((0.1, 0.5, 1, 2, 4), repeat(8)):
         try:
             return change()
-        except (StorageInternalError, OperationalError, InterfaceError, OSError) as error:
+        except (StorageInternalError, OperationalError, InterfaceError) as error:
             away = any(isinstance(told, OperationalError | InterfaceError) for told in (error, error.__cause__))
             if not away or time.monotonic() > until:
-                raise SweepFailed(
-                    f"ledger {where}: could not be written ({_cause(error)}). Nothing that stood in it is lost: mend "
-                    "that, and the same command goes on from there."
+                raise StorageError(
+                    f"ledger {where}: could not be written ({_cause(error)}). What was written is safe; mend that, "
+                    "and the same command goes on from there."
                 ) from error
             log.warning("ledger %s: %s; trying again", where, _cause(error))
             time.sleep(pause_s)
@@ -127,16 +127,16 @@ def relist(where: Where, storage: BaseStorage, study_id: int, longer: Mapping[st
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal file, of which a write that fails (a full disk) leaves no half."""
+    """Optuna's journal file; a write that fails (a full disk) leaves no half of itself and names the file."""
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """See JournalFileBackend; one process writes at a time."""
         size = os.path.getsize(self._file_path)
         try:
             super().append_logs(logs)
-        except OSError:
+        except OSError as error:
             os.truncate(self._file_path, size)
-            raise
+            raise OSError(error.errno, error.strerror, self._file_path) from error
 
 
 def _check_lines(journal: Path, *, cut: bool) -> None:

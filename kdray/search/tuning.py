@@ -7,11 +7,9 @@ a folder that is removed: the record of the sweep is the ledger.
 
 import os
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,15 +22,16 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from kdray.errors import ResourceError
+from kdray.errors import SlotsLost
+from kdray.interrupts import taken_by
 from kdray.record import State
-from kdray.search.running import MakeJob, OnChange, Told, job_name, reason, told
+from kdray.search.running import ENDS_THE_SEARCH, MakeJob, OnChange, Told, job_name, reason, told
 from kdray.search.searcher import Study
 from kdray.slots.pool import SlotClient, SlotPool
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV, JSON and TensorBoard files cost more than the rest of Tune
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `_interrupts` does it, and says so in our words
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `interrupts` does it, and says so in our words
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "RAY_AIR_NEW_OUTPUT": "0",  # its tables come at any verbosity
@@ -54,7 +53,7 @@ def search(pool: SlotPool, study: Study, make_job: MakeJob, on_change: OnChange)
     driver = Driver(pool, study, make_job, on_change)
     lane = partial(_lane_resources, f"node:{ray.util.get_node_ip_address()}")
     try:
-        with _interrupts(driver):
+        with taken_by(driver.interrupt):
             tune.Tuner(
                 tune.with_resources(partial(_listen, client=pool.client()), lane),
                 tune_config=tune.TuneConfig(
@@ -68,7 +67,7 @@ def search(pool: SlotPool, study: Study, make_job: MakeJob, on_change: OnChange)
                 ),
             ).fit()
     finally:
-        driver.cancel_all()
+        driver.suspend_all()
         shutil.rmtree(folder, ignore_errors=True)
     if driver.ending:
         raise driver.ending
@@ -130,7 +129,7 @@ class Driver:
     def take(self, trial_id: str, new: Told) -> bool:
         """Take what the slots tell of a trial; whether it should go on."""
         number = self.running[trial_id]
-        if isinstance(new.error, ResourceError):
+        if isinstance(new.error, ENDS_THE_SEARCH):
             raise new.error
         if new.error:
             self.finish(trial_id, "failed", reason(new.error))
@@ -147,10 +146,26 @@ class Driver:
         if number is not None:
             self.on_change(self.study.finish(number, state, error))
 
-    def cancel_all(self) -> None:
+    def lost(self, trial_id: str, error: str) -> None:
+        """The actor that listened to a trial is gone: the trial is handed out again, and goes on where it was."""
+        number = self.running.get(trial_id)
+        if number is None:
+            return
+        self.pool.suspend(job_name(number))
+        if self.study.again(number):
+            del self.running[trial_id]
+        else:
+            self.finish(trial_id, "failed", error)
+
+    def suspend_all(self) -> None:
         """Stop every job that still runs; the trials stay running in the ledger."""
-        for number in self.running.values():
-            self.pool.cancel(job_name(number))
+        with suppress(SlotsLost):
+            for number in self.running.values():
+                self.pool.suspend(job_name(number))
+
+    def interrupt(self) -> None:
+        """End the search in order, and then be a KeyboardInterrupt."""
+        self.ending = self.ending or KeyboardInterrupt()
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -181,13 +196,16 @@ class StudySearcher(Searcher):
         assignment = None
         with self.driver.guarded():
             assignment = self.driver.next(trial_id)
-        return {"assignment": assignment, "lane": self.driver.lanes[trial_id]} if assignment else Searcher.FINISHED
+        if assignment:
+            return {"assignment": assignment, "lane": self.driver.lanes[trial_id]}
+        self.driver.lanes.pop(trial_id, None)
+        return None if self.driver.running else Searcher.FINISHED  # one that runs may have to be handed out again
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The job ran to its end; or Tune lost the actor, and nobody said so yet."""
         with self.driver.guarded():
             if error:
-                self.driver.finish(trial_id, "failed", "Ray Tune lost the trial; the log says more")
+                self.driver.lost(trial_id, "Ray Tune lost the trial; the log says more")
             else:
                 self.driver.finish(trial_id, "completed")
             self.driver.lanes.pop(trial_id, None)
@@ -238,11 +256,8 @@ class StudyScheduler(FIFOScheduler):
         """The actor died or could not be started: its job is stopped, the trial failed."""
         self._trials.pop(trial.trial_id, None)
         with self.driver.guarded():
-            number = self.driver.running.get(trial.trial_id)
-            if number is not None:
-                self.driver.pool.cancel(job_name(number))
-                why = trial.get_pickled_error() or trial.get_error() or "for a reason unknown"
-                self.driver.finish(trial.trial_id, "failed", f"Ray Tune lost the trial's actor: {_last_line(why)}")
+            why = trial.get_pickled_error() or trial.get_error() or "for a reason unknown"
+            self.driver.lost(trial.trial_id, f"Ray Tune lost the trial's actor: {_last_line(why)}")
             self.driver.lanes.pop(trial.trial_id, None)
 
 
@@ -258,27 +273,8 @@ class DriverStopper(Stopper):
     def stop_all(self) -> bool:
         """Asked between any two events; first of all the actors must be freed from waiting for their jobs."""
         if self.driver.ending:
-            self.driver.cancel_all()
+            self.driver.suspend_all()
         return self.driver.ending is not None
-
-
-@contextmanager
-def _interrupts(driver: Driver) -> Iterator[None]:
-    """The first Ctrl-C ends the search in order, a second one at once. Signals only reach the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def interrupt(number: int, frame: Any) -> None:
-        driver.ending = driver.ending or KeyboardInterrupt()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _last_line(why: object) -> str:

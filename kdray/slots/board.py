@@ -6,13 +6,17 @@ in a moment. Who calls it: `ray_slots` (asking), `serving` (working).
 """
 
 import asyncio
+import os
+import signal
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Kind: TypeAlias = Literal["report", "finished", "failed", "died", "cancelled"]
 """`died`: the job took its slot down once too often."""
@@ -24,6 +28,14 @@ class Event(TypedDict):
     kind: Kind
     attempts: int
     data: bytes
+
+
+class Member(TypedDict):
+    """One worker of a slot: its actor, and where its process is."""
+
+    actor: Any
+    node: str
+    pid: int
 
 
 class Assignment(TypedDict):
@@ -48,6 +60,10 @@ class _Job:
     payload: bytes
     attempts: int = 0
     ended: bool = False
+    ask: int = 0
+    """What its workers are told to do at their next step: a `kdray.worker.Ask`."""
+    trouble: str = ""
+    """What took its slot down."""
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
 
     def tell(self, kind: Kind, data: bytes = b"") -> None:
@@ -61,7 +77,12 @@ class _Slot:
     group: str = ""
     """The worker group that serves it; a new one after each restart, none when it is known to be dead."""
     members: dict[int, Any] = field(default_factory=dict)
+    """Rank -> Member."""
     up: bool = False
+    leaving: bool = False
+    """Its node is being drained: it takes no job, and its own is given out again."""
+    heard: float = 0.0
+    """When its job was last known to get on, by the loop's clock."""
     lost: str = ""
     job: _Job | None = None
     number: int = 0
@@ -69,18 +90,25 @@ class _Slot:
     """Of each rank that is through with the job: its pickled error, or nothing."""
 
 
-async def alive(member: Any) -> bool:
+async def alive(member: Member) -> bool:
     """Whether a worker still answers."""
     try:
-        await asyncio.wait_for(member.__ray_ready__.remote(), 10)
+        await asyncio.wait_for(member["actor"].__ray_ready__.remote(), 10)
     except (ray.exceptions.RayError, TimeoutError):
         return False
     return True
 
 
-def kill(member: Any) -> None:
-    """End a worker's process, whatever it is doing."""
-    ray.kill(member)
+def kill(member: Member) -> None:
+    """End a worker's process, whatever it is doing; one that is stopped hears nothing but a signal."""
+    ray.kill(member["actor"])
+    there = NodeAffinitySchedulingStrategy(member["node"], soft=False)
+    ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_end_process).remote(member["pid"])
+
+
+def _end_process(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 class Board:
@@ -90,13 +118,15 @@ class Board:
         self,
         slots: int,
         max_failures: int,
+        progress_s: float = 600.0,
         alive: Callable[[Any], Awaitable[bool]] = alive,
         kill: Callable[[Any], None] = kill,
         straggle_s: float = 30.0,
     ) -> None:
         self._slots = [_Slot() for _ in range(slots)]
         self._max_failures, self._alive, self._kill = max_failures, alive, kill
-        self._straggle_s = straggle_s
+        self._progress_s, self._straggle_s = progress_s, straggle_s
+        self._watcher: asyncio.Task[None] | None = None
         self._jobs: dict[int, _Job] = {}
         self._waiting: deque[_Job] = deque()
         self._ids, self._numbers = count(1), count(1)
@@ -132,14 +162,34 @@ class Board:
             self._jobs.pop(job_id, None)
         return event
 
-    async def cancel(self, name: str) -> None:
-        """End the job of this name for who asked, and stop it where it runs."""
-        await self._cancel(lambda job: job.name == name)
+    async def cancel(self, name: str, ask: int) -> None:
+        """End the job of this name for who asked, and tell its workers this."""
+        await self._cancel(lambda job: job.name == name, ask)
 
-    async def cancel_id(self, job_id: int) -> None:
+    async def cancel_id(self, job_id: int, ask: int) -> None:
         """The same, for a job whose asker listens no more."""
-        await self._cancel(lambda job: job.id == job_id)
+        await self._cancel(lambda job: job.id == job_id, ask)
         self._jobs.pop(job_id, None)
+
+    async def drain(self, node: str, ask: int) -> list[int]:
+        """A node is going to be taken away: its slots leave it, their jobs are told this and given out again.
+
+        Which slots these are.
+        """
+        async with self._changed:
+            leaving = [
+                number
+                for number, slot in enumerate(self._slots)
+                if not slot.leaving and any(member["node"] == node for member in slot.members.values())
+            ]
+            for slot in (self._slots[number] for number in leaving):
+                slot.leaving = True
+                if slot.job is None:
+                    self._kill_members(slot)
+                else:
+                    slot.job.ask = max(slot.job.ask, ask)
+            self._changed.notify_all()
+        return leaving
 
     async def status(self) -> Status:
         """Which slots are up now."""
@@ -167,12 +217,14 @@ class Board:
                 self._waiting.clear()
             self._changed.notify_all()
 
-    async def close(self) -> list[int]:
+    async def close(self, ask: int) -> list[int]:
         """Cancel every job; the slots go home. Those that have a home to go to."""
         async with self._changed:
             self._closed = True
             for job in self._jobs.values():
                 job.tell("cancelled")
+            for job in [*self._jobs.values(), *(slot.job for slot in self._slots if slot.job)]:
+                job.ask = max(job.ask, ask)
             self._waiting.clear()
             self._changed.notify_all()
             return [number for number, slot in enumerate(self._slots) if slot.members]
@@ -180,8 +232,7 @@ class Board:
     async def kill_all(self) -> None:
         """End the processes of the slots that did not go home."""
         for slot in self._slots:
-            for member in slot.members.values():
-                self._kill(member)
+            self._kill_members(slot)
 
     # ---- who works ----
 
@@ -193,6 +244,7 @@ class Board:
                 self._retire(slot)
                 slot.group = group
             slot.members[rank] = member
+            self._watcher = self._watcher or asyncio.create_task(self._watch())
             if len(slot.members) == world:
                 slot.up, slot.lost, self._hopeless = True, "", b""
             self._changed.notify_all()
@@ -206,7 +258,7 @@ class Board:
                 return True
             if slot.job is not None:
                 return slot.number > after
-            return rank == 0 and bool(self._waiting)
+            return rank == 0 and bool(self._waiting) and not slot.leaving
 
         async with self._changed:
             await self._changed.wait_for(ready)
@@ -215,6 +267,7 @@ class Board:
             if slot.job is None:
                 slot.job, slot.number, slot.outcomes = self._waiting.popleft(), next(self._numbers), {}
                 slot.job.attempts += 1
+                slot.heard = asyncio.get_running_loop().time()
                 self._changed.notify_all()
             return {"number": slot.number, "name": slot.job.name, "payload": slot.job.payload}
 
@@ -222,21 +275,27 @@ class Board:
         """Pass a report on; a report of an assignment that is over is dropped."""
         slot = self._slots[slot_number]
         if slot.job is not None and slot.number == number:
+            slot.heard = asyncio.get_running_loop().time()
             slot.job.tell("report", data)
 
-    async def cancelled(self, slot_number: int, group: str, after: int) -> int:
-        """The number of the slot's assignment as soon as it is cancelled (one after `after`); 0: no more will come."""
+    async def beat(self, slot_number: int, number: int) -> None:
+        """A rank got on with its job."""
+        slot = self._slots[slot_number]
+        if slot.number == number:
+            slot.heard = asyncio.get_running_loop().time()
+
+    async def told(self, slot_number: int, group: str, known: tuple[int, int]) -> tuple[int, int]:
+        """What the slot's workers are told as soon as it is something new: assignment and `Ask`; (0, 0): no more."""
         slot = self._slots[slot_number]
 
-        def ready() -> bool:
-            if self._closed or slot.group != group:
-                return True
-            return slot.job is not None and slot.job.ended and slot.number > after
+        def news() -> tuple[int, int] | None:
+            told = (slot.number, slot.job.ask) if slot.group == group and slot.job and slot.job.ask else (0, 0)
+            over = self._closed or slot.group != group
+            return told if told > known else (0, 0) if over else None
 
         async with self._changed:
-            await self._changed.wait_for(ready)
-            running = slot.group == group and slot.job is not None and slot.number > after
-            return slot.number if running else 0
+            await self._changed.wait_for(lambda: news() is not None)
+            return news() or (0, 0)
 
     async def finish(self, slot_number: int, number: int, rank: int, error: bytes, broken: bool) -> bool:
         """A rank is through with its job; whether its group can go on, answered when every rank is through.
@@ -250,20 +309,23 @@ class Board:
         if broken:
             await self._break(slot, number, rank, error)
             return False
+        group = slot.group
         async with self._changed:
             slot.outcomes[rank] = error
             if len(slot.outcomes) == len(slot.members):
                 self._end(slot)
+                if slot.leaving:
+                    self._retire(slot)
             self._changed.notify_all()
-        return await self._all_through(slot, number)
+        await self._all_through(slot, number)
+        return slot.group == group
 
-    async def _all_through(self, slot: _Slot, number: int) -> bool:
-        """Whether the ranks of this assignment all came through; one that failed is not kept waiting for ever."""
+    async def _all_through(self, slot: _Slot, number: int) -> None:
+        """Return when all ranks of this assignment are through; one that failed is not kept waiting for ever."""
 
         def over() -> bool:
             return slot.number != number or slot.job is None
 
-        group = slot.group
         async with self._changed:
             await self._changed.wait_for(lambda: over() or any(slot.outcomes.values()))
             try:
@@ -272,14 +334,14 @@ class Board:
                 self._end(slot)
                 self._retire(slot)
                 self._changed.notify_all()
-        return slot.group == group
 
     # ---- what becomes of a job ----
 
-    async def _cancel(self, which: Callable[[_Job], bool]) -> None:
+    async def _cancel(self, which: Callable[[_Job], bool], ask: int) -> None:
         async with self._changed:
             for job in filter(which, list(self._jobs.values())):
                 job.tell("cancelled")
+                job.ask = max(job.ask, ask)
             self._waiting = deque(job for job in self._waiting if not job.ended)
             self._changed.notify_all()
 
@@ -295,19 +357,43 @@ class Board:
                 self._changed.notify_all()
 
     def _end(self, slot: _Slot) -> None:
-        """The job is over: with the error of its lowest rank, or well."""
-        if slot.job is not None:
-            errors = [slot.outcomes[rank] for rank in sorted(slot.outcomes) if slot.outcomes[rank]]
+        """The job is over: with the error of its lowest rank, or well; or it made room, and waits again."""
+        if slot.job is None:
+            return
+        errors = [slot.outcomes[rank] for rank in sorted(slot.outcomes) if slot.outcomes[rank]]
+        if slot.leaving and slot.job.ask and not slot.job.ended and not errors:
+            slot.job.attempts -= 1  # nobody's fault
+            slot.job.ask = 0
+            self._waiting.appendleft(slot.job)
+        else:
             slot.job.tell("failed" if errors else "finished", errors[0] if errors else b"")
-            slot.job = None
+        slot.job = None
 
     def _retire(self, slot: _Slot) -> None:
         """The slot's group is dead: its job waits again, before all others, unless it was tried often enough."""
         job, slot.job = slot.job, None
-        slot.group, slot.members, slot.up = "", {}, False
+        drained = slot.leaving
+        slot.group, slot.members, slot.up, slot.leaving = "", {}, False, False
         if job is None or job.ended:
             return
+        job.ask = 0
+        job.attempts -= drained
         if job.attempts > self._max_failures:
-            job.tell("died")
+            job.tell("died", job.trouble.encode())
         else:
             self._waiting.appendleft(job)
+
+    def _kill_members(self, slot: _Slot) -> None:
+        for member in slot.members.values():
+            self._kill(member)
+
+    async def _watch(self) -> None:
+        """End the groups whose job does not get on; who restarts them finds the job waiting."""
+        loop = asyncio.get_running_loop()
+        while not self._closed:
+            await asyncio.sleep(min(5.0, self._progress_s / 4))
+            for slot in self._slots:
+                if slot.job is not None and loop.time() - slot.heard > self._progress_s:
+                    slot.job.trouble = f"it made no step for {self._progress_s:g} s"
+                    slot.heard = loop.time()
+                    self._kill_members(slot)

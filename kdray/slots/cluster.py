@@ -12,6 +12,7 @@ from pathlib import Path
 import ray
 
 from kdray.errors import ResourceError
+from kdray.interrupts import handlers_kept
 from kdray.slots.pool import SlotSettings
 
 MOST_CPU_SLOTS = 8
@@ -179,12 +180,13 @@ def _refused(asked: Shares, there: str) -> ResourceError:
 
 def _start_or_join(address: str | None) -> None:
     try:
-        ray.init(
-            address=address,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-        )
+        with handlers_kept():
+            ray.init(
+                address=address,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+            )
     except (ConnectionError, ValueError) as error:
         where = f"at {address}" if address not in (None, "auto") else "that can be found from here"
         raise ResourceError(

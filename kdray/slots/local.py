@@ -3,15 +3,16 @@
 Same seam as `ray_slots`, no Ray: most tests and `--local` runs use it.
 """
 
-import threading
+import collections
 from collections.abc import Generator, Iterator
 from typing import Any, Self
 
 import torch
 
 from kdray.errors import JobError
+from kdray.interrupts import taken_by
 from kdray.slots.pool import job_error
-from kdray.worker import Job, Report, Worker
+from kdray.worker import Ask, Job, Report, Worker
 
 
 class LocalSlots:
@@ -32,8 +33,15 @@ class LocalSlots:
 
     def cancel(self, name: str) -> None:
         """Stop this job at its next step; from the thread that runs it, at its last report."""
+        self._tell(name, Ask.END)
+
+    def suspend(self, name: str) -> None:
+        """The same, after a checkpoint."""
+        self._tell(name, Ask.SUSPEND)
+
+    def _tell(self, name: str, ask: Ask) -> None:
         if run := self._runs.get(name):
-            run.cancelled.set()
+            run.ask = max(run.ask, ask)
 
     @property
     def threads_alone(self) -> int:
@@ -50,7 +58,7 @@ class LocalSlots:
 
     def close(self) -> None:
         for name in list(self._runs):
-            self.cancel(name)
+            self.suspend(name)
         self.worker.warm.clear()
 
     def __enter__(self) -> Self:
@@ -66,7 +74,8 @@ class LocalRun:
     attempts = 1
 
     def __init__(self, slots: LocalSlots, job: Job, name: str) -> None:
-        self.cancelled = threading.Event()
+        self.ask = Ask.NOTHING
+        self._interrupted = False
         self._reports = self._told(slots, job, name)
 
     def __iter__(self) -> Iterator[Report]:
@@ -76,24 +85,40 @@ class LocalRun:
         return next(self._reports)
 
     def close(self) -> None:
+        """See JobRun; the job runs on to its next step."""
         self._reports.close()
+
+    def interrupt(self) -> None:
+        """Suspend the job, and then be a KeyboardInterrupt."""
+        self._interrupted = True
+        self.ask = max(self.ask, Ask.SUSPEND)
 
     def _told(self, slots: LocalSlots, job: Job, name: str) -> Generator[Report, None, None]:
         slots._runs[name] = self
-        slots.worker.stop_asked = self.cancelled.is_set
+        slots.worker.told = lambda: self.ask
         threads = torch.get_num_threads()
         torch.set_num_threads(slots.threads)  # sums depend on it: a Ray slot with as many gives the same numbers
         reports = iter(job(slots.worker))
         try:
-            for report in reports:
-                if not self.cancelled.is_set():
-                    yield report
-                if self.cancelled.is_set():
-                    return
+            yield from self._until_asked(reports)
         except (Exception, SystemExit) as error:
             raise job_error(name, error) from error
         finally:
-            if hasattr(reports, "close"):
+            self.ask = max(self.ask, Ask.SUSPEND)
+            if self.ask is Ask.SUSPEND:
+                collections.deque(reports, maxlen=0)
+            elif hasattr(reports, "close"):
                 reports.close()
             torch.set_num_threads(threads)
             slots._runs.pop(name, None)
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def _until_asked(self, reports: Iterator[Report]) -> Iterator[Report]:
+        while not self.ask:
+            with taken_by(self.interrupt):
+                report = next(reports, None)
+            if report is None:
+                return
+            if not self.ask:
+                yield report

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import Field
 
-from kdray.errors import JobError, KDRayError
+from kdray.errors import JobError, KDRayError, storage_error
 from kdray.settings import Settings
 from kdray.worker import Job, Report
 
@@ -31,6 +31,11 @@ class SlotSettings(Settings):
     """How many times a job may take its slot down and be tried again."""
     start_timeout_s: float = Field(300.0, gt=0)
     """How long to wait for a slot before its resources are said to be missing."""
+    progress_timeout_s: float = Field(600.0, gt=0)
+    """How long a job may make no step before its worker is taken for hung and started anew; to load a model must not
+    take longer."""
+    stop_timeout_s: float = Field(15.0, gt=0)
+    """How long a job may take for its last step and checkpoint when the sweep is stopped, before it is killed."""
 
 
 class JobRun(Protocol):
@@ -44,7 +49,7 @@ class JobRun(Protocol):
     def __next__(self) -> Report: ...
 
     def close(self) -> None:
-        """Cancel the job if it has not ended."""
+        """Suspend the job if it has not ended: it stops at its next step, after a checkpoint."""
 
 
 class SlotClient(Protocol):
@@ -55,6 +60,9 @@ class SlotClient(Protocol):
 
     def cancel(self, name: str) -> None:
         """Stop the job of this name at its next step; its reports end at once. Unknown names are ignored."""
+
+    def suspend(self, name: str) -> None:
+        """The same, but it writes a checkpoint first, since it will be gone on with."""
 
 
 class SlotPool(SlotClient, Protocol):
@@ -84,6 +92,8 @@ def job_error(name: str, error: BaseException) -> KDRayError:
     """What the asker of job `name` is told: our own errors as they are, others as a JobError that names the place."""
     if isinstance(error, KDRayError):
         return error
+    if full := storage_error(error):
+        return full
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     told = JobError(f"{name}: {type(error).__name__}: {error}{place}")

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -25,19 +25,21 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kdray.errors import JobError, KDRayError, ResourceError
+from kdray.errors import JobError, KDRayError, ResourceError, SlotsLost
 from kdray.slots import board as board_module
 from kdray.slots.board import Board, Event, Status
 from kdray.slots.cluster import Shares, growth, nodes, shares
 from kdray.slots.pool import SlotSettings
 from kdray.slots.serving import Post, serve
-from kdray.worker import Job, Report
+from kdray.worker import Ask, Job, Report
 
 chatter = logging.getLogger("ray.slots")
 """What Ray says of a failure, at its usual length, goes where the rest of its talk does: see cluster.connect."""
 
 TRIES = 3
 """How often in a row a slot's start is tried before the slot is given up."""
+
+DRAIN_POLL_S = 2.0
 
 RETRYABLE = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
 
@@ -46,7 +48,7 @@ TRAIN_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # jobs name files as the sweep does
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each slot; a lost node is a dead worker
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each slot; `_watch_drains` looks for all
 }
 
 
@@ -70,7 +72,11 @@ class RayClient:
 
     def cancel(self, name: str) -> None:
         """Stop this job at its next step; its reports end now."""
-        _ask(self.board.cancel, name)
+        _ask(self.board.cancel, name, int(Ask.END))
+
+    def suspend(self, name: str) -> None:
+        """Stop this job at its next step, after a checkpoint; its reports end now."""
+        _ask(self.board.cancel, name, int(Ask.SUSPEND))
 
 
 class RayRun:
@@ -94,19 +100,21 @@ class RayRun:
             return report
         self._ended = True
         if event["kind"] == "died":
+            why = event["data"].decode() or "killed, out of memory, or crashed"
             raise JobError(
-                f"{self._name}: its worker died each of the {self.attempts} times it was tried: killed, out of memory, "
-                "or crashed. The slots' logs have its last words; slots.max_failures allows more tries."
+                f"{self._name}: its worker died each of the {self.attempts} times it was tried: {why}. "
+                "The slots' logs have its last words; slots.max_failures allows more tries."
             )
         if event["kind"] == "failed":
             raise _unpickled(self._name, event["data"])
         raise StopIteration
 
     def close(self) -> None:
+        """See JobRun."""
         if not self._ended:
             self._ended = True
             if ray.is_initialized():
-                self._board.cancel_id.remote(self._id)
+                self._board.cancel_id.remote(self._id, int(Ask.SUSPEND))
 
     def __del__(self) -> None:
         self.close()
@@ -126,7 +134,7 @@ class RaySlots:
         self.count, self.settings, self.shares, self.logs = asked.count, settings, asked, logs
         self._train_folder, self._nodes = train_folder, len(nodes())
         self._closing = threading.Event()
-        self._board = _board(asked.count, settings.max_failures)
+        self._board = _board(asked.count, settings.max_failures, settings.progress_timeout_s)
         self._client = RayClient(self._board)
         self._keepers = [
             threading.Thread(target=self._keep, args=(slot,), name=f"slot-{slot}", daemon=True)
@@ -134,7 +142,8 @@ class RaySlots:
         ]
         self._timer = threading.Timer(settings.start_timeout_s, self._give_up_missing)
         self._timer.daemon = True
-        for thread in (*self._keepers, self._timer):
+        drains = threading.Thread(target=self._watch_drains, name="drains", daemon=True)
+        for thread in (*self._keepers, self._timer, drains):
             thread.start()
 
     def run(self, job: Job, name: str) -> RayRun:
@@ -144,6 +153,10 @@ class RaySlots:
     def cancel(self, name: str) -> None:
         """Stop a job; see SlotClient."""
         self._client.cancel(name)
+
+    def suspend(self, name: str) -> None:
+        """Stop a job after a checkpoint; see SlotClient."""
+        self._client.suspend(name)
 
     @property
     def threads_alone(self) -> int:
@@ -180,21 +193,23 @@ class RaySlots:
             "nodes": self._nodes,
         }
 
-    def close(self, patience_s: float = 10.0) -> None:
-        """Cancel every job and end every slot; one that does not stop by itself is killed."""
+    def close(self) -> None:
+        """Suspend every job and end every slot; one that does not stop by itself is killed."""
         if self._closing.is_set():
             return
         self._closing.set()
         self._timer.cancel()
         try:
-            started: list[int] = _ask(self._board.close)  # one that is still starting finds no board, and ends too
-            if not self._joined(started, patience_s):
+            started: list[int] = _ask(self._board.close, int(Ask.SUSPEND))
+            if not self._joined(started, self.settings.stop_timeout_s):
                 _ask(self._board.kill_all)
                 self._joined(started, 60.0)
             ray.kill(self._board)
-        except JobError:
-            chatter.warning("the board died before its slots were closed", exc_info=True)  # and they with it
+        except SlotsLost:
+            chatter.warning("the board died before its slots were closed", exc_info=True)
         finally:
+            # a slot that is still starting finds no board, and ends, too: not after Ray, which would take this process
+            self._joined(list(range(self.count)), self.settings.stop_timeout_s)
             shutil.rmtree(self._train_folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -220,14 +235,29 @@ class RaySlots:
                 if self._closing.is_set():
                     return
                 chatter.warning("slot %s: start %s failed", slot, attempt + 1, exc_info=error)
-                self._lose(slot, f"slot {slot} could not be started: {_cause(error)}. See {self.logs / 'ray.log'}.")
-                if not isinstance(getattr(error, "controller_failure", None), RETRYABLE):
+                with suppress(SlotsLost):  # whoever waits for a job hears of it
+                    self._lose(slot, f"slot {slot} could not be started: {_cause(error)}. See {self.logs / 'ray.log'}.")
+                again = isinstance(getattr(error, "controller_failure", None), RETRYABLE)
+                if not again and not isinstance(error, RayError):  # a RayError: the controller itself died
                     return  # it would fail again, and what it reserved is not given back before this process ends
 
+    def _watch_drains(self) -> None:
+        """Have slots leave nodes that are going to be taken away."""
+        known: set[str] = set()
+        while not self._closing.wait(DRAIN_POLL_S):
+            try:
+                draining = set(ray._private.state.state.get_draining_nodes())
+                for node in draining - known:
+                    left: list[int] = _ask(self._board.drain, node, int(Ask.SUSPEND))
+                    chatter.warning("node %s is being drained; slots that leave it: %s", node, left)
+                known = draining
+            except Exception as error:  # the next look may succeed; a lost node is a dead worker in any case
+                chatter.warning("cannot see which nodes are being drained", exc_info=error)
+
     def _trainer(self, slot: int) -> TorchTrainer:
-        asked = self.shares
+        asked, limit_s = self.shares, self.settings.progress_timeout_s
         return _SlotTrainer(
-            partial(serve, Post(self._board, slot, asked.threads, self.logs)),
+            partial(serve, Post(self._board, slot, asked.threads, self.logs, min(5.0, limit_s / 4))),
             torch_config=TorchConfig(backend=_backend(asked)),
             scaling_config=ScalingConfig(
                 num_workers=asked.workers,
@@ -245,7 +275,10 @@ class RaySlots:
 
     def _give_up_missing(self) -> None:
         """Say what the slots that are not up by now are waiting for."""
-        status: Status = _ask(self._board.status)
+        try:
+            status: Status = _ask(self._board.status)
+        except SlotsLost:
+            return
         for slot in set(range(self.count)) - set(status["up"]) - set(status["lost"]):
             free = {name: ray.available_resources().get(name, 0.0) for name in self.shares.bundle}
             self._lose(
@@ -277,13 +310,13 @@ def open_slots(settings: SlotSettings, storage: Path, logs: Path) -> Iterator[Ra
         slots.close()
 
 
-def _board(slots: int, max_failures: int) -> Any:
+def _board(slots: int, max_failures: int, progress_s: float) -> Any:
     """The board's actor, on this node: it must outlive every worker, and it need not import what workers need."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     cloudpickle.register_pickle_by_value(board_module)
     try:
         actor = ray.remote(num_cpus=0, max_concurrency=100_000, scheduling_strategy=here)(Board)
-        return actor.remote(slots, max_failures)
+        return actor.remote(slots, max_failures, progress_s)
     finally:
         cloudpickle.unregister_pickle_by_value(board_module)
 
@@ -294,13 +327,16 @@ def _backend(asked: Shares) -> str:
 
 
 def _ask(method: Any, *arguments: Any) -> Any:
-    """The board's answer. Its own ValueErrors come as they are; a dead board is a JobError."""
+    """The board's answer. Its own ValueErrors come as they are; raises SlotsLost when it is dead."""
     try:
         return ray.get(method.remote(*arguments))
     except ValueError:
         raise
     except RayError as error:
-        raise JobError(f"The board of the slots is gone: {_cause(error)}") from error
+        raise SlotsLost(
+            f"The board that hands jobs to the slots is gone ({_cause(error)}); what was recorded is safe, and the "
+            "same command goes on from there."
+        ) from error
 
 
 def _unpickled(name: str, data: bytes) -> KDRayError:

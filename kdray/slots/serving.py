@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,9 @@ from ray import cloudpickle, train
 from ray.train.torch import get_device
 
 from kdray.errors import KDRayError
-from kdray.slots.board import Assignment
+from kdray.slots.board import Assignment, Member
 from kdray.slots.pool import job_error
-from kdray.worker import Job, Worker
+from kdray.worker import Ask, Job, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Post:
     slot: int
     threads: int
     logs: Path
+    beat_s: float = 5.0
+    """Seconds between two signs that a job gets on."""
 
 
 def serve(post: Post) -> None:
@@ -57,16 +60,20 @@ def serve(post: Post) -> None:
 
 class _Server:
     def __init__(self, post: Post, group: str, worker: Worker) -> None:
-        self.board, self.slot, self.group, self.worker = post.board, post.slot, group, worker
+        self.board, self.slot, self.beat_s = post.board, post.slot, post.beat_s
+        self.group, self.worker = group, worker
         self.number = 0
-        self.cancelled_number = -1
-        worker.stop_asked = lambda: self.cancelled_number == self.number
+        self.news = (0, 0)
+        """What was told last: of which assignment, and an `Ask`."""
+        worker.told = lambda: Ask(self.news[1]) if self.news[0] == self.number else Ask.NOTHING
 
     def work(self) -> None:
-        me = ray.get_runtime_context().current_actor
+        context = ray.get_runtime_context()
+        me = Member(actor=context.current_actor, node=context.get_node_id(), pid=os.getpid())
         self._ask(self.board.join, self.slot, self.group, self.worker.rank, self.worker.world, me)
+        threading.Thread(target=self._beat, name="progress", daemon=True).start()
         if self.worker.rank == 0:
-            threading.Thread(target=self._watch, name="cancellations", daemon=True).start()
+            threading.Thread(target=self._hear, name="news", daemon=True).start()
         while assignment := self._ask(self.board.take, self.slot, self.group, self.worker.rank, self.number):
             self.number = assignment["number"]
             error, broken = self._done(assignment)
@@ -76,10 +83,20 @@ class _Server:
     def _ask(self, method: Any, *arguments: Any) -> Any:
         return ray.get(method.remote(*arguments))
 
-    def _watch(self) -> None:
-        """Raise the flag that `stop_asked` reads as soon as a job is cancelled, whatever the job is doing."""
-        while number := self._ask(self.board.cancelled, self.slot, self.group, max(self.cancelled_number, 0)):
-            self.cancelled_number = number
+    def _hear(self) -> None:
+        """Keep what `Worker.told` reads up to date, whatever the job is doing."""
+        while (news := self._ask(self.board.told, self.slot, self.group, self.news)) != (0, 0):
+            self.news = news
+
+    def _beat(self) -> None:
+        """Tell that the job gets on, while it does."""
+        told = 0
+        while True:
+            time.sleep(self.beat_s)
+            beats, number = self.worker.beats, self.number
+            if beats != told:
+                told = beats
+                self._ask(self.board.beat, self.slot, number)
 
     def _done(self, assignment: Assignment) -> tuple[bytes, bool]:
         """Do a job. Its pickled error, if any, and whether that leaves the group in an unknown state."""
@@ -96,20 +113,15 @@ class _Server:
         return outcome
 
     def _report_all(self, job: Job) -> None:
-        """Send rank 0's reports on while the job goes on; one on its way at a time, so none overtakes another."""
+        """Send rank 0's reports on; each is on the board before the job goes on, so that none is lost with it."""
         reports = iter(job(self.worker))
-        sent = None
         for report in reports:
             if self.worker.rank == 0:
-                if sent is not None:
-                    ray.get(sent)
-                sent = self.board.report.remote(self.slot, self.number, cloudpickle.dumps(report))
-            if self.worker.world == 1 and self.worker.stop_asked():
-                break  # several ranks stop together, at a step of their own: see Worker.stopping
+                self._ask(self.board.report, self.slot, self.number, cloudpickle.dumps(report))
+            if self.worker.world == 1 and self.worker.told() is Ask.END:
+                break  # several ranks stop together, at a step of their own: see Worker.asked
         if hasattr(reports, "close"):
             reports.close()
-        if sent is not None:
-            ray.get(sent)
 
 
 def _agreed(value: str, world: int) -> str:

@@ -1,0 +1,106 @@
+"""Claim: a sweep whose driver is killed ten times ends with the table of one that was left in peace.
+
+Runs a sweep on one slot of a Ray of its own, kills the driver (SIGKILL) at random moments, from the fine-tuning of the
+teacher on, and gives the same command again each time; then runs it once undisturbed, from the same teacher, and
+compares all that no clock has a say in: numbers, settings, states and every metric of every evaluation, to the last
+digit. `ratio` is the time of all sessions / the time of the undisturbed one: mostly Ray and imports started anew.
+
+    python bench/kill_and_resume.py [SWEEP] [--kills 10]              sweeps/quickstart.py: about 15 minutes
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from machine import machine, say
+
+from kdray.errors import KDRayError
+from kdray.paths import SweepPaths
+from kdray.record import TrialRecord
+from kdray.search.ledger import Ledger
+
+ROOT = Path(__file__).parents[1]
+CLOCKS = ("examples_per_s", "train_seconds", "eval_seconds")
+LIVES_S = (15.0, 60.0)
+"""How long a session lives before it is killed; a third of a minute goes into imports, Ray and the slot."""
+LIMIT_S = 3600.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", nargs="?", type=Path, default=ROOT / "sweeps" / "quickstart.py")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    asked = parser.parse_args()
+    on = machine()
+    with tempfile.TemporaryDirectory() as storage:
+        killed, disturbed_s = _disturbed(asked.sweep, Path(storage), asked.kills, random.Random(asked.seed))
+        began = time.monotonic()
+        _begun(asked.sweep, Path(storage), "undisturbed").wait(LIMIT_S)
+        quiet_s = time.monotonic() - began
+        tables = {name: _table(Path(storage), name) for name in ("disturbed", "undisturbed")}
+    equal = tables["disturbed"] == tables["undisturbed"]
+    figures = {"equal": equal, "kills": killed, "trials": len(tables["undisturbed"])}
+    figures |= {"disturbed_s": disturbed_s, "undisturbed_s": quiet_s}
+    say("a sweep that is killed again and again ends with the table of one left in peace", disturbed_s / quiet_s,
+        figures, on)  # fmt: skip
+    return 0 if equal and killed == asked.kills else 1
+
+
+def _disturbed(sweep: Path, storage: Path, kills: int, draw: random.Random) -> tuple[int, float]:
+    """Run the sweep to its end, killing it on the way: how often, and the seconds of all sessions."""
+    killed, began = 0, time.monotonic()
+    while True:
+        driver = _begun(sweep, storage, "disturbed")
+        try:
+            driver.wait(draw.uniform(*LIVES_S) if killed < kills else LIMIT_S)
+        except subprocess.TimeoutExpired:
+            driver.kill()
+            driver.wait(LIMIT_S)
+            killed += 1
+            _tell(f"kill {killed}: {_standing(storage)}")
+            continue
+        if driver.returncode:
+            raise SystemExit(f"the sweep ended with {driver.returncode}; see {storage / 'disturbed' / 'logs'}")
+        return killed, time.monotonic() - began
+
+
+def _begun(sweep: Path, storage: Path, name: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "from kdray.cli import app; app()", "run", str(sweep), "--storage", str(storage)]
+    command += ["--address", "local", "--set", f"name={name}", "--set", "slots.count=1"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def _records(storage: Path, name: str) -> Sequence[TrialRecord]:
+    try:
+        return Ledger.read(SweepPaths(storage, name).journal, name).records()
+    except KDRayError:
+        return ()
+
+
+def _table(storage: Path, name: str) -> list[Any]:
+    return [
+        (r.number, r.params, r.state, r.error, [{k: v for k, v in m.items() if k not in CLOCKS} for m in r.history])
+        for r in _records(storage, name)
+    ]
+
+
+def _standing(storage: Path) -> str:
+    records = _records(storage, "disturbed")
+    ended = sum(record.state != "running" for record in records)
+    evaluations = sum(len(record.history) for record in records)
+    return f"{ended} trials ended, {len(records) - ended} running, {evaluations} evaluations recorded"
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

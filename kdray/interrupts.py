@@ -1,0 +1,64 @@
+"""Ctrl-C and SIGTERM: the first ends the sweep in order, the second at once.
+
+In order means that whatever is being waited for is left by KeyboardInterrupt, so that everything on the way closes.
+Where that would tear something (a training step in this process, Ray Tune's loop), who can end it better takes it.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODE = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_takers: list[Callable[[], None]] = []
+
+
+@contextmanager
+def interruptible(on_first: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within the block signals end things as the module says; `on_first` is called by the first.
+
+    Signals reach the main thread only: in any other the block changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def first(number: int, frame: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, lambda number, frame: os._exit(EXIT_CODE))
+        on_first()
+        if not _takers:
+            raise KeyboardInterrupt
+        _takers[-1]()
+
+    with handlers_kept():
+        for number in SIGNALS:
+            signal.signal(number, first)
+        yield
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """After the block signals go where they went before it, whatever was installed: Ray takes SIGTERM for a crash."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def taken_by(take: Callable[[], None]) -> Iterator[None]:
+    """Within the block the first signal calls `take`, in the main thread, between any two of its instructions."""
+    _takers.append(take)
+    try:
+        yield
+    finally:
+        _takers.remove(take)

@@ -1,0 +1,30 @@
+"""A sweep in MLflow: what its runs ought to hold is spooled on disk and sent by a thread, or later by `kdray sync`.
+
+`content` is what a run ought to hold, `spool` the file, `sender` brings a store up to it, `mlflow_tracker` and `sync`
+decide when.
+"""
+
+from kdray.tracking.ids import key_of, note_runs, sweep_run
+from kdray.tracking.mlflow_tracker import open_tracker
+from kdray.tracking.origin import git_commit, versions
+from kdray.tracking.page import ui_command
+from kdray.tracking.settings import Tracking, default_uri
+from kdray.tracking.sync import Synced, sync
+from kdray.tracking.tracker import Ending, NullTracker, Tracker
+
+__all__ = [
+    "Ending",
+    "NullTracker",
+    "Synced",
+    "Tracker",
+    "Tracking",
+    "default_uri",
+    "git_commit",
+    "key_of",
+    "note_runs",
+    "open_tracker",
+    "sweep_run",
+    "sync",
+    "ui_command",
+    "versions",
+]

@@ -1,0 +1,36 @@
+"""Where a result comes from: who ran what, with which versions, from which commit."""
+
+import getpass
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+
+def versions() -> dict[str, str]:
+    """What a result may depend on, as tags: the Python and the packages."""
+    packages = ("kdray", "ray", "torch", "transformers", "datasets", "optuna", "mlflow")
+    return {
+        "version.python": platform.python_version(),
+        **{f"version.{name}": metadata.version(name) for name in packages},
+    }
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit checked out in this folder, with `-dirty` where files differ from it; None outside a repository."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def source_tags() -> dict[str, str]:
+    """The user and the script, as MLflow's page shows them."""
+    return {
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.type": "LOCAL",
+    }

@@ -1,0 +1,38 @@
+"""The sweep that the fault tests break, and its table when nothing befalls it."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faults.night import SWEEP, Night, numbers
+from kdray.pretrained import Pretrained
+
+
+@pytest.fixture(scope="session")
+def night_script(data_folder: Path, teacher: Pretrained, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return SWEEP.format(data=str(data_folder), teacher=str(teacher.folder))
+
+
+@pytest.fixture
+def night(night_script: str, tmp_path: Path) -> Iterator[Night]:
+    """A sweep of six trials, of three epochs each; whatever it started is ended."""
+    script = tmp_path / "night.py"
+    script.write_text(night_script)
+    begun = Night(script, tmp_path / "storage")
+    yield begun
+    for pid in begun.processes():
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(night_script: str, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """The table of the sweep that nothing befell, on one slot in its own process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "night.py").write_text(night_script)
+    sweep = Night(folder / "night.py", folder / "storage")
+    sweep.run("--local", slots=1)
+    return numbers(sweep.records())

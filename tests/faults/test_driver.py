@@ -1,0 +1,185 @@
+"""The driver dies, its files are damaged, its storage is full: the same command goes on, and the table is the same."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faults.night import LIMIT_S, Night, numbers, until
+from kdray.checkpoint import read_checkpoint
+from kdray.errors import StorageError
+
+pytestmark = pytest.mark.faults
+STEPS_PER_EPOCH = 40
+
+
+def not_much_to_redo(night: Night) -> None:
+    """Of each trial that runs, all but the epoch it was in is in its checkpoint."""
+    for record in night.records():
+        if record.state == "running" and len(record.history) > 1:
+            path = night.paths.student(record.number).with_name("checkpoint.pt")
+            if path.exists():  # else it ended, and was not recorded
+                assert read_checkpoint(path)["at"]["step"] >= (len(record.history) - 1) * STEPS_PER_EPOCH
+
+
+@pytest.mark.slow
+def test_a_driver_killed_ten_times_gives_the_table_of_one_that_was_not(night: Night, undisturbed: list[Any]) -> None:
+    draw = random.Random(0)
+    killed = 0
+    while killed < 10:
+        driver = night.begin("--local", slots=1)
+        said = len(night.said)
+        until(lambda said=said, driver=driver: len(night.said) > said or driver.poll() is not None, "a word")
+        time.sleep(draw.uniform(0, 1.5))
+        if driver.poll() is not None:
+            break
+        driver.kill()
+        driver.wait(LIMIT_S)
+        killed += 1
+        not_much_to_redo(night)
+    assert killed > 3
+    night.run("--local", slots=1)
+    night.is_sound()
+    assert numbers(night.records()) == undisturbed
+
+
+DYING = """
+import os, signal
+import kdray.trial
+from kdray.search.ledger import Ledger
+
+finish, fit = Ledger.finish, kdray.trial.fit
+
+def dying(self, number, state, error=None):
+    if number == 2 and "DIE" in os.environ:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return finish(self, number, state, error)
+
+def counting(*arguments):
+    with open("fits.txt", "a") as file:
+        file.write("fit\\n")
+    return fit(*arguments)
+
+Ledger.finish, kdray.trial.fit = dying, counting
+"""
+
+
+def test_a_trial_that_ended_unrecorded_is_not_trained_again(night: Night, undisturbed: list[Any]) -> None:
+    night.script.write_text(DYING + night.script.read_text())
+    night.run("--local", slots=1, expected=-signal.SIGKILL, DIE="1")
+    fits = Path(night.folder, "fits.txt")
+    assert len(fits.read_text().split()) == 3
+    assert night.records()[2].state == "running"
+    night.run("--local", slots=1)
+    assert len(fits.read_text().split()) == 6
+    assert night.records()[2].attempts == 2
+    night.is_sound()
+    assert numbers(night.records()) == undisturbed
+
+
+def test_ctrl_c_in_one_process_keeps_the_step_it_was_at(night: Night, undisturbed: list[Any]) -> None:
+    driver = night.begin("--local", slots=1)
+    trial = night.trial_in_its_middle()
+    driver.send_signal(signal.SIGINT)
+    night.end(130)
+    night.run("--local", slots=1)
+    night.is_sound()
+    assert night.records()[trial.number].attempts <= 2
+    assert numbers(night.records()) == undisturbed
+
+
+@pytest.mark.parametrize("damage", ["a byte flipped", "truncated"])
+def test_a_damaged_shard_is_labelled_again_and_said(night: Night, damage: str) -> None:
+    night.run("--local", "--trials", "1", slots=1)
+    shard = next(night.storage.glob("cache/transfers/*/train-*.arrow"))
+    whole = bytearray(shard.read_bytes())
+    broken = bytearray(whole)
+    broken[-200] ^= 1
+    shard.write_bytes(broken if damage == "a byte flipped" else broken[:-300])
+    night.run("--local", "--trials", "2", slots=1)
+    assert f"{shard.name}: damaged; its rows are labelled again" in night.said
+    assert shard.read_bytes() == whole
+    night.is_sound(["completed"] * 2)
+
+
+def test_a_configuration_that_diverges_fails_alone_with_its_reason(night: Night) -> None:
+    night.run("--local", "--set", "space.training.learning_rate=[0.001,1e30]", slots=1)
+    wild = [record.params["training.learning_rate"] > 1 for record in night.records()]
+    assert 0 < sum(wild) < 6
+    night.is_sound(["failed" if it_is else "completed" for it_is in wild])
+    errors = [record.error for record in night.records() if record.state == "failed"]
+    assert all("not finite" in error and "try a lower learning rate" in error for error in errors if error)
+    assert None not in errors
+
+
+def test_more_gpus_than_there_are_are_refused_within_seconds(night: Night) -> None:
+    night.run("--set", "slots.count=99", "--set", "slots.gpus=1", expected=2)
+    assert "asked for 99 slots of 1 workers with" in night.said
+    assert not night.records()
+    night.nothing_is_left()
+
+
+@pytest.fixture
+def small_storage(night: Night) -> Iterator[Night]:
+    """The storage is a file system of its own, with room for a teacher's caches and a student or two."""
+    night.storage.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(night.storage)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield night
+    subprocess.run(["umount", "-l", str(night.storage)], check=True)
+
+
+def remount(night: Night, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(night.storage)], check=True)
+
+
+def fill(night: Night, free: int) -> Path:
+    """Leave so many bytes free."""
+    filler = night.storage / "filler"
+    status = os.statvfs(night.storage)
+    with filler.open("wb") as file:
+        file.write(b"0" * max(0, status.f_bavail * status.f_bsize - free))
+    return filler
+
+
+def test_a_full_storage_is_named_and_the_sweep_goes_on_when_there_is_room(
+    small_storage: Night, undisturbed: list[Any]
+) -> None:
+    night = small_storage
+    driver = night.begin("--local", slots=1)
+    night.trial_in_its_middle()
+    driver.send_signal(signal.SIGSTOP)
+    filler = fill(night, 4096)
+    driver.send_signal(signal.SIGCONT)
+    night.end(StorageError.exit_code)
+    assert str(night.storage) in night.said
+    assert "No space left on device" in night.said
+    assert "Traceback" not in night.said
+    assert all(record.state in ("running", "completed") for record in night.records())
+    filler.unlink()
+    night.run("--local", slots=1)
+    night.is_sound()
+    assert numbers(night.records()) == undisturbed
+
+
+def test_a_storage_that_becomes_read_only_is_named(small_storage: Night, undisturbed: list[Any]) -> None:
+    night = small_storage
+    remount(night, "size=64m")
+    night.run("--local", "--trials", "2", slots=1)
+    remount(night, "ro")
+    night.run("--local", slots=1, expected=StorageError.exit_code)
+    assert f"storage {night.storage}: cannot be written" in night.said
+    assert [record.state for record in night.records()] == ["completed"] * 2
+    remount(night, "rw")
+    night.run("--local", slots=1)
+    night.is_sound()
+    assert numbers(night.records()) == undisturbed

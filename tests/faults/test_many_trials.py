@@ -1,0 +1,80 @@
+"""A thousand trials of almost no work: no report is lost, and the driver does not grow."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import cloudpickle
+
+from kdray.record import TrialRecord
+from kdray.search.ledger import Ledger
+from kdray.search.searcher import Search, Study
+from kdray.search.searching import search
+from kdray.slots import SlotSettings, connect, open_slots
+from kdray.worker import Report, Worker
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+TRIALS = 1000
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Two evaluations; the accuracy is the number's."""
+
+    number: int
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        for epoch in (1, 2):
+            yield {"accuracy": self.number / TRIALS, "epoch": epoch, "step": epoch}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of this process."""
+
+    resident_mb: float
+    threads: int
+    open_files: int
+
+    @classmethod
+    def now(cls) -> "Size":
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        files = len(list(Path("/proc/self/fd").iterdir()))
+        return cls(int(status["VmRSS"].split()[0]) / 1024, int(status["Threads"]), files)
+
+
+def test_a_thousand_trials_lose_nothing_and_the_driver_does_not_grow(tmp_path: Path) -> None:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    info = connect("local", False, tmp_path / "logs")
+    ledger = Ledger.open(tmp_path / "journal.log", "many", ("accuracy",))
+    asked = Search(trials=TRIALS, objectives=("accuracy",), sampler="random", stopping=None)
+    study = Study(asked, {"distillation.alpha": [0.1, 0.5, 0.9]}, ledger, lambda params: {}, lambda params: 2)
+    sizes: dict[int, Size] = {}
+
+    def watch(record: TrialRecord) -> None:
+        if record.state != "running" and record.number in (100, TRIALS - 1):
+            sizes[record.number] = Size.now()
+
+    def make_job(number: int, params: dict[str, Any]) -> Teaching:
+        return Teaching(number)
+
+    try:
+        with open_slots(SlotSettings(count=2, cpus=1), tmp_path / "slots", tmp_path / "logs") as pool:
+            search(pool, study, make_job, watch)
+    finally:
+        info.close()
+    records = Ledger.read(tmp_path / "journal.log", "many").records()
+    assert [record.number for record in records] == list(range(TRIALS))
+    for record in records:
+        assert record.state == "completed"
+        assert [(m["accuracy"], m["epoch"]) for m in record.history] == [(record.number / TRIALS, e) for e in (1, 2)]
+    early, late = sizes[100], sizes[TRIALS - 1]
+    assert late.resident_mb <= 1.2 * early.resident_mb, (early, late)
+    assert late.threads <= early.threads + 4, (early, late)
+    assert late.open_files <= early.open_files + 4, (early, late)

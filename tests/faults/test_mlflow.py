@@ -1,0 +1,317 @@
+"""An MLflow server in trouble: it holds nothing up, it is said once, and all arrives, once, with its own times."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow_server import Door, Fate, Server
+from told import ToldSweep, assert_all_told, runs_in, wait_until
+from typer.testing import CliRunner
+
+from kdray.cli import app
+from kdray.paths import SweepPaths
+from kdray.search.ledger import Ledger
+from kdray.tracking import Tracking
+
+pytestmark = pytest.mark.faults
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for the module: it takes seconds to start. Each test has an experiment of its own."""
+    with Server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def door(server: Server) -> Iterator[Door]:
+    with Door(server) as door:
+        yield door
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> SweepPaths:
+    return SweepPaths(tmp_path, "told")
+
+
+@pytest.fixture
+def tracking(door: Door, request: pytest.FixtureRequest) -> Tracking:
+    """The door's address; an answer within two seconds."""
+    return Tracking(uri=door.uri, experiment=request.node.name, timeout_s=2, patience_s=60)
+
+
+@pytest.fixture
+def report(paths: SweepPaths) -> Path:
+    """A folder to be logged."""
+    paths.report.mkdir(parents=True)
+    (paths.report / "report.md").write_text("# told\n")
+    return paths.report
+
+
+def kdray(*arguments: str | Path) -> tuple[int, str]:
+    """The exit code, and all that was printed."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    return result.exit_code, " ".join(f"{result.stdout}\n{result.stderr}".split())
+
+
+# While the sweep runs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trouble", ["refused", "error 500", "no answer", "lost answer"])
+def test_a_server_in_trouble_holds_nothing_up_and_gets_everything_afterwards(
+    trouble: Fate | str, door: Door, server: Server, paths: SweepPaths, tracking: Tracking, report: Path
+) -> None:
+    sweep = ToldSweep(paths, tracking)
+    sweep.trials(0)
+    sweep.wait_until_sent()
+    door.shut() if trouble == "refused" else door.always(trouble)  # type: ignore[arg-type]
+    sweep.trials(1, state="failed")
+    sweep.figures(report)
+    wait_until(lambda: bool(sweep.said), 60, "nothing was said")
+    sweep.trials(2, state="stopped")
+    assert paths.spool.stat().st_size > 0
+    door.open()
+    sweep.wait_until_sent()
+    sweep.end()
+    assert sweep.longest_call_s < 1
+    trouble_said, over = sweep.said
+    assert trouble_said.startswith(f"MLflow at {door.uri} cannot be written to (")
+    assert over == f"MLflow at {door.uri} answers again: it has everything now."
+    assert_all_told(paths, server.store, tracking.experiment)
+    found = runs_in(server.store, tracking.experiment)[None]
+    assert found.data.metrics == {"teacher.accuracy": 0.9}
+    assert len(list(server.folder.glob(f"artifacts/*/{found.info.run_id}/artifacts/report/report.md"))) == 1
+    assert not paths.spool.exists()
+
+
+def test_a_server_that_is_down_at_the_start(door: Door, server: Server, paths: SweepPaths, tracking: Tracking) -> None:
+    door.shut()
+    sweep = ToldSweep(paths, tracking)
+    sweep.trials(0, 1)
+    wait_until(lambda: bool(sweep.said), 60, "nothing was said")
+    assert sweep.tracker.run_ids() == {}
+    door.open()
+    sweep.wait_until_sent()
+    sweep.trials(2)
+    sweep.end()
+    assert_all_told(paths, server.store, tracking.experiment)
+
+
+def test_a_slow_server_gets_everything_in_time(
+    door: Door, server: Server, paths: SweepPaths, tracking: Tracking
+) -> None:
+    door.lateness_s = 0.5
+    door.always("late answer")
+    sweep = ToldSweep(paths, tracking)
+    sweep.trials(0, 1, 2)
+    sweep.end()
+    assert sweep.longest_call_s < 1
+    assert_all_told(paths, server.store, tracking.experiment)
+
+
+@pytest.mark.parametrize("fate", ["late answer", "lost answer"])
+def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
+    fate: Fate, door: Door, server: Server, paths: SweepPaths, tracking: Tracking
+) -> None:
+    made: list[str] = []
+
+    def fate_of(method: str, path: str) -> Fate:
+        if not path.endswith("runs/create") or len(made) >= 2:
+            return "passes"
+        made.append(path)
+        return fate
+
+    door.lateness_s, door.fate = 5, fate_of
+    sweep = ToldSweep(paths, tracking)
+    sweep.trials(0, 1, 2)
+    sweep.end()
+    assert len(made) == 2
+    assert_all_told(paths, server.store, tracking.experiment)
+
+
+def test_a_run_that_is_made_long_after_it_was_asked_for_is_removed(
+    door: Door, server: Server, paths: SweepPaths, tracking: Tracking
+) -> None:
+    """The server holds the first request back until the run was asked for again."""
+    created: list[str] = []
+
+    def fate_of(method: str, path: str) -> Fate:
+        if path.endswith("runs/create"):
+            created.append(path)
+            if len(created) == 1:
+                wait_until(lambda: len(created) > 1, 60, "it was not asked for again")
+                time.sleep(0.5)
+        return "passes"
+
+    door.fate = fate_of
+    sweep = ToldSweep(paths, tracking)
+    sweep.trials(0, 1, 2)
+    client = MlflowClient(server.store)
+    sweep.wait_until_sent()
+    experiment = client.get_experiment_by_name(tracking.experiment).experiment_id
+    wait_until(lambda: len(client.search_runs([experiment])) == 5, 60, "the second run for the sweep was not made")
+    sweep.end()
+    assert_all_told(paths, server.store, tracking.experiment)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_and_started_again_in_the_middle(
+    paths: SweepPaths, tmp_path: Path, report: Path
+) -> None:
+    with Server(tmp_path / "own") as own:
+        tracking = Tracking(uri=f"http://127.0.0.1:{own.port}", experiment="restarted", timeout_s=5, patience_s=60)
+        sweep = ToldSweep(paths, tracking)
+        sweep.trials(0)
+        sweep.begin()
+        sweep.wait_until_sent()
+        own.stop()
+        sweep.evaluate(1, 10)
+        sweep.figures(report)
+        wait_until(lambda: bool(sweep.said), 60, "nothing was said")
+        own.start()
+        sweep.evaluate(1, 20)
+        sweep.finish(1)
+        sweep.trials(2)
+        sweep.end()
+        assert len(sweep.said) == 2
+        assert_all_told(paths, own.store, "restarted")
+
+
+# Afterwards -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_server_that_was_gone_for_the_whole_sweep_missed_is_sent_by_kdray_sync(
+    door: Door, server: Server, paths: SweepPaths, tracking: Tracking, report: Path
+) -> None:
+    door.shut()
+    sweep = ToldSweep(paths, tracking.model_copy(update={"patience_s": 1}))
+    sweep.trials(0, 1, state="stopped")
+    sweep.trials(2)
+    sweep.figures(report)
+    sweep.tracker.log_artifacts(paths.student(0), "student", trial=0)  # removed before anything was sent
+    ended = time.time()
+    sweep.end()
+    assert sweep.said[-1].endswith(f"They are kept; send them later with: kdray sync {paths.root}")
+    assert "of 4 of 4 runs" in sweep.said[-1]
+
+    code, said = kdray("sync", paths.root)
+    assert code == 1
+    assert "has taken nothing for 1 s (the connection is refused)" in said
+    assert "Traceback" not in said
+
+    time.sleep(1)
+    door.open()
+    code, said = kdray("sync", paths.root)
+    assert code == 0, said
+    assert f"Sent to MLflow at {door.uri}: runs changed: 4, values of metrics: 22, folders of files: 1." in said
+    assert f"not there any more: {paths.student(0)}" in said
+    assert_all_told(paths, server.store, tracking.experiment)
+    found = runs_in(server.store, tracking.experiment)[None]
+    assert found.info.end_time == pytest.approx(ended * 1000, rel=0, abs=900)
+    assert found.info.start_time < Ledger.read(paths.journal, paths.name)[0].started * 1000
+    assert not paths.spool.exists()
+
+    code, said = kdray("sync", paths.root)
+    assert code == 0
+    assert "Nothing to send" in said
+
+
+DRIVER = """
+import sys, time
+from kdray.paths import SweepPaths
+from kdray.tracking import Tracking
+from pathlib import Path
+from told import ToldSweep
+
+storage, uri, experiment, unsent = sys.argv[1:]
+sweep = ToldSweep(SweepPaths(Path(storage), "told"), Tracking(uri=uri, experiment=experiment, timeout_s=2))
+sweep.trials(0)
+sweep.begin()
+sweep.evaluate(1, 10)
+if unsent == "sent":
+    sweep.wait_until_sent()
+    sweep.ledger.finish(1, "stopped")  # the ledger has it, and the tracker has never heard of it
+print("told", flush=True)
+time.sleep(300)
+"""
+
+
+def killed_driver(paths: SweepPaths, tracking: Tracking, how: str) -> None:
+    """A driver of one finished and one running trial that is killed when it has told all, or when all is sent."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", DRIVER, str(paths.storage), str(tracking.uri), tracking.experiment, how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as driver:
+        try:
+            assert driver.stdout is not None
+            assert driver.stdout.readline() == "told\n"
+        finally:
+            driver.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("later", ["sync", "resume"])
+def test_what_a_killed_driver_had_not_sent_is_sent_later(
+    later: str, door: Door, server: Server, paths: SweepPaths, tracking: Tracking
+) -> None:
+    door.always("error 500")
+    killed_driver(paths, tracking, "unsent")
+    with paths.spool.open("a") as spool:
+        spool.write('{"run": 1, "metrics": [["accur')  # and a line that the kill has torn
+    door.open()
+    if later == "resume":
+        sweep = ToldSweep(paths, tracking)
+        sweep.tell(sweep.ledger.resume(1))
+        sweep.wait_until_sent()
+        assert runs_in(server.store, tracking.experiment)[None].info.status == "RUNNING"
+        sweep.evaluate(1, 20)
+        sweep.finish(1)
+        sweep.end()
+        found = runs_in(server.store, tracking.experiment)
+        assert {run.info.status for run in found.values()} == {"FINISHED"}
+        assert found["1"].data.metrics["accuracy"] == pytest.approx(0.82)
+        return
+    code, said = kdray("sync", paths.root)
+    assert code == 0, said
+    found = runs_in(server.store, tracking.experiment)
+    assert found["1"].info.status == "KILLED"  # the ledger calls it running: it is handed out again
+    assert found["1"].data.tags["kdray.status"] == "interrupted"
+    assert_all_told(paths, server.store, tracking.experiment, status="KILLED")
+
+
+@pytest.mark.parametrize("later", ["sync", "resume"])
+def test_runs_that_a_killed_driver_left_running_are_closed(
+    later: str, server: Server, paths: SweepPaths, tracking: Tracking
+) -> None:
+    killed_driver(paths, tracking, "sent")
+    before = runs_in(server.store, tracking.experiment)
+    assert (before[None].info.status, before["1"].info.status) == ("RUNNING", "RUNNING")
+    if later == "sync":
+        assert kdray("sync", paths.root)[0] == 0
+    else:
+        sweep = ToldSweep(paths, tracking)
+        sweep.end()
+    after = runs_in(server.store, tracking.experiment)
+    assert {number: run.info.run_id for number, run in after.items()} == {
+        number: run.info.run_id for number, run in before.items()
+    }
+    assert after["1"].info.status == "KILLED"
+    assert after["1"].data.tags["kdray.status"] == "stopped"
+    assert_all_told(paths, server.store, tracking.experiment, status="FINISHED" if later == "resume" else "KILLED")
+
+
+def test_sync_and_a_running_sweep_keep_out_of_each_others_way(
+    door: Door, paths: SweepPaths, tracking: Tracking
+) -> None:
+    door.shut()
+    sweep = ToldSweep(paths, tracking.model_copy(update={"patience_s": 0}))
+    code, said = kdray("sync", paths.root)
+    assert code == 2
+    assert "another process is sending this sweep to MLflow" in said
+    sweep.end()

@@ -1,0 +1,175 @@
+"""Machines that go away under a sweep: three nodes in this machine, one of which dies or is drained."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
+
+from faults.night import LIMIT_S, until
+from kdray.errors import JobError
+from kdray.slots import RaySlots, SlotSettings, connect, open_slots
+from kdray.worker import Ask, Report, Worker
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+
+@dataclass(frozen=True)
+class Marching:
+    """Steps of 20 ms, kept in a file when it is suspended, every tenth one without being asked."""
+
+    file: Path
+    steps: int
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        step = int(self.file.read_text()) if self.file.exists() else 0
+        yield {"from": step, "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+        while step < self.steps:
+            time.sleep(0.02)
+            step += 1
+            ask = worker.asked(save=step % 10 == 0)
+            if ask in (Ask.SAVE, Ask.SUSPEND):
+                self.file.write_text(str(step))
+            if ask >= Ask.SUSPEND:
+                return
+        yield {"reached": step, "pid": os.getpid()}
+
+
+@dataclass
+class March:
+    """A job of a slot, listened to by a thread."""
+
+    reports: list[Report]
+    thread: threading.Thread
+    run: Any
+
+    def end(self) -> None:
+        self.thread.join(LIMIT_S)
+        assert not self.thread.is_alive()
+
+
+def marching(slots: RaySlots, file: Path, steps: int) -> March:
+    run = slots.run(Marching(file, steps), file.name)
+    reports: list[Report] = []
+
+    def listen() -> None:
+        for report in run:
+            reports.append(report)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    return March(reports, thread, run)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A head without processors to give, and three nodes with one each."""
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(3):
+        nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes(60)
+    info = connect(nodes.address, True, tmp_path / "logs")
+    yield nodes
+    info.close()
+    nodes.shutdown()
+
+
+@pytest.fixture
+def slots(cluster: Cluster, tmp_path: Path) -> Iterator[RaySlots]:
+    with open_slots(SlotSettings(count=2, cpus=1), tmp_path / "slots", tmp_path / "logs") as pool:
+        pool.wait(LIMIT_S)
+        yield pool
+
+
+def node_of(cluster: Cluster, node_id: str) -> Any:
+    return next(node for node in cluster.worker_nodes if node.node_id == node_id)
+
+
+def test_a_dead_nodes_slot_moves_and_the_other_is_untouched(cluster: Cluster, slots: RaySlots, tmp_path: Path) -> None:
+    one, two = (marching(slots, tmp_path / name, steps) for name, steps in (("one", 400), ("two", 2000)))
+    until(lambda: one.reports and two.reports and (tmp_path / "one").exists(), "both jobs have begun")
+    cluster.remove_node(node_of(cluster, one.reports[0]["node"]), allow_graceful=False)
+    one.end()
+    assert [report.get("reached") for report in one.reports] == [None, None, 400]
+    assert one.reports[1]["from"] > 0
+    assert one.reports[1]["node"] != one.reports[0]["node"]
+    assert one.run.attempts == 2
+    two.end()
+    assert [report["pid"] for report in two.reports] == [two.reports[0]["pid"]] * 2
+    assert two.run.attempts == 1
+
+
+def test_a_drained_nodes_slot_leaves_it_with_its_work_and_without_blame(
+    cluster: Cluster, slots: RaySlots, tmp_path: Path
+) -> None:
+    march = marching(slots, tmp_path / "one", 500)
+    until(lambda: march.reports, "the job has begun")
+    first = march.reports[0]
+    subprocess.run(
+        ["ray", "drain-node", "--address", cluster.address, "--node-id", first["node"], "--reason",
+         "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", "60"],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    march.end()
+    assert [report.get("reached") for report in march.reports] == [None, None, 500]
+    assert march.reports[1]["from"] > 0
+    assert march.reports[1]["node"] != first["node"]
+    assert march.run.attempts == 1
+
+
+def test_a_job_that_eats_the_memory_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's memory monitor kills its worker each time."""
+
+    def greedy(worker: Worker) -> Iterator[Report]:
+        held = []
+        yield {}
+        while True:
+            held.append(bytearray(os.urandom(1 << 20)) * 64)
+            time.sleep(0.02)
+
+    def modest(worker: Worker) -> Iterator[Report]:
+        yield {"well": True}
+
+    used, total = _memory()
+    monkeypatch.setenv("RAY_memory_usage_threshold", str(min(0.95, (used + 6e9) / total)))
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    info = connect("local", False, tmp_path / "logs")
+    settings = SlotSettings(count=1, cpus=1, max_failures=1)
+    try:
+        with open_slots(settings, tmp_path / "slots", tmp_path / "logs") as pool:
+            with pytest.raises(JobError, match=r"its worker died each of the 2 times it was tried: .*out of memory"):
+                list(pool.run(greedy, "greedy"))
+            assert list(pool.run(modest, "modest")) == [{"well": True}]
+    finally:
+        info.close()
+
+
+def _memory() -> tuple[float, float]:
+    """Bytes in use and in all."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (float(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    return total - free, total
+
+
+def test_a_stopped_process_is_ended_by_a_signal_from_its_node(cluster: Cluster, tmp_path: Path) -> None:
+    """Ray's own words do not reach it."""
+    settings = SlotSettings(count=1, cpus=1, progress_timeout_s=4)
+    with open_slots(settings, tmp_path / "slots", tmp_path / "logs") as pool:
+        march = marching(pool, tmp_path / "one", 300)
+        until(lambda: march.reports and (tmp_path / "one").exists(), "the job has begun")
+        pid = march.reports[0]["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        march.end()
+        assert [report.get("reached") for report in march.reports] == [None, None, 300]
+        assert not Path(f"/proc/{pid}").exists()
