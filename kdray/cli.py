@@ -139,7 +139,7 @@ def launch(
     ledger: str | None = None,
 ) -> None:  # fmt: skip
     """Run a sweep with the options of a command line and end the process with its exit code."""
-    with exits():
+    with exits(storage):
         sweep = load()
         sweep = sweep.small() if smoke else sweep
         sweep = sweep.varied(settings_of(changes or []))
@@ -233,12 +233,15 @@ def log_to(paths: SweepPaths) -> None:
 class exits:  # noqa: N801  (used as `with exits():`)
     """Turn an error into a sentence on stderr and the exit code; the traceback goes to the log file."""
 
+    def __init__(self, storage: str = "the storage") -> None:
+        self.storage = storage
+
     def __enter__(self) -> None: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        error = (error and storage_error(error)) or error
+        error = (error and storage_error(error, self.storage)) or error
         if isinstance(error, KDRayError):
             say(error)
             raise SystemExit(error.exit_code) from None

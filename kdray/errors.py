@@ -52,13 +52,16 @@ class StorageError(Refused, OSError):
     """A path cannot be read or written, or belongs to another sweep."""
 
 
-def storage_error(error: BaseException) -> StorageError | None:
-    """What a full, failing or read-only storage raised, as a sentence; None for any other error."""
+def storage_error(error: BaseException, where: object = "the storage") -> StorageError | None:
+    """What a full, failing or read-only storage raised, as a sentence; None for any other error.
+
+    `where` is named when the error itself names no file.
+    """
     if not isinstance(error, OSError) or isinstance(error, StorageError) or error.errno not in STORAGE_ERRNOS:
         return None
-    where = error.filename2 or error.filename or "the storage"
+    path = error.filename2 or error.filename or where
     return StorageError(
-        f"{where}: cannot be written: {error.strerror}. What was written is safe; make room (or make it writable), and "
+        f"{path}: cannot be written: {error.strerror}. What was written is safe; make room (or make it writable), and "
         "the same command goes on from there."
     )
 

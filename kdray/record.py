@@ -20,14 +20,14 @@ class TrialRecord:
     costs: dict[str, float] = field(default_factory=dict)
     """Of its architecture, known before training: latency_ms, parameters, size_mb, speedup."""
     error: str | None = None
-    remarks: tuple[str, ...] = ()
-    """What befell it and did not end it, in sentences."""
     attempts: int = 1
     run_id: str | None = None
     """MLflow's."""
     started: float = 0.0
     """Seconds since the epoch; `ended` is 0 while it runs."""
     ended: float = 0.0
+    remarks: tuple[str, ...] = ()
+    """What befell it and did not end it, in sentences."""
 
     @property
     def metrics(self) -> dict[str, float]:

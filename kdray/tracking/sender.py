@@ -23,8 +23,9 @@ from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from kdray.paths import SweepPaths
 from kdray.record import TrialRecord
 from kdray.tracking.content import Content, Point, TrackedRun
+from kdray.tracking.database import make_database
 from kdray.tracking.page import columns_of, view
-from kdray.tracking.settings import Tracking, masked
+from kdray.tracking.settings import Tracking, default_uri, masked
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -62,6 +63,7 @@ class Sender:
         """Files are under way: that may take long, and a store that says nothing ends it by itself."""
         self._tracking, self._sweep, self._key = tracking, paths.name, key
         self._artifacts = tracking.artifacts_in(paths)
+        self._own_database = paths.tracking_database if self.uri == default_uri(paths) else None
         self._runs, self._lock = runs, lock
         self._client: Any = None
         self._there: dict[int | None, list[Run]] = {}
@@ -74,6 +76,8 @@ class Sender:
         failure."""
         limit_requests(self._tracking.timeout_s)
         self.connected = False
+        if self._own_database:
+            make_database(self._own_database)
         self._client = self._client or MlflowClient(tracking_uri=self.uri)
         experiment = self._experiment()
         self.experiment_id = experiment.experiment_id

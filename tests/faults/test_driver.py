@@ -70,6 +70,7 @@ Ledger.finish, kdray.trial.fit = dying, counting
 """
 
 
+@pytest.mark.slow
 def test_a_trial_that_ended_unrecorded_is_not_trained_again(night: Night, undisturbed: list[Any]) -> None:
     night.script.write_text(DYING + night.script.read_text())
     night.run("--local", slots=1, expected=-signal.SIGKILL, DIE="1")
@@ -83,6 +84,7 @@ def test_a_trial_that_ended_unrecorded_is_not_trained_again(night: Night, undist
     assert numbers(night.records()) == undisturbed
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_one_process_keeps_the_step_it_was_at(night: Night, undisturbed: list[Any]) -> None:
     driver = night.begin("--local", slots=1)
     trial = night.trial_in_its_middle()
@@ -94,6 +96,7 @@ def test_ctrl_c_in_one_process_keeps_the_step_it_was_at(night: Night, undisturbe
     assert numbers(night.records()) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a byte flipped", "truncated"])
 def test_a_damaged_shard_is_labelled_again_and_said(night: Night, damage: str) -> None:
     night.run("--local", "--trials", "1", slots=1)
@@ -130,7 +133,7 @@ def small_storage(night: Night) -> Iterator[Night]:
     """The storage is a file system of its own, with room for a teacher's caches and a student or two."""
     night.storage.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(night.storage)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(night.storage)], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
@@ -151,6 +154,7 @@ def fill(night: Night, free: int) -> Path:
     return filler
 
 
+@pytest.mark.slow
 def test_a_full_storage_is_named_and_the_sweep_goes_on_when_there_is_room(
     small_storage: Night, undisturbed: list[Any]
 ) -> None:
@@ -171,9 +175,9 @@ def test_a_full_storage_is_named_and_the_sweep_goes_on_when_there_is_room(
     assert numbers(night.records()) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_storage_that_becomes_read_only_is_named(small_storage: Night, undisturbed: list[Any]) -> None:
     night = small_storage
-    remount(night, "size=64m")
     night.run("--local", "--trials", "2", slots=1)
     remount(night, "ro")
     night.run("--local", slots=1, expected=StorageError.exit_code)
