@@ -54,6 +54,9 @@ Set = Annotated[
     ),
 ]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow server; by default a SQLite file in the storage.")]
+LedgerUrl = Annotated[
+    str | None, typer.Option("--ledger", help="Database that keeps the trials; by default a file.", metavar="URL")
+]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join, such as auto or ray://host:10001.")]
 RequireCluster = Annotated[bool, typer.Option("--require-cluster", help="Fail rather than start a local Ray.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Remove this sweep's earlier results and start over.")]
@@ -66,9 +69,11 @@ def main(sweep: Sweep) -> None:
     def command(
         smoke: Smoke = False, trials: Trials = None, set_: Set = None, storage: Storage = DEFAULT_STORAGE,
         tracking_uri: TrackingUri = None, address: Address = None, require_cluster: RequireCluster = False,
-        fresh: Fresh = False, local: Local = False,
+        fresh: Fresh = False, local: Local = False, ledger: LedgerUrl = None,
     ) -> None:  # fmt: skip
-        launch(lambda: sweep, smoke, trials, set_, storage, tracking_uri, address, require_cluster, fresh, local)
+        launch(
+            lambda: sweep, smoke, trials, set_, storage, tracking_uri, address, require_cluster, fresh, local, ledger
+        )
 
     command.__doc__ = f"Run the sweep {sweep.name!r}, or go on with it where it was left."
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -81,10 +86,13 @@ def run_file(
     file: Annotated[Path, typer.Argument(help="A Python file that defines a Sweep.")],
     smoke: Smoke = False, trials: Trials = None, set_: Set = None, storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None, address: Address = None, require_cluster: RequireCluster = False,
-    fresh: Fresh = False, local: Local = False,
+    fresh: Fresh = False, local: Local = False, ledger: LedgerUrl = None,
 ) -> None:  # fmt: skip
     """Run the sweep that FILE defines, or go on with it where it was left."""
-    launch(lambda: sweep_in(file), smoke, trials, set_, storage, tracking_uri, address, require_cluster, fresh, local)
+    launch(
+        lambda: sweep_in(file), smoke, trials, set_, storage, tracking_uri, address, require_cluster, fresh, local,
+        ledger,
+    )  # fmt: skip
 
 
 @app.command()
@@ -128,6 +136,7 @@ def ui(
 def launch(
     load: Callable[[], Sweep], smoke: bool, trials: int | None, changes: list[str] | None, storage: str,
     tracking_uri: str | None, address: str | None, require_cluster: bool, fresh: bool, local: bool,
+    ledger: str | None = None,
 ) -> None:  # fmt: skip
     """Run a sweep with the options of a command line and end the process with its exit code."""
     with exits(storage):
@@ -138,6 +147,8 @@ def launch(
             sweep = sweep.varied({"search.trials": trials})
         if tracking_uri is not None:
             sweep = sweep.varied({"tracking.uri": tracking_uri})
+        if ledger is not None:
+            sweep = sweep.varied({"search.ledger": ledger})
         paths = SweepPaths(storage_path(storage), sweep.name)
         log_to(paths)
         with open_screen() as screen, interruptible(lambda: screen.note(STOPPING)):

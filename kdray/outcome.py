@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kdray.choice import Choice, chosen, front_numbers
-from kdray.errors import NoStudent, StorageError, SweepFailed
+from kdray.claim import ledger_in, settings_in
+from kdray.errors import NoStudent, SweepFailed
 from kdray.paths import SweepPaths, new_folder, read_json, write_json
 from kdray.pretrained import Pretrained, weights_fingerprint
 from kdray.report import Figures
@@ -75,14 +76,12 @@ def ship(
 
 def figures_of(paths: SweepPaths) -> Figures:
     """What is known of a finished or running sweep, from its files. Raises StorageError where there is none."""
-    if not paths.settings.exists():
-        raise StorageError(f"{paths.root}: there is no sweep here; give STORAGE/NAME, such as results/quickstart.")
-    identity = read_json(paths.settings)
+    identity = settings_in(paths)
     choice = read_json(paths.choice) if paths.choice.exists() else {"chosen": None, "front": [], "sentences": []}
     return Figures(
         name=paths.name,
         teacher=read_json(paths.teacher_figures) if paths.teacher_figures.exists() else {},
-        records=Ledger.read(paths.journal, paths.name).records(),
+        records=ledger_in(paths).records(),
         front=choice["front"],
         chosen=choice["chosen"],
         sentences=choice["sentences"],

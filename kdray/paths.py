@@ -5,7 +5,8 @@ STORAGE/
   cache/                         shared by all sweeps of this storage, by content
     tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
   <sweep>/
-    sweep.json  teacher.json  choice.json  ledger/  trials/<number>/  chosen/  report/  logs/  tracking/
+    sweep.json  owner.json  teacher.json  choice.json
+    ledger/  trials/<number>/  chosen/  report/  logs/  tracking/
 """
 
 import hashlib
@@ -70,6 +71,11 @@ class SweepPaths(StoragePaths):
     @property
     def settings(self) -> Path:
         return self.root / "sweep.json"
+
+    @property
+    def owner(self) -> Path:
+        """Who runs the sweep; there while somebody does."""
+        return self.root / "owner.json"
 
     @property
     def journal(self) -> Path:

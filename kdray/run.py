@@ -5,15 +5,17 @@ Each step finds its finished work on disk and skips it: running the same sweep a
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from kdray.claim import claim
+from kdray.comparable import comparable_trials
 from kdray.costs import measure_costs
 from kdray.data import Splits, load_splits
 from kdray.keeper import Keeper, tracked
 from kdray.outcome import Outcome, choose, figures_of, ship
+from kdray.owner import owned
 from kdray.paths import SweepPaths, write_json
 from kdray.report import write_report
 from kdray.screen import NullScreen, Screen
@@ -39,7 +41,15 @@ def run(
     before any training; SweepFailed when no trial ran to its end.
     """
     screen = screen or NullScreen()
-    claim(sweep.identity(), paths, fresh)
+    with owned(paths.owner, screen.note):
+        ledger = claim(sweep.identity(), paths, fresh)
+        return story(sweep, paths, ledger, screen, slots_for(sweep, paths, screen, address, require_cluster, local))
+
+
+def story(
+    sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen, opening: AbstractContextManager[SlotPool]
+) -> Outcome:
+    """The steps of a sweep, in a folder that is its own; `opening` gives it its slots."""
     screen.stage("Data")
     splits = load_splits(sweep.data, sweep.task)
     sweep.check_classes(splits)
@@ -47,12 +57,10 @@ def run(
         screen.note(note)
     source = obtain_source(sweep.teacher, sweep.task, splits, paths, sweep.seed)
     sources = student_sources(sweep.students, source, splits, sweep.task, paths, sweep.seed)
-    ledger = Ledger.open(paths.journal, sweep.name, sweep.search.objectives)
+    for note in comparable_trials(sweep, paths, ledger, splits.key, source.key):
+        screen.note(note)
 
-    with (
-        slots_for(sweep, paths, screen, address, require_cluster, local) as slots,
-        tracked(sweep, paths, ledger, screen.note) as tracker,
-    ):
+    with opening as slots, tracked(sweep, paths, ledger, screen.note) as tracker:
         screen.stage("Teacher")
         teacher = obtain_teacher(
             sweep.teacher, source, sweep.task, sources[None].tokens, paths, sweep.seed, slots, epochs_on(screen, sweep)
@@ -83,6 +91,8 @@ def run(
             costs=lambda params: costs.of(sweep.recipe_of(params).student),
             evaluations=lambda params: sweep.recipe_of(params).training.evaluations,
         )  # fmt: skip
+        if study.unheeded:
+            screen.note(f"{study.unheeded} of those trials break a constraint here: the sampler leaves them out.")
         keeper = Keeper(sweep, paths, ledger, tracker, screen)
         search(slots, study, lambda number, params: trial(sweep, lessons, paths, number, params), keeper.take)
 

@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any, TypeAlias
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
@@ -80,6 +81,36 @@ def narrowed(
         name: _narrowed(distribution, {shape[name] for shape in allowed}) if name in allowed[0] else distribution
         for name, distribution in distributions.items()
     }
+
+
+def lengthened(name: str, before: BaseDistribution, now: BaseDistribution) -> BaseDistribution:
+    """A choice with the values of an earlier one first, in its order; any other distribution as it is.
+
+    Raises SpecError when a value of the earlier one is gone.
+    """
+    if not isinstance(before, CategoricalDistribution) or not isinstance(now, CategoricalDistribution):
+        return now
+    if not set(before.choices) <= set(now.choices):
+        raise SpecError(
+            f"space[{name!r}]: was {list(before.choices)}, now {list(now.choices)}; a list may only grow once trials "
+            "know it. Put the old values back, or give the sweep another name."
+        )
+    return CategoricalDistribution(list(dict.fromkeys((*before.choices, *now.choices))))
+
+
+def is_longer(before: Any, now: Any) -> bool:
+    """Whether a domain, in Optuna's JSON, is a choice that still has all the values of an earlier one."""
+    old, new = ((domain or {}).get("attributes", {}).get("choices") for domain in (before, now))
+    return bool(old and new) and set(old) <= set(new)
+
+
+def within(distribution: BaseDistribution, name: str, value: Any) -> bool:
+    """Whether the distribution can give this value."""
+    try:
+        create_trial(state=TrialState.RUNNING, params={name: value}, distributions={name: distribution})
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _narrowed(distribution: BaseDistribution, allowed: Collection[Any]) -> BaseDistribution:

@@ -38,7 +38,8 @@ MAY_CHANGE = {
     "training": set(WITHOUT_EFFECT),
     "teacher": {"training": set(WITHOUT_EFFECT)},
 }
-"""What a sweep may be gone on with: more trials, other slots, another bar. Anything else makes it another sweep."""
+"""What a sweep may be gone on with: more trials, other slots, another bar. (Lists in `space` may grow, says `claim`.)
+Anything else makes it another sweep."""
 
 
 class Sweep(Settings):

@@ -129,6 +129,22 @@ def test_more_trials_then_fresh(go: Callable[..., Done], tmp_path: Path) -> None
     assert "was 0.01, now 0.2" in (storage / "mine" / "logs" / "kdray.log").read_text()
 
 
+def test_a_database_as_the_ledger(go: Callable[..., Done], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/trials.db"
+    assert go("--trials", "1", "--ledger", url).code == 0
+    assert (tmp_path / "trials.db").stat().st_size > 0
+    assert not (tmp_path / "results" / "mine" / "ledger").exists()
+    assert "completed" in kdray("show", tmp_path / "results" / "mine").out
+    refused = go("--trials", "1")
+    assert refused.code == 2
+    assert f"search.ledger: was {url}, now None" in refused.err
+    secret = go("--trials", "1", "--ledger", "postgresql://anna:s3cret@127.0.0.1/kd")
+    assert secret.code == 2
+    assert "search.ledger: there is a password in the URL" in secret.err
+    assert "PGPASSWORD" in secret.err
+    assert not any(b"s3cret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
 def test_a_tracking_server(go: Callable[..., Done], tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/elsewhere.db"
     assert go("--trials", "1", "--tracking-uri", uri, "--set", "tracking.enabled=true").code == 0
@@ -203,7 +219,7 @@ def test_help() -> None:
     assert {"run", "show", "sync", "ui"} <= set(kdray("--help").out.split())
     said = kdray("run", "--help").out
     for option in ("--smoke", "--trials", "--set", "--storage", "--tracking-uri", "--address", "--require-cluster",
-                   "--fresh", "--local"):  # fmt: skip
+                   "--fresh", "--local", "--ledger"):  # fmt: skip
         assert option in said
 
 

@@ -1,5 +1,12 @@
 """The ledger: what is written is there again, for us and for Optuna, whatever happened to the process."""
 
+import resource
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -9,8 +16,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from kdray.errors import StorageError
+from kdray.errors import SpecError, StorageError
 from kdray.search.ledger import Ledger
+from kdray.search.searcher import Search
 
 OBJECTIVES = ("accuracy", "latency_ms")
 DISTRIBUTIONS = {"alpha": FloatDistribution(0, 1), "student.depth": CategoricalDistribution([1, 2])}
@@ -91,6 +99,15 @@ def test_a_torn_last_line_costs_that_line_only(tmp_path: Path) -> None:
     assert [record.state for record in opened(tmp_path).records()] == ["completed", "stopped", "failed", "completed"]
 
 
+def test_the_lock_of_a_killed_process_holds_up_nobody(tmp_path: Path) -> None:
+    """Optuna itself waits half a minute for it."""
+    ledger, began = filled(tmp_path), time.monotonic()
+    (tmp_path / "ledger" / "journal.log.lock").symlink_to(tmp_path / "ledger" / "journal.log")
+    opened(tmp_path).record(3, {"accuracy": 0.5, "step": 10})
+    assert time.monotonic() - began < 10
+    assert len(ledger) == 4
+
+
 def test_reading_does_not_touch_a_line_that_is_being_written(tmp_path: Path) -> None:
     filled(tmp_path)
     journal = tmp_path / "ledger" / "journal.log"
@@ -119,6 +136,219 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         Ledger.read(tmp_path / "none.log", "reviews")
     with pytest.raises(StorageError, match="holds no sweep 'other'"):
         Ledger.read(journal, "other")
-    (tmp_path / "bad.log").write_text("not a journal\nat all\n")
-    with pytest.raises(StorageError, match=r"bad\.log: cannot be used"):
-        Ledger.open(tmp_path / "bad.log", "reviews", OBJECTIVES)
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(
+        StorageError, match=r"file/j\.log: cannot be used \(.*\)\. Give a journal file in a folder you may"
+    ):
+        Ledger.open(tmp_path / "file" / "j.log", "reviews", OBJECTIVES)
+
+
+# Damage ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("garbage", [b"not a journal", b"\0" * 200, b'{"op_code": 8, "worker', b"[1, 2]", b"{}", b""])
+@pytest.mark.parametrize("place", [0, 4, -1])
+def test_a_damaged_line_is_refused_by_its_number(tmp_path: Path, garbage: bytes, place: int) -> None:
+    filled(tmp_path)
+    journal = tmp_path / "ledger" / "journal.log"
+    lines = journal.read_bytes().splitlines()
+    lines[place] = garbage
+    damaged = b"\n".join(lines) + b"\n"
+    journal.write_bytes(damaged)
+    number = range(1, len(lines) + 1)[place]
+    for look in (lambda: opened(tmp_path), lambda: Ledger.read(journal, "reviews")):
+        with pytest.raises(StorageError) as caught:
+            look()
+        assert f"ledger {journal}: line {number} is damaged" in str(caught.value)
+        assert f"The {number - 1} lines before it are whole" in str(caught.value)
+    assert journal.read_bytes() == damaged
+
+
+def test_a_write_that_fails_leaves_no_half_of_itself(tmp_path: Path) -> None:
+    """A full disk: what the file may hold ends in the middle of a line."""
+    ledger = filled(tmp_path)
+    journal = tmp_path / "ledger" / "journal.log"
+    before = journal.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 40, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            ledger.record(3, {"accuracy": 0.5, "step": 10})
+        assert caught.value.filename == str(journal)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal.read_bytes() == before
+    ledger.set_run_id(3, "the tracker's last word")
+    assert [record.state for record in opened(tmp_path).records()] == ["completed", "stopped", "failed", "running"]
+
+
+# Databases ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "part"),
+    [
+        ("ledger.db", "'ledger.db' begins no URL of a database that Optuna knows"),
+        ("redis://host/0", "'redis' begins no URL"),
+        ("sqlite://", "a database in memory is gone with the process"),
+        ("sqlite:///:memory:", "a database in memory is gone with the process"),
+        ("postgresql://anna:s3cret@host/kd", "PGPASSWORD or ~/.pgpass"),
+        ("postgres://anna:s3cret@host/kd", "'postgres' begins no URL"),
+        ("postgresql://anna@host/kd?password=s3cret", "there is a password in the URL"),
+        ("mysql+pymysql://anna:s3cret@host/kd", "there is a password in the URL"),
+    ],
+)
+def test_a_url_that_cannot_serve_is_refused_and_no_secret_is_repeated(url: str, part: str) -> None:
+    with pytest.raises(SpecError, match=r"Search\.ledger: ") as caught:
+        Search(ledger=url)
+    assert part in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_sqlite_file_is_known_by_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Search(ledger="sqlite:///kd.db").ledger == f"sqlite:///{tmp_path}/kd.db"
+    assert Search(ledger="postgresql://anna@host/kd").ledger == "postgresql://anna@host/kd"
+
+
+def test_a_database_that_does_not_answer_is_named_in_time() -> None:
+    with socket.socket() as silent:  # takes the connection and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port, began = silent.getsockname()[1], time.monotonic()
+        with pytest.raises(StorageError) as caught:
+            Ledger.open(f"postgresql://anna@127.0.0.1:{port}/kd?connect_timeout=2", "reviews", OBJECTIVES)
+    assert time.monotonic() - began < 15
+    assert f"ledger postgresql://anna@127.0.0.1:{port}/kd" in str(caught.value)
+    assert "timeout expired" in str(caught.value)
+    assert "Is the database up" in str(caught.value)
+    with pytest.raises(StorageError, match="Connection refused"):
+        Ledger.read(f"postgresql://anna@127.0.0.1:{port}/kd", "reviews")
+
+
+def test_looking_at_a_database_makes_none(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"no.db: no such file"):
+        Ledger.read(f"sqlite:///{tmp_path}/no.db", "reviews")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_of_another_folder_is_left_alone(tmp_path: Path) -> None:
+    """Two storages, one database, the same name."""
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    Ledger.open(url, "reviews", OBJECTIVES, "folder one").add(
+        {"alpha": 0.1, "student.depth": 1}, DISTRIBUTIONS, COSTS, {}
+    )
+    with pytest.raises(StorageError, match="'reviews' in it belongs to another folder"):
+        Ledger.open(url, "reviews", OBJECTIVES, "folder two")
+    Ledger.remove(url, "reviews", "folder two")
+    with pytest.raises(StorageError, match="'reviews' in it belongs to another folder"):
+        Ledger.trials_in(url, "reviews", "folder two")
+    assert Ledger.trials_in(url, "reviews", "folder one") == 1
+    Ledger.remove(url, "reviews", "folder one")
+    assert Ledger.trials_in(url, "reviews") is None
+    Ledger.remove(url, "reviews", "folder one")
+
+
+def test_a_study_that_is_no_sweep_is_left_alone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    study = optuna.create_study(storage=url, study_name="reviews", directions=["maximize", "minimize"])
+    Ledger.open(url, "reviews", OBJECTIVES, "folder one")  # empty, it may become one
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=1)
+    other = optuna.create_study(storage=url, study_name="other", directions=["maximize", "minimize"])
+    other.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=1)
+    with pytest.raises(StorageError, match="'other' in it belongs to another folder"):
+        Ledger.open(url, "other", OBJECTIVES, "folder one")
+
+
+def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than SQLite itself waits: the write is begun again."""
+    monkeypatch.setattr("kdray.search.storage.BUSY_S", 0.1)
+    ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db", "reviews", OBJECTIVES)
+    ledger.add({"alpha": 0.1, "student.depth": 1}, DISTRIBUTIONS, COSTS, {})
+    with locked(tmp_path / "ledger.db", seconds=2) as done:
+        ledger.record(0, {"accuracy": 0.9, "step": 1})
+        assert done.is_set()
+    with locked(tmp_path / "ledger.db", seconds=2) as done:
+        ledger.add({"alpha": 0.2, "student.depth": 2}, DISTRIBUTIONS, COSTS, {})
+        assert done.is_set()
+    with locked(tmp_path / "ledger.db", seconds=2) as done:
+        ledger.finish(0, "completed")
+        assert done.is_set()
+    records = Ledger.read(f"sqlite:///{tmp_path}/ledger.db", "reviews").records()
+    assert [(record.number, record.state, len(record.history)) for record in records] == [
+        (0, "completed", 1), (1, "running", 0)
+    ]  # fmt: skip
+
+
+def test_a_database_that_stays_away_ends_the_sweep_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdray.search.storage.BUSY_S", 0.1)
+    monkeypatch.setattr("kdray.search.ledger.OUTAGE_S", 1.0)
+    ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db", "reviews", OBJECTIVES)
+    began = time.monotonic()
+    with locked(tmp_path / "ledger.db", seconds=60):
+        with pytest.raises(
+            StorageError, match=r"ledger sqlite:.*could not be written .*locked.*the same command goes on"
+        ):
+            ledger.set_attr("x", 1)
+        with pytest.raises(StorageError):  # what is written on the way out does not wait again
+            ledger.set_attr("y", 1)
+    assert time.monotonic() - began < 30
+
+
+@contextmanager
+def locked(database: Path, seconds: float) -> Iterator[threading.Event]:
+    """Held by somebody else for so long, or until the block ends; the event says that it is free."""
+    holder = sqlite3.connect(database, check_same_thread=False, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    free = threading.Event()
+
+    def release() -> None:
+        if not free.is_set():
+            free.set()
+            holder.execute("ROLLBACK")
+
+    timer = threading.Timer(seconds, release)
+    timer.start()
+    try:
+        yield free
+    finally:
+        timer.cancel()
+        timer.join()
+        release()
+        holder.close()
+
+
+# Longer lists ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_a_list_may_grow_and_every_trial_knows_it(tmp_path: Path, kind: str) -> None:
+    where = tmp_path / "journal.log" if kind == "journal" else f"sqlite:///{tmp_path}/ledger.db"
+    first = Ledger.open(where, "reviews", OBJECTIVES)
+    assert first.lengthen(DISTRIBUTIONS) == DISTRIBUTIONS
+    for depth in (2, 1):
+        first.add({"alpha": 0.5, "student.depth": depth}, DISTRIBUTIONS, COSTS, {"note": depth})
+    first.finish(1, "failed", "ValueError: no")
+    longer = DISTRIBUTIONS | {"student.depth": CategoricalDistribution([3, 2, 4, 1])}
+    ledger = Ledger.open(where, "reviews", OBJECTIVES)
+    now = ledger.lengthen(longer)
+    assert now["student.depth"] == CategoricalDistribution([1, 2, 3, 4])
+    assert ledger.lengthen(longer) == now
+    ledger.add({"alpha": 0.5, "student.depth": 4}, now, COSTS, {})
+    ledger.record(0, {"accuracy": 0.5, "step": 1})
+    again = Ledger.read(where, "reviews")
+    assert [record.params["student.depth"] for record in again.records()] == [2, 1, 4]
+    assert [record.state for record in again.records()] == ["running", "failed", "running"]
+    assert [again.notes(number) for number in range(3)] == [{"note": 2}, {"note": 1}, {}]
+    storage = JournalStorage(JournalFileBackend(str(where))) if kind == "journal" else where
+    study = optuna.load_study(study_name="reviews", storage=storage)
+    assert {trial.distributions["student.depth"].choices for trial in study.trials} == {(1, 2, 3, 4)}  # type: ignore
+    assert study.ask(dict(now)).params["student.depth"] in (1, 2, 3, 4)
+
+
+def test_a_value_that_was_tried_stays(tmp_path: Path) -> None:
+    ledger = filled(tmp_path)
+    with pytest.raises(SpecError, match=r"space\['student.depth'\]: was \[1, 2\], now \[1, 3\]; a list may only grow"):
+        ledger.lengthen(DISTRIBUTIONS | {"student.depth": CategoricalDistribution([1, 3])})

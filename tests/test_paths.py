@@ -40,10 +40,19 @@ def test_another_kind_of_storage_is_refused() -> None:
 
 def test_all_of_a_sweep_lies_below_its_name(tmp_path: Path) -> None:
     paths = SweepPaths(tmp_path, "one")
-    own = [paths.settings, paths.journal, paths.chosen, paths.choice, paths.report, paths.logs, paths.student(7)]
+    own = [
+        paths.settings,
+        paths.owner,
+        paths.journal,
+        paths.chosen,
+        paths.choice,
+        paths.report,
+        paths.logs,
+        paths.student(7),
+    ]
     assert all(path.is_relative_to(tmp_path / "one") for path in own)
     shared = [paths.tokens("k"), paths.model("k"), paths.teacher("k"), paths.transfer("k"), paths.cost("k")]
-    assert len({*own, *shared}) == 12
+    assert len({*own, *shared}) == 13
     assert shared[:2] == [StoragePaths(tmp_path).tokens("k"), SweepPaths(tmp_path, "other").model("k")]
 
 

@@ -1,6 +1,7 @@
 """The story of a sweep, on slots in this process: what it leaves behind, going on with it, and what it refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from mlflow import MlflowClient
 from kdray.choice import Choose
 from kdray.data import Data
 from kdray.errors import DataError, Refused, SpecError, StorageError, SweepFailed, TeacherError
-from kdray.outcome import Outcome
+from kdray.outcome import Outcome, figures_of
+from kdray.owner import owned
 from kdray.paths import SweepPaths
 from kdray.pretrained import Pretrained, save
 from kdray.record import TrialRecord
 from kdray.run import run
+from kdray.screen import NullScreen
 from kdray.search.searcher import Search, at_most
 from kdray.search.stopping import Halving
 from kdray.slots import SlotSettings
@@ -57,6 +60,17 @@ def finished(make_sweep: MakeSweep, tmp_path_factory: pytest.TempPathFactory) ->
 def copied(finished: Outcome, tmp_path: Path) -> Path:
     """The storage of the finished sweep, to go on with."""
     return Path(shutil.copytree(finished.paths.storage, tmp_path / "storage"))
+
+
+class Noting(NullScreen):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        self.notes.append(text)
 
 
 def numbers(records: list[TrialRecord]) -> list[Any]:
@@ -158,6 +172,38 @@ def test_more_trials_extend_it(finished: Outcome, copied: Path, go: Callable[...
     assert numbers(at_once) == numbers(extended)
 
 
+def test_a_longer_list_of_values_extends_it(finished: Outcome, copied: Path, go: Callable[..., Outcome]) -> None:
+    longer = {"student.depth": [3, 1, 2], "training.learning_rate": [1e-3, 3e-3]}
+    extended = go(storage=copied, space=longer, search=Search(trials=9, stopping=None)).figures
+    assert extended.records[:3] == finished.figures.records
+    assert 3 in {record.params["student.depth"] for record in extended.records[3:]}
+    assert {record.state for record in extended.records} == {"completed"}
+    written_down = json.loads((copied / "tiny" / "sweep.json").read_text())["space"]["student.depth"]
+    assert written_down["attributes"]["choices"] == [3, 1, 2]
+    with pytest.raises(StorageError, match=r"space\.student\.depth\.choices: was \[3, 1, 2\], now \[1, 2\]"):
+        go(storage=copied)
+
+
+def test_it_may_begin_with_what_another_sweep_found(copied: Path, make_sweep: MakeSweep, tmp_path: Path) -> None:
+    """The other sweep's trials are no rows here, and the same are drawn when the other one is gone."""
+
+    def warm(name: str, trials: int) -> tuple[list[str], Outcome]:
+        search = Search(trials=trials, stopping=None, warm_start=str(copied / "tiny"))
+        sweep = make_sweep(name=name, slots=ONE_THREAD, search=search)
+        screen = Noting()
+        return screen.notes, run(sweep, SweepPaths(tmp_path / "new", name), screen=screen, local=True)
+
+    notes, whole = warm("whole", 4)
+    said = f"The sampler knows 3 of the 3 trials of {copied / 'tiny'}."
+    assert said in notes
+    assert [record.number for record in whole.figures.records] == [0, 1, 2, 3]
+    warm("parts", 2)
+    shutil.rmtree(copied / "tiny")
+    notes, parts = warm("parts", 4)
+    assert said in notes
+    assert numbers(parts.figures.records) == numbers(whole.figures.records)
+
+
 def test_another_bar_is_another_choice_without_training(copied: Path, go: Callable[..., Outcome]) -> None:
     trials = written(copied / "tiny" / "trials")
     outcome = go(storage=copied, choose=Choose(retention=5.0, otherwise="none"))
@@ -186,6 +232,31 @@ def test_a_refused_sweep_leaves_its_name_free(go: Callable[..., Outcome]) -> Non
     with pytest.raises(DataError):
         go(task=TextClassification(label="stars"))
     assert go(search=Search(trials=1)).exit_code == 0
+
+
+def test_data_that_were_changed_in_place_are_refused(
+    go: Callable[..., Outcome], data_folder: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(data_folder, tmp_path / "data"))
+    assert go(data=Data(source=str(data)), search=Search(trials=1)).exit_code == 0
+    with (data / "train.csv").open("a") as file:
+        file.write("a witty warm fresh film,positive\n")
+    with pytest.raises(StorageError, match="what its trials learnt from has changed since: data: was") as caught:
+        go(data=Data(source=str(data)), search=Search(trials=2))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_running_sweep_is_left_alone(
+    finished: Outcome, copied: Path, go: Callable[..., Outcome], fresh: bool
+) -> None:
+    with (
+        owned(copied / "tiny" / "owner.json", print),
+        pytest.raises(StorageError, match=rf"pid {os.getpid()}, since .* runs this sweep"),
+    ):
+        go(storage=copied, fresh=fresh)
+    assert figures_of(SweepPaths(copied, "tiny")) == finished.figures
+    assert go(storage=copied).figures == finished.figures
 
 
 @pytest.mark.parametrize("fresh", [False, True])

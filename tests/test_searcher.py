@@ -1,5 +1,6 @@
 """The study that drivers ask and tell, and the sequential driver over it."""
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from ray import tune
 from kdray.errors import DataError, JobError, ResourceError, SpecError
 from kdray.record import TrialRecord
 from kdray.search.ledger import Ledger
-from kdray.search.searcher import Search, Study, at_least, at_most
+from kdray.search.searcher import EARLIER, Search, Study, at_least, at_most
 from kdray.search.sequential import search
 from kdray.slots import LocalSlots
 from kdray.worker import Job, Worker
@@ -42,9 +43,18 @@ def teaching(number: int, params: dict[str, Any]) -> Job:
     return job
 
 
-def study(folder: Path, *, noise: float = 0.0, space: dict[str, Any] = SPACE, **settings: Any) -> Study:
+def study(
+    folder: Path,
+    *,
+    noise: float = 0.0,
+    space: dict[str, Any] = SPACE,
+    earlier: list[Any] | None = None,
+    **settings: Any,
+) -> Study:
     asked = Search(**({"trials": 12, "stopping": None} | settings))
-    ledger = Ledger.open(folder / "journal.log", "sweep", asked.objectives)
+    ledger = Ledger.open(asked.ledger or folder / "journal.log", "sweep", asked.objectives)
+    if earlier is not None:
+        ledger.set_attr(EARLIER, {"trials": earlier})
     return Study(asked, space, ledger, lambda params: costs(params, noise), lambda params: 3)
 
 
@@ -150,6 +160,7 @@ def test_constraints_that_nothing_keeps_are_refused(tmp_path: Path) -> None:
         ({"constraints": {"latency_ms": {}}}, "one of at_most and at_least"),
         ({"sampler": "grid"}, "'tpe'"),
         ({"trials": 0}, "greater than or equal to 1"),
+        ({"warm_start": "results/first", "sampler": "random"}, "random learns from no trial. Use tpe"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], part: str) -> None:
@@ -265,6 +276,120 @@ def test_hours_are_those_of_all_sessions(tmp_path: Path) -> None:
     assert sweep.ask() is not None
     now[0] += 2
     assert sweep.ask() is None
+
+
+# Going on with it -----------------------------------------------------------------------------------------------------
+
+
+def held_in(folder: Path, kind: str) -> dict[str, Any]:
+    """The setting of this kind of ledger."""
+    return {} if kind == "journal" else {"ledger": f"sqlite:///{folder}/ledger.db"}
+
+
+def test_a_database_gives_the_same_table(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"trials": 16, "stopping": {}, "constraints": {"latency_ms": at_most(3)}}
+    run(study(tmp_path, **settings | {"trials": 7}, **held_in(tmp_path, "sqlite")))
+    in_database = run(study(tmp_path, **settings, **held_in(tmp_path, "sqlite")))
+    in_journal = run(study(tmp_path / "journal", **settings))
+    assert table(in_database) == table(in_journal)
+    assert in_database[3].started == pytest.approx(in_journal[3].started, abs=300)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kind"), [("tpe", "journal"), ("tpe", "sqlite"), ("nsga2", "sqlite"), ("qmc", "journal")]
+)
+def test_a_longer_list_goes_on_in_the_same_ledger(tmp_path: Path, sampler: str, kind: str) -> None:
+    short, longer = SPACE | {"student.depth": [1, 2]}, SPACE | {"student.depth": [3, 1, 2]}
+    ledger: dict[str, Any] = {"sampler": sampler, **held_in(tmp_path, kind)}
+    before = run(study(tmp_path, space=short, trials=4, **ledger))
+    run(study(tmp_path, space=longer, trials=8, **ledger))
+    records = run(study(tmp_path, space=longer, trials=16, **ledger))
+    assert table(records[:4]) == table(before)
+    assert {record.params["student.depth"] for record in records[:4]} <= {1, 2}
+    assert {record.params["student.depth"] for record in records[4:]} == {1, 2, 3}
+    assert {record.state for record in records} == {"completed"}
+    other: dict[str, Any] = {"sampler": sampler, **held_in(tmp_path / "at once", kind)}
+    run(study(tmp_path / "at once", space=short, trials=4, **other))
+    assert table(run(study(tmp_path / "at once", space=longer, trials=16, **other))) == table(records)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+def test_a_journal_that_is_cut_off_costs_the_last_change_alone(tmp_path: Path, part: float) -> None:
+    """Wherever the process was killed, the search goes on from there and comes to the same table."""
+    whole = run(study(tmp_path / "whole", trials=3))
+    journal = tmp_path / "whole" / "journal.log"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for number in range(4, len(lines)):
+        cut = tmp_path / f"cut-{number}"
+        cut.mkdir()
+        torn = lines[number][: int(part * len(lines[number]))]
+        (cut / "journal.log").write_bytes(b"".join(lines[:number]) + torn)
+        before = Ledger.read(cut / "journal.log", "sweep").records()
+        resumed = study(cut, trials=3)
+        assert [record.params for record in resumed.records()] == [record.params for record in before]
+        assert [(r.params, r.state, r.history) for r in run(resumed)] == [(r.params, r.state, r.history) for r in whole]
+
+
+# Warm start -----------------------------------------------------------------------------------------------------------
+
+
+def earlier_trials(count: int = 30) -> list[dict[str, Any]]:
+    """Another sweep's trials, all near the best there is."""
+    params = [
+        {"student.depth": 1 + number % 4, "distillation.alpha": 0.55 + number / 300, "training.learning_rate": 1e-4}
+        for number in range(count)
+    ]
+    return [{"params": of, "metrics": {"accuracy": accuracy(of), "latency_ms": 999.0}} for of in params]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "cmaes"])
+def test_a_sampler_knows_the_trials_of_another_sweep(tmp_path: Path, sampler: str) -> None:
+    settings: dict[str, Any] = {"sampler": sampler, "trials": 40}
+    if sampler == "cmaes":
+        settings |= {"objectives": ("accuracy",)}
+    cold = run(study(tmp_path / "cold", **settings))
+    warm = run(study(tmp_path / "warm", earlier=earlier_trials(60), **settings))
+    assert [record.number for record in warm] == [record.number for record in cold]
+    away = [
+        sum(abs(record.params["distillation.alpha"] - 0.6) for record in records) / len(records)
+        for records in (cold, warm)
+    ]
+    assert away[1] < 0.75 * away[0]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "cmaes"])
+def test_a_warm_start_in_two_sessions_is_the_one_in_one(tmp_path: Path, sampler: str) -> None:
+    settings: dict[str, Any] = {"sampler": sampler, "stopping": {}}
+    if sampler == "cmaes":
+        settings |= {"objectives": ("accuracy",)}
+    whole = run(study(tmp_path / "whole", trials=20, earlier=earlier_trials(), **settings))
+    run(study(tmp_path / "parts", trials=9, earlier=earlier_trials(), **settings))
+    assert table(run(study(tmp_path / "parts", trials=20, **settings))) == table(whole)
+
+
+def test_another_sweeps_trials_stop_nobody_and_are_no_rows(tmp_path: Path) -> None:
+    sweep = study(tmp_path, trials=3, earlier=earlier_trials(), stopping={"reduction": 2})
+    for _ in range(2):
+        asked = sweep.ask()
+        assert asked is not None
+        assert sweep.observe(asked.number, {"accuracy": 0.01, "epoch": 1, "step": 10})
+        sweep.finish(asked.number, "failed", "enough of it")
+    assert [record.number for record in sweep.records()] == [0, 1]
+    assert sweep.ask() is not None
+    assert sweep.ask() is None
+
+
+def test_another_sweeps_trials_that_break_a_constraint_are_left_out(tmp_path: Path) -> None:
+    sweep = study(tmp_path, earlier=earlier_trials(20), constraints={"latency_ms": at_most(3)})
+    assert sweep.unheeded == 5
+    records = run(sweep)
+    assert max(record.params["student.depth"] for record in records) == 3
+
+
+def test_costs_are_those_measured_here(tmp_path: Path) -> None:
+    """Another sweep may have been measured on another machine."""
+    slow, fast = earlier_trials(), json.loads(json.dumps(earlier_trials()).replace("999.0", "0.001"))
+    assert table(run(study(tmp_path / "a", earlier=slow))) == table(run(study(tmp_path / "b", earlier=fast)))
 
 
 def test_a_job_error_keeps_its_words(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class ToldSweep:
 
     def __init__(self, paths: SweepPaths, tracking: Tracking) -> None:
         self.paths, self.said, self.longest_call_s = paths, list[str](), 0.0
-        write_json(paths.settings, {"search": {"objectives": ["accuracy"]}})
+        write_json(paths.settings, {"search": {"objectives": ["accuracy"]}, "space": {}})
         self.ledger = Ledger.open(paths.journal, paths.name, ["accuracy"])
         self.tracker = open_tracker(tracking, paths, key_of(self.ledger), self.said.append)
         self._timed(lambda: self.tracker.start_sweep({"search.trials": 3}, {}, sweep_run(self.ledger)))

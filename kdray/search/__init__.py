@@ -3,6 +3,7 @@
 - `searcher`    the settings, and the study that the drivers below ask and tell
 - `sampling`    how trials are drawn: Optuna's samplers
 - `ledger`      the durable record of all trials: an Optuna study
+- `storage`     where that is kept: a journal file, or a database
 - `stopping`    early stopping among trials of the same costs
 - `searching`   runs a search on a pool, by one of the two drivers
 - `tuning`      the driver for slots on a cluster: Ray Tune

@@ -4,27 +4,30 @@ A journal file in the sweep's folder by default, any Optuna storage by its URL. 
 answered, so the record survives the process at any moment. What is tried next is the searcher's business.
 
 A trial's user attributes: `costs`, `evaluation 0000` and on, `remark 0000` and on, `attempts`, `resumed`, `error`.
-MLflow's run ids are attributes of the study (`run 7`), because a finished trial takes no more.
+MLflow's run ids are attributes of the study (`run 7`), because a finished trial takes no more. `folder` marks whose
+study it is: in a database, two storages may each have a sweep of the same name.
 """
 
-import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage, JournalStorage, get_storage
-from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection, create_study, load_study
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.study import Study, StudyDirection, create_study, delete_study, load_study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdray.errors import StorageError
 from kdray.pareto import direction
 from kdray.record import State, TrialRecord
 from kdray.search.quiet import quiet_optuna
+from kdray.search.storage import OUTAGE_S, Where, insisting, open_storage, relist
+from kdray.space import lengthened
 
 STATES: dict[TrialState, State] = {
     TrialState.RUNNING: "running",
@@ -34,15 +37,17 @@ STATES: dict[TrialState, State] = {
 }
 OPTUNA_STATES = {state: optuna_state for optuna_state, state in STATES.items()}
 
-EVALUATION, REMARK, RUN = "evaluation ", "remark ", "run "
+EVALUATION, REMARK, RUN, FOLDER = "evaluation ", "remark ", "run ", "folder"
+
+T = TypeVar("T")
 
 
 class Ledger:
     """The trials of one sweep; one process writes at a time, any number may read. Safe to use from several threads."""
 
-    def __init__(self, where: Path | str, name: str, objectives: Sequence[str], storage: BaseStorage) -> None:
+    def __init__(self, where: Where, name: str, objectives: Sequence[str], storage: BaseStorage) -> None:
         self.where, self.name, self.objectives = where, name, tuple(objectives)
-        self._storage = storage
+        self._storage, self._patience_s = storage, OUTAGE_S
         self._study_id = storage.get_study_id_from_name(name)
         self._lock = threading.RLock()
         self._ids: dict[int, int] = {}
@@ -55,16 +60,19 @@ class Ledger:
             self._records[trial.number] = _record(trial, self._attrs.get(f"{RUN}{trial.number}"))
 
     @classmethod
-    def open(cls, where: Path | str, name: str, objectives: Sequence[str]) -> "Ledger":
+    def open(cls, where: Where, name: str, objectives: Sequence[str], folder: str = "") -> "Ledger":
         """The ledger of this name, for writing; a new one where there is none.
 
-        `where` is a journal file or an Optuna storage URL. Raises StorageError when it cannot be used or belongs to
-        a search with other objectives.
+        `folder` is the mark of the sweep's folder. Raises StorageError when it cannot be used, or belongs to another
+        folder or a search with other objectives.
         """
-        storage = _opened(where, cut=True)
+        storage = open_storage(where, writing=True)
         directions = [StudyDirection[direction(objective).upper()] for objective in objectives]
         with quiet_optuna():
             study = create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+            _check_folder(where, study, folder)
+            if study.user_attrs.get(FOLDER, "") != folder:
+                study.set_user_attr(FOLDER, folder)
             if study.metric_names is None:
                 study.set_metric_names(list(objectives))
         known = study.metric_names or []
@@ -76,16 +84,40 @@ class Ledger:
         return cls(where, name, objectives, storage)
 
     @classmethod
-    def read(cls, where: Path | str, name: str) -> "Ledger":
+    def read(cls, where: Where, name: str) -> "Ledger":
         """The ledger as it is now, for looking at, while another process may be writing. Raises StorageError."""
-        if isinstance(where, Path) and not where.exists():
-            raise StorageError(f"ledger {where}: no such file; the sweep {name!r} has no trials yet.")
-        storage = _opened(where, cut=False)
+        storage = open_storage(where, writing=False)
         try:
             objectives = load_study(storage=storage, study_name=name).metric_names or []
         except KeyError:
             raise StorageError(f"ledger {where}: holds no sweep {name!r}.") from None
         return cls(where, name, objectives, storage)
+
+    @classmethod
+    def trials_in(cls, where: Where, name: str, folder: str = "") -> int | None:
+        """How many trials the ledger has; None where there is no ledger.
+
+        Raises StorageError when it cannot be used, or belongs to another folder.
+        """
+        if isinstance(where, Path) and not where.exists():
+            return None
+        storage = open_storage(where, writing=True)
+        try:
+            study = load_study(storage=storage, study_name=name)
+        except KeyError:
+            return None
+        _check_folder(where, study, folder)
+        return len(study.get_trials(deepcopy=False))
+
+    @classmethod
+    def remove(cls, where: Where, name: str, folder: str) -> None:
+        """Remove the ledger, if it is this folder's. Raises StorageError when it cannot be used."""
+        storage = open_storage(where, writing=True)
+        try:
+            if load_study(storage=storage, study_name=name).user_attrs.get(FOLDER) == folder:
+                delete_study(storage=storage, study_name=name)
+        except KeyError:
+            return
 
     def __len__(self) -> int:
         return len(self._records)
@@ -109,7 +141,7 @@ class Ledger:
         costs: Mapping[str, float],
         notes: Mapping[str, Any],
     ) -> TrialRecord:
-        """A new running trial, in one write."""
+        """A new running trial, in one write. Raises StorageError, as all that writes, when the write is given up."""
         template = create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
@@ -118,10 +150,27 @@ class Ledger:
             system_attrs=dict(notes),
         )
         with self._lock:
-            trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
-            trial = self._storage.get_trial(trial_id)
-            self._ids[trial.number], self._notes[trial.number] = trial_id, trial.system_attrs
+            trial = self._write(self._creating(template))
+            self._ids[trial.number], self._notes[trial.number] = trial._trial_id, trial.system_attrs
             return self._keep(_record(trial, None))
+
+    def lengthen(self, distributions: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+        """These distributions, each choice in the order that its trials know it by, values new to them at the end.
+
+        The trials so far are rewritten to know those, too. Raises SpecError when a value is gone that was tried.
+        """
+        with self._lock:
+            trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+            known = {name: known for trial in reversed(trials) for name, known in trial.distributions.items()}
+            now = {
+                name: lengthened(name, known[name], distribution) if name in known else distribution
+                for name, distribution in distributions.items()
+            }
+            choices = [name for name in now if isinstance(known.get(name), CategoricalDistribution)]
+            longer = {name: now[name] for name in choices if now[name] != known[name]}
+            if longer:
+                self._storage = self._write(lambda: relist(self.where, self._storage, self._study_id, longer))
+            return now
 
     def resume(self, number: int) -> TrialRecord:
         """A trial that was running when its process ended is handed out again."""
@@ -163,7 +212,7 @@ class Ledger:
             if error:
                 self._set(number, "error", error)
             values = [record.metrics[name] for name in self.objectives] if state == "completed" else None
-            self._storage.set_trial_state_values(self._ids[number], OPTUNA_STATES[state], values)
+            self._write(lambda: self._ended(number, state, values))
             return self._keep(replace(record, state=state, error=error, ended=time.time()))
 
     def set_run_id(self, number: int, run_id: str) -> TrialRecord:
@@ -179,40 +228,52 @@ class Ledger:
     def set_attr(self, name: str, value: Any) -> None:
         """Keep a note on the sweep as a whole: a JSON value."""
         with self._lock:
-            self._storage.set_study_user_attr(self._study_id, name, value)
+            self._write(lambda: self._storage.set_study_user_attr(self._study_id, name, value))
             self._attrs = {**self._attrs, name: value}
 
     def _set(self, number: int, name: str, value: Any) -> None:
-        self._storage.set_trial_user_attr(self._ids[number], name, value)
+        self._write(lambda: self._storage.set_trial_user_attr(self._ids[number], name, value))
+
+    def _creating(self, template: FrozenTrial) -> Callable[[], FrozenTrial]:
+        """Creates the trial; tried again, it looks first whether only the answer was lost."""
+        tries = count()
+
+        def create() -> FrozenTrial:
+            if next(tries):
+                trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+                if len(trials) > len(self._records):
+                    return trials[-1]
+            return self._storage.get_trial(self._storage.create_new_trial(self._study_id, template_trial=template))
+
+        return create
+
+    def _ended(self, number: int, state: State, values: Sequence[float] | None) -> None:
+        try:
+            self._storage.set_trial_state_values(self._ids[number], OPTUNA_STATES[state], values)
+        except UpdateFinishedTrialError:
+            return  # only the answer was lost
+
+    def _write(self, change: Callable[[], T]) -> T:
+        """Make a change, waiting for a database that is away, though only once for one that stays away."""
+        try:
+            return insisting(self.where, change, self._patience_s)
+        except BaseException:
+            self._patience_s = 0.0
+            raise
 
     def _keep(self, record: TrialRecord) -> TrialRecord:
         self._records[record.number] = record
         return record
 
 
-def _opened(where: Path | str, *, cut: bool) -> BaseStorage:
-    try:
-        if isinstance(where, str):
-            return get_storage(where)
-        where.parent.mkdir(parents=True, exist_ok=True)
-        if cut:
-            _cut_torn_line(where)
-        return JournalStorage(JournalFileBackend(str(where)))
-    except Exception as error:
+def _check_folder(where: Where, study: Study, folder: str) -> None:
+    """Raise StorageError when a study in a database is another folder's, or no sweep at all."""
+    known = study.user_attrs.get(FOLDER, "")
+    if isinstance(where, str) and folder != known and (known or study.get_trials(deepcopy=False)):
         raise StorageError(
-            f"ledger {where}: cannot be used ({type(error).__name__}: {error}). Give a journal file in a folder you "
-            "may write to, or the URL of an Optuna storage."
-        ) from error
-
-
-def _cut_torn_line(journal: Path) -> None:
-    """Drop what a killed process left of its last write: after it the next write would be lost, and then the study."""
-    if not journal.exists():
-        return
-    text = journal.read_bytes()
-    whole = text.rfind(b"\n") + 1
-    if whole < len(text):
-        os.truncate(journal, whole)
+            f"ledger {where}: the sweep {study.study_name!r} in it belongs to another folder. Give this one another "
+            "name (--set name=...), or another database."
+        )
 
 
 def _record(trial: FrozenTrial, run_id: str | None) -> TrialRecord:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
@@ -34,6 +34,9 @@ DRAWS = 10
 """How often a trial is drawn before its architecture is drawn from the allowed ones; some samplers insist on theirs."""
 
 DRAWS_NOTE, STUDY_NOTE = "kdray:draws", "kdray:study"
+
+GENERATIONS = {"nsga2": "NSGAIISampler:generation", "nsga3": "NSGAIIISampler:generation"}
+"""The note by which a genetic sampler counts a trial among the parents of others."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class Sampling:
             self._study = optuna.create_study(storage=self._storage, directions=directions, study_name="view")
         self._study_id = self._storage.get_study_id_from_name("view")
         self._places: list[int] = []
-        """Of each trial among the study's, which holds the draws that were not allowed, too."""
+        """Of each trial among the study's, which holds earlier trials and the draws that were not allowed, too."""
+        self._sources: list[FrozenTrial] = []
+        """What earlier trials tell CMA-ES, which knows numbers alone."""
 
     def draw(self, allowed: Callable[[Mapping[str, Any]], bool], architectures: Sequence[Mapping[str, Any]]) -> Drawn:
         """The next trial: drawn until it is allowed; where that takes too long, with one of these architectures."""
@@ -73,11 +78,24 @@ class Sampling:
         self._study.enqueue_trial({**params, **architectures[int(random.integers(len(architectures)))]})
         return self._noted(self._ask(number, DRAWS), DRAWS + 1)
 
+    def earlier(self, params: Mapping[str, Any], values: Sequence[float]) -> bool:
+        """A finished trial of another search, told before any of this one; whether it is one that could be drawn."""
+        notes = {GENERATIONS[self._name]: 0} if self._name in GENERATIONS else {}
+        trial = self._trial(TrialState.COMPLETE, params, notes, values)
+        self._study.add_trial(trial or create_trial(state=TrialState.FAIL))  # samplers keep the places of trials
+        if trial is not None:
+            numbers = {name: of for name, of in self._distributions.items() if _is_range(of)}
+            own = {name: params[name] for name in numbers}
+            self._sources.append(create_trial(values=values, params=own, distributions=numbers))
+        return trial is not None
+
     def known(self, params: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
         """The next trial was drawn before a restart."""
         for _ in range(notes.get(DRAWS_NOTE, 1) - 1):
             self._study.add_trial(create_trial(state=TrialState.FAIL))
-        self._study.add_trial(self._running(params, notes) or create_trial(state=TrialState.FAIL))
+        own = {name: value for name, value in notes.items() if name not in (DRAWS_NOTE, STUDY_NOTE)}
+        running = self._trial(TrialState.RUNNING, params, own)
+        self._study.add_trial(running or create_trial(state=TrialState.FAIL))
         for name, value in json.loads(notes.get(STUDY_NOTE, "{}")).items():
             self._storage.set_study_system_attr(self._study_id, name, value)
         self._places.append(self._last())
@@ -96,20 +114,23 @@ class Sampling:
         self._study.sampler = RandomSampler(self._seed)
         self._study.tell(place, values, state=state)
 
-    def _running(self, params: Mapping[str, Any], notes: Mapping[str, Any]) -> FrozenTrial | None:
+    def _trial(
+        self, state: TrialState, params: Mapping[str, Any], notes: Mapping[str, Any],
+        values: Sequence[float] | None = None,
+    ) -> FrozenTrial | None:  # fmt: skip
         """A trial as it was drawn; None when it could not be drawn any more, since costs measured anew forbid it."""
-        own = {name: value for name, value in notes.items() if name not in (DRAWS_NOTE, STUDY_NOTE)}
         try:
             return create_trial(
-                state=TrialState.RUNNING, params=dict(params), distributions=self._distributions, system_attrs=own
-            )
+                state=state, params=dict(params), distributions=self._distributions, values=values,
+                system_attrs=dict(notes),
+            )  # fmt: skip
         except ValueError:
             return None
 
     def _ask(self, number: int, draw: int) -> dict[str, Any]:
         seed = int(np.random.SeedSequence((self._seed, number, draw)).generate_state(1)[0])
         with quiet_optuna():
-            self._study.sampler = _sampler(self._name, seed, self._seed)
+            self._study.sampler = _sampler(self._name, seed, self._seed, self._sources)
             return dict(self._study.ask(self._distributions).params)
 
     def _noted(self, params: dict[str, Any], draws: int) -> Drawn:
@@ -125,8 +146,12 @@ class Sampling:
         return self._storage.get_n_trials(self._study_id) - 1
 
 
-def _sampler(name: SamplerName, seed: int, sequence_seed: int) -> BaseSampler:
-    """A fresh sampler; `sequence_seed` stays the same for all draws of a search."""
+def _is_range(distribution: BaseDistribution) -> bool:
+    return not isinstance(distribution, CategoricalDistribution) and not distribution.single()
+
+
+def _sampler(name: SamplerName, seed: int, sequence_seed: int, sources: list[FrozenTrial]) -> BaseSampler:
+    """A fresh sampler; `sequence_seed` and `sources` stay the same for all draws of a search."""
     match name:
         case "tpe":
             return TPESampler(seed=seed)  # multivariate: half the time a draw, but twice as far from the front
@@ -139,7 +164,7 @@ def _sampler(name: SamplerName, seed: int, sequence_seed: int) -> BaseSampler:
         case "nsga3":
             return NSGAIIISampler(seed=seed)
         case "cmaes":
-            return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            return CmaEsSampler(seed=seed, warn_independent_sampling=False, source_trials=sources or None)
         case "qmc":
             return QMCSampler(
                 seed=sequence_seed,

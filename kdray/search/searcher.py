@@ -13,19 +13,23 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdray.errors import SpecError
 from kdray.record import State, TrialRecord
 from kdray.search.ledger import OPTUNA_STATES, Ledger
 from kdray.search.sampling import SamplerName, Sampling
 from kdray.search.stopping import Halving
+from kdray.search.storage import ledger_url
 from kdray.settings import Names, Settings
 from kdray.space import Space, architectures, distributions, narrowed
 from kdray.worker import NOTE
 
 ATTEMPTS = 3
 """How often a trial is handed out again whose listener died."""
+
+EARLIER = "earlier trials"
+"""The ledger's note of another sweep's trials that this one's sampler knows: `trials`, with params and metrics each."""
 
 FATAL = ("loss", "train_loss")
 """Besides the objectives: a trial that reports one of these as not finite has failed."""
@@ -78,6 +82,15 @@ class Search(Settings):
     """On costs, which are known before training: a student that breaks one is never trained."""
     stopping: Halving | None = Halving()
     seed: int = Field(0, ge=0)
+    ledger: str | None = None
+    """The URL of a database that keeps the trials; by default a journal file in the sweep's folder does."""
+    warm_start: str | None = None
+    """The folder of another sweep, whose comparable trials the sampler knows from the start."""
+
+    @field_validator("ledger")
+    @classmethod
+    def _lasting(cls, url: str | None) -> str | None:
+        return None if url is None else ledger_url(url)
 
     @model_validator(mode="after")
     def _possible(self) -> "Search":
@@ -89,6 +102,11 @@ class Search(Settings):
             raise ValueError(
                 f"Search.sampler: cmaes searches for one objective, there are {len(self.objectives)} "
                 f"({', '.join(self.objectives)}). Use tpe, gp, nsga2, nsga3, qmc or random, or name one objective."
+            )
+        if self.warm_start is not None and self.sampler in ("random", "qmc"):
+            raise ValueError(
+                f"Search.warm_start: {self.sampler} learns from no trial. Use tpe, gp, nsga2, nsga3 or cmaes, or leave "
+                "it out."
             )
         return self
 
@@ -120,7 +138,7 @@ class Study:
         """
         self.search, self.ledger = search, ledger
         self._costs, self._evaluations, self._clock = costs, evaluations, clock
-        self._distributions = distributions(space)
+        self._distributions = ledger.lengthen(distributions(space))
         measured = [(shape, costs(shape)) for shape in architectures(space)]
         self._allowed = _allowed(search.constraints, measured)
         self._places = _places(search.objectives, [cost for _, cost in measured])
@@ -130,6 +148,9 @@ class Study:
         self._spent_s, self._opened = _busy_s(records), clock()
         self._interrupted = [record.number for record in records if record.state == "running"]
         self._attempts: dict[int, int] = {}
+        heeded = [self._tell_earlier(**trial) for trial in (ledger.attr(EARLIER) or {"trials": []})["trials"]]
+        self.unheeded = heeded.count(False)
+        """Earlier trials that the sampler does not learn from, for their architecture breaks a constraint."""
         for record in records:
             self._sampling.known(record.params, ledger.notes(record.number))
             if record.state != "running":
@@ -233,6 +254,11 @@ class Study:
         first = self.search.objectives[0]
         course = [metrics[first] for metrics in record.history if first in metrics]
         self._sampling.tell(record.number, OPTUNA_STATES[record.state], values, course)
+
+    def _tell_earlier(self, params: Mapping[str, Any], metrics: Mapping[str, float]) -> bool:
+        """Let the sampler know what another sweep found, at the costs that are measured here."""
+        known = {**metrics, **self._costs(params)}
+        return self._sampling.earlier(params, [self._shown(name, known[name]) for name in self.search.objectives])
 
     def _shown(self, name: str, value: float) -> float:
         return float(bisect_left(self._places[name], value)) if name in self._places else value

@@ -10,8 +10,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kdray.claim import reopened
 from kdray.errors import SpecError, StorageError, TrackingError
-from kdray.paths import SweepPaths, read_json
+from kdray.owner import owned
+from kdray.paths import SweepPaths
 from kdray.search.ledger import Ledger
 from kdray.tracking.content import STATUS, Content, TrackedRun, trial_content
 from kdray.tracking.ids import key_of, note_runs, sweep_run
@@ -47,12 +49,12 @@ def sync(
     target = Target.read(paths)
     if target is None:
         return None
-    with Spool(paths) as spool:
+    with owned(paths.owner, say), Spool(paths) as spool:
         changes = spool.read()
         if not changes and target.ending:
             return None
         tracking = _tracking(target, uri)
-        ledger = Ledger.open(paths.journal, paths.name, read_json(paths.settings)["search"]["objectives"])
+        ledger = reopened(paths)
         runs = _runs(paths, ledger, changes, killed=target.ending is None)
         sender = Sender(tracking, paths, key_of(ledger), runs, threading.RLock())
         for record in ledger.records():

@@ -1,0 +1,122 @@
+"""Which trials may be compared: those that were taught the same by the same, and differ in searched settings alone.
+
+Trials of this sweep's earlier sessions must be; trials of another sweep that are may be shown to the sampler.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdray.claim import different, ledger_in, settings_in
+from kdray.errors import StorageError
+from kdray.paths import SweepPaths
+from kdray.record import TrialRecord
+from kdray.search.ledger import Ledger
+from kdray.search.searcher import EARLIER
+from kdray.space import distributions, within
+from kdray.sweep import COSTS, Sweep
+
+MATERIAL = "material"
+"""The ledger's note of what its trials were taught, by content."""
+
+RECIPE = ("student", "distillation", "training")
+WITHOUT_EFFECT = ("training.checkpoint_minutes",)
+
+
+def comparable_trials(sweep: Sweep, paths: SweepPaths, ledger: Ledger, data: str, teacher: str) -> list[str]:
+    """Note in the ledger what its trials learn from, and which trials of `search.warm_start` the sampler shall know.
+
+    `data` and `teacher` are fingerprints. What came of the warm start is said in a sentence. Raises StorageError when
+    the trials so far learnt from something else, and when none of the other sweep's can be taken.
+    """
+    now = _material(sweep, data, teacher)
+    before = ledger.attr(MATERIAL)
+    if before is not None and len(ledger) and (differences := different(before, now)):
+        raise StorageError(
+            f"{paths.root}: what its trials learnt from has changed since: {'; '.join(differences)} (fingerprints of "
+            "the content). Restore it, give this sweep another name (--set name=...), or start over with --fresh."
+        )
+    if before != now:
+        ledger.set_attr(MATERIAL, now)
+    if sweep.search.warm_start is None:
+        return []
+    if ledger.attr(EARLIER) is None:  # noted once it stays, whatever becomes of the other folder: draws depend on it
+        ledger.set_attr(EARLIER, _taken(sweep, _paths(sweep.search.warm_start), now, paths))
+    return [_said(**ledger.attr(EARLIER))]
+
+
+def _material(sweep: Sweep, data: str, teacher: str) -> dict[str, Any]:
+    """What decides, beside its own settings, what a trial measures."""
+    training = sweep.teacher.training.model_dump(mode="json") if sweep.teacher.training else {}
+    return {
+        "data": data,
+        "teacher": teacher,
+        "teacher.training": {name: value for name, value in training.items() if name != "checkpoint_minutes"},
+        "task": sweep.task.model_dump(mode="json"),
+        "transfer.precision": sweep.transfer.precision,
+        "seed": sweep.seed,
+    }
+
+
+def _said(folder: str, trials: Sequence[Any], left: Mapping[str, int]) -> str:
+    known = f"The sampler knows {len(trials)} of the {len(trials) + sum(left.values())} trials of {folder}"
+    return f"{known}; left out: {_reasons(left)}." if left else f"{known}."
+
+
+def _reasons(left: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} ({reason})" for reason, number in left.items())
+
+
+def _paths(folder: str) -> SweepPaths:
+    path = Path(folder).expanduser().absolute()
+    return SweepPaths(path.parent, path.name)
+
+
+def _taken(sweep: Sweep, other: SweepPaths, now: Mapping[str, Any], own: SweepPaths) -> dict[str, Any]:
+    if other.root == own.root:
+        raise StorageError(f"search.warm_start {other.root}: is the sweep's own folder. Name another one.")
+    try:
+        settings, ledger = settings_in(other), ledger_in(other)
+    except StorageError as error:
+        raise StorageError(f"search.warm_start {other.root}: no trials can be taken from there. {error}") from None
+    differences = different(ledger.attr(MATERIAL) or {}, now)
+    if differences:
+        raise StorageError(
+            f"search.warm_start {other.root}: its trials measured something else: {'; '.join(differences)} "
+            "(fingerprints of the content). Name a sweep over the same data, task and teacher, or leave it out."
+        )
+    trials, left = [], Counter[str]()
+    for record in ledger.records():
+        params, reason = _as_drawn(sweep, _fixed(settings), record)
+        if reason:
+            left[reason] += 1
+        else:
+            trials.append({"params": params, "metrics": record.metrics})
+    if not trials:
+        raise StorageError(
+            f"search.warm_start {other.root}: none of its trials can be taken: {_reasons(left) or 'it has none'}. Name "
+            "another sweep, or leave it out."
+        )
+    return {"folder": str(other.root), "trials": trials, "left": dict(left)}
+
+
+def _as_drawn(sweep: Sweep, fixed: Mapping[str, Any], record: TrialRecord) -> tuple[dict[str, Any], str | None]:
+    """The settings by which this sweep could have drawn the very same trial, and why it could not."""
+    theirs = {**fixed, **record.params}
+    params = {name: theirs.get(name) for name in sweep.space}
+    if record.state != "completed":
+        return params, record.state
+    for name, distribution in distributions(sweep.space).items():
+        if not within(distribution, name, params[name]):
+            return params, f"{name} {params[name]} is not in the space"
+    for name, value in _fixed(sweep.identity()).items():
+        if name not in sweep.space and name not in WITHOUT_EFFECT and theirs.get(name) != value:
+            return params, f"{name} is {theirs.get(name)}, here {value}"
+    missing = [name for name in sweep.search.objectives if name not in COSTS and name not in record.metrics]
+    return params, f"without {missing[0]}" if missing else None
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the recipe by dotted name, out of a sweep's in JSON."""
+    return {f"{part}.{name}": value for part in RECIPE for name, value in settings[part].items()}

@@ -1,0 +1,215 @@
+"""One driver a sweep: it holds the sweep's folder while it runs, and `owner.json` there says who it is.
+
+On one machine the kernel keeps the lock and drops it with the process, however that ends. Another machine that shares
+the folder may see the file and not the lock: there its age tells, for its owner touches it every few seconds.
+"""
+
+import fcntl
+import getpass
+import logging
+import os
+import platform
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from kdray.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 5.0
+DEAD_AFTER_S = 60.0
+"""Without a sign of life an owner on another machine is taken for dead; a busy file server may hold up some beats."""
+
+_LOCKS: set[int] = set()
+"""The open files that this process holds locks by; a child that is forked must not hold them, too."""
+
+
+class Owner(BaseModel):
+    """A process that runs a sweep."""
+
+    user: str = ""
+    host: str = ""
+    boot: str = ""
+    """One boot of one machine: all processes on it see each other's locks."""
+    pid: int = 0
+    """0 where the file cannot be read."""
+    since: float = 0.0
+
+    @classmethod
+    def here(cls) -> "Owner":
+        """This process, from now on."""
+        return cls(user=_user(), host=platform.node(), boot=_boot(), pid=os.getpid(), since=time.time())
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "another process"
+        since = datetime.fromtimestamp(self.since).astimezone()
+        return f"{self.user}@{self.host} (pid {self.pid}, since {since:%Y-%m-%d %H:%M:%S %Z})"
+
+
+@contextmanager
+def owned(path: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Own the sweep whose `owner.json` this is, within the block; `note` is told of a dead owner's taking over.
+
+    Raises StorageError when another driver owns it, or has taken it over in the meantime.
+    """
+    try:
+        hold = _held(path, note)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror}). Make room, or name a folder you may write to."
+        ) from None
+    try:
+        yield
+    except KeyboardInterrupt:
+        if hold.taken_by is None:
+            raise
+        raise StorageError(
+            f"{path.parent}: {hold.taken_by} has taken this sweep over, for nothing was heard of this process for "
+            f"{DEAD_AFTER_S:.0f} s. It goes on there; here it is stopped."
+        ) from None
+    finally:
+        hold.release()
+
+
+@dataclass
+class _Hold:
+    """The sweep in this process's hands."""
+
+    path: Path
+    lock: int
+    owner: Owner
+    taken_by: Owner | None = None
+    _released: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        text = self.owner.model_dump_json().encode()
+        os.pwrite(self.lock, text, 0)
+        os.ftruncate(self.lock, len(text))
+        os.fsync(self.lock)
+        self._thread = threading.Thread(target=self._beat, name="kdray-owner", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Let go. In a child that was forked within the block there is nothing to let go of."""
+        if self.owner.pid != os.getpid():
+            return
+        self._released.set()
+        self._thread.join()
+        if self.taken_by is None:
+            with suppress(OSError):  # a storage that became read-only
+                self.path.unlink()
+        _closed(self.lock)
+
+    def _beat(self) -> None:
+        """Give signs of life, and notice when another machine, which saw none for long, has taken over."""
+        while not self._released.wait(BEAT_S):
+            try:
+                os.utime(self.lock)
+                known = _owner(self.path.read_bytes())
+            except OSError as error:
+                log.warning("%s: %s", self.path, error)
+                continue
+            if known is not None and known != self.owner:
+                log.error("%s: taken over by %s", self.path, known)
+                self.taken_by = known
+                _stop_this_process()
+                return
+
+
+def _held(path: Path, note: Callable[[str], None]) -> _Hold:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, locked = _locked(path)
+    try:
+        me, before = Owner.here(), _owner(os.pread(lock, 10_000, 0))
+        age_s = _age_s(path.parent, lock)
+        if before and age_s < DEAD_AFTER_S and not (locked and before.boot == me.boot):
+            raise StorageError(
+                f"{path.parent}: {before} runs this sweep; it was last heard of {age_s:.0f} s ago. If it is dead, wait "
+                f"{DEAD_AFTER_S - age_s:.0f} s and give the command again."
+            )
+        hold = _Hold(path, lock, me)
+    except BaseException:
+        _closed(lock)
+        raise
+    if before:
+        note(f"{before} ran this sweep and is dead: going on in its place.")
+    return hold
+
+
+def _locked(path: Path) -> tuple[int, bool]:
+    """The open file, and whether its lock is ours; a file system may have no locks. Raises StorageError if not free."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # closed in programs that this process starts
+        _LOCKS.add(lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            owner = _owner(os.pread(lock, 10_000, 0)) or Owner()
+            _closed(lock)
+            raise StorageError(
+                f"{path.parent}: {owner} runs this sweep. Wait until it has ended, or stop it; to run another sweep "
+                "beside it, give this one another name (--set name=...)."
+            ) from None
+        except OSError as error:
+            log.warning("%s: no locks here (%s); its age must do", path, error)
+            return lock, False
+        if os.fstat(lock).st_nlink:
+            return lock, True
+        _closed(lock)  # between opening and locking its owner let go of it and removed it
+
+
+def _stop_this_process() -> None:
+    """As Ctrl-C does, in the middle of a sleep, too; in the background of a shell script that may be ignored."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if ignored else signal.SIGINT)
+
+
+def _closed(lock: int) -> None:
+    _LOCKS.discard(lock)
+    os.close(lock)
+
+
+def _let_go_in_child() -> None:
+    while _LOCKS:
+        os.close(_LOCKS.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def _owner(text: bytes) -> Owner | None:
+    """Whom the file names; None where it is empty, somebody unknown where it cannot be read."""
+    try:
+        return Owner.model_validate_json(text) if text.strip() else None
+    except ValidationError:
+        return Owner()
+
+
+def _age_s(folder: Path, lock: int) -> float:
+    """Seconds since the file's owner last touched it, by the clock of the file system: other machines' may be off."""
+    with tempfile.TemporaryFile(dir=folder) as new:
+        return os.fstat(new.fileno()).st_mtime - os.fstat(lock).st_mtime
+
+
+def _boot() -> str:
+    kernels = Path("/proc/sys/kernel/random/boot_id")
+    return kernels.read_text().strip() if kernels.exists() else platform.node()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number without a name
+        return str(os.getuid())

@@ -1,0 +1,305 @@
+"""A sweep whose driver is killed, doubled or starved of its ledger: what stood in the ledger stands there again."""
+
+import os
+import pickle
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from typer.testing import CliRunner
+
+from faults.postgres import Cluster, postgres_cluster
+from kdray.cli import app
+from kdray.errors import StorageError
+from kdray.outcome import Outcome, figures_of
+from kdray.paths import SweepPaths
+from kdray.record import TrialRecord
+from kdray.run import run
+from kdray.screen import NullScreen
+from kdray.search.searcher import Search
+from kdray.slots import SlotSettings
+from kdray.sweep import Sweep
+
+pytestmark = pytest.mark.faults
+MakeSweep = Callable[..., Sweep]
+TIMES = ("examples_per_s", "train_seconds", "eval_seconds")
+
+DRIVER = """
+import pickle, subprocess, sys
+from pathlib import Path
+import torch
+from kdray.cli import exits
+from kdray.paths import SweepPaths
+from kdray.run import run
+from kdray.screen import PlainScreen
+
+torch.set_num_threads(1)
+nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+child = subprocess.Popen(["sleep", "300"], **nowhere)  # as Ray's processes, it outlives a killed driver
+print(child.pid, flush=True)
+sweep = pickle.loads(Path(sys.argv[1]).read_bytes())
+with exits():
+    run(sweep, SweepPaths(Path(sys.argv[2]), sweep.name), screen=PlainScreen(sys.stdout), local=True)
+"""
+
+
+class Watching(NullScreen):
+    """Keeps what is noted, and does something when so many trials have ended."""
+
+    def __init__(self, ended: int = 0, act: Callable[[], None] = lambda: None) -> None:
+        self.notes: list[str] = []
+        self._ended, self._act = ended, act
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        self.notes.append(text)
+
+    def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
+        """How the trials stand."""
+        if self._ended and sum(record.state != "running" for record in records) >= self._ended:
+            self._ended = 0
+            self._act()
+
+
+def searching(trials: int, **settings: Any) -> dict[str, Any]:
+    """The fields of a sweep of so many trials on one thread."""
+    return {"search": Search(trials=trials, stopping=None, **settings), "slots": SlotSettings(cpus=1)}
+
+
+def numbers(outcome: Outcome) -> list[Any]:
+    """All of the table but what a clock says."""
+    return [
+        (r.number, r.params, r.state, r.error, [{k: v for k, v in m.items() if k not in TIMES} for m in r.history])
+        for r in outcome.figures.records
+    ]
+
+
+def until(reached: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for it, not for ever."""
+    limit = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < limit, "it never came"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> SweepPaths:
+    return SweepPaths(tmp_path / "storage", "tiny")
+
+
+@pytest.fixture
+def drive(paths: SweepPaths, tmp_path: Path) -> Iterator[Callable[[Sweep], subprocess.Popen[str]]]:
+    """Starts a driver in a process of its own; a child of its lives on when it is killed."""
+    drivers: list[subprocess.Popen[str]] = []
+    children: list[int] = []
+
+    def start(sweep: Sweep) -> subprocess.Popen[str]:
+        (tmp_path / "sweep.pickle").write_bytes(pickle.dumps(sweep))
+        command = [sys.executable, "-c", DRIVER, str(tmp_path / "sweep.pickle"), str(paths.storage)]
+        driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        drivers.append(driver)
+        assert driver.stdout
+        children.append(int(driver.stdout.readline()))
+        return driver
+
+    yield start
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    for driver in drivers:
+        driver.kill()
+        driver.communicate(timeout=20)
+
+
+def ended(paths: SweepPaths) -> int:
+    """How many trials have ended so far, as anybody may ask at any time."""
+    try:
+        return sum(record.state != "running" for record in figures_of(paths).records)
+    except StorageError:
+        return 0
+
+
+# Drivers --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_two_drivers_then_none_then_one(
+    make_sweep: MakeSweep, drive: Callable[[Sweep], subprocess.Popen[str]], paths: SweepPaths, tmp_path: Path, kind: str
+) -> None:
+    """While one runs, others are refused; when it is killed, the next goes on, and comes to the same table."""
+    ledger = {"ledger": f"sqlite:///{tmp_path}/ledger.db"} if kind == "sqlite" else {}
+    sweep = make_sweep(**searching(12, **ledger))
+    driver = drive(sweep)
+    until(lambda: ended(paths) >= 2)
+    os.kill(driver.pid, signal.SIGSTOP)  # it hangs, in the middle of something, and lives
+    for fresh in (False, True):
+        with pytest.raises(StorageError, match=rf"@.* \(pid {driver.pid}, since .*\) runs this sweep"):
+            run(sweep, paths, fresh=fresh, local=True)
+    second = drive(sweep)
+    said, _ = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert f"pid {driver.pid}" in said
+    driver.kill()
+    driver.wait(timeout=20)
+    done = figures_of(paths).records
+    assert 2 <= len(done) < 12
+    screen = Watching()
+    outcome = run(sweep, paths, screen=screen, local=True)
+    assert f"(pid {driver.pid}, since" in screen.notes[0]
+    assert "is dead: going on in its place" in screen.notes[0]
+    assert not paths.owner.exists()
+    whole = run(make_sweep(**searching(12)), SweepPaths(tmp_path / "whole", "tiny"), local=True)
+    assert numbers(outcome) == numbers(whole)
+    finished = [record for record in done if record.state == "completed"]
+    assert [r for r in outcome.figures.records if r.number in {r.number for r in finished}] == finished
+
+
+def test_a_damaged_journal_stops_the_sweep_before_it_begins(make_sweep: MakeSweep, paths: SweepPaths) -> None:
+    run(make_sweep(**searching(1)), paths, local=True)
+    lines = paths.journal.read_bytes().splitlines(keepends=True)
+    middle = len(lines) // 2
+    paths.journal.write_bytes(b"".join([*lines[:middle], b"\0\0\0\0rubbish\n", *lines[middle:]]))
+    before = {path: path.read_bytes() for path in paths.root.rglob("*") if path.is_file()}
+    with pytest.raises(StorageError, match=rf"journal\.log: line {middle + 1} is damaged: .*rubbish") as caught:
+        run(make_sweep(**searching(2)), paths, local=True)
+    assert caught.value.exit_code == 2
+    assert {path: path.read_bytes() for path in paths.root.rglob("*") if path.is_file()} == before
+
+
+# Databases ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_sqlite_ledger_that_is_locked_for_half_a_minute(
+    make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path
+) -> None:
+    file, free = tmp_path / "ledger.db", threading.Event()
+
+    def lock() -> None:
+        holder = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+        holder.execute("BEGIN EXCLUSIVE")
+
+        def release() -> None:
+            free.set()
+            holder.execute("ROLLBACK")
+            holder.close()
+
+        threading.Timer(30, release).start()
+
+    sweep = make_sweep(**searching(4, ledger=f"sqlite:///{file}"))
+    outcome = run(sweep, paths, screen=Watching(1, lock), local=True)
+    assert free.wait(60)
+    whole = run(make_sweep(**searching(4)), SweepPaths(tmp_path / "whole", "tiny"), local=True)
+    assert numbers(outcome) == numbers(whole)
+    assert {record.state for record in outcome.figures.records} == {"completed"}
+    assert numbers(Outcome(paths, figures_of(paths))) == numbers(whole)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL server of this module's own, which asks for a password."""
+    with postgres_cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def database(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    monkeypatch.setenv("PGPASSWORD", cluster.password)
+    cluster.start()
+    return cluster
+
+
+@pytest.mark.slow
+def test_a_sweep_in_postgresql(make_sweep: MakeSweep, paths: SweepPaths, database: Cluster, tmp_path: Path) -> None:
+    """Extended by trials and by a longer list; the same table as in a file, and the password nowhere."""
+    space = {"student.depth": [1, 2], "training.learning_rate": [1e-3, 3e-3]}
+    longer = {"student.depth": [1, 2, 3], "training.learning_rate": [1e-3, 3e-3]}
+    url = database.url("extended")
+    for trials, of in ((2, space), (4, space), (8, longer)):
+        outcome = run(make_sweep(**searching(trials, ledger=url), space=of), paths, local=True)
+    in_file = SweepPaths(tmp_path / "file", "tiny")
+    for trials, of in ((4, space), (8, longer)):
+        expected = run(make_sweep(**searching(trials), space=of), in_file, local=True)
+    assert numbers(outcome) == numbers(expected)
+    assert 3 in {record.params["student.depth"] for record in outcome.figures.records[4:]}
+    assert not paths.journal.exists()
+    shown = CliRunner().invoke(app, ["show", str(paths.root)], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert shown.output.count("completed") == 8
+    study = optuna.load_study(study_name="tiny", storage=url)
+    assert {trial.distributions["student.depth"].choices for trial in study.trials} == {(1, 2, 3)}  # type: ignore
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or database.password.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+def test_a_postgresql_server_that_is_restarted(
+    make_sweep: MakeSweep, paths: SweepPaths, database: Cluster, tmp_path: Path
+) -> None:
+    def restart() -> None:
+        database.stop()
+        threading.Timer(5, database.start).start()
+
+    sweep = make_sweep(**searching(4, ledger=database.url("restarted")))
+    outcome = run(sweep, paths, screen=Watching(1, restart), local=True)
+    whole = run(make_sweep(**searching(4)), SweepPaths(tmp_path / "whole", "tiny"), local=True)
+    assert numbers(outcome) == numbers(whole)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_in_postgresql(
+    make_sweep: MakeSweep, drive: Callable[[Sweep], subprocess.Popen[str]], paths: SweepPaths, database: Cluster,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    sweep = make_sweep(**searching(8, ledger=database.url("killed")))
+    driver = drive(sweep)
+    until(lambda: ended(paths) >= 2)
+    driver.kill()
+    driver.wait(timeout=20)
+    assert len(figures_of(paths).records) < 8
+    outcome = run(sweep, paths, local=True)
+    whole = run(make_sweep(**searching(8)), SweepPaths(tmp_path / "whole", "tiny"), local=True)
+    assert numbers(outcome) == numbers(whole)
+
+
+@pytest.mark.slow
+def test_a_postgresql_server_that_is_down_is_named(
+    make_sweep: MakeSweep, paths: SweepPaths, database: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = make_sweep(**searching(2, ledger=database.url("down")))
+    run(sweep, paths, local=True)
+    monkeypatch.setenv("PGPASSWORD", "wrong")
+    with pytest.raises(StorageError, match=r"ledger postgresql://.*: cannot be used .*password authentication failed"):
+        run(sweep, paths, local=True)
+    database.stop()
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=r"ledger postgresql://.*: cannot be used .*Connection refused") as caught:
+        run(sweep, paths, local=True)
+    assert time.monotonic() - began < 20
+    assert caught.value.exit_code == 2
+    monkeypatch.setenv("PGPASSWORD", database.password)
+    database.start()
+    assert len(run(sweep, paths, local=True).figures.records) == 2
+
+
+@pytest.mark.slow
+def test_two_storages_in_one_postgresql_do_not_mix(
+    make_sweep: MakeSweep, paths: SweepPaths, database: Cluster, tmp_path: Path
+) -> None:
+    sweep = make_sweep(**searching(1, ledger=database.url("shared")))
+    run(sweep, paths, local=True)
+    with pytest.raises(StorageError, match="'tiny' in it belongs to another folder"):
+        run(sweep, SweepPaths(tmp_path / "other", "tiny"), local=True)
+    run(sweep.varied({"name": "other"}), SweepPaths(tmp_path / "other", "other"), local=True)
+    moved = shutil.copytree(paths.storage, tmp_path / "moved")
+    shutil.rmtree(paths.storage)
+    assert len(run(sweep, SweepPaths(moved, "tiny"), local=True).figures.records) == 1
