@@ -17,10 +17,11 @@ import optuna
 import pytest
 from typer.testing import CliRunner
 
+from faults.night import numbers, until
 from faults.postgres import Cluster, postgres_cluster
 from kdray.cli import app
 from kdray.errors import StorageError
-from kdray.outcome import Outcome, figures_of
+from kdray.outcome import figures_of
 from kdray.paths import SweepPaths
 from kdray.record import TrialRecord
 from kdray.run import run
@@ -31,7 +32,6 @@ from kdray.sweep import Sweep
 
 pytestmark = pytest.mark.faults
 MakeSweep = Callable[..., Sweep]
-TIMES = ("examples_per_s", "train_seconds", "eval_seconds")
 
 DRIVER = """
 import pickle, subprocess, sys
@@ -73,22 +73,6 @@ class Watching(NullScreen):
 def searching(trials: int, **settings: Any) -> dict[str, Any]:
     """The fields of a sweep of so many trials on one thread."""
     return {"search": Search(trials=trials, stopping=None, **settings), "slots": SlotSettings(cpus=1)}
-
-
-def numbers(outcome: Outcome) -> list[Any]:
-    """All of the table but what a clock says."""
-    return [
-        (r.number, r.params, r.state, r.error, [{k: v for k, v in m.items() if k not in TIMES} for m in r.history])
-        for r in outcome.figures.records
-    ]
-
-
-def until(reached: Callable[[], bool], seconds: float = 120) -> None:
-    """Wait for it, not for ever."""
-    limit = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < limit, "it never came"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -139,7 +123,7 @@ def test_two_drivers_then_none_then_one(
     ledger = {"ledger": f"sqlite:///{tmp_path}/ledger.db"} if kind == "sqlite" else {}
     sweep = make_sweep(**searching(12, **ledger))
     driver = drive(sweep)
-    until(lambda: ended(paths) >= 2)
+    until(lambda: ended(paths) >= 2, "two trials")
     os.kill(driver.pid, signal.SIGSTOP)  # it hangs, in the middle of something, and lives
     for fresh in (False, True):
         with pytest.raises(StorageError, match=rf"@.* \(pid {driver.pid}, since .*\) runs this sweep"):
@@ -158,7 +142,7 @@ def test_two_drivers_then_none_then_one(
     assert "is dead: going on in its place" in screen.notes[0]
     assert not paths.owner.exists()
     whole = run(make_sweep(**searching(12)), SweepPaths(tmp_path / "whole", "tiny"), local=True)
-    assert numbers(outcome) == numbers(whole)
+    assert numbers(outcome.figures.records) == numbers(whole.figures.records)
     finished = [record for record in done if record.state == "completed"]
     assert [r for r in outcome.figures.records if r.number in {r.number for r in finished}] == finished
 
@@ -199,9 +183,9 @@ def test_a_sqlite_ledger_that_is_locked_for_half_a_minute(
     outcome = run(sweep, paths, screen=Watching(1, lock), local=True)
     assert free.wait(60)
     whole = run(make_sweep(**searching(4)), SweepPaths(tmp_path / "whole", "tiny"), local=True)
-    assert numbers(outcome) == numbers(whole)
+    assert numbers(outcome.figures.records) == numbers(whole.figures.records)
     assert {record.state for record in outcome.figures.records} == {"completed"}
-    assert numbers(Outcome(paths, figures_of(paths))) == numbers(whole)
+    assert numbers(figures_of(paths).records) == numbers(whole.figures.records)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +213,7 @@ def test_a_sweep_in_postgresql(make_sweep: MakeSweep, paths: SweepPaths, databas
     in_file = SweepPaths(tmp_path / "file", "tiny")
     for trials, of in ((4, space), (8, longer)):
         expected = run(make_sweep(**searching(trials), space=of), in_file, local=True)
-    assert numbers(outcome) == numbers(expected)
+    assert numbers(outcome.figures.records) == numbers(expected.figures.records)
     assert 3 in {record.params["student.depth"] for record in outcome.figures.records[4:]}
     assert not paths.journal.exists()
     shown = CliRunner().invoke(app, ["show", str(paths.root)], env={"COLUMNS": "200"})
@@ -252,7 +236,7 @@ def test_a_postgresql_server_that_is_restarted(
     sweep = make_sweep(**searching(4, ledger=database.url("restarted")))
     outcome = run(sweep, paths, screen=Watching(1, restart), local=True)
     whole = run(make_sweep(**searching(4)), SweepPaths(tmp_path / "whole", "tiny"), local=True)
-    assert numbers(outcome) == numbers(whole)
+    assert numbers(outcome.figures.records) == numbers(whole.figures.records)
 
 
 @pytest.mark.slow
@@ -262,13 +246,13 @@ def test_a_killed_driver_in_postgresql(
 ) -> None:  # fmt: skip
     sweep = make_sweep(**searching(8, ledger=database.url("killed")))
     driver = drive(sweep)
-    until(lambda: ended(paths) >= 2)
+    until(lambda: ended(paths) >= 2, "two trials")
     driver.kill()
     driver.wait(timeout=20)
     assert len(figures_of(paths).records) < 8
     outcome = run(sweep, paths, local=True)
     whole = run(make_sweep(**searching(8)), SweepPaths(tmp_path / "whole", "tiny"), local=True)
-    assert numbers(outcome) == numbers(whole)
+    assert numbers(outcome.figures.records) == numbers(whole.figures.records)
 
 
 @pytest.mark.slow
