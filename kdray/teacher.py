@@ -4,6 +4,7 @@ Its outputs are written in `transfer`; how it is trained is `training.fit`, the 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +81,9 @@ def obtain_teacher(
     ready = Pretrained(paths.teacher(key), key)
     if not ready.folder.exists():
         job = FineTune(source, tokens, task, teacher.training, seed, ready.folder, pool.threads_alone)
-        for report in pool.run(job, f"teacher-{key}"):
-            on_report(report)
+        with closing(pool.run(job, f"teacher-{key}")) as reports:  # type: ignore[type-var]
+            for report in reports:
+                on_report(report)
     return ready
 
 

@@ -40,7 +40,7 @@ def test_a_trial_reports_and_leaves_its_student(lesson: Lesson, recipe: Recipe, 
     expected = {"accuracy", "macro_f1", "mcc", "loss", "agreement", "retention", "train_loss", "share_soft",
                 "share_hard", "learning_rate", "epoch", "step", *TIMES}  # fmt: skip
     assert set(reports[-1]) == expected
-    assert [path.name for path in target.parent.iterdir()] == ["student"]  # no checkpoint is left
+    assert {path.name for path in target.parent.iterdir()} == {"student", "ended.json"}  # no checkpoint is left
     assert AutoModelForSequenceClassification.from_pretrained(target).config.num_hidden_layers == 2
 
 
@@ -76,13 +76,16 @@ def test_a_trial_that_is_cut_off_goes_on(lesson: Lesson, recipe: Recipe, tmp_pat
     )
     whole, parts = (Trial(changed, lesson, 0, tmp_path / name / "student") for name in ("whole", "parts"))
     expected = timeless(run(whole))
-    cut = parts(Worker())
+    begun, resumed, again = Worker(), Worker(), Worker()
+    cut = parts(begun)
     next(cut), next(cut)
     cut.close()
     assert not parts.target.exists()
-    rest = timeless(run(parts))
-    assert 0 < len(rest) < len(expected)
-    assert rest == expected[-len(rest) :]
+    assert timeless(list(parts(resumed))) == expected  # what was told before is told again
+    assert begun.beats > 0
+    assert resumed.beats < 20  # steps
+    assert timeless(list(parts(again))) == expected
+    assert again.beats == 0  # it had ended
     assert all((place.target / "model.safetensors").exists() for place in (whole, parts))
     files = [(place.target / "model.safetensors").read_bytes() for place in (whole, parts)]
     assert files[0] == files[1]

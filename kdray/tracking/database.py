@@ -4,20 +4,24 @@ MLflow makes it in thirty steps and does not use one that was left half made; a 
 """
 
 import os
-import tempfile
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
 
 
-def make_database(path: Path) -> None:
-    """Make an MLflow database where there is none; of several processes that try at once, one has its way."""
+def make_database(path: Path, workshop: Path) -> None:
+    """Make an MLflow database where there is none; of several sweeps that try at once, one has its way.
+
+    `workshop` is a folder that nobody else uses; what a killed process left there is removed.
+    """
+    shutil.rmtree(workshop, ignore_errors=True)
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        made = Path(folder) / path.name
-        MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
-        with suppress(FileExistsError):
-            os.link(made, path)
+    workshop.mkdir(parents=True)
+    made = workshop / path.name
+    MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
+    with suppress(FileExistsError):
+        os.link(made, path)
+    shutil.rmtree(workshop, ignore_errors=True)

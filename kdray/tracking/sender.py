@@ -63,6 +63,7 @@ class Sender:
         """Files are under way: that may take long, and a store that says nothing ends it by itself."""
         self._tracking, self._sweep, self._key = tracking, paths.name, key
         self._artifacts = tracking.artifacts_in(paths)
+        self._workshop = paths.spool.with_name(".database")
         self._own_database = paths.tracking_database if self.uri == default_uri(paths) else None
         self._runs, self._lock = runs, lock
         self._client: Any = None
@@ -77,7 +78,7 @@ class Sender:
         limit_requests(self._tracking.timeout_s)
         self.connected = False
         if self._own_database:
-            make_database(self._own_database)
+            make_database(self._own_database, self._workshop)
         self._client = self._client or MlflowClient(tracking_uri=self.uri)
         experiment = self._experiment()
         self.experiment_id = experiment.experiment_id

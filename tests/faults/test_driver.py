@@ -162,6 +162,7 @@ def test_a_full_storage_is_named_and_the_sweep_goes_on_when_there_is_room(
     driver = night.begin("--local", slots=1)
     night.trial_in_its_middle()
     driver.send_signal(signal.SIGSTOP)
+    until(lambda: "T (stopped)" in Path(f"/proc/{driver.pid}/status").read_text(), "the driver stands still")
     filler = fill(night, 4096)
     driver.send_signal(signal.SIGCONT)
     night.end(StorageError.exit_code)
