@@ -218,8 +218,10 @@ def test_an_error_of_who_listens_comes_out_as_it_is(pool: RaySlots, tmp_path: Pa
         if record.number == 1:
             raise StorageError("no space left")
 
+    sweep = study(tmp_path)
     with pytest.raises(StorageError, match="no space left"):
-        search(pool, study(tmp_path), teaching, full)
+        search(pool, sweep, teaching, full)
+    assert sweep.record(1).state == "running"  # to be gone on with
 
 
 def test_the_budget_in_two_sessions(pool: RaySlots, tmp_path: Path) -> None:

@@ -204,7 +204,9 @@ class StudySearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The job ran to its end; or Tune lost the actor, and nobody said so yet."""
         with self.driver.guarded():
-            if error:
+            if self.driver.ending:
+                pass  # Tune ends what still runs; it stays running in the ledger
+            elif error:
                 self.driver.lost(trial_id, "Ray Tune lost the trial; the log says more")
             else:
                 self.driver.finish(trial_id, "completed")

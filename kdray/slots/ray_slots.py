@@ -41,7 +41,8 @@ TRIES = 3
 
 DRAIN_POLL_S = 2.0
 
-RETRYABLE = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
+RETRYABLE = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, RayError)
+"""What a slot is started anew after; a RayError: the controller died, or was taken down by a worker out of memory."""
 
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon Train sees a dead worker, or a slot's end
@@ -235,11 +236,14 @@ class RaySlots:
                 if self._closing.is_set():
                     return
                 chatter.warning("slot %s: start %s failed", slot, attempt + 1, exc_info=error)
-                with suppress(SlotsLost):  # whoever waits for a job hears of it
-                    self._lose(slot, f"slot {slot} could not be started: {_cause(error)}. See {self.logs / 'ray.log'}.")
-                again = isinstance(getattr(error, "controller_failure", None), RETRYABLE)
-                if not again and not isinstance(error, RayError):  # a RayError: the controller itself died
-                    return  # it would fail again, and what it reserved is not given back before this process ends
+                causes = (error, getattr(error, "controller_failure", None))
+                again = any(isinstance(cause, RETRYABLE) for cause in causes)
+                if not again or attempt + 1 == TRIES:
+                    with suppress(SlotsLost):  # whoever waits for a job hears of it
+                        self._lose(
+                            slot, f"slot {slot} could not be started: {_cause(error)}. See {self.logs / 'ray.log'}."
+                        )
+                    return  # what it reserved is not given back before this process ends
 
     def _watch_drains(self) -> None:
         """Have slots leave nodes that are going to be taken away."""
