@@ -95,7 +95,6 @@ def story(
             screen.note(f"{study.unheeded} of those trials break a constraint here: the sampler leaves them out.")
         keeper = Keeper(sweep, paths, ledger, tracker, screen)
         search(slots, study, lambda number, params: trial(sweep, lessons, paths, number, params), keeper.take)
-
         keeper.clear_up()
 
         screen.stage("Choice")

@@ -8,6 +8,7 @@ never changes what is drawn.
 import math
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -26,7 +27,7 @@ from kdray.space import Space, architectures, distributions, narrowed
 from kdray.worker import NOTE
 
 ATTEMPTS = 3
-"""How often a trial is handed out again whose listener died."""
+"""How often a trial is handed out again in one session whose listener died."""
 
 EARLIER = "earlier trials"
 """The ledger's note of another sweep's trials that this one's sampler knows: `trials`, with params and metrics each."""
@@ -148,6 +149,7 @@ class Study:
         self._spent_s, self._opened = _busy_s(records), clock()
         self._interrupted = [record.number for record in records if record.state == "running"]
         self._attempts: dict[int, int] = {}
+        self._again: Counter[int] = Counter()
         heeded = [self._tell_earlier(**trial) for trial in (ledger.attr(EARLIER) or {"trials": []})["trials"]]
         self.unheeded = heeded.count(False)
         """Earlier trials that the sampler does not learn from, for their architecture breaks a constraint."""
@@ -184,8 +186,9 @@ class Study:
 
     def again(self, number: int) -> bool:
         """Whoever listened to this trial died, not the trial: hand it out again, if that has not happened too often."""
-        if self.ledger[number].state != "running" or self.ledger[number].attempts > ATTEMPTS:
+        if self.ledger[number].state != "running" or self._again[number] == ATTEMPTS:
             return False
+        self._again[number] += 1
         self._interrupted.append(number)
         return True
 
