@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import torch.distributed as dist
 from ray import cloudpickle, train
 from ray.train.torch import get_device
 
-from kdray.errors import KDRayError
+from kdray.errors import KDRayError, StorageError
+from kdray.mirror import send
 from kdray.slots.board import Assignment, Member
 from kdray.slots.pool import job_error
 from kdray.worker import Ask, Job, Worker
@@ -49,13 +51,17 @@ def serve(post: Post) -> None:
     """Do jobs until the board is closed. Raises SlotBroken when this group cannot go on."""
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    _write_to(post.logs / f"slot-{post.slot}-rank-{rank}.log")
+    log = post.logs / f"slot-{post.slot}-rank-{rank}.log"
+    _write_to(log)
     torch.set_num_threads(post.threads)
     group = _agreed(uuid.uuid4().hex, world)
     try:
         _Server(post, group, Worker(rank, world, get_device())).work()
     except ray.exceptions.ActorDiedError:
         return  # the board is gone: so is who asked
+    finally:
+        with suppress(StorageError, FileNotFoundError):
+            send(log, log)  # of a bucket's storage, only the driver's node copies the logs
 
 
 class _Server:
