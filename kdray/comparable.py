@@ -92,9 +92,10 @@ def _taken(sweep: Sweep, other: SweepPaths, now: Mapping[str, Any], own: SweepPa
         else:
             trials.append({"params": params, "metrics": record.metrics})
     if not trials:
+        why = _reasons(left) or "it has none"
         raise StorageError(
-            f"search.warm_start {shown(other.root)}: none of its trials can be taken: {_reasons(left) or 'it has none'}. "
-            "Name another sweep, or leave it out."
+            f"search.warm_start {shown(other.root)}: none of its trials can be taken: {why}. Name another sweep, or "
+            "leave it out."
         )
     return {"folder": shown(other.root), "trials": trials, "left": dict(left)}
 

@@ -17,20 +17,12 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
-import fsspec
-
+from kdray.bucket import FOLDER, KINDS, bucket_of, named, read, remove_below
 from kdray.errors import StorageError
 
 MIRROR, ROOT = "kdray-mirror", "KDRAY_MIRROR"
-KINDS = {"s3": "s3", "gs": "gcs"}
-"""A URL's scheme -> the extra of kdray that installs what speaks to such a bucket."""
-LIST = ".kdray-folder.json"
-"""The object that makes a folder whole: its files' names and SHA-256."""
 
 _SEEN: dict[Path, dict[str, str]] = {}
 """Folders that this process has found, or made, like the bucket's."""
@@ -63,21 +55,10 @@ def url_of(path: Path) -> str | None:
     return f"{kind}://{'/'.join(names)}" if kind in KINDS and names and not hidden else None
 
 
-def check(url: str) -> None:
-    """Raise StorageError when the bucket below this URL cannot be written, listed and read."""
-    probe = f"{url}/.kdray-{uuid4().hex}"
-    with _named(url):
-        bucket = _bucket(url)
-        bucket.pipe_file(probe, b"kdray")
-        if not bucket.ls(url) or bucket.cat_file(probe) != b"kdray":
-            raise StorageError(f"storage {url}: what was written there cannot be read again.")
-        bucket.rm(probe)
-
-
 def fetched(path: Path) -> Path:
     """This path, at which there is now what the bucket has: a whole folder, a file, or nothing."""
     if url := url_of(path):
-        with _locked(path), _named(url):
+        with _locked(path), named(url):
             if (files := _files(url)) is not None:
                 _fetch_folder(path, url, files)
             elif not _fetch_file(path, url):
@@ -88,7 +69,7 @@ def fetched(path: Path) -> Path:
 def continued(path: Path) -> Path:
     """This file, which only grows: the bucket's, unless the one that is here goes on from it."""
     if url := url_of(path):
-        with _locked(path), _named(url):
+        with _locked(path), named(url):
             _fetch_file(path, url, unless_longer=True)
     return path
 
@@ -96,35 +77,37 @@ def continued(path: Path) -> Path:
 def gathered(folder: Path) -> Path:
     """This folder of files that are whole each by itself: now those are here that the bucket has."""
     if url := url_of(folder):
-        with _locked(folder), _named(url):
-            found = _bucket(url).find(url, detail=True).values()
+        with _locked(folder), named(url):
+            found = bucket_of(url).find(url, detail=True).values()
             sizes = {file["name"].rpartition("/")[2]: file["size"] for file in found}
             here = {file.name: file.stat().st_size for file in folder.glob("[!.]*")}
             for name in here.keys() - sizes.keys():
                 (folder / name).unlink()
             missing = [name for name, size in sizes.items() if here.get(name) != size and not name.startswith(".")]
-            with _beside(folder) as temporary:
-                _get(url, missing, temporary)
-                folder.mkdir(parents=True, exist_ok=True)
+            with _workshop(folder) as new:
+                _get(url, missing, new)
                 for name in missing:
-                    os.replace(temporary / name, folder / name)
+                    _put(new / name, folder / name)
     return folder
 
 
 def brought(path: Path, target: Path) -> bool:
     """Put what the bucket has as the file `path` at `target`, for looking at; whether there is one."""
-    url = url_of(path)
-    with _named(str(url)):
-        return url is not None and _fetch_file(target, url)
+    text = read(url) if (url := url_of(path)) else None
+    if text is None:
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(text)
+    return True
 
 
 def listed(folder: Path) -> set[Path]:
     """What the bucket has in this folder, here or not."""
     if not (url := url_of(folder)):
         return set()
-    with _named(url):
+    with named(url):
         try:
-            return {folder / Path(name).name for name in _bucket(url).ls(url, detail=False)}
+            return {folder / Path(name).name for name in bucket_of(url).ls(url, detail=False)}
         except FileNotFoundError:
             return set()
 
@@ -133,100 +116,47 @@ def send(source: Path, path: Path) -> None:
     """Let the bucket have this file or folder as `path`; others see it when all of it is there."""
     if not (url := url_of(path)):
         return
-    with _named(url):
+    with named(url):
         if source.is_dir():
             _send_folder(source, url, path)
         else:
-            _bucket(url).put_file(str(source), url)
+            bucket_of(url).put_file(str(source), url)
 
 
 def remove(path: Path) -> None:
     """Remove a file or folder, here and in the bucket; that there is none is well."""
     if url := url_of(path):
-        with _named(url):
-            _remove(url)
+        with named(url):
+            remove_below(url)
     _forget(path)
-
-
-@dataclass(frozen=True)
-class Note:
-    """A small object that is written and read where it lies, with no copy here."""
-
-    url: str
-
-    def read(self) -> bytes | None:
-        """What it says; None where it is not there."""
-        with _named(self.url):
-            try:
-                said: bytes = _bucket(self.url).cat_file(self.url)
-            except FileNotFoundError:
-                return None
-            return said
-
-    def write(self, text: bytes, new: bool = False) -> None:
-        """Write it; one that is to be `new` raises FileExistsError where somebody has written it before."""
-        with _named(self.url):
-            _bucket(self.url).pipe_file(self.url, text, mode="create" if new else "overwrite")
-
-    def age_s(self) -> float:
-        """Seconds since it was written, by the bucket's own clock; 0 where it has just gone."""
-        clock = f"{self.url}-{uuid4().hex}"
-        with _named(self.url):
-            bucket = _bucket(self.url)
-            bucket.pipe_file(clock, b"")
-            try:
-                return float((bucket.modified(clock) - bucket.modified(self.url)).total_seconds())
-            except FileNotFoundError:
-                return 0.0
-            finally:
-                bucket.rm(clock)
-
-    def remove(self) -> None:
-        """Remove it where it is there."""
-        with _named(self.url):
-            _remove(self.url)
-
-
-def _bucket(url: str) -> Any:
-    kind = url.partition("://")[0]
-    try:
-        return fsspec.filesystem(kind, use_listings_cache=False)
-    except ImportError:
-        raise StorageError(
-            f"storage {url}: what speaks to such a bucket is not installed. Run: pip install 'kdray[{KINDS[kind]}]', "
-            "on every node."
-        ) from None
 
 
 def _files(url: str) -> dict[str, str] | None:
     """The list of the whole folder at this URL; None where there is none."""
-    try:
-        files: dict[str, str] = json.loads(_bucket(url).cat_file(f"{url}/{LIST}"))
-    except FileNotFoundError:
-        return None
-    return files
+    text = read(f"{url}/{FOLDER}")
+    return None if text is None else json.loads(text)
 
 
 def _fetch_folder(path: Path, url: str, files: dict[str, str]) -> None:
     if not path.is_dir() or (_SEEN.get(path) != files and _prints(path) != files):
-        with _beside(path) as temporary:
-            _get(url, list(files), temporary)
-            if _prints(temporary) != files:
+        with _workshop(path) as new:
+            _get(url, list(files), new)
+            if _prints(new) != files:
                 raise StorageError(f"storage {url}: its files are not what was sent. Remove that folder and run again.")
             _forget(path)
-            os.replace(temporary, path)
+            _put(new, path)
     _SEEN[path] = files
 
 
 def _fetch_file(path: Path, url: str, unless_longer: bool = False) -> bool:
-    with _beside(path) as temporary:
-        new = temporary / path.name
+    with _workshop(path) as folder:
+        new = folder / path.name
         try:
-            _bucket(url).get_file(url, str(new))
+            bucket_of(url).get_file(url, str(new))
         except FileNotFoundError:
             return False
         if not (unless_longer and path.exists() and _begins(path, new)):
-            os.replace(new, path)
+            _put(new, path)
     return True
 
 
@@ -234,26 +164,16 @@ def _get(url: str, names: list[str], folder: Path) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     if names:
-        _bucket(url).get([f"{url}/{name}" for name in names], [str(folder / name) for name in names])
+        bucket_of(url).get([f"{url}/{name}" for name in names], [str(folder / name) for name in names])
 
 
 def _send_folder(source: Path, url: str, path: Path) -> None:
     files = _prints(source)
     if _files(url) != files:
-        _remove(url)
-        _bucket(url).put([str(source / name) for name in files], [f"{url}/{name}" for name in files])
-        _bucket(url).pipe_file(f"{url}/{LIST}", json.dumps(files).encode())
+        remove_below(url)
+        bucket_of(url).put([str(source / name) for name in files], [f"{url}/{name}" for name in files])
+        bucket_of(url).pipe_file(f"{url}/{FOLDER}", json.dumps(files).encode())
     _SEEN[path] = files
-
-
-def _remove(url: str) -> None:
-    """Remove all that lies there, the lists that make folders whole first."""
-    bucket = _bucket(url)
-    names = bucket.find(url)
-    lists = [name for name in names if name.endswith(f"/{LIST}")]
-    for part in (lists, [name for name in names if name not in lists]):
-        if part:
-            bucket.rm(part)
 
 
 def _prints(folder: Path) -> dict[str, str]:
@@ -284,10 +204,26 @@ def _forget(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _put(new: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(new, path)
+
+
+def _root(path: Path) -> Path:
+    """The folder of all mirrors, this one's among them."""
+    return Path(*path.parts[: path.parts.index(MIRROR) + 1])
+
+
+def _name(path: Path) -> str:
+    """A name of its own for each path, below the folder of all mirrors."""
+    return hashlib.sha256(str(path).encode()).hexdigest()[:16]
+
+
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A hidden folder beside the path, for the block."""
-    folder = path.with_name(f".{path.name}-{uuid4().hex}")
+def _workshop(path: Path) -> Iterator[Path]:
+    """An empty folder for the block, on the same disk as the path, which is locked; what a killed process left goes."""
+    folder = _root(path) / ".new" / _name(path)
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -298,11 +234,10 @@ def _beside(path: Path) -> Iterator[Path]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One process of a node at a time: who comes second finds what the first has brought."""
-    at = path.parts.index(MIRROR)
-    folder = Path(*path.parts[: at + 1], ".locks")
+    folder = _root(path) / ".locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / hashlib.sha256(str(path).encode()).hexdigest()[:16]).open("w")
+        file = (folder / _name(path)).open("w")
     except OSError as error:
         raise StorageError(
             f"{folder.parent}: cannot be written on this node ({error.strerror}), and the copy of {url_of(path)} lies "
@@ -311,30 +246,3 @@ def _locked(path: Path) -> Iterator[None]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def _named(url: str) -> Iterator[None]:
-    """What goes wrong with the bucket is a sentence that names it."""
-    try:
-        yield
-    except (StorageError, FileExistsError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.filename:
-            raise  # a file of this node
-        raise StorageError(f"storage {url}: {_why(error)}") from error
-
-
-def _why(error: Exception) -> str:
-    said = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-    if isinstance(error, FileNotFoundError):
-        return f"there is no such bucket ({said}). Make it, or name another one."
-    if "Credential" in type(error).__name__ or "credentials" in said:
-        return (
-            f"there are no credentials for it here ({said}). Give this process and every node's some: AWS_PROFILE, "
-            "AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, or the machine's role."
-        )
-    if isinstance(error, PermissionError) or getattr(error, "code", None) in (401, 403):
-        return f"access denied ({said}). The credentials must allow to list, read, write and delete objects there."
-    return f"the bucket cannot be used ({said}). What was written is safe; the same command goes on from there."

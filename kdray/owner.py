@@ -2,8 +2,8 @@
 
 On one machine the kernel keeps the lock and drops it with the process, however that ends. Another machine that shares
 the folder may see the file and not the lock: there its age tells, for its owner touches it every few seconds. Where the
-storage is a bucket, the file is an object there, too, which its owner writes as often. Of two drivers that begin at once
-one makes the object; should both come to believe it theirs, one sees the other's name within seconds and ends.
+storage is a bucket, the file is an object there, too, which its owner writes as often. Of two drivers that begin at
+once one makes the object; should both come to believe it theirs, one sees the other's name within seconds and ends.
 """
 
 import fcntl
@@ -23,8 +23,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from kdray.bucket import Note
 from kdray.errors import StorageError
-from kdray.mirror import Note, url_of
+from kdray.mirror import url_of
 from kdray.paths import shown
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from kdray.bucket import KINDS, check
 from kdray.errors import StorageError
-from kdray.mirror import KINDS, check, mirror_of, send, url_of
+from kdray.mirror import mirror_of, send, url_of
 
 
 @dataclass(frozen=True)
