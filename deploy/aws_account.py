@@ -26,7 +26,7 @@ MOST_ADDRESSES = 2**16
 def network(text: str) -> str:
     """The network that may reach the nodes by SSH. Raises ValueError for one that is none, or that is far too wide."""
     given = ipaddress.ip_network(text)
-    if given.num_addresses > MOST_ADDRESSES and given.version == 4 or given.version == 6 and given.prefixlen < 48:
+    if (given.num_addresses > MOST_ADDRESSES and given.version == 4) or (given.version == 6 and given.prefixlen < 48):
         raise ValueError(
             f"{text} would let {given.num_addresses:,} addresses try to log in; give your own network, such as "
             "203.0.113.7/32, at most a /16 (a /48 of IPv6)"
