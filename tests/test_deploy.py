@@ -79,7 +79,6 @@ def test_the_commands_are_shell(name: str):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_scripts_are_shell(name: str):
     assert_shell(text(name))
-    assert "set -euo pipefail" in text(name)
 
 
 # --- versions ---
