@@ -145,6 +145,11 @@ def allowed(iam: Any, role: str) -> dict[str, Any]:
 def test_a_new_network_takes_the_place_of_the_old_one(capsys: pytest.CaptureFixture[str]):
     assert account(capsys)[1] == account(capsys, "198.51.100.0/24")[1]
     assert admitted(groups()["kdray"]) == [(22, "198.51.100.0/24")]
+    among = [rule for rule in groups()["kdray"] if rule["UserIdGroupPairs"]]
+    assert len(among) == 1
+    everyone = {"FromPort": 8265, "ToPort": 8265, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+    ec2, group = boto3.client("ec2", region_name=REGION), among[0]["UserIdGroupPairs"][0]["GroupId"]
+    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[everyone])
     account(capsys, "2001:db8::/64")
     assert admitted(groups()["kdray"]) == [(22, "2001:db8::/64")]
 
