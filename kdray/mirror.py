@@ -155,7 +155,8 @@ def _fetch_file(path: Path, url: str, unless_longer: bool = False) -> bool:
             bucket_of(url).get_file(url, str(new))
         except FileNotFoundError:
             return False
-        if not (unless_longer and path.exists() and _begins(path, new)):
+        same = path.exists() and _begins(path, new) and (unless_longer or path.stat().st_size == new.stat().st_size)
+        if not same:  # else the file stays itself, and whoever has it open or locked has the right one
             _put(new, path)
     return True
 

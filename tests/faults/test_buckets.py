@@ -1,4 +1,4 @@
-"""Machines that share nothing but a bucket: the head is lost with its disk, and nodes that see none of each other's files."""
+"""Machines that share nothing but a bucket: the head is lost with its disk; nodes see none of each other's files."""
 
 import os
 import shlex
