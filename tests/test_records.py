@@ -179,6 +179,24 @@ def test_warm_start_reads_another_sweep_of_a_bucket(go: Callable[..., Outcome], 
     assert any(f"The sampler knows 3 of the 3 trials of {bucket}/tiny" in note for note in screen.notes)
 
 
+def test_a_bucket_that_goes_away_ends_the_sweep_with_its_name(
+    go: Callable[..., Outcome], bucket: str, bucket_server: BucketServer
+) -> None:
+    class Removing(Interrupting):
+        def trials(self, records: Any, total: int | None, best: Any) -> None:
+            try:
+                super().trials(records, total, best)
+            except KeyboardInterrupt:
+                bucket_server.files.rm(bucket.removesuffix("/team"), recursive=True)
+                self.ended = -1
+
+    with pytest.raises(StorageError, match=r"storage s3://kdray-\S+: there is no such bucket") as caught:
+        go(Removing(1))
+    assert caught.value.exit_code == 2
+    local = SweepPaths(mirror_of(bucket), "tiny")
+    assert [record.state for record in ledger_in(local).records()] == ["completed", "running"]
+
+
 @pytest.fixture
 def paths(bucket: str) -> SweepPaths:
     found = SweepPaths(mirror_of(bucket), "tiny")
