@@ -18,10 +18,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from kdray.errors import KDRayError, SpecError, storage_error
+from kdray.errors import KDRayError, SpecError, StorageError, storage_error
 from kdray.interrupts import EXIT_CODE, interruptible
+from kdray.mirror import url_of
 from kdray.outcome import Outcome, figures_of
-from kdray.paths import SweepPaths, storage_path
+from kdray.paths import StoragePaths, SweepPaths, shown, storage_path, sweep_paths
+from kdray.records import looked_at
 from kdray.report import table
 from kdray.run import run
 from kdray.screen import open_screen
@@ -47,7 +49,11 @@ CHATTERERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggin
 
 Storage = Annotated[
     str,
-    typer.Option(help="Folder (or file:// URI) for all results.", metavar="DIR_OR_URI", envvar="KDRAY_STORAGE"),
+    typer.Option(
+        help="Folder for all results, or a bucket: s3://bucket/folder, gs://...",
+        metavar="DIR_OR_URL",
+        envvar="KDRAY_STORAGE",
+    ),
 ]
 Smoke = Annotated[bool, typer.Option("--smoke", help="The same sweep, small: a test of everything in a minute or two.")]
 Trials = Annotated[int | None, typer.Option(help="Trials to run; more than before extends a finished sweep.", min=1)]
@@ -109,21 +115,21 @@ def run_file(
 
 @app.command()
 def show(
-    sweep: Annotated[Path, typer.Argument(help="STORAGE/NAME: the folder of a finished or running sweep.")],
+    sweep: Annotated[str, typer.Argument(help="STORAGE/NAME: the folder of a finished or running sweep.")],
 ) -> None:
     """Print the table of a finished or running sweep."""
-    with exits():
-        Console().print(table(figures_of(SweepPaths(sweep.absolute().parent, sweep.name))))
+    with exits(), looked_at(sweep_paths(sweep)) as paths:
+        Console().print(table(figures_of(paths)))
 
 
 @app.command("sync")
 def sync_sweep(
-    sweep: Annotated[Path, typer.Argument(help="STORAGE/NAME: the folder of a sweep that has ended.")],
+    sweep: Annotated[str, typer.Argument(help="STORAGE/NAME: the folder of a sweep that has ended.")],
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server; by default the sweep's own.")] = None,
 ) -> None:
     """Send MLflow what it missed of a sweep while its server did not answer."""
     with exits():
-        paths = SweepPaths(sweep.absolute().parent, sweep.name)
+        paths = sweep_paths(sweep)
         if paths.settings.exists():
             log_to(paths)
         with open_screen() as screen:
@@ -143,8 +149,14 @@ def ui(
 ) -> None:
     """Open MLflow's user interface for a storage, on loopback only."""
     with exits():
+        paths = StoragePaths(storage_path(storage))
+        if url_of(paths.storage) and not paths.tracking_database.exists():
+            raise StorageError(
+                f"storage {storage}: MLflow's database is a file of the machine that ran its sweeps, "
+                f"{paths.tracking_database}, and none is here. Open it there, or open your MLflow server."
+            )
         errors.print(f"MLflow on http://127.0.0.1:{port} for {storage}; Ctrl-C ends it.")
-        raise typer.Exit(subprocess.run(ui_command(storage_path(storage), port), check=False).returncode)
+        raise typer.Exit(subprocess.run(ui_command(paths.storage, port), check=False).returncode)
 
 
 def launch(
@@ -180,13 +192,14 @@ def conclude(outcome: Outcome) -> None:
         console.print(sentence, highlight=False)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
-    console.print(f"\nStudent  {outcome.paths.chosen}\nReport   {outcome.paths.report}", highlight=False)
-    console.print(f"Compare  kdray ui {outcome.paths.storage}", highlight=False)
+    paths = outcome.paths
+    console.print(f"\nStudent  {shown(paths.chosen)}\nReport   {shown(paths.report)}", highlight=False)
+    console.print(f"Compare  kdray ui {shown(paths.storage)}", highlight=False)
     if outcome.page:
         console.print(f"         then open http://127.0.0.1:{UI_PORT}{outcome.page}", highlight=False)
 
 
-def sent_lines(sweep: Path, synced: Synced | None) -> list[str]:
+def sent_lines(sweep: str, synced: Synced | None) -> list[str]:
     """What `kdray sync` has sent, in words."""
     if synced is None:
         return [f"Nothing to send: {sweep} holds nothing that MLflow has not taken."]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kdray.evaluation import Latency, costs, hardware
+from kdray.mirror import fetched
 from kdray.paths import StoragePaths, fingerprint, read_json, write_json
 from kdray.pretrained import Pretrained
 from kdray.students.source import StudentSource
@@ -81,7 +82,7 @@ def _shape(student: TransformerStudent) -> TransformerStudent:
 def _measured(job: MeasureCosts, hardware_name: str, paths: StoragePaths, pool: Pool) -> dict[str, float]:
     shape = job.student.architecture(job.source.layers) if job.student else {}
     cache = paths.cost(fingerprint(job.source.key, shape, job.latency.model_dump(), hardware_name))
-    if not cache.exists():
+    if not fetched(cache).exists():
         *_, measured = pool.run(job, f"cost-{cache.stem}")
         about = {"hardware": hardware_name, "architecture": shape, "latency": job.latency.model_dump()}
         write_json(cache, {**about, "costs": measured})

@@ -5,7 +5,7 @@
     │   ├── SpecError (ValueError)       a setting, a name in `space`, an option
     │   ├── DataError (ValueError)       a folder, a file, a column, a cell, a label
     │   ├── TeacherError (ValueError)    no weights, near chance, labels that disagree
-    │   ├── StorageError (OSError)       a path that cannot be written, a name already used
+    │   ├── StorageError (OSError)       a path or bucket that cannot be used, a name already used
     │   └── ResourceError (RuntimeError) more workers, CPUs or GPUs than there are
     ├── JobError (RuntimeError)      one job on a slot failed; the sweep goes on without it
     ├── SlotsLost (RuntimeError)     what hands out jobs died; the sweep can be gone on with (exit code 1)
@@ -49,7 +49,7 @@ class TeacherError(Refused, ValueError):
 
 
 class StorageError(Refused, OSError):
-    """A path cannot be read or written, or belongs to another sweep."""
+    """A path or a bucket cannot be read or written, or belongs to another sweep."""
 
 
 def storage_error(error: BaseException, where: object = "the storage") -> StorageError | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kdray.choice import Choice, chosen, front_numbers
 from kdray.claim import ledger_in, settings_in
 from kdray.errors import NoStudent, SweepFailed
+from kdray.mirror import fetched
 from kdray.paths import SweepPaths, new_folder, read_json, write_json
 from kdray.pretrained import Pretrained, weights_fingerprint
 from kdray.report import Figures
@@ -53,7 +54,7 @@ def ship(
     if figures.chosen is None:
         return
     with new_folder(paths.chosen) as folder:
-        shutil.copytree(paths.student(figures.chosen), folder, dirs_exist_ok=True)
+        shutil.copytree(fetched(paths.student(figures.chosen)), folder, dirs_exist_ok=True)
     record = next(record for record in figures.records if record.number == figures.chosen)
     lesson = lessons[sweep.recipe_of(record.params).student.checkpoint]
     student = Pretrained(paths.chosen, weights_fingerprint(paths.chosen))

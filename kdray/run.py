@@ -17,6 +17,7 @@ from kdray.keeper import Keeper, tracked
 from kdray.outcome import Outcome, choose, figures_of, ship
 from kdray.owner import owned
 from kdray.paths import SweepPaths, write_json
+from kdray.records import kept_in_bucket
 from kdray.report import write_report
 from kdray.screen import NullScreen, Screen
 from kdray.search.ledger import Ledger
@@ -41,7 +42,7 @@ def run(
     before any training; SweepFailed when no trial ran to its end.
     """
     screen = screen or NullScreen()
-    with owned(paths.owner, screen.note):
+    with owned(paths.owner, screen.note), kept_in_bucket(paths, screen.note):
         ledger = claim(sweep.identity(), paths, fresh)
         return story(sweep, paths, ledger, screen, slots_for(sweep, paths, screen, address, require_cluster, local))
 

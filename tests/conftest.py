@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from bucket_server import BucketServer
 
 from kdray.data import Data, Splits, load_splits
 from kdray.evaluation import Latency
 from kdray.generated import FreshTransformer
+from kdray.mirror import ROOT
 from kdray.paths import StoragePaths
 from kdray.pretrained import Pretrained
 from kdray.search.searcher import Search
@@ -83,6 +85,21 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def storage(tmp_path_factory: pytest.TempPathFactory) -> StoragePaths:
     """The storage that the shared things lie in."""
     return StoragePaths(tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[BucketServer]:
+    with BucketServer() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(bucket_server: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a folder in a new bucket; this process is a node of its own, whose mirrors lie in `tmp_path`."""
+    for name, value in bucket_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(ROOT, str(tmp_path / "node"))
+    return f"{bucket_server.new_bucket()}/team"
 
 
 @pytest.fixture(scope="session")
