@@ -3,7 +3,7 @@
 from .choice import Choose
 from .cli import main
 from .data import Data
-from .evaluation import Latency
+from .measuring import Latency
 from .generated import FreshTransformer, GeneratedReviews
 from .losses.distillation import Distillation
 from .search.searcher import Search, at_least, at_most

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "kdray"
 
 ORDER = [
     "errors", "interrupts", "settings", "worker", "record", "paths", "checkpoint", "generated", "space", "pareto",
-    "tasks", "tokens", "sources", "cells", "data", "pretrained", "students", "losses", "evaluation", "training",
+    "tasks", "tokens", "sources", "cells", "data", "pretrained", "students", "losses", "evaluation", "measuring", "training",
     "teacher", "transfer", "costs", "trial", "slots", "search", "wording", "owner", "claim", "tracking", "choice",
     "screen", "report", "sweep", "comparable", "keeper", "outcome", "run", "cli", "__init__",
 ]  # fmt: skip
