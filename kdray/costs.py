@@ -1,4 +1,4 @@
-"""What each architecture costs: size, latency and the like, measured once per architecture and hardware, before any training.
+"""What each architecture costs: measured once per architecture and hardware, before any training.
 
 They depend on the architecture alone, so they are exact objectives and constraints: an architecture that breaks a
 constraint is never trained. They are measured one at a time, on an otherwise idle machine, and kept in the storage's

@@ -1,7 +1,7 @@
 """What a model costs: size, multiply-adds, latency and throughput, on the hardware at hand.
 
-A figure means nothing without how it was taken: `conditions` says it, to stand beside every one of them. Where costs are
-kept is `costs`'s business.
+A figure means nothing without how it was taken: `conditions` says it, to stand beside every one of them. Where costs
+are kept is `costs`'s business.
 """
 
 import copy

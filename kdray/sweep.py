@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from kdray.choice import Choose
 from kdray.data import Data, Splits
 from kdray.errors import SpecError, did_you_mean
-from kdray.measuring import Latency
 from kdray.losses.distillation import Distillation
+from kdray.measuring import Latency
 from kdray.search.searcher import Search
 from kdray.settings import Settings, dotted
 from kdray.slots import SlotSettings
