@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kdray.choice import Choice, chosen, front_numbers
 from kdray.claim import ledger_in, settings_in
 from kdray.errors import NoStudent, SweepFailed
+from kdray.export import keep_forms, shipped, write_card
 from kdray.paths import SweepPaths, new_folder, read_json, write_json
 from kdray.pretrained import Pretrained, weights_fingerprint
 from kdray.report import Figures
@@ -54,6 +55,7 @@ def ship(
         return
     with new_folder(paths.chosen) as folder:
         shutil.copytree(paths.student(figures.chosen), folder, dirs_exist_ok=True)
+        keep_forms(paths.chosen, folder)
     record = next(record for record in figures.records if record.number == figures.chosen)
     lesson = lessons[sweep.recipe_of(record.params).student.checkpoint]
     student = Pretrained(paths.chosen, weights_fingerprint(paths.chosen))
@@ -72,6 +74,7 @@ def ship(
         metrics={f"chosen.{split}.{name}": value for split, of in measured.items() for name, value in of.items()},
         tags={"kdray.chosen": str(figures.chosen), "kdray.choice": " ".join([*figures.sentences, sentence])},
     )
+    write_card(shipped(paths), figures_of(paths))
 
 
 def figures_of(paths: SweepPaths) -> Figures:
