@@ -93,12 +93,15 @@ def _quiet() -> Iterator[None]:
     before = [(log, log.handlers, log.propagate) for log in talkers]
     for log, _, _ in before:
         log.handlers, log.propagate = [], True
+    level = logging.root.level
     logging.root.addHandler(nowhere)
+    logging.root.setLevel(max(level, logging.WARNING))  # a line for every tensor helps nobody
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.root.removeHandler(nowhere)
+        logging.root.setLevel(level)
         for log, handlers, propagates in before:
             log.handlers, log.propagate = handlers, propagates
