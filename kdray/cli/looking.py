@@ -45,7 +45,9 @@ def sync_sweep(
 
 @app.command()
 def ui(
-    storage: Annotated[str, typer.Argument(help="The storage whose trials to look at.")] = DEFAULT_STORAGE,
+    storage: Annotated[
+        str, typer.Argument(help="The storage whose trials to look at.", envvar="KDRAY_STORAGE")
+    ] = DEFAULT_STORAGE,
     port: Annotated[int, typer.Option(help="Port on loopback.")] = UI_PORT,
 ) -> None:
     """Open MLflow's user interface for a storage, on loopback only."""

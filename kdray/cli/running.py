@@ -1,5 +1,6 @@
 """Running a sweep: `main(sweep)` for sweep scripts, and `kdray run FILE`."""
 
+import os
 import runpy
 import sys
 import traceback
@@ -24,7 +25,10 @@ from kdray.sweep import Sweep
 DEFAULT_STORAGE = "results"
 UI_PORT = 5000
 STOPPING = "Stopping: what runs writes a checkpoint first. Ctrl-C or SIGTERM once more ends it at once."
-Storage = Annotated[str, typer.Option(help="Folder (or file:// URI) for all results.", metavar="DIR_OR_URI")]
+Storage = Annotated[
+    str,
+    typer.Option(help="Folder (or file:// URI) for all results.", metavar="DIR_OR_URI", envvar="KDRAY_STORAGE"),
+]
 Smoke = Annotated[bool, typer.Option("--smoke", help="The same sweep, small: a test of everything in a minute or two.")]
 Trials = Annotated[int | None, typer.Option(help="Trials to run; more than before extends a finished sweep.", min=1)]
 Set = Annotated[
@@ -33,12 +37,20 @@ Set = Annotated[
         "--set", help="Change any setting; repeatable. A searched one is then searched no more.", metavar="NAME=VALUE"
     ),
 ]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow server; by default a SQLite file in the storage.")]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(help="MLflow server; by default the sweep's, MLFLOW_TRACKING_URI, or a SQLite file in the storage."),
+]
 LedgerUrl = Annotated[
     str | None, typer.Option("--ledger", help="Database that keeps the trials; by default a file.", metavar="URL")
 ]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join, such as auto or ray://host:10001.")]
-RequireCluster = Annotated[bool, typer.Option("--require-cluster", help="Fail rather than start a local Ray.")]
+RequireCluster = Annotated[
+    bool,
+    typer.Option(
+        "--require-cluster", help="Fail rather than start a local Ray; so it is on the head of a `ray up` cluster."
+    ),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Remove this sweep's earlier results and start over.")]
 Local = Annotated[bool, typer.Option("--local", help="Run every job in this process, one at a time: for a debugger.")]
 
@@ -87,8 +99,8 @@ def launch(
         sweep = sweep.varied(settings_of(changes or []))
         if trials is not None:
             sweep = sweep.varied({"search.trials": trials})
-        if tracking_uri is not None:
-            sweep = sweep.varied({"tracking.uri": tracking_uri})
+        if uri := tracking_uri or sweep.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
+            sweep = sweep.varied({"tracking.uri": uri})
         if ledger is not None:
             sweep = sweep.varied({"search.ledger": ledger})
         paths = SweepPaths(storage_path(storage), sweep.name)
