@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kdray.choice import Choice, chosen, front_numbers
 from kdray.claim import ledger_in, settings_in
 from kdray.errors import NoStudent, SweepFailed
+from kdray.export import keep_forms, shipped, write_card
 from kdray.mirror import fetched
 from kdray.paths import SweepPaths, new_folder, read_json, write_json
 from kdray.pretrained import Pretrained, weights_fingerprint
@@ -55,6 +56,7 @@ def ship(
         return
     with new_folder(paths.chosen) as folder:
         shutil.copytree(fetched(paths.student(figures.chosen)), folder, dirs_exist_ok=True)
+        keep_forms(paths.chosen, folder)
     record = next(record for record in figures.records if record.number == figures.chosen)
     lesson = lessons[sweep.recipe_of(record.params).student.checkpoint]
     student = Pretrained(paths.chosen, weights_fingerprint(paths.chosen))
@@ -73,6 +75,7 @@ def ship(
         metrics={f"chosen.{split}.{name}": value for split, of in measured.items() for name, value in of.items()},
         tags={"kdray.chosen": str(figures.chosen), "kdray.choice": " ".join([*figures.sentences, sentence])},
     )
+    write_card(shipped(paths), figures_of(paths))
 
 
 def figures_of(paths: SweepPaths) -> Figures:
@@ -88,4 +91,5 @@ def figures_of(paths: SweepPaths) -> Figures:
         sentences=choice["sentences"],
         objectives=identity["search"]["objectives"],
         searched=list(identity["space"]),
+        conditions=read_json(paths.conditions)["costs"] if paths.conditions.exists() else "",
     )

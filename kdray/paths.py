@@ -7,7 +7,7 @@ STORAGE/
   cache/                         shared by all sweeps of this storage, by content
     tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
   <sweep>/
-    sweep.json  owner.json  teacher.json  choice.json
+    sweep.json  owner.json  teacher.json  conditions.json  choice.json
     ledger/  trials/<number>/  chosen/  report/  logs/  tracking/
 """
 
@@ -103,6 +103,16 @@ class SweepPaths(StoragePaths):
     def teacher_figures(self) -> Path:
         """The teacher's metrics and costs."""
         return self.root / "teacher.json"
+
+    @property
+    def conditions(self) -> Path:
+        """How the costs were measured, and on what."""
+        return self.root / "conditions.json"
+
+    @property
+    def records(self) -> tuple[Path, ...]:
+        """What is known of the sweep beside its settings and its ledger."""
+        return self.teacher_figures, self.conditions, self.choice
 
     @property
     def report(self) -> Path:

@@ -35,7 +35,7 @@ def kept_in_bucket(paths: SweepPaths, note: Callable[[str], None]) -> Iterator[N
     bring = continued if fetched(paths.settings).exists() else fetched  # what is here of a sweep that is gone, goes
     for path in (paths.journal, paths.spool):
         bring(path)
-    for path in (paths.teacher_figures, paths.choice, paths.tracking_target):
+    for path in (*paths.records, paths.tracking_target):
         fetched(path)
     copies = _Copies(paths, note)
     thread = threading.Thread(target=copies.keep_up, name="kdray-records", daemon=True)
@@ -57,7 +57,7 @@ def looked_at(paths: SweepPaths) -> Iterator[SweepPaths]:
     with tempfile.TemporaryDirectory(prefix="kdray-") as folder:
         copies = SweepPaths(Path(folder), paths.name)
         copies.journal.parent.mkdir(parents=True)
-        for path in (paths.settings, paths.teacher_figures, paths.choice, paths.journal):
+        for path in (paths.settings, *paths.records, paths.journal):
             brought(path, copies.root / path.relative_to(paths.root))
         try:
             yield copies
