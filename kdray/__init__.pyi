@@ -3,9 +3,9 @@
 from .choice import Choose
 from .cli import main
 from .data import Data
-from .evaluation import Latency
 from .generated import FreshTransformer, GeneratedReviews
 from .losses.distillation import Distillation
+from .measuring import Latency
 from .search.searcher import Search, at_least, at_most
 from .search.stopping import Halving
 from .slots import SlotSettings

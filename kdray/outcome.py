@@ -87,4 +87,5 @@ def figures_of(paths: SweepPaths) -> Figures:
         sentences=choice["sentences"],
         objectives=identity["search"]["objectives"],
         searched=list(identity["space"]),
+        conditions=read_json(paths.conditions)["costs"] if paths.conditions.exists() else "",
     )

@@ -5,7 +5,7 @@ STORAGE/
   cache/                         shared by all sweeps of this storage, by content
     tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
   <sweep>/
-    sweep.json  owner.json  teacher.json  choice.json
+    sweep.json  owner.json  teacher.json  conditions.json  choice.json
     ledger/  trials/<number>/  chosen/  report/  logs/  tracking/
 """
 
@@ -99,6 +99,11 @@ class SweepPaths(StoragePaths):
     def teacher_figures(self) -> Path:
         """The teacher's metrics and costs."""
         return self.root / "teacher.json"
+
+    @property
+    def conditions(self) -> Path:
+        """How the costs were measured, and on what."""
+        return self.root / "conditions.json"
 
     @property
     def report(self) -> Path:

@@ -22,7 +22,7 @@ from kdray.paths import new_folder
 from kdray.record import TrialRecord
 from kdray.wording import cut, heading, headings, number, setting, settings, status
 
-_COSTS = ("latency_ms", "latency_p95_ms", "parameters", "size_mb")
+_COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "multiply_adds", "parameters", "size_mb")
 _FRONT, _CHOSEN, _TEACHER, _OTHER = "#1f6fb4", "#e4572e", "#222222", "#9aa5b1"
 _MARKS = {"chosen": "★", "front": "●", "": ""}
 _PLACE_STYLES = {"chosen": "bold green", "front": "cyan"}
@@ -46,6 +46,8 @@ class Figures:
     objectives: Sequence[str] = ("accuracy", "latency_ms")
     searched: Sequence[str] = field(default=())
     """The dotted names of the searched settings."""
+    conditions: str = ""
+    """How latency and the like were measured, and on what."""
 
     @property
     def quality(self) -> str:
@@ -136,6 +138,7 @@ def markdown(figures: Figures) -> str:
     best = next((record for record in figures.records if record.number == figures.chosen), None)
     if best is not None:
         parts += ["## The chosen student beside its teacher", _beside_teacher(figures, best), _settings_of(best)]
+        parts += [f"Measured: {figures.conditions}."] if figures.conditions else []
     on_front = [record for record in figures.ranked() if figures.place(record)]
     objectives = " and ".join(heading(name) for name in figures.objectives)
     parts += [
@@ -283,7 +286,12 @@ def _title(figures: Figures) -> str:
 
 
 def _axis_title(metric: str) -> str:
-    unit = {"latency_ms": " (ms, median)", "latency_p95_ms": " (ms)", "size_mb": " (MB)"}.get(metric, "")
+    unit = {
+        "latency_ms": " (ms, median)",
+        "latency_p95_ms": " (ms)",
+        "size_mb": " (MB)",
+        "throughput_per_s": " (examples/s)",
+    }.get(metric, "")
     return heading(metric) + unit
 
 
@@ -298,7 +306,7 @@ def _legend(figures: Figures) -> str:
     objectives = ", ".join(heading(name) for name in figures.objectives)
     parts = [f"{_MARKS['chosen']} chosen"] if figures.chosen is not None else []
     parts += [f"{_MARKS['front']} Pareto front ({objectives})"] if figures.front else []
-    return "   ".join(parts)
+    return "   ".join(parts) + (f"\nmeasured: {figures.conditions}" if figures.conditions else "")
 
 
 def _teacher_cells(figures: Figures) -> list[str]:
@@ -319,7 +327,7 @@ def _beside_teacher(figures: Figures, best: TrialRecord) -> str:
     teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
     rows = [
         [heading(name), number(name, teacher.get(name)), number(name, best.metrics.get(name))]
-        for name in dict.fromkeys((*figures.columns, "macro_f1", "mcc", "agreement", "size_mb", "latency_p95_ms"))
+        for name in dict.fromkeys((*figures.columns, "macro_f1", "mcc", "agreement", *_COSTS))
         if name in best.metrics
     ]
     return _markdown_table(["", "teacher", f"trial {best.number:03d}"], rows)

@@ -82,8 +82,12 @@ def story(
             lambda done, of: screen.progress("architectures", done, of),
         )  # fmt: skip
         taught = sweep.task.metrics(transfer.logits("validation").all(), validation.labels)
+        write_json(paths.conditions, {"costs": costs.conditions})
         write_json(paths.teacher_figures, taught | costs.teacher)
-        tracker.sweep(metrics={f"teacher.{name}": value for name, value in (taught | costs.teacher).items()})
+        tracker.sweep(
+            metrics={f"teacher.{name}": value for name, value in (taught | costs.teacher).items()},
+            tags={"kdray.measured": costs.conditions},
+        )
 
         screen.stage("Search")
         study = Study(

@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from kdray.choice import Choose
 from kdray.data import Data, Splits
 from kdray.errors import SpecError, did_you_mean
-from kdray.evaluation import Latency
 from kdray.losses.distillation import Distillation
+from kdray.measuring import Latency
 from kdray.search.searcher import Search
 from kdray.settings import Settings, dotted
 from kdray.slots import SlotSettings
@@ -28,7 +28,7 @@ from kdray.transfer import Transfer
 from kdray.trial import Recipe
 
 COMPARED = ("agreement", "retention", "loss")
-COSTS = ("latency_ms", "latency_p95_ms", "parameters", "size_mb", "speedup")
+COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "multiply_adds", "parameters", "size_mb", "speedup")
 MAY_CHANGE = {
     "slots": True,
     "tracking": True,

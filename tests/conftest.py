@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from kdray.data import Data, Splits, load_splits
-from kdray.evaluation import Latency
 from kdray.generated import FreshTransformer
+from kdray.measuring import Latency
 from kdray.paths import StoragePaths
 from kdray.pretrained import Pretrained
 from kdray.search.searcher import Search

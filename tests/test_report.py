@@ -2,13 +2,14 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from kdray.record import State, TrialRecord
-from kdray.report import Figures, results_csv, table, write_report
+from kdray.report import Figures, markdown, results_csv, table, write_report
 from kdray.wording import headings, setting
 
 TEACHER = {"accuracy": 0.887, "latency_ms": 8.2, "parameters": 22_713_986.0}
@@ -57,6 +58,13 @@ def test_the_table_begins_with_the_teacher_then_ranks_the_trials_by_quality():
     assert lines[7].endswith("stopped at epoch 2")
     assert lines[8].startswith("004")
     assert "failed: loss is nan" in lines[8]
+
+
+def test_latency_is_stated_with_how_it_was_measured():
+    measured = replace(FIGURES, conditions="latency of 1 example a pass, 64 tokens each, 1 thread, some processor")
+    assert any("measured: latency of 1 example a pass" in line for line in printed(measured))
+    assert "Measured: latency of 1 example a pass" in markdown(measured)
+    assert "easured" not in "".join(printed(FIGURES)) + markdown(FIGURES)
 
 
 def test_a_narrow_terminal_cuts_the_right_end_and_no_number():
