@@ -6,7 +6,7 @@ STORAGE/
     tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
   <sweep>/
     sweep.json  owner.json  teacher.json  conditions.json  choice.json
-    ledger/  trials/<number>/  chosen/  report/  logs/  tracking/
+    ledger/  trials/<number>/  confirmation/<key>/  chosen/  report/  logs/  tracking/
 """
 
 import fcntl
@@ -122,6 +122,15 @@ class SweepPaths(StoragePaths):
     def tracking_target(self) -> Path:
         """Where the spool is to go."""
         return self.root / "tracking" / "target.json"
+
+    @property
+    def reruns(self) -> Path:
+        """The numbers of the students that were trained again."""
+        return self.root / "confirmation" / "numbers.json"
+
+    def rerun(self, key: str) -> Path:
+        """The weights of a student that was trained again, or of a control; its answers lie beside it."""
+        return self.root / "confirmation" / key / "student"
 
     def student(self, number: int) -> Path:
         """The weights of a trial's student; kept while the trial is on the Pareto front."""

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kdray.confirmation import Confirmed, Verdict
 from kdray.paths import new_folder
 from kdray.record import TrialRecord
 from kdray.wording import cut, heading, headings, number, setting, settings, status
@@ -43,6 +44,8 @@ class Figures:
     chosen: int | None = None
     sentences: Sequence[str] = ()
     """The choice in words."""
+    verdict: Verdict | None = None
+    """What confirmation came to."""
     objectives: Sequence[str] = ("accuracy", "latency_ms")
     searched: Sequence[str] = field(default=())
     """The dotted names of the searched settings."""
@@ -139,6 +142,8 @@ def markdown(figures: Figures) -> str:
     if best is not None:
         parts += ["## The chosen student beside its teacher", _beside_teacher(figures, best), _settings_of(best)]
         parts += [f"Measured: {figures.conditions}."] if figures.conditions else []
+    if figures.verdict is not None:
+        parts += ["## Confirmed", *_confirmation(figures.verdict)]
     on_front = [record for record in figures.ranked() if figures.place(record)]
     objectives = " and ".join(heading(name) for name in figures.objectives)
     parts += [
@@ -331,6 +336,29 @@ def _beside_teacher(figures: Figures, best: TrialRecord) -> str:
         if name in best.metrics
     ]
     return _markdown_table(["", "teacher", f"trial {best.number:03d}"], rows)
+
+
+def _confirmation(verdict: Verdict) -> list[str]:
+    """Each candidate and its controls, on the test rows."""
+    titles = ["student", "seeds", verdict.metric, "retention", "misses"]
+    teacher = ["teacher", "", str(verdict.teacher), "100%", ""]
+    rows = [
+        [_called(each), each.seeds, each.metric, each.retention.percent(), *_misses(each)] for each in verdict.confirmed
+    ]
+    about = (
+        f"Trained again with other seeds than the search's, and measured on {verdict.rows:,} test rows. An interval "
+        "holds the figure of other rows and seeds with 95% confidence (bootstrap)."
+    )
+    failed = [f"- {run}: {' '.join(why.split())}" for run, why in verdict.failed.items()]
+    return [about, _markdown_table(titles, [teacher, *rows]), *(["\n".join(failed)] if failed else [])]
+
+
+def _called(each: Confirmed) -> str:
+    return f"trial {each.trial:03d}" + ("" if each.role == "candidate" else f", {each.role}")
+
+
+def _misses(each: Confirmed) -> list[str]:
+    return ["; ".join(each.misses)] if each.role == "candidate" else [""]
 
 
 def _settings_of(best: TrialRecord) -> str:

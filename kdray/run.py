@@ -14,7 +14,7 @@ from kdray.comparable import comparable_trials
 from kdray.costs import measure_costs
 from kdray.data import Splits, load_splits
 from kdray.keeper import Keeper, tracked
-from kdray.outcome import Outcome, choose, figures_of, ship
+from kdray.outcome import Outcome, choose, confirm, figures_of, ship
 from kdray.owner import owned
 from kdray.paths import SweepPaths, write_json
 from kdray.report import write_report
@@ -101,8 +101,16 @@ def story(
         search(slots, study, lambda number, params: trial(sweep, lessons, paths, number, params), keeper.take)
         keeper.clear_up()
 
+        verdict = None
+        if sweep.confirm.candidates:
+            screen.stage("Confirmation")
+            verdict = confirm(
+                sweep, paths, ledger, lessons, slots, tracker,
+                lambda done, of: screen.progress("students trained again", done, of),
+            )  # fmt: skip
+
         screen.stage("Choice")
-        figures = choose(sweep, paths, ledger)
+        figures = choose(sweep, paths, ledger, verdict)
         ship(sweep, paths, lessons, slots, figures, tracker)
         write_report(figures, paths.report)
         tracker.log_artifacts(paths.report, "report")

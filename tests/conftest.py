@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from kdray.confirmation import Confirm
 from kdray.data import Data, Splits, load_splits
 from kdray.generated import FreshTransformer
 from kdray.measuring import Latency
@@ -160,6 +161,7 @@ def make_sweep(data_folder: Path, teacher: Pretrained, recipe: Recipe) -> Callab
             "space": {"student.depth": [1, 2], "training.learning_rate": [1e-3, 3e-3]},
             "search": Search(trials=3, stopping=None),
             "latency": Latency(length=16, warmup=1, repeats=9),
+            "confirm": Confirm(candidates=0),
             "tracking": Tracking(enabled=False),
             "smoke": {"data.max_rows": 64, "training.epochs": 1, "search.trials": 2},
         }
