@@ -10,6 +10,7 @@
     ├── JobError (RuntimeError)      one job on a slot failed; the sweep goes on without it
     ├── SlotsLost (RuntimeError)     what hands out jobs died; the sweep can be gone on with (exit code 1)
     ├── SweepFailed (RuntimeError)   nothing useful came out (exit code 1)
+    ├── ExportError (RuntimeError)   the student has no such form; the folder stays as it is (exit code 1)
     ├── TrackingError (RuntimeError) MLflow did not take what a sweep has to tell (exit code 1)
     └── NoStudent (RuntimeError)     the sweep finished, no student satisfies the rule (exit code 3)
 
@@ -80,6 +81,10 @@ class SlotsLost(KDRayError, RuntimeError):
 
 class SweepFailed(KDRayError, RuntimeError):
     """The sweep ended without one finished trial."""
+
+
+class ExportError(KDRayError, RuntimeError):
+    """The student cannot be written in a form, or is not the same student in it."""
 
 
 class TrackingError(KDRayError, RuntimeError):

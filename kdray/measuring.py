@@ -54,13 +54,13 @@ class LatencyResult:
     p95: float
 
 
-def conditions(latency: Latency, hardware: str) -> str:
+def conditions(latency: Latency, hardware: str, precision: str = "float32") -> str:
     """How the figures were taken, in words, to stand beside them."""
     tokens = f"{latency.length} {_of('token', latency.length)} each"
     threads = f"{latency.threads} {_of('thread', latency.threads)}"
     return (
         f"latency of {latency.batch_size} {_of('example', latency.batch_size)} a pass, throughput of "
-        f"{latency.throughput_batch_size}; {tokens}, {threads}, float32, {hardware}"
+        f"{latency.throughput_batch_size}; {tokens}, {threads}, {precision}, {hardware}"
     )
 
 

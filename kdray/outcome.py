@@ -11,6 +11,7 @@ from kdray.choice import Choice, candidates, chosen, front_numbers
 from kdray.claim import ledger_in, settings_in
 from kdray.confirmation import Rerun, Verdict, answers_of, judged, rerun_all, reruns
 from kdray.errors import NoStudent, SweepFailed
+from kdray.export import keep_forms, shipped, write_card
 from kdray.paths import SweepPaths, new_folder, read_json, write_json
 from kdray.pretrained import Pretrained, weights_fingerprint
 from kdray.record import TrialRecord
@@ -114,6 +115,7 @@ def ship(
     record = next(record for record in figures.records if record.number == figures.chosen)
     with new_folder(paths.chosen) as folder:
         shutil.copytree(_weights(sweep, paths, record, figures), folder, dirs_exist_ok=True)
+        keep_forms(paths.chosen, folder)
     lesson = lessons[sweep.recipe_of(record.params).student.checkpoint]
     student = Pretrained(paths.chosen, weights_fingerprint(paths.chosen))
     measured = {}
@@ -132,6 +134,7 @@ def ship(
         metrics={f"chosen.{split}.{name}": value for split, of in measured.items() for name, value in of.items()},
         tags={"kdray.chosen": str(figures.chosen), "kdray.choice": " ".join([*figures.sentences, sentence])},
     )
+    write_card(shipped(paths), figures_of(paths))
 
 
 def _weights(sweep: Sweep, paths: SweepPaths, record: TrialRecord, figures: Figures) -> Path:

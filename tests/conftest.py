@@ -18,10 +18,11 @@ from kdray.confirmation import Confirm
 from kdray.data import Data, Splits, load_splits
 from kdray.generated import FreshTransformer
 from kdray.measuring import Latency
-from kdray.paths import StoragePaths
+from kdray.paths import StoragePaths, SweepPaths
 from kdray.pretrained import Pretrained
+from kdray.run import run
 from kdray.search.searcher import Search
-from kdray.slots import LocalSlots
+from kdray.slots import LocalSlots, SlotSettings
 from kdray.students.transformer import TransformerStudent
 from kdray.sweep import Sweep
 from kdray.tasks.text_classification import TextClassification
@@ -168,3 +169,10 @@ def make_sweep(data_folder: Path, teacher: Pretrained, recipe: Recipe) -> Callab
         return Sweep(**settings | fields)
 
     return made
+
+
+@pytest.fixture(scope="session")
+def chosen(make_sweep: Callable[..., Sweep], tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
+    """A sweep that has ended with a chosen student, for looking at."""
+    sweep = make_sweep(search=Search(trials=1, stopping=None), slots=SlotSettings(cpus=1))
+    return run(sweep, SweepPaths(tmp_path_factory.mktemp("chosen"), sweep.name), local=True).paths
