@@ -16,6 +16,7 @@ from kdray.paths import SweepPaths, new_folder, read_json, write_json
 from kdray.pretrained import Pretrained, weights_fingerprint
 from kdray.record import TrialRecord
 from kdray.report import Figures
+from kdray.search.importance import importances
 from kdray.search.ledger import Ledger
 from kdray.settings import dotted
 from kdray.slots import SlotPool
@@ -65,7 +66,7 @@ def confirm(
     def on_end(run: Rerun, reports: list[Report], error: str | None) -> None:
         nonlocal ended
         ended += 1
-        on_progress(ended, len(trials))
+        on_progress(ended, len({run.key for run in runs}))
         answers = answers_of(paths.rerun(run.key))
         if error:
             failed[run] = error
@@ -97,6 +98,7 @@ def choose(sweep: Sweep, paths: SweepPaths, ledger: Ledger, verdict: Verdict | N
     number, sentences = (choice.number, [choice.sentence]) if verdict is None else (verdict.chosen, verdict.sentences)
     written: dict[str, Any] = {"chosen": number, "sentences": sentences}
     written["front"] = sorted(front_numbers(records, sweep.search.objectives))
+    written["importances"] = importances(ledger)
     if verdict is not None:
         written["confirmation"] = verdict.model_dump(mode="json")
     write_json(paths.choice, written)
@@ -168,6 +170,9 @@ def figures_of(paths: SweepPaths) -> Figures:
         front=choice["front"],
         chosen=choice["chosen"],
         sentences=choice["sentences"],
+        importances=choice.get("importances", {}),
+        times=read_json(paths.times) if paths.times.exists() else {},
+        origin=read_json(paths.origin) if paths.origin.exists() else {},
         verdict=Verdict.model_validate(choice["confirmation"]) if "confirmation" in choice else None,
         objectives=identity["search"]["objectives"],
         searched=list(identity["space"]),

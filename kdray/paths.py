@@ -5,7 +5,7 @@ STORAGE/
   cache/                         shared by all sweeps of this storage, by content
     tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
   <sweep>/
-    sweep.json  owner.json  teacher.json  conditions.json  choice.json
+    sweep.json  owner.json  origin.json  times.json  teacher.json  conditions.json  choice.json
     ledger/  trials/<number>/  confirmation/<key>/  chosen/  report/  logs/  tracking/
 """
 
@@ -104,6 +104,16 @@ class SweepPaths(StoragePaths):
     def conditions(self) -> Path:
         """How the costs were measured, and on what."""
         return self.root / "conditions.json"
+
+    @property
+    def origin(self) -> Path:
+        """The command, the commit and the versions of the last session."""
+        return self.root / "origin.json"
+
+    @property
+    def times(self) -> Path:
+        """Seconds of each stage, over all sessions."""
+        return self.root / "times.json"
 
     @property
     def report(self) -> Path:

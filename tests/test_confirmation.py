@@ -172,9 +172,12 @@ class Counting(NullScreen):
 
 
 @pytest.fixture
-def go(make_sweep: Callable[..., Sweep], tmp_path: Path) -> Callable[..., tuple[SweepPaths, Counting]]:
+def go(make_sweep: Callable[..., Sweep], recipe: Recipe, tmp_path: Path) -> Callable[..., tuple[SweepPaths, Counting]]:
+    untuned = recipe.training.model_copy(update={"learning_rate": 2e-3})  # which the space does not hold
+
     def run_it(**fields: Any) -> tuple[SweepPaths, Counting]:
-        settings = {"slots": SlotSettings(cpus=1), "confirm": Confirm(candidates=1, seeds=2), "tracking": Tracking()}
+        settings: dict[str, Any] = {"slots": SlotSettings(cpus=1), "tracking": Tracking(), "training": untuned}
+        settings["confirm"] = Confirm(candidates=1, seeds=2)
         sweep = make_sweep(**settings | fields)
         paths, screen = SweepPaths(tmp_path, sweep.name), Counting()
         run(sweep, paths, screen=screen, local=True)
