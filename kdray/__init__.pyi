@@ -2,6 +2,7 @@
 
 from .choice import Choose
 from .cli import main
+from .confirmation import Confirm
 from .data import Data
 from .generated import FreshTransformer, GeneratedReviews
 from .losses.distillation import Distillation
@@ -19,6 +20,7 @@ from .transfer import Transfer
 
 __all__ = [
     "Choose",
+    "Confirm",
     "Data",
     "Distillation",
     "FreshTransformer",

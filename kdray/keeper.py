@@ -20,7 +20,7 @@ class Keeper:
 
     def __init__(self, sweep: Sweep, paths: SweepPaths, ledger: Ledger, tracker: Tracker, screen: Screen) -> None:
         self.sweep, self.paths, self.ledger, self.tracker, self.screen = sweep, paths, ledger, tracker, screen
-        self.tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.called}
+        self.tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.called, "kdray.role": "search"}
         self.said = {record.number: len(record.remarks) for record in ledger.records()}
         self.kept: list[TrialRecord] = []
         """Completed trials whose students are on a front, and so may be shipped."""

@@ -7,8 +7,8 @@ STORAGE/
   cache/                         shared by all sweeps of this storage, by content
     tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
   <sweep>/
-    sweep.json  owner.json  teacher.json  conditions.json  choice.json
-    ledger/  trials/<number>/  chosen/  report/  logs/  tracking/
+    sweep.json  owner.json  origin.json  times.json  teacher.json  conditions.json  choice.json
+    ledger/  trials/<number>/  confirmation/<key>/  chosen/  report/  logs/  tracking/
 """
 
 import fcntl
@@ -110,9 +110,19 @@ class SweepPaths(StoragePaths):
         return self.root / "conditions.json"
 
     @property
+    def origin(self) -> Path:
+        """The command, the commit and the versions of the last session."""
+        return self.root / "origin.json"
+
+    @property
+    def times(self) -> Path:
+        """Seconds of each stage, over all sessions."""
+        return self.root / "times.json"
+
+    @property
     def records(self) -> tuple[Path, ...]:
         """What is known of the sweep beside its settings and its ledger."""
-        return self.teacher_figures, self.conditions, self.choice
+        return self.teacher_figures, self.conditions, self.choice, self.origin, self.times, self.reruns
 
     @property
     def report(self) -> Path:
@@ -131,6 +141,15 @@ class SweepPaths(StoragePaths):
     def tracking_target(self) -> Path:
         """Where the spool is to go."""
         return self.root / "tracking" / "target.json"
+
+    @property
+    def reruns(self) -> Path:
+        """The numbers of the students that were trained again."""
+        return self.root / "confirmation" / "numbers.json"
+
+    def rerun(self, key: str) -> Path:
+        """The weights of a student that was trained again, or of a control; its answers lie beside it."""
+        return self.root / "confirmation" / key / "student"
 
     def student(self, number: int) -> Path:
         """The weights of a trial's student; kept while the trial is on the Pareto front."""

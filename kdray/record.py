@@ -28,6 +28,8 @@ class TrialRecord:
     ended: float = 0.0
     remarks: tuple[str, ...] = ()
     """What befell it and did not end it, in sentences."""
+    title: str = ""
+    """What it is, where it is no trial of the search."""
 
     @property
     def metrics(self) -> dict[str, float]:

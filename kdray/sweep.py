@@ -11,6 +11,7 @@ from optuna.distributions import distribution_to_json
 from pydantic import Field, model_validator
 
 from kdray.choice import Choose
+from kdray.confirmation import Confirm
 from kdray.data import Data, Splits
 from kdray.errors import SpecError, did_you_mean
 from kdray.losses.distillation import Distillation
@@ -35,6 +36,7 @@ MAY_CHANGE = {
     "smoke": True,
     "search": {"trials", "hours"},
     "choose": {"retention", "otherwise"},
+    "confirm": True,
     "training": set(WITHOUT_EFFECT),
     "teacher": {"training": set(WITHOUT_EFFECT)},
 }
@@ -58,6 +60,7 @@ class Sweep(Settings):
     search: Search = Search()
     latency: Latency = Latency()
     choose: Choose = Choose()
+    confirm: Confirm = Confirm()
     slots: SlotSettings = SlotSettings()
     tracking: Tracking = Tracking()
     seed: int = Field(0, ge=0)

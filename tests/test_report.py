@@ -102,7 +102,7 @@ def test_the_report_says_the_choice_compares_with_the_teacher_and_lists_failures
 def test_the_picture_is_a_png_and_the_page_needs_no_network(tmp_path: Path):
     write_report(FIGURES, tmp_path / "report")
     assert (tmp_path / "report" / "front.png").read_bytes().startswith(b"\x89PNG")
-    page = (tmp_path / "report" / "front.html").read_text()
+    page = (tmp_path / "report" / "report.html").read_text()
     assert "trial 002" in page
     assert "T 3.50" in page
     assert 'src="http' not in page
@@ -113,7 +113,7 @@ def test_writing_again_replaces_the_report(tmp_path: Path):
     write_report(FIGURES, folder)
     (folder / "old").touch()
     write_report(FIGURES, folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["front.html", "front.png", "report.md", "results.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == ["front.png", "report.html", "report.md", "results.csv"]
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_a_sweep_chooses_a_student(finished: Outcome) -> None:
     assert {record.params["student.depth"] for record in figures.records} <= {1, 2}
     assert f"Trial {figures.chosen}" in figures.sentences[0] or f"trial {figures.chosen}" in figures.sentences[0]
     assert "48 test rows, which nothing was chosen by" in figures.sentences[1]
-    assert {path.name for path in paths.report.iterdir()} >= {"results.csv", "report.md", "front.png", "front.html"}
+    assert {path.name for path in paths.report.iterdir()} >= {"results.csv", "report.md", "front.png", "report.html"}
     kept = {int(path.name) for path in (paths.root / "trials").iterdir()}
     assert set(figures.front) <= kept
     assert not list(paths.root.rglob("checkpoint*"))
