@@ -62,3 +62,21 @@ def taken_by(take: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _takers.remove(take)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A signal that comes within the block is heard at its end: for what must not be torn, and is soon done.
+
+    Only the main thread is ever interrupted: in any other the block changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    come = threading.Event()
+    with taken_by(come.set):
+        yield
+    if come.is_set():
+        if not _takers:
+            raise KeyboardInterrupt
+        _takers[-1]()

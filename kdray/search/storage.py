@@ -21,6 +21,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 
 from kdray.errors import StorageError
+from kdray.interrupts import held
 from kdray.paths import replaced_file
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,8 @@ def insisting(where: Where, change: Callable[[], T], patience_s: float = OUTAGE_
     until = time.monotonic() + patience_s
     for pause_s in chain((0.1, 0.5, 1, 2, 4), repeat(8)):
         try:
-            return change()
+            with held():  # Optuna's file lock, torn in its release, looks as if the journal were gone
+                return change()
         except (StorageInternalError, OperationalError, InterfaceError) as error:
             away = any(isinstance(told, OperationalError | InterfaceError) for told in (error, error.__cause__))
             if not away or time.monotonic() > until:
