@@ -118,7 +118,7 @@ def ship(
     record = next(record for record in figures.records if record.number == figures.chosen)
     with new_folder(paths.chosen) as folder:
         shutil.copytree(_weights(sweep, paths, record, figures), folder, dirs_exist_ok=True)
-        keep_forms(paths.chosen, folder)
+        keep_forms(fetched(paths.chosen), folder)
     lesson = lessons[sweep.recipe_of(record.params).student.checkpoint]
     student = Pretrained(paths.chosen, weights_fingerprint(paths.chosen))
     measured = {}

@@ -19,9 +19,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from kdray.export import Exported, FormFigures, card, exporting, forms, graphs, keep_forms, shipped, write_card
 from kdray.export.checks import EXPORT_FILE, exported_in
 from kdray.export.forms import OnnxModel
+from kdray.mirror import ROOT
 from kdray.outcome import figures_of
 from kdray.owner import owned
-from kdray.paths import SweepPaths, read_json, write_json
+from kdray.paths import SweepPaths, read_json, storage_path, sweep_paths, write_json
 from kdray.pretrained import Pretrained, save
 from kdray.run import run
 from kdray.search.searcher import Search
@@ -261,6 +262,23 @@ def test_forms_stay_with_their_weights(own_exported: SweepPaths, make_sweep: Cal
 def test_forms_of_other_weights_are_dropped(own_exported: SweepPaths, teacher: Pretrained, tmp_path: Path) -> None:
     keep_forms(own_exported.chosen, Path(shutil.copytree(teacher.folder, tmp_path / "now")))
     assert not (tmp_path / "now" / "onnx").exists()
+
+
+def test_a_student_in_a_bucket_is_whole_on_another_machine(
+    bucket: str, make_sweep: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = make_sweep(search=Search(trials=1, stopping=None), slots=SlotSettings(cpus=1))
+    run(sweep, SweepPaths(storage_path(bucket), sweep.name), local=True)
+    folder = f"{bucket}/{sweep.name}"
+    done = kdray("export", folder, "--form", "int8")
+    assert done.code == 0, done.err
+    assert f"Student  {folder}/chosen" in done.out
+    answer = kdray("predict", folder, "good", "--form", "int8").out
+    monkeypatch.setenv(ROOT, str(tmp_path / "other"))
+    assert kdray("predict", folder, "good", "--form", "int8").out == answer != ""
+    there = sweep_paths(folder).chosen
+    assert str(tmp_path / "other") in str(there)
+    assert "model_quantized.onnx" in (there / "README.md").read_text()
 
 
 # The card -------------------------------------------------------------------------------------------------------------

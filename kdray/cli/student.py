@@ -9,12 +9,12 @@ from rich.console import Console
 
 from kdray.cli.ending import app, exits, log_to
 from kdray.errors import ExportError, SpecError, did_you_mean
-from kdray.export import FORMS, Exported, Form, check_empty, copied, export, shipped, write_card
+from kdray.export import FORMS, Exported, Form, check_empty, copied, export, shipped
 from kdray.interrupts import interruptible
 from kdray.mirror import fetched
 from kdray.outcome import figures_of
 from kdray.owner import owned
-from kdray.paths import SweepPaths, sweep_paths
+from kdray.paths import SweepPaths, shown, sweep_paths
 from kdray.prediction import Answer, Predictor, check_pairs, check_target, lines_of, predict_file
 from kdray.screen import open_screen
 from kdray.wording import heading, number
@@ -39,14 +39,13 @@ def export_student(
             check_empty(to)
         log_to(paths)
         with open_screen() as screen, interruptible(), owned(paths.owner, screen.note):
-            exported = export(student, forms, screen)
-            write_card(student, figures_of(paths))
+            exported = export(student, forms, figures_of(paths), screen)
             if to is not None:
                 copied(student.folder, to)
         console = Console(soft_wrap=True, highlight=False)
         for line in exported_lines(exported):
             console.print(line, markup=False)
-        console.print(f"\nStudent  {to or student.folder}", markup=False)
+        console.print(f"\nStudent  {to or shown(student.folder)}", markup=False)
         if exported.missing:
             raise ExportError("; ".join(f"{form}: {why}" for form, why in exported.missing.items()) + ".")
 

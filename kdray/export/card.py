@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from kdray.export.checks import EXPORT_FILE, Exported, exported_in
 from kdray.export.forms import FOLDER
 from kdray.export.shipped import Shipped
-from kdray.paths import read_json, replaced_file
+from kdray.paths import read_json
 from kdray.record import TrialRecord
 from kdray.report import Figures
 from kdray.settings import dotted
@@ -31,14 +31,14 @@ COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "multiply_adds", "p
 
 def write_card(student: Shipped, figures: Figures) -> None:
     """Write the card of the chosen student, with all that is known of it by now."""
-    with replaced_file(student.folder / FILE) as file:
-        file.write_text(model_card(student, figures), encoding="utf-8")
+    with student.changed() as folder:
+        (folder / FILE).write_text(model_card(student, figures, folder), encoding="utf-8")
 
 
-def model_card(student: Shipped, figures: Figures) -> str:
-    """The card's text."""
+def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
+    """The card's text, for this folder, in which the student and its forms lie."""
     chosen = next(record for record in figures.records if record.number == figures.chosen)
-    exported = exported_in(student.folder / FOLDER / EXPORT_FILE)
+    exported = exported_in(folder / FOLDER / EXPORT_FILE)
     measured = read_json(student.paths.choice).get("measured", {})
     labels = student.task.model_labels(student.folder)
     data, teacher = _data_name(student.settings), _teacher_name(student.settings)

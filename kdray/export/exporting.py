@@ -9,11 +9,14 @@ from pathlib import Path
 
 from kdray.data import load_splits
 from kdray.errors import ExportError, StorageError
+from kdray.export.card import FILE as CARD
+from kdray.export.card import model_card
 from kdray.export.checks import EXPORT_FILE, Checks, Exported, FormFigures
 from kdray.export.forms import FILES, FOLDER, Form, OnnxModel, require
 from kdray.export.graphs import NEEDED, write_int8, write_onnx
 from kdray.export.shipped import Shipped
 from kdray.paths import new_folder, write_json
+from kdray.report import Figures
 from kdray.screen import Screen
 from kdray.tokens import Rows, tokenised
 
@@ -23,11 +26,11 @@ SAME = 0.01
 """How far a logit may be off in float32: rounding alone stays far below it."""
 
 
-def export(student: Shipped, forms: Sequence[Form], screen: Screen) -> Exported:
+def export(student: Shipped, forms: Sequence[Form], figures: Figures, screen: Screen) -> Exported:
     """Make these forms in the student's folder, in place of those made before; PyTorch's is there already.
 
-    They are checked on the test split. Raises DataError when the sweep's data are not there any more, ResourceError
-    when what the forms need is not installed.
+    The card tells of them. They are checked on the test split. Raises DataError when the sweep's data are not there any
+    more, ResourceError when what the forms need is not installed.
     """
     asked = [form for form in ONNX_FORMS if form in forms]
     if asked:
@@ -37,7 +40,10 @@ def export(student: Shipped, forms: Sequence[Form], screen: Screen) -> Exported:
     screen.stage("PyTorch")
     made = [checks("pytorch", student.model.model(), student.folder / FILES["pytorch"])]
     missing: dict[str, str] = {}
-    with new_folder(student.folder / FOLDER) as place:
+    with student.changed() as folder:
+        place = folder / FOLDER
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
         for form in asked:
             screen.stage(CALLED[form])
             try:
@@ -48,6 +54,7 @@ def export(student: Shipped, forms: Sequence[Form], screen: Screen) -> Exported:
         exported = checks.conclusion(made, missing)
         _drop_all_but(exported, place)
         write_json(place / EXPORT_FILE, exported.written())
+        (folder / CARD).write_text(model_card(student, figures, folder), encoding="utf-8")
     return exported
 
 

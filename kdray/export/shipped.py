@@ -1,6 +1,8 @@
 """The student that a finished sweep has shipped: its folder, and the settings that say how it is used and measured."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from kdray.data import Data
 from kdray.errors import StorageError
 from kdray.export.forms import FOLDER
 from kdray.measuring import Latency
-from kdray.paths import SweepPaths, file_fingerprint
+from kdray.paths import SweepPaths, file_fingerprint, new_folder
 from kdray.pretrained import Pretrained, weights_fingerprint
 from kdray.tasks.text_classification import TextClassification
 
@@ -29,6 +31,16 @@ class Shipped:
     @property
     def folder(self) -> Path:
         return self.paths.chosen
+
+    @contextmanager
+    def changed(self) -> Iterator[Path]:
+        """A copy of the folder, to be changed, that takes its place as a whole when the block ends well.
+
+        A storage in a bucket knows whole folders only: what is added to one there is lost to all other machines.
+        """
+        with new_folder(self.folder) as place:
+            shutil.copytree(self.folder, place, dirs_exist_ok=True)
+            yield place
 
     @property
     def model(self) -> Pretrained:
