@@ -210,7 +210,7 @@ def test_another_bar_is_another_choice_without_training(copied: Path, go: Callab
     trials = written(copied / "tiny" / "trials")
     outcome = go(storage=copied, choose=Choose(retention=5.0, otherwise="none"))
     assert (outcome.exit_code, outcome.figures.chosen) == (3, None)
-    assert "No student keeps 500% of the teacher: the nearest is trial" in outcome.figures.sentences[0]
+    assert "No student keeps 500% of the teacher. The nearest: trial" in outcome.figures.sentences[0]
     assert written(copied / "tiny" / "trials") == trials
 
 

@@ -33,9 +33,9 @@ class Figures:
     """The dotted names of the searched settings."""
     importances: Mapping[str, float] = field(default_factory=dict)
     """Dotted name of a searched setting -> how much of the differences in quality it explains."""
-    times: Mapping[str, float] = field(default_factory=dict)
+    times: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Seconds of each stage, over all sessions."""
-    origin: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict, compare=False)
     """The command, the commit and the versions."""
     conditions: str = ""
     """How latency and the like were measured, and on what."""
