@@ -512,7 +512,7 @@ def on_board(story: Callable[[Board], Awaitable[None]], slots: int = 1, **option
 
 
 def worker(name: str = "worker", node: str = "node") -> Member:
-    return Member(actor=name, node=node, pid=0)
+    return Member(actor=name, node=node, host=f"{node}.local", pid=0)
 
 
 def test_late_words_of_a_dead_group_are_dropped() -> None:
@@ -550,7 +550,9 @@ def test_a_lost_slots_job_goes_to_another_and_without_any_slot_all_jobs_fail() -
         waiting = await board.submit("waiting", b"work")
         await board.lose(1, "drowned", b"washed away")
         assert (await board.next_event(job))["kind"] == "died"
-        assert await board.next_event(waiting) == {"kind": "failed", "attempts": 0, "data": b"washed away"}
+        assert await board.next_event(waiting) == {
+            "kind": "failed", "attempts": 0, "host": "", "data": b"washed away"
+        }  # fmt: skip
         late = await board.submit("late", b"work")
         assert (await board.next_event(late))["kind"] == "failed"
 
@@ -584,9 +586,24 @@ def test_a_rank_that_fails_alone_is_not_waited_for_for_ever() -> None:
         taken = await board.take(0, "group", 0, 0)
         assert taken is not None
         assert not await board.finish(0, taken["number"], 1, b"mine", broken=False)
-        assert await board.next_event(job) == {"kind": "failed", "attempts": 1, "data": b"mine"}
+        assert await board.next_event(job) == {
+            "kind": "failed", "attempts": 1, "host": "node.local", "data": b"mine"
+        }  # fmt: skip
 
     on_board(story, straggle_s=0.05)
+
+
+def test_a_job_tells_the_machines_it_runs_on_by_rank() -> None:
+    async def story(board: Board) -> None:
+        for rank, node in ((1, "second"), (0, "first"), (2, "second")):
+            await board.join(0, "group", rank, 3, worker(node=node))
+        job = await board.submit("job", b"work")
+        taken = await board.take(0, "group", 0, 0)
+        assert taken is not None
+        await board.report(0, taken["number"], b"")
+        assert (await board.next_event(job))["host"] == "first.local, second.local"
+
+    on_board(story)
 
 
 def test_a_job_is_over_when_its_last_rank_is() -> None:
@@ -659,7 +676,9 @@ def test_a_drained_slot_suspends_its_job_which_is_given_out_again_and_blamed_on_
         again = await board.take(2, "group 2", 0, 0)
         assert again is not None
         assert await board.finish(2, again["number"], 0, b"", broken=False)
-        assert await board.next_event(job) == {"kind": "finished", "attempts": 1, "data": b""}
+        assert await board.next_event(job) == {
+            "kind": "finished", "attempts": 1, "host": "staying.local", "data": b""
+        }  # fmt: skip
 
     on_board(story, slots=3, kill=lambda member: killed.append(member["actor"]))
 
