@@ -21,7 +21,7 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -31,6 +31,7 @@ from kdray.slots.board import Board, Event, Status
 from kdray.slots.cluster import Shares, growth, nodes, shares
 from kdray.slots.pool import SlotSettings
 from kdray.slots.serving import Post, serve
+from kdray.slots.talking import OverTheNodesNetwork
 from kdray.worker import Ask, Job, Report
 
 chatter = logging.getLogger("ray.slots")
@@ -262,7 +263,7 @@ class RaySlots:
         asked, limit_s = self.shares, self.settings.progress_timeout_s
         return _SlotTrainer(
             partial(serve, Post(self._board, slot, asked.threads, self.logs, min(5.0, limit_s / 4))),
-            torch_config=TorchConfig(backend=_backend(asked)),
+            torch_config=OverTheNodesNetwork(backend=_backend(asked)),
             scaling_config=ScalingConfig(
                 num_workers=asked.workers,
                 use_gpu=asked.gpus > 0,
