@@ -109,7 +109,7 @@ def main() -> None:
         paths = SweepPaths(Path(name), "bench")
         sweep = material.sweep(material.parser("").parse_args([]), search_settings)
         cluster = connect("local", False, paths.logs)
-        with open_slots(SlotSettings(count=options.slots, cpus=0.5), paths.root, paths.logs) as slots:
+        with open_slots(SlotSettings(count=options.slots, cpus=0.5), paths.logs) as slots:
             slots.wait()
             watch = searched(sweep, paths, slots)
         with redirect_stdout(sys.stderr):  # Tune prints whatever `verbose` says

@@ -133,7 +133,7 @@ def main() -> None:
         transfer = transfer_set(tokens, paths.transfer("made-up"))
         size = sum(f.stat().st_size for d in (tokens.folder, transfer.folder) for f in d.glob("train*.arrow")) / 1e6
         cluster = connect("local", False, Path(name) / "logs")
-        with open_slots(SlotSettings(count=options.slots, cpus=0.5), Path(name), Path(name) / "logs") as slots:
+        with open_slots(SlotSettings(count=options.slots, cpus=0.5), Path(name) / "logs") as slots:
             slots.wait()
             reports = at_once(slots, Read(tokens, transfer))
             grown = [own_mb(report["pid"]) - report["before_mb"] for report in reports]

@@ -92,7 +92,7 @@ def main() -> None:
         folder = Path(name)
         cluster = connect("local", False, folder / "logs")
         started = time.perf_counter()
-        with open_slots(SlotSettings(count=1, cpus=1), folder, folder / "logs") as slots:
+        with open_slots(SlotSettings(count=1, cpus=1), folder / "logs") as slots:
             slots.wait()
             start = time.perf_counter() - started
             warm, slot = warm_seconds(slots, options.trials, folder), slot_seconds(slots, options.trials)

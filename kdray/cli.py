@@ -4,6 +4,7 @@ Exit codes: 0 a student was chosen; 1 failed; 2 refused; 3 finished, but no stud
 """
 
 import logging
+import os
 import runpy
 import shlex
 import subprocess
@@ -44,7 +45,10 @@ STOPPING = "Stopping: what runs writes a checkpoint first. Ctrl-C or SIGTERM onc
 CHATTERERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggingface_hub")
 """Libraries that put handlers of their own on the screen."""
 
-Storage = Annotated[str, typer.Option(help="Folder (or file:// URI) for all results.", metavar="DIR_OR_URI")]
+Storage = Annotated[
+    str,
+    typer.Option(help="Folder (or file:// URI) for all results.", metavar="DIR_OR_URI", envvar="KDRAY_STORAGE"),
+]
 Smoke = Annotated[bool, typer.Option("--smoke", help="The same sweep, small: a test of everything in a minute or two.")]
 Trials = Annotated[int | None, typer.Option(help="Trials to run; more than before extends a finished sweep.", min=1)]
 Set = Annotated[
@@ -53,12 +57,20 @@ Set = Annotated[
         "--set", help="Change any setting; repeatable. A searched one is then searched no more.", metavar="NAME=VALUE"
     ),
 ]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow server; by default a SQLite file in the storage.")]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(help="MLflow server; by default the sweep's, MLFLOW_TRACKING_URI, or a SQLite file in the storage."),
+]
 LedgerUrl = Annotated[
     str | None, typer.Option("--ledger", help="Database that keeps the trials; by default a file.", metavar="URL")
 ]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join, such as auto or ray://host:10001.")]
-RequireCluster = Annotated[bool, typer.Option("--require-cluster", help="Fail rather than start a local Ray.")]
+RequireCluster = Annotated[
+    bool,
+    typer.Option(
+        "--require-cluster", help="Fail rather than start a local Ray; so it is on the head of a `ray up` cluster."
+    ),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Remove this sweep's earlier results and start over.")]
 Local = Annotated[bool, typer.Option("--local", help="Run every job in this process, one at a time: for a debugger.")]
 
@@ -124,7 +136,9 @@ def sync_sweep(
 
 @app.command()
 def ui(
-    storage: Annotated[str, typer.Argument(help="The storage whose trials to look at.")] = DEFAULT_STORAGE,
+    storage: Annotated[
+        str, typer.Argument(help="The storage whose trials to look at.", envvar="KDRAY_STORAGE")
+    ] = DEFAULT_STORAGE,
     port: Annotated[int, typer.Option(help="Port on loopback.")] = UI_PORT,
 ) -> None:
     """Open MLflow's user interface for a storage, on loopback only."""
@@ -145,8 +159,8 @@ def launch(
         sweep = sweep.varied(settings_of(changes or []))
         if trials is not None:
             sweep = sweep.varied({"search.trials": trials})
-        if tracking_uri is not None:
-            sweep = sweep.varied({"tracking.uri": tracking_uri})
+        if uri := tracking_uri or sweep.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
+            sweep = sweep.varied({"tracking.uri": uri})
         if ledger is not None:
             sweep = sweep.varied({"search.ledger": ledger})
         paths = SweepPaths(storage_path(storage), sweep.name)

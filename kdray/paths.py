@@ -9,19 +9,25 @@ STORAGE/
     ledger/  trials/<number>/  chosen/  report/  logs/  tracking/
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 from kdray.errors import StorageError
+
+SCRATCH = "kdray-scratch-"
+SCRATCH_LOCKED_WITHIN_S = 60.0
+"""By then whoever made a scratch folder has locked it, or is dead."""
 
 
 @dataclass(frozen=True)
@@ -198,3 +204,31 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder on this machine for what nobody needs after the block; what killed processes left is removed, too."""
+    root = Path(tempfile.gettempdir())
+    for left in root.glob(f"{SCRATCH}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > SCRATCH_LOCKED_WITHIN_S:
+                with _locked_folder(left):
+                    shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=root, prefix=SCRATCH))
+    with _locked_folder(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder as long as this process lives. Raises OSError where another one does."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

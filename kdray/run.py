@@ -122,10 +122,10 @@ def slots_for(
         with LocalSlots(threads=max(1, int(sweep.slots.cpus or os.cpu_count() or 1))) as slots:  # as one Ray slot has
             yield slots
         return
-    cluster = connect(address, require_cluster, paths.logs)
+    cluster = connect(address, require_cluster, paths.logs, screen.note)
     try:
         screen.note(cluster.sentence)
-        with open_slots(sweep.slots, paths.root, paths.logs) as ray_slots:
+        with open_slots(sweep.slots, paths.logs, paths.owner, screen.note) as ray_slots:
             yield ray_slots
     finally:
         cluster.close()

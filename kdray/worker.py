@@ -37,8 +37,10 @@ def torch_threads(count: int) -> Iterator[None]:
 class Pool(Protocol):
     """Whatever runs jobs: all that teacher, transfer set and costs need to know of the slots."""
 
-    count: int
-    """How many jobs run at the same time."""
+    @property
+    def count(self) -> int:
+        """How many jobs run at the same time."""
+        ...
 
     @property
     def threads_alone(self) -> int:

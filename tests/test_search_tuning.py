@@ -82,7 +82,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaySlots]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     info = connect("local", False, tmp_path_factory.mktemp("logs"))
     folder = tmp_path_factory.mktemp("slots")
-    with open_slots(SlotSettings(count=2, cpus=1), folder / "storage", folder / "logs") as slots:
+    with open_slots(SlotSettings(count=2, cpus=1), folder / "logs") as slots:
         slots.wait(120)
         yield slots
     info.close()

@@ -1,6 +1,5 @@
 """The promises of the slots: no report lost, a stop within a step, errors end jobs, deaths restart them, no hang."""
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -8,10 +7,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -19,10 +17,8 @@ import torch
 import torch.distributed as dist
 from ray import cloudpickle
 
-from kdray.errors import DataError, JobError, ResourceError, SpecError
+from kdray.errors import DataError, JobError, ResourceError
 from kdray.slots import LocalSlots, RaySlots, SlotPool, SlotSettings, connect, open_slots
-from kdray.slots.board import Board, Member
-from kdray.slots.cluster import Node, shares
 from kdray.worker import Ask, Report, Worker
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
@@ -122,8 +118,8 @@ def two_pools(cluster: Path) -> Iterator[tuple[RaySlots, RaySlots]]:
     single = SlotSettings(count=1, cpus=1, max_failures=1)
     double = SlotSettings(count=1, workers=2, cpus=1, max_failures=1)
     with (
-        open_slots(single, cluster / "one", cluster / "one-logs") as one,
-        open_slots(double, cluster / "two", cluster / "two-logs") as two,
+        open_slots(single, cluster / "one-logs") as one,
+        open_slots(double, cluster / "two-logs") as two,
     ):
         yield one, two
 
@@ -368,15 +364,15 @@ def test_a_killed_peer_is_a_death_not_an_error(two: RaySlots, tmp_path: Path) ->
 
 def test_more_than_the_cluster_has_is_refused_at_once(cluster: Path) -> None:
     with (
-        pytest.raises(ResourceError, match=r"asked for 1 slots of 9 workers with 1 CPUs.*has 1 node with 4 CPUs"),
-        open_slots(SlotSettings(count=1, workers=9, cpus=1), cluster, cluster),
+        pytest.raises(ResourceError, match=r"asked for 1 slot of 9 workers with 1 CPUs.*has 1 node with 4 CPUs"),
+        open_slots(SlotSettings(count=1, workers=9, cpus=1), cluster),
     ):
         pass
 
 
 def test_a_slot_that_does_not_start_is_an_error_not_a_hang(two: RaySlots, cluster: Path) -> None:
     settings = SlotSettings(count=1, cpus=4, start_timeout_s=2)  # the other slots hold three of the four CPUs
-    with open_slots(settings, cluster, cluster / "stuck-logs") as stuck:
+    with open_slots(settings, cluster / "stuck-logs") as stuck:
         with pytest.raises(ResourceError, match=r"slot 0 was not up after 2 s: it waits for 1 workers"):
             list(stuck.run(Counting(1), "never"))
         with pytest.raises(ResourceError, match="free now"):
@@ -395,7 +391,7 @@ def job(worker):
         time.sleep(1000)
 folder = Path(sys.argv[1])
 info = connect("local", False, folder / "logs")
-with open_slots(SlotSettings(count=1), folder, folder / "logs") as slots:
+with open_slots(SlotSettings(count=1), folder / "logs") as slots:
     print(next(slots.run(job, "job")).keys())
 info.close()
 """
@@ -406,13 +402,14 @@ def test_a_process_that_used_slots_says_nothing_and_leaves_nothing(tmp_path: Pat
     mark = f"KDRAY_TEST={uuid.uuid4().hex}"
     script = tmp_path / "quiet.py"
     script.write_text(QUIET)
-    environment = {**os.environ, **dict([mark.split("=")])}
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, **dict([mark.split("=")]), "TMPDIR": str(tmp_path / "tmp")}
     done = subprocess.run(
         [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=LIMIT_S
     )
     assert (done.stdout, done.stderr, done.returncode) == ("dict_keys(['pid'])\n", "", 0)
     assert "worker chatter" in (tmp_path / "logs" / "slot-0-rank-0.log").read_text()
-    assert not list(tmp_path.glob(".slots-*"))
+    assert not list((tmp_path / "tmp").glob("kdray-*"))
     assert gone(lambda: not marked(mark))
 
 
@@ -441,265 +438,7 @@ def test_closing_ends_a_worker_that_does_not_stop(cluster: Path, two: RaySlots) 
         yield {"pid": os.getpid()}
         time.sleep(1000)
 
-    with open_slots(SlotSettings(count=1, cpus=1, stop_timeout_s=0.2), cluster, cluster / "deaf-logs") as slots:
+    with open_slots(SlotSettings(count=1, cpus=1, stop_timeout_s=0.2), cluster / "deaf-logs") as slots:
         pid = next(slots.run(deaf, "deaf"))["pid"]
         slots.close()
     assert gone(lambda: not Path(f"/proc/{pid}").exists())
-
-
-# ---- how a cluster divides ----
-
-
-@pytest.mark.parametrize(
-    ("settings", "nodes", "expected"),
-    [
-        (SlotSettings(), [Node(2, 0)], (2, 1.0, 0.0)),
-        (SlotSettings(count=2), [Node(8, 0)], (2, 4.0, 0.0)),
-        (SlotSettings(count=1, workers=2), [Node(2, 0)], (1, 1.0, 0.0)),
-        (SlotSettings(count=2), [Node(2, 0)] * 3, (2, 2.0, 0.0)),
-        (SlotSettings(count=3), [Node(1, 0), Node(4, 0)], (3, 1.3333, 0.0)),
-        (SlotSettings(), [Node(64, 0)], (8, 8.0, 0.0)),
-        (SlotSettings(), [Node(16, 1)], (1, 16.0, 1.0)),
-        (SlotSettings(count=4), [Node(16, 1)], (4, 4.0, 0.25)),
-        (SlotSettings(gpus=0.5), [Node(16, 2)], (4, 4.0, 0.5)),
-        (SlotSettings(), [Node(0, 0), Node(8, 4), Node(8, 4)], (8, 2.0, 1.0)),
-    ],
-)
-def test_shares(settings: SlotSettings, nodes: list[Node], expected: tuple[int, float, float]) -> None:
-    divided = shares(settings, nodes)
-    assert (divided.count, divided.cpus, divided.gpus) == expected
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [SlotSettings(count=5), SlotSettings(cpus=3), SlotSettings(count=1, gpus=1), SlotSettings(workers=5)],
-)
-def test_more_than_there_is_is_refused_unless_the_cluster_grows(settings: SlotSettings) -> None:
-    if settings.count == 5:
-        settings = settings.model_copy(update={"cpus": 1})
-    if settings.workers == 5:
-        settings = settings.model_copy(update={"cpus": 1})
-    with pytest.raises(ResourceError, match="The cluster has 2 nodes with 2 CPUs"):
-        shares(settings, [Node(2, 0)] * 2)
-    assert shares(settings, [Node(2, 0)] * 2, growth=Node(16, 4))
-
-
-def test_more_than_it_can_grow_to_is_refused() -> None:
-    with pytest.raises(ResourceError, match="can grow to 16 CPUs and 0 GPUs"):
-        shares(SlotSettings(count=4, cpus=8), [Node(2, 0)], growth=Node(16, 0))
-
-
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"workers": 0}, {"gpus": -1}, {"cpus": 0}, {"count": "many"}])
-def test_settings_that_make_no_slot_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match=f"SlotSettings.{next(iter(wrong))}"):
-        SlotSettings(**wrong)
-
-
-# ---- the board, without Ray ----
-
-
-def on_board(story: Callable[[Board], Awaitable[None]], slots: int = 1, **options: Any) -> None:
-    """Run a story on a board whose workers are names; those named "dead..." do not answer."""
-
-    async def alive(member: Member) -> bool:
-        return not member["actor"].startswith("dead")
-
-    async def whole() -> None:
-        board = Board(slots, max_failures=1, alive=alive, **options)
-        await asyncio.wait_for(story(board), 20)
-
-    asyncio.run(whole())
-
-
-def worker(name: str = "worker", node: str = "node") -> Member:
-    return Member(actor=name, node=node, host=f"{node}.local", pid=0)
-
-
-def test_late_words_of_a_dead_group_are_dropped() -> None:
-    async def story(board: Board) -> None:
-        await board.join(0, "old", 0, 1, worker())
-        job = await board.submit("job", b"work")
-        first = await board.take(0, "old", 0, 0)
-        await board.join(0, "new", 0, 1, worker())
-        second = await board.take(0, "new", 0, 0)
-        assert first is not None
-        assert second is not None
-        await board.report(0, first["number"], b"late")
-        assert not await board.finish(0, first["number"], 0, b"", broken=False)
-        await board.report(0, second["number"], b"fresh")
-        assert await board.finish(0, second["number"], 0, b"", broken=False)
-        events = [await board.next_event(job) for _ in range(2)]
-        assert [(e["kind"], e["data"], e["attempts"]) for e in events] == [
-            ("report", b"fresh", 2),
-            ("finished", b"", 2),
-        ]
-
-    on_board(story)
-
-
-def test_a_lost_slots_job_goes_to_another_and_without_any_slot_all_jobs_fail() -> None:
-    async def story(board: Board) -> None:
-        for slot in (0, 1):
-            await board.join(slot, f"group {slot}", 0, 1, worker())
-        job = await board.submit("job", b"work")
-        await board.take(0, "group 0", 0, 0)
-        await board.lose(0, "burnt", b"burnt down")
-        taken = await board.take(1, "group 1", 0, 0)
-        assert taken is not None
-        assert taken["name"] == "job"
-        waiting = await board.submit("waiting", b"work")
-        await board.lose(1, "drowned", b"washed away")
-        assert (await board.next_event(job))["kind"] == "died"
-        assert await board.next_event(waiting) == {
-            "kind": "failed", "attempts": 0, "host": "", "data": b"washed away"
-        }  # fmt: skip
-        late = await board.submit("late", b"work")
-        assert (await board.next_event(late))["kind"] == "failed"
-
-    on_board(story, slots=2)
-
-
-@pytest.mark.parametrize(("peer", "kind"), [("dead peer", "report"), ("living peer", "failed")])
-def test_a_broken_rank_is_believed_only_if_its_peers_live(peer: str, kind: str) -> None:
-    async def story(board: Board) -> None:
-        for rank, name in enumerate(["worker", peer]):
-            await board.join(0, "group", rank, 2, worker(name))
-        job = await board.submit("job", b"work")
-        taken = await board.take(0, "group", 0, 0)
-        assert taken is not None
-        assert not await board.finish(0, taken["number"], 0, b"connection closed", broken=True)
-        await board.join(0, "next", 0, 2, worker())
-        if kind == "report":
-            again = await board.take(0, "next", 0, 0)
-            assert again is not None
-            await board.report(0, again["number"], b"")
-        assert (await board.next_event(job))["kind"] == kind
-
-    on_board(story)
-
-
-def test_a_rank_that_fails_alone_is_not_waited_for_for_ever() -> None:
-    async def story(board: Board) -> None:
-        for rank in (0, 1):
-            await board.join(0, "group", rank, 2, worker())
-        job = await board.submit("job", b"work")
-        taken = await board.take(0, "group", 0, 0)
-        assert taken is not None
-        assert not await board.finish(0, taken["number"], 1, b"mine", broken=False)
-        assert await board.next_event(job) == {
-            "kind": "failed", "attempts": 1, "host": "node.local", "data": b"mine"
-        }  # fmt: skip
-
-    on_board(story, straggle_s=0.05)
-
-
-def test_a_job_tells_the_machines_it_runs_on_by_rank() -> None:
-    async def story(board: Board) -> None:
-        for rank, node in ((1, "second"), (0, "first"), (2, "second")):
-            await board.join(0, "group", rank, 3, worker(node=node))
-        job = await board.submit("job", b"work")
-        taken = await board.take(0, "group", 0, 0)
-        assert taken is not None
-        await board.report(0, taken["number"], b"")
-        assert (await board.next_event(job))["host"] == "first.local, second.local"
-
-    on_board(story)
-
-
-def test_a_job_is_over_when_its_last_rank_is() -> None:
-    async def story(board: Board) -> None:
-        for rank in (0, 1):
-            await board.join(0, "group", rank, 2, worker())
-        await board.submit("job", b"work")
-        await board.submit("next", b"work")
-        taken = [await board.take(0, "group", rank, 0) for rank in (0, 1)]
-        assert taken[0] == taken[1]
-        assert taken[0] is not None
-        number = taken[0]["number"]
-        first = asyncio.create_task(board.finish(0, number, 0, b"", broken=False))
-        await asyncio.sleep(0)
-        assert not first.done()
-        assert await board.finish(0, number, 1, b"", broken=False)
-        assert await first
-        following = await board.take(0, "group", 0, number)
-        assert following is not None
-        assert following["name"] == "next"
-
-    on_board(story)
-
-
-def test_a_closed_board_sends_everybody_home() -> None:
-    async def story(board: Board) -> None:
-        await board.join(0, "group", 0, 1, worker())
-        taking = asyncio.create_task(board.take(0, "group", 0, 0))
-        hearing = asyncio.create_task(board.told(0, "group", (0, 0)))
-        await asyncio.sleep(0)
-        await board.close(Ask.SUSPEND)
-        assert await taking is None
-        assert await hearing == (0, 0)
-        assert (await board.next_event(await board.submit("late", b"")))["kind"] == "cancelled"
-
-    on_board(story)
-
-
-def test_what_a_worker_is_told_is_news_once() -> None:
-    async def story(board: Board) -> None:
-        await board.join(0, "group", 0, 1, worker())
-        job = await board.submit("job", b"work")
-        taken = await board.take(0, "group", 0, 0)
-        assert taken is not None
-        await board.cancel_id(job, Ask.SUSPEND)
-        assert await board.told(0, "group", (0, 0)) == (taken["number"], Ask.SUSPEND)
-        more = asyncio.create_task(board.told(0, "group", (taken["number"], int(Ask.SUSPEND))))
-        await asyncio.sleep(0)
-        assert not more.done()
-        await board.close(Ask.END)
-        assert await more == (taken["number"], Ask.END)
-
-    on_board(story)
-
-
-def test_a_drained_slot_suspends_its_job_which_is_given_out_again_and_blamed_on_nobody() -> None:
-    killed: list[str] = []
-
-    async def story(board: Board) -> None:
-        for slot, node in enumerate(("going", "going", "staying")):
-            await board.join(slot, f"group {slot}", 0, 1, worker(f"worker {slot}", node))
-        job = await board.submit("job", b"work")
-        taken = await board.take(0, "group 0", 0, 0)
-        assert taken is not None
-        assert await board.drain("going", Ask.SUSPEND) == [0, 1]
-        assert killed == ["worker 1"]  # it had nothing to do
-        assert await board.drain("going", Ask.SUSPEND) == []
-        assert await board.told(0, "group 0", (0, 0)) == (taken["number"], Ask.SUSPEND)
-        assert not await board.finish(0, taken["number"], 0, b"", broken=False)
-        again = await board.take(2, "group 2", 0, 0)
-        assert again is not None
-        assert await board.finish(2, again["number"], 0, b"", broken=False)
-        assert await board.next_event(job) == {
-            "kind": "finished", "attempts": 1, "host": "staying.local", "data": b""
-        }  # fmt: skip
-
-    on_board(story, slots=3, kill=lambda member: killed.append(member["actor"]))
-
-
-def test_a_job_that_makes_no_step_has_its_worker_killed_and_fails_in_the_end() -> None:
-    killed: list[str] = []
-
-    async def story(board: Board) -> None:
-        job = await board.submit("job", b"work")
-        for group in ("first", "second"):
-            await board.join(0, group, 0, 1, worker(group))
-            taken = await board.take(0, group, 0, 0)
-            assert taken is not None
-            for _ in range(10):
-                await board.beat(0, taken["number"])
-                await asyncio.sleep(0.02)
-            assert group not in killed
-            while group not in killed:
-                await asyncio.sleep(0.01)
-        await board.join(0, "third", 0, 1, worker())
-        event = await board.next_event(job)
-        assert (event["kind"], event["attempts"], event["data"]) == ("died", 2, b"it made no step for 0.1 s")
-
-    on_board(story, progress_s=0.1, kill=lambda member: killed.append(member["actor"]))

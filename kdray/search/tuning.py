@@ -6,13 +6,10 @@ a folder that is removed: the record of the sweep is the ledger.
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +21,7 @@ from ray.tune.stopper import Stopper
 
 from kdray.errors import SlotsLost
 from kdray.interrupts import taken_by
+from kdray.paths import scratch_folder
 from kdray.record import State
 from kdray.search.running import ENDS_THE_SEARCH, MakeJob, OnChange, Told, job_name, reason, told
 from kdray.search.searcher import Study
@@ -34,6 +32,7 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `interrupts` does it, and says so in our words
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # `StudySearcher` has as many as there are slots, however many that is
     "RAY_AIR_NEW_OUTPUT": "0",  # its tables come at any verbosity
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
@@ -48,12 +47,11 @@ def search(pool: SlotPool, study: Study, make_job: MakeJob, on_change: OnChange)
     Raises ResourceError when there is no slot to be had, KeyboardInterrupt on one, and what `on_change` raises. Trials
     that run then stay running in the ledger: the next session begins them again.
     """
-    os.environ.update(TUNE_ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": str(pool.count)})
-    folder = Path(tempfile.mkdtemp(prefix="kdray-tune-"))
+    os.environ.update(TUNE_ENVIRONMENT)
     driver = Driver(pool, study, make_job, on_change)
     lane = partial(_lane_resources, f"node:{ray.util.get_node_ip_address()}")
     try:
-        with taken_by(driver.interrupt):
+        with scratch_folder() as folder, taken_by(driver.interrupt):
             tune.Tuner(
                 tune.with_resources(partial(_listen, client=pool.client()), lane),
                 tune_config=tune.TuneConfig(
@@ -68,7 +66,6 @@ def search(pool: SlotPool, study: Study, make_job: MakeJob, on_change: OnChange)
             ).fit()
     finally:
         driver.suspend_all()
-        shutil.rmtree(folder, ignore_errors=True)
     if driver.ending:
         raise driver.ending
 

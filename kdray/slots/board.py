@@ -54,6 +54,8 @@ class Status(TypedDict):
 
     up: list[int]
     lost: dict[int, str]
+    refused: bytes
+    """Why no job is done at all: a pickled error, or nothing."""
 
 
 @dataclass
@@ -120,14 +122,13 @@ class Board:
 
     def __init__(
         self,
-        slots: int,
         max_failures: int,
         progress_s: float = 600.0,
         alive: Callable[[Any], Awaitable[bool]] = alive,
         kill: Callable[[Any], None] = kill,
         straggle_s: float = 30.0,
     ) -> None:
-        self._slots = [_Slot() for _ in range(slots)]
+        self._slots: list[_Slot] = []
         self._max_failures, self._alive, self._kill = max_failures, alive, kill
         self._progress_s, self._straggle_s = progress_s, straggle_s
         self._watcher: asyncio.Task[None] | None = None
@@ -136,6 +137,10 @@ class Board:
         self._ids, self._numbers = count(1), count(1)
         self._closed = False
         self._hopeless = b""
+        """Why there is no slot at all, for now: a pickled error."""
+        self._refused = b""
+        self._begun = False
+        """Whether the slots have settled once."""
         self._changed = asyncio.Condition()
 
     # ---- who asks ----
@@ -149,8 +154,8 @@ class Board:
             self._jobs[job.id] = job
             if self._closed:
                 job.tell("cancelled")
-            elif self._hopeless:
-                job.tell("failed", self._hopeless)
+            elif why := self._refused or self._hopeless:
+                job.tell("failed", why)
             else:
                 self._waiting.append(job)
             self._changed.notify_all()
@@ -200,13 +205,35 @@ class Board:
         return {
             "up": [number for number, slot in enumerate(self._slots) if slot.up],
             "lost": {number: slot.lost for number, slot in enumerate(self._slots) if slot.lost},
+            "refused": self._refused,
         }
 
-    async def settled(self) -> Status:
-        """The status, once every slot is up or given up."""
+    async def settled(self, enough: int) -> Status:
+        """The status, once so many slots are up, or each is up or given up."""
+
+        def known() -> bool:
+            up = sum(slot.up for slot in self._slots)
+            return up >= enough or all(slot.up or slot.lost for slot in self._slots)
+
         async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or all(s.up or s.lost for s in self._slots))
+            await self._changed.wait_for(lambda: self._closed or bool(self._refused) or known())
+            self._begun = True
         return await self.status()
+
+    async def add(self) -> int:
+        """One more slot; its number."""
+        async with self._changed:
+            self._slots.append(_Slot())
+            self._changed.notify_all()
+            return len(self._slots) - 1
+
+    async def gone(self, nodes: list[str]) -> None:
+        """Nodes are dead: the jobs of their slots go to the others, for a new group may be long in coming."""
+        async with self._changed:
+            for slot in self._slots:
+                if any(member["node"] in nodes for member in slot.members.values()):
+                    self._retire(slot)
+            self._changed.notify_all()
 
     async def lose(self, slot_number: int, reason: str, error: bytes) -> None:
         """Give a slot up: its job goes to the others. Without any slot left, every job ends with `error`."""
@@ -218,6 +245,21 @@ class Board:
                 self._hopeless = error
                 for job in self._waiting:
                     job.tell("failed", error)
+                self._waiting.clear()
+            self._changed.notify_all()
+
+    async def refuse(self, slot_number: int, reason: str, error: bytes, ask: int) -> None:
+        """A worker must do no jobs. Before the slots have settled once, none is done at all: what runs is told this.
+
+        Later the other slots go on.
+        """
+        await self.lose(slot_number, reason, error)
+        async with self._changed:
+            if not self._begun:
+                self._refused = error
+                for job in self._jobs.values():
+                    job.tell("failed", error)
+                    job.ask = max(job.ask, ask)
                 self._waiting.clear()
             self._changed.notify_all()
 

@@ -20,7 +20,8 @@ class SlotSettings(Settings):
     """How many slots, and what each of them holds."""
 
     count: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Jobs at a time. auto: one for each `workers` GPUs; without GPUs one for each `workers` CPUs, at most 8."""
+    """Jobs at a time. auto: one for each `workers` GPUs; without GPUs one for each `workers` CPUs, at most 8; more and
+    fewer as machines join and leave the cluster."""
     workers: int = Field(1, ge=1)
     """Processes that train one job together (DistributedDataParallel)."""
     cpus: float | None = Field(None, gt=0)
@@ -29,8 +30,9 @@ class SlotSettings(Settings):
     """Of one worker; 0.5 puts two workers on a GPU. auto: an equal share of the cluster's, at most 1."""
     max_failures: int = Field(2, ge=0)
     """How many times a job may take its slot down and be tried again."""
-    start_timeout_s: float = Field(300.0, gt=0)
-    """How long to wait for a slot before its resources are said to be missing."""
+    start_timeout_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """How long to wait for a slot before its resources are said to be missing. auto: five minutes, or twenty where the
+    cluster starts machines first."""
     progress_timeout_s: float = Field(600.0, gt=0)
     """How long a job may make no step before its worker is taken for hung and started anew; to load a model must not
     take longer."""
@@ -70,7 +72,10 @@ class SlotClient(Protocol):
 class SlotPool(SlotClient, Protocol):
     """Slots that stay warm from job to job, until the pool is closed."""
 
-    count: int
+    @property
+    def count(self) -> int:
+        """How many jobs run at a time; it may change while the pool is open."""
+        ...
 
     @property
     def threads_alone(self) -> int:

@@ -1,17 +1,16 @@
 """Slots on a Ray cluster: Ray Train worker groups that start once and stay, and the board that hands them jobs.
 
 Each slot is a TorchTrainer whose training function is `serving.serve`; a thread of this process keeps it. Ray Train
-restarts a group whose worker died, the board gives the group its job again. Nothing here knows what a job computes.
+restarts a group whose worker died, the board gives the group its job again. Another thread follows the cluster: slots
+leave machines that are going to be taken away and, with count="auto", are added where machines join. Nothing here knows
+what a job computes.
 """
 
 import logging
 import os
-import pickle
-import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -25,14 +24,18 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kdray.errors import JobError, KDRayError, ResourceError, SlotsLost
+from kdray.errors import ResourceError, SlotsLost
+from kdray.paths import scratch_folder
 from kdray.slots import board as board_module
-from kdray.slots.board import Board, Event, Status
-from kdray.slots.cluster import Shares, growth, nodes, shares
+from kdray.slots.board import Board, Status
+from kdray.slots.client import RayClient, RayRun, ask, cause, unpickled
+from kdray.slots.cluster import alive_nodes, growth, nodes
+from kdray.slots.joining import Common
 from kdray.slots.pool import SlotSettings
 from kdray.slots.serving import Post, serve
+from kdray.slots.sizing import MOST_CPU_SLOTS, Node, Shares, counted, fitting, shares
 from kdray.slots.talking import OverTheNodesNetwork
-from kdray.worker import Ask, Job, Report
+from kdray.worker import Ask, Job
 
 chatter = logging.getLogger("ray.slots")
 """What Ray says of a failure, at its usual length, goes where the rest of its talk does: see cluster.connect."""
@@ -40,7 +43,10 @@ chatter = logging.getLogger("ray.slots")
 TRIES = 3
 """How often in a row a slot's start is tried before the slot is given up."""
 
-DRAIN_POLL_S = 2.0
+START_S, GROWING_START_S = 300.0, 1200.0
+"""slots.start_timeout_s="auto": without and with machines that must be started first."""
+
+NODE_POLL_S = 2.0
 
 RETRYABLE = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, RayError)
 """What a slot is started anew after; a RayError: the controller died, or was taken down by a worker out of memory."""
@@ -50,76 +56,8 @@ TRAIN_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # jobs name files as the sweep does
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each slot; `_watch_drains` looks for all
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each slot; `_follow_cluster` looks for all
 }
-
-
-class RayClient:
-    """Hands jobs to the slots from any process of the cluster."""
-
-    def __init__(self, board: Any) -> None:
-        self.board = board
-
-    def run(self, job: Job, name: str) -> "RayRun":
-        """Hand a job over at once; the reports can be read when it suits."""
-        try:
-            payload = cloudpickle.dumps(job)
-        except Exception as error:
-            raise JobError(f"{name}: the job cannot be sent to a slot: {error}") from error
-        try:
-            job_id = _ask(self.board.submit, name, payload)
-        except ValueError as error:
-            raise JobError(str(getattr(error, "cause", error))) from None
-        return RayRun(self.board, job_id, name)
-
-    def cancel(self, name: str) -> None:
-        """Stop this job at its next step; its reports end now."""
-        _ask(self.board.cancel, name, int(Ask.END))
-
-    def suspend(self, name: str) -> None:
-        """Stop this job at its next step, after a checkpoint; its reports end now."""
-        _ask(self.board.cancel, name, int(Ask.SUSPEND))
-
-
-class RayRun:
-    """A job of RaySlots and the reports it has sent."""
-
-    def __init__(self, board: Any, job_id: int, name: str) -> None:
-        self.attempts, self.host = 0, ""
-        self._board, self._id, self._name = board, job_id, name
-        self._ended = False
-
-    def __iter__(self) -> Iterator[Report]:
-        return self
-
-    def __next__(self) -> Report:
-        if self._ended:
-            raise StopIteration
-        event: Event = _ask(self._board.next_event, self._id)
-        self.attempts, self.host = event["attempts"], event["host"]
-        if event["kind"] == "report":
-            report: Report = cloudpickle.loads(event["data"])
-            return report
-        self._ended = True
-        if event["kind"] == "died":
-            why = event["data"].decode() or "killed, out of memory, or crashed"
-            raise JobError(
-                f"{self._name}: its worker died each of the {self.attempts} times it was tried: {why}. "
-                "The slots' logs have its last words; slots.max_failures allows more tries."
-            )
-        if event["kind"] == "failed":
-            raise _unpickled(self._name, event["data"])
-        raise StopIteration
-
-    def close(self) -> None:
-        """See JobRun."""
-        if not self._ended:
-            self._ended = True
-            if ray.is_initialized():
-                self._board.cancel_id.remote(self._id, int(Ask.SUSPEND))
-
-    def __del__(self) -> None:
-        self.close()
 
 
 class _SlotTrainer(TorchTrainer):
@@ -132,21 +70,29 @@ class _SlotTrainer(TorchTrainer):
 class RaySlots:
     """Worker groups that stay up until the pool is closed. They start in the background; jobs wait for them."""
 
-    def __init__(self, settings: SlotSettings, asked: Shares, logs: Path, train_folder: Path) -> None:
-        self.count, self.settings, self.shares, self.logs = asked.count, settings, asked, logs
-        self._train_folder, self._nodes = train_folder, len(nodes())
-        self._closing = threading.Event()
-        self._board = _board(asked.count, settings.max_failures, settings.progress_timeout_s)
+    def __init__(
+        self, settings: SlotSettings, asked: Shares, start_s: float, logs: Path, train_folder: Path, common: Common,
+        note: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.settings, self.shares, self.logs = settings, asked, logs
+        self._start_s, self._train_folder, self._common, self._note = start_s, train_folder, common, note
+        self._alive = alive_nodes()
+        self._room = self._room_on(self._alive)
+        self._closing, self._adding = threading.Event(), threading.Lock()
+        self._board = _board(settings.max_failures, settings.progress_timeout_s)
         self._client = RayClient(self._board)
-        self._keepers = [
-            threading.Thread(target=self._keep, args=(slot,), name=f"slot-{slot}", daemon=True)
-            for slot in range(asked.count)
-        ]
-        self._timer = threading.Timer(settings.start_timeout_s, self._give_up_missing)
+        self._keepers: list[threading.Thread] = []
+        for _ in range(asked.count):
+            self._add()
+        self._timer = threading.Timer(start_s, self._give_up_missing)
         self._timer.daemon = True
-        drains = threading.Thread(target=self._watch_drains, name="drains", daemon=True)
-        for thread in (*self._keepers, self._timer, drains):
-            thread.start()
+        self._timer.start()
+        threading.Thread(target=self._follow_cluster, name="cluster", daemon=True).start()
+
+    @property
+    def count(self) -> int:
+        """How many jobs run at a time; with count="auto", as many as the machines have room for now."""
+        return max(1, min(len(self._keepers), self._room))
 
     def run(self, job: Job, name: str) -> RayRun:
         """Hand over a job; see SlotClient."""
@@ -171,16 +117,22 @@ class RaySlots:
 
     def up(self) -> int:
         """How many slots are up now."""
-        status: Status = _ask(self._board.status)
+        status: Status = ask(self._board.status)
         return len(status["up"])
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return when every slot is up, or after `timeout` seconds. Raises ResourceError when one is given up."""
+        """Return when every slot that there is room for is up, or after `timeout` seconds.
+
+        Raises ResourceError when one is given up (with count="auto": when none is up), StorageError or ResourceError
+        when a machine's storage or code is another than the driver's.
+        """
         try:
-            status: Status = ray.get(self._board.settled.remote(), timeout=timeout)
+            status: Status = ray.get(self._board.settled.remote(self.count), timeout=timeout)
         except GetTimeoutError:
             return
-        if status["lost"]:
+        if status["refused"]:
+            raise unpickled("slots", status["refused"])
+        if status["lost"] and not (self._follows and status["up"]):
             raise ResourceError(" ".join(status["lost"].values()))
 
     def describe(self) -> dict[str, Any]:
@@ -192,27 +144,27 @@ class RaySlots:
             "cpus": asked.cpus,
             "gpus": asked.gpus,
             "threads": asked.threads,
-            "nodes": self._nodes,
+            "nodes": len(self._alive),
         }
 
     def close(self) -> None:
         """Suspend every job and end every slot; one that does not stop by itself is killed."""
         if self._closing.is_set():
             return
-        self._closing.set()
+        with self._adding:
+            self._closing.set()
         self._timer.cancel()
         try:
-            started: list[int] = _ask(self._board.close, int(Ask.SUSPEND))
+            started: list[int] = ask(self._board.close, int(Ask.SUSPEND))
             if not self._joined(started, self.settings.stop_timeout_s):
-                _ask(self._board.kill_all)
+                ask(self._board.kill_all)
                 self._joined(started, 60.0)
             ray.kill(self._board)
         except SlotsLost:
             chatter.warning("the board died before its slots were closed", exc_info=True)
         finally:
             # a slot that is still starting finds no board, and ends, too: not after Ray, which would take this process
-            self._joined(list(range(self.count)), self.settings.stop_timeout_s)
-            shutil.rmtree(self._train_folder, ignore_errors=True)
+            self._joined(list(range(len(self._keepers))), self.settings.stop_timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -227,42 +179,47 @@ class RaySlots:
             keeper.join(max(0.0, until - time.monotonic()))
         return not any(keeper.is_alive() for keeper in keepers)
 
+    # ---- one slot ----
+
+    def _add(self) -> None:
+        """One more slot."""
+        with self._adding:
+            if not self._closing.is_set():
+                slot: int = ask(self._board.add)
+                keeper = threading.Thread(target=self._keep, args=(slot,), name=f"slot-{slot}", daemon=True)
+                self._keepers.append(keeper)
+                keeper.start()
+
     def _keep(self, slot: int) -> None:
         """Keep one slot up: Ray Train restarts its group; where that gives up, start anew."""
-        for attempt in range(TRIES):
+        tries = 0
+        while tries < TRIES:
             try:
                 self._trainer(slot).fit()
                 return
             except Exception as error:
                 if self._closing.is_set():
                     return
-                chatter.warning("slot %s: start %s failed", slot, attempt + 1, exc_info=error)
-                causes = (error, getattr(error, "controller_failure", None))
-                again = any(isinstance(cause, RETRYABLE) for cause in causes)
-                if not again or attempt + 1 == TRIES:
-                    with suppress(SlotsLost):  # whoever waits for a job hears of it
+                chatter.warning("slot %s: its start failed", slot, exc_info=error)
+                with suppress(SlotsLost):  # whoever waits for a job hears of it
+                    if self._waits_for_room(error):
+                        continue
+                    tries = tries + 1 if _retryable(error) else TRIES
+                    if tries == TRIES:
                         self._lose(
-                            slot, f"slot {slot} could not be started: {_cause(error)}. See {self.logs / 'ray.log'}."
-                        )
-                    return  # what it reserved is not given back before this process ends
+                            slot, f"slot {slot} could not be started: {cause(error)}. See {self.logs / 'ray.log'}."
+                        )  # what it reserved is not given back before this process ends
 
-    def _watch_drains(self) -> None:
-        """Have slots leave nodes that are going to be taken away."""
-        known: set[str] = set()
-        while not self._closing.wait(DRAIN_POLL_S):
-            try:
-                draining = set(ray._private.state.state.get_draining_nodes())
-                for node in draining - known:
-                    left: list[int] = _ask(self._board.drain, node, int(Ask.SUSPEND))
-                    chatter.warning("node %s is being drained; slots that leave it: %s", node, left)
-                known = draining
-            except Exception as error:  # the next look may succeed; a lost node is a dead worker in any case
-                chatter.warning("cannot see which nodes are being drained", exc_info=error)
+    def _waits_for_room(self, error: Exception) -> bool:
+        """Whether a start failed for want of a machine that may come yet, while other slots do the work."""
+        timed_out = any(isinstance(each, WorkerGroupStartupTimeoutError) for each in _causes(error))
+        return self._follows and timed_out and self.up() > 0
 
     def _trainer(self, slot: int) -> TorchTrainer:
         asked, limit_s = self.shares, self.settings.progress_timeout_s
+        post = Post(self._board, slot, asked.threads, self.logs, self._common, min(5.0, limit_s / 4))
         return _SlotTrainer(
-            partial(serve, Post(self._board, slot, asked.threads, self.logs, min(5.0, limit_s / 4))),
+            partial(serve, post),
             torch_config=OverTheNodesNetwork(backend=_backend(asked)),
             scaling_config=ScalingConfig(
                 num_workers=asked.workers,
@@ -281,47 +238,93 @@ class RaySlots:
     def _give_up_missing(self) -> None:
         """Say what the slots that are not up by now are waiting for."""
         try:
-            status: Status = _ask(self._board.status)
+            status: Status = ask(self._board.status)
         except SlotsLost:
             return
-        for slot in set(range(self.count)) - set(status["up"]) - set(status["lost"]):
+        for slot in set(range(len(self._keepers))) - set(status["up"]) - set(status["lost"]):
             free = {name: ray.available_resources().get(name, 0.0) for name in self.shares.bundle}
             self._lose(
                 slot,
-                f"slot {slot} was not up after {self.settings.start_timeout_s:g} s: it waits for {self.shares.workers} "
+                f"slot {slot} was not up after {self._start_s:g} s: it waits for {self.shares.workers} "
                 f"workers with {self.shares.bundle} each; free now: {free}. Ask for less, or raise "
                 "slots.start_timeout_s.",
             )
 
     def _lose(self, slot: int, reason: str) -> None:
-        _ask(self._board.lose, slot, reason, cloudpickle.dumps(ResourceError(reason)))
+        ask(self._board.lose, slot, reason, cloudpickle.dumps(ResourceError(reason)))
+
+    # ---- the cluster ----
+
+    @property
+    def _follows(self) -> bool:
+        """Whether there are as many slots as there is room for."""
+        return self.settings.count == "auto"
+
+    def _room_on(self, machines: Mapping[str, Node]) -> int:
+        """How many slots the machines hold, of those that may be."""
+        if not self._follows:
+            return self.shares.count
+        room = fitting(machines.values(), self.shares) // self.shares.workers
+        return room if self.shares.gpus else min(room, MOST_CPU_SLOTS)
+
+    def _follow_cluster(self) -> None:
+        """Have slots leave machines that are taken away, and take those that join."""
+        draining: set[str] = set()
+        while not self._closing.wait(NODE_POLL_S):
+            try:
+                now = set(ray._private.state.state.get_draining_nodes())
+                for node in now - draining:
+                    left: list[int] = ask(self._board.drain, node, int(Ask.SUSPEND))
+                    chatter.warning("node %s is being drained; slots that leave it: %s", node, left)
+                draining = now
+                self._take_note_of(alive_nodes())
+            except Exception as error:  # the next look may succeed; a lost node is a dead worker in any case
+                chatter.warning("cannot see the cluster's nodes", exc_info=error)
+
+    def _take_note_of(self, machines: Mapping[str, Node]) -> None:
+        """Some machines may have come or gone."""
+        if machines.keys() == self._alive.keys():
+            return
+        ask(self._board.gone, sorted(self._alive.keys() - machines.keys()))
+        self._alive, before, self._room = dict(machines), self._room, self._room_on(machines)
+        if self._room != before:
+            what = "grew" if self._room > before else "shrank"
+            there, room = counted(len(machines), "node"), counted(self._room, "slot")
+            self._note(f"The cluster {what} to {there}: room for {room}.")
+        while self._follows and len(self._keepers) < self._room:
+            self._add()
 
 
 @contextmanager
-def open_slots(settings: SlotSettings, storage: Path, logs: Path) -> Iterator[RaySlots]:
+def open_slots(
+    settings: SlotSettings, logs: Path, proof: Path | None = None, note: Callable[[str], None] = chatter.info
+) -> Iterator[RaySlots]:
     """The slots on the Ray that `connect` joined; they start while the caller goes on, and end with the block.
 
-    Raises ResourceError at once when the cluster neither has nor can grow to what is asked for.
+    `proof` is a file that every machine must see as this one does; `note` is told of machines that come and go. Raises
+    ResourceError at once when the cluster neither has nor can grow to what is asked for.
     """
-    asked = shares(settings, nodes(), growth())
+    more = growth()
+    asked = shares(settings, nodes(), more)
+    start_s = (GROWING_START_S if more else START_S) if settings.start_timeout_s == "auto" else settings.start_timeout_s
     for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # Train takes these from here to its controllers and workers
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.start_timeout_s)
-    storage.mkdir(parents=True, exist_ok=True)
-    slots = RaySlots(settings, asked, logs, Path(tempfile.mkdtemp(dir=storage, prefix=".slots-")))
-    try:
-        yield slots
-    finally:
-        slots.close()
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_s)
+    with scratch_folder() as train_folder:
+        slots = RaySlots(settings, asked, start_s, logs, train_folder, Common.here(proof), note)
+        try:
+            yield slots
+        finally:
+            slots.close()
 
 
-def _board(slots: int, max_failures: int, progress_s: float) -> Any:
+def _board(max_failures: int, progress_s: float) -> Any:
     """The board's actor, on this node: it must outlive every worker, and it need not import what workers need."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     cloudpickle.register_pickle_by_value(board_module)
     try:
         actor = ray.remote(num_cpus=0, max_concurrency=100_000, scheduling_strategy=here)(Board)
-        return actor.remote(slots, max_failures, progress_s)
+        return actor.remote(max_failures, progress_s)
     finally:
         cloudpickle.unregister_pickle_by_value(board_module)
 
@@ -331,28 +334,10 @@ def _backend(asked: Shares) -> str:
     return "cpu:gloo,cuda:nccl" if asked.gpus >= 1 else "gloo"
 
 
-def _ask(method: Any, *arguments: Any) -> Any:
-    """The board's answer. Its own ValueErrors come as they are; raises SlotsLost when it is dead."""
-    try:
-        return ray.get(method.remote(*arguments))
-    except ValueError:
-        raise
-    except RayError as error:
-        raise SlotsLost(
-            f"The board that hands jobs to the slots is gone ({_cause(error)}); what was recorded is safe, and the "
-            "same command goes on from there."
-        ) from error
+def _causes(error: Exception) -> tuple[Any, ...]:
+    """The error, and what it was that failed in Train's controller."""
+    return error, getattr(error, "controller_failure", None)
 
 
-def _unpickled(name: str, data: bytes) -> KDRayError:
-    try:
-        error: KDRayError = pickle.loads(data)
-    except Exception as problem:
-        return JobError(f"{name}: it failed, and its error cannot be read here: {problem}")
-    return error
-
-
-def _cause(error: BaseException) -> str:
-    """What Ray's many lines end with: the error at the bottom of it."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].strip().rstrip(".")
+def _retryable(error: Exception) -> bool:
+    return any(isinstance(each, RETRYABLE) for each in _causes(error))

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ray.train.torch import get_device
 
 from kdray.errors import KDRayError
 from kdray.slots.board import Assignment, Member
+from kdray.slots.joining import Common
 from kdray.slots.pool import job_error
 from kdray.worker import Ask, Job, Worker
 
@@ -42,6 +44,7 @@ class Post:
     slot: int
     threads: int
     logs: Path
+    common: Common
     beat_s: float = 5.0
     """Seconds between two signs that a job gets on."""
 
@@ -50,11 +53,18 @@ def serve(post: Post) -> None:
     """Do jobs until the board is closed. Raises SlotBroken when this group cannot go on."""
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    worker = Worker(rank, world, get_device())
+    refusals = [refusal for refusal in worker.gathered(post.common.refusal()) if refusal]
+    if refusals:
+        with suppress(ray.exceptions.ActorDiedError):
+            first = refusals[0]
+            ray.get(post.board.refuse.remote(post.slot, str(first), _pickled(first), int(Ask.SUSPEND)))
+        return
     _write_to(post.logs / f"slot-{post.slot}-rank-{rank}.log")
     torch.set_num_threads(post.threads)
     group = _agreed(uuid.uuid4().hex, world)
     try:
-        _Server(post, group, Worker(rank, world, get_device())).work()
+        _Server(post, group, worker).work()
     except ray.exceptions.ActorDiedError:
         return  # the board is gone: so is who asked
 

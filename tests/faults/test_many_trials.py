@@ -65,7 +65,7 @@ def test_a_thousand_trials_lose_nothing_and_the_driver_does_not_grow(tmp_path: P
         return Teaching(number)
 
     try:
-        with open_slots(SlotSettings(count=2, cpus=1), tmp_path / "slots", tmp_path / "logs") as pool:
+        with open_slots(SlotSettings(count=2, cpus=1), tmp_path / "logs") as pool:
             search(pool, study, make_job, watch)
     finally:
         info.close()

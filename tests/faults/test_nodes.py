@@ -17,7 +17,7 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from faults.night import LIMIT_S, until
-from kdray.errors import JobError
+from kdray.errors import JobError, StorageError
 from kdray.slots import RaySlots, SlotSettings, connect, open_slots
 from kdray.worker import Ask, Report, Worker
 
@@ -87,7 +87,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def slots(cluster: Cluster, tmp_path: Path) -> Iterator[RaySlots]:
-    with open_slots(SlotSettings(count=2, cpus=1), tmp_path / "slots", tmp_path / "logs") as pool:
+    with open_slots(SlotSettings(count=2, cpus=1), tmp_path / "logs") as pool:
         pool.wait(LIMIT_S)
         yield pool
 
@@ -128,6 +128,52 @@ def test_a_drained_nodes_slot_leaves_it_with_its_work_and_without_blame(
     assert march.run.attempts == 1
 
 
+def test_slots_come_and_go_with_the_machines(tmp_path: Path) -> None:
+    """count="auto": one machine, then two, then one again, which takes both jobs."""
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    first = machines.add_node(num_cpus=1)
+    said: list[str] = []
+    info = connect(machines.address, True, tmp_path / "logs")
+    try:
+        with open_slots(SlotSettings(), tmp_path / "logs", note=said.append) as pool:
+            pool.wait(LIMIT_S)
+            assert pool.count == 1
+            one, two = (marching(pool, tmp_path / name, 1200) for name in ("one", "two"))
+            until(lambda: one.reports, "the first job has begun")
+            late = machines.add_node(num_cpus=1)
+            until(lambda: two.reports, "the second job has begun")
+            assert pool.count == 2
+            assert (one.reports[0]["node"], two.reports[0]["node"]) == (first.node_id, late.node_id)
+            machines.remove_node(first, allow_graceful=False)
+            until(lambda: pool.count == 1, "the pool is smaller")
+            for march in (one, two):
+                march.end()
+                assert march.reports[-1]["reached"] == 1200
+            assert two.run.attempts == 1
+            assert {report.get("node") for report in one.reports[1:]} == {late.node_id, None}
+    finally:
+        info.close()
+        machines.shutdown()
+    assert said == [
+        "The cluster grew to 3 nodes: room for 2 slots.", "The cluster shrank to 2 nodes: room for 1 slot."
+    ]  # fmt: skip
+
+
+def test_a_machine_that_sees_another_storage_is_refused_before_anything_is_trained(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """One folder under a name that means another one to the workers, as on machines without a shared one."""
+    proof = tmp_path / "owner.json"
+    proof.write_text("the driver")
+    with open_slots(SlotSettings(count=2, cpus=1), tmp_path / "logs", proof) as pool:
+        proof.write_text("somebody else")
+        with pytest.raises(StorageError, match=r"the driver wrote owner.json there, and the machine .* another one"):
+            pool.wait(LIMIT_S)
+        with pytest.raises(StorageError, match="must be one place for all machines"):
+            list(pool.run(Marching(tmp_path / "never", 1), "never"))
+    assert not (tmp_path / "never").exists()
+
+
 def test_a_job_that_eats_the_memory_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's memory monitor kills its worker each time."""
 
@@ -147,7 +193,7 @@ def test_a_job_that_eats_the_memory_fails_alone(tmp_path: Path, monkeypatch: pyt
     info = connect("local", False, tmp_path / "logs")
     settings = SlotSettings(count=1, cpus=1, max_failures=1)
     try:
-        with open_slots(settings, tmp_path / "slots", tmp_path / "logs") as pool:
+        with open_slots(settings, tmp_path / "logs") as pool:
             with pytest.raises(JobError, match=r"its worker died each of the 2 times it was tried: .*out of memory"):
                 list(pool.run(greedy, "greedy"))
             assert list(pool.run(modest, "modest")) == [{"well": True}]
@@ -165,7 +211,7 @@ def _memory() -> tuple[float, float]:
 def test_a_stopped_process_is_ended_by_a_signal_from_its_node(cluster: Cluster, tmp_path: Path) -> None:
     """Ray's own words do not reach it."""
     settings = SlotSettings(count=1, cpus=1, progress_timeout_s=4)
-    with open_slots(settings, tmp_path / "slots", tmp_path / "logs") as pool:
+    with open_slots(settings, tmp_path / "logs") as pool:
         march = marching(pool, tmp_path / "one", 300)
         until(lambda: march.reports and (tmp_path / "one").exists(), "the job has begun")
         pid = march.reports[0]["pid"]
