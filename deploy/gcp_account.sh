@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Makes in a Google Cloud project what deploy/gcp.yaml refers to: a network of its own, its two rules, and the bucket.
+#
+#     bash deploy/gcp_account.sh PROJECT REGION CIDR BUCKET        # CIDR: who may reach the nodes, as 203.0.113.7/32
+#
+# Prints the lines to put into gcp.yaml. May be run again: what is there stays, and the CIDR given last holds.
+set -euo pipefail
+
+refuse() {
+    echo "gcp_account.sh: $1" >&2
+    exit 2
+}
+
+[ $# -eq 4 ] || refuse "give four things: PROJECT REGION CIDR BUCKET, such as my-project us-central1 203.0.113.7/32 my-kdray"
+project=$1 region=$2 cidr=$3 bucket=${4#gs://}
+[[ $cidr =~ ^([0-9]{1,3}\.){3}[0-9]{1,3}/(1[6-9]|2[0-9]|3[0-2])$ ]] ||
+    refuse "$cidr is no IPv4 network of a /16 or less; give your own, such as 203.0.113.7/32"
+
+gcloud() { command gcloud --quiet --project "$project" "$@"; }
+there() { gcloud "$@" >/dev/null 2>&1; }
+
+gcloud services enable compute.googleapis.com iam.googleapis.com cloudresourcemanager.googleapis.com
+there compute networks describe kdray || gcloud compute networks create kdray --subnet-mode custom
+there compute networks subnets describe kdray --region "$region" ||
+    gcloud compute networks subnets create kdray --network kdray --region "$region" --range 10.77.0.0/20
+there compute firewall-rules describe kdray-inside ||
+    gcloud compute firewall-rules create kdray-inside --network kdray --source-ranges 10.77.0.0/20 --allow tcp,udp,icmp
+if there compute firewall-rules describe kdray-ssh; then
+    gcloud compute firewall-rules update kdray-ssh --source-ranges "$cidr"
+else
+    gcloud compute firewall-rules create kdray-ssh --network kdray --source-ranges "$cidr" --allow tcp:22
+fi
+there storage buckets describe "gs://$bucket" ||
+    gcloud storage buckets create "gs://$bucket" --location "$region" --uniform-bucket-level-access \
+        --public-access-prevention
+number=$(gcloud projects describe "$project" --format 'value(projectNumber)')
+gcloud storage buckets add-iam-policy-binding "gs://$bucket" --role roles/storage.objectAdmin \
+    --member "serviceAccount:$number-compute@developer.gserviceaccount.com" >/dev/null
+
+cat <<END
+Ready: SSH from $cidr only. Lines of deploy/gcp.yaml (its region is us-central1; yours is $region):
+  project_id: $project
+  - bash ~/kdray-src/deploy/node.sh gs://$bucket/kdray gcp
+END
