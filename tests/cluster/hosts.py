@@ -112,7 +112,7 @@ class Machine:
 
 
 class Network:
-    """A laptop and hosts on one bridge. The hosts' `shared` folder is one and the same; so are programs and checkout."""
+    """A laptop and hosts on one bridge; all see the folder `shared`, the checkout and this machine's programs."""
 
     def __init__(self) -> None:
         remove_leftovers()
@@ -214,7 +214,8 @@ def _first_process(process: subprocess.Popen[bytes], folder: Path, limit_s: floa
     until = time.monotonic() + limit_s
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while not (folder / "up").exists():
-        assert process.poll() is None and time.monotonic() < until, (folder / "console.log").read_text()
+        assert process.poll() is None, (folder / "console.log").read_text()
+        assert time.monotonic() < until, f"{folder.name} was not up within {limit_s} s"
         time.sleep(0.05)
     return int(children.read_text().split()[0])
 
