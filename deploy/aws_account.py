@@ -49,11 +49,20 @@ def security_group(ec2: Any, cidr: str) -> str:
     filters = [{"Name": "group-name", "Values": [GROUP]}, {"Name": "vpc-id", "Values": [vpc]}]
     found = ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
     group = found[0]["GroupId"] if found else _new_group(ec2, vpc)
-    if found and found[0]["IpPermissions"]:
-        ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=found[0]["IpPermissions"])
+    rules = found[0]["IpPermissions"] if found else []
+    stale = [rule for rule in rules if not _among(rule, group)]  # also what was opened by hand
+    if stale:
+        ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=stale)
     among = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
-    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[among, ssh_rule(cidr)])
+    missing = [ssh_rule(cidr)] if len(rules) > len(stale) else [ssh_rule(cidr), among]
+    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=missing)
     return str(group)
+
+
+def _among(rule: dict[str, Any], group: str) -> bool:
+    """Whether this rule lets the nodes talk to each other, and nobody else: a running cluster cannot do without it."""
+    others = rule["IpRanges"] or rule["Ipv6Ranges"] or rule["PrefixListIds"]
+    return not others and [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [group]
 
 
 def _new_group(ec2: Any, vpc: str) -> str:

@@ -7,6 +7,7 @@ through Ray's schema and Google's description of an instance, for there is no st
 import json
 import os
 import re
+import runpy
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ import googleapiclient.discovery_cache
 import pytest
 import yaml
 from botocore.validate import ParamValidator
-from cluster_files import MINE, loaded, program, run_script, text
+from cluster_files import MINE, ROOT, loaded, program, run_script, text
 from moto import mock_aws
 from ray.autoscaler._private import commands
 from ray.autoscaler._private.aws import config as ray_aws
@@ -59,9 +60,7 @@ def account(capsys: pytest.CaptureFixture[str], ssh_from: str = MINE) -> list[st
 
 
 def run_account(*arguments: str) -> None:
-    module: dict[str, Any] = {"__name__": "aws_account"}
-    exec(compile(text("deploy/aws_account.py"), "aws_account.py", "exec"), module)
-    module["main"](list(arguments))
+    runpy.run_path(str(ROOT / "deploy" / "aws_account.py"))["main"](list(arguments))
 
 
 def filled_in(lines: list[str]) -> dict[str, Any]:
@@ -145,6 +144,11 @@ def allowed(iam: Any, role: str) -> dict[str, Any]:
 def test_a_new_network_takes_the_place_of_the_old_one(capsys: pytest.CaptureFixture[str]):
     assert account(capsys)[1] == account(capsys, "198.51.100.0/24")[1]
     assert admitted(groups()["kdray"]) == [(22, "198.51.100.0/24")]
+    among = [rule for rule in groups()["kdray"] if rule["UserIdGroupPairs"]]
+    assert len(among) == 1
+    everyone = {"FromPort": 8265, "ToPort": 8265, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+    ec2, group = boto3.client("ec2", region_name=REGION), among[0]["UserIdGroupPairs"][0]["GroupId"]
+    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[everyone])
     account(capsys, "2001:db8::/64")
     assert admitted(groups()["kdray"]) == [(22, "2001:db8::/64")]
 
