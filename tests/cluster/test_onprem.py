@@ -74,7 +74,7 @@ def test_kdray_show_and_a_ray_job_from_the_laptop(cluster: Cluster, night: Path)
             refused = laptop.run([*jobs, "--", "true"], 120, wrong)
             assert refused.returncode != 0
     finally:
-        forwarding.kill()
+        laptop.run(["pkill", "-f", "ray dashboard"])
         forwarding.wait(30)
     assert [record.state for record in cluster.records("job")] == ["completed"]
 
@@ -150,7 +150,7 @@ def test_the_slots_of_a_host_that_is_gone_move_and_one_that_comes_later_is_used(
     until(lambda: gone.name in {record.host for record in cluster.records("late")}, "a trial on the late host")
     cluster.on_head("pkill -INT -f name=late")
     run.end(expected=1)  # ray submit's, whatever the script's
-    assert "goes on" in run.said or "go on" in run.said
+    assert "Interrupted; nothing is lost" in run.said
     cluster.await_nodes(*cluster.hosts)
 
 
