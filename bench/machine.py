@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kdray.evaluation import hardware
+from kdray.measuring import hardware
 
 VERSIONS = ("kdray", "ray", "torch", "transformers", "optuna", "mlflow")
 

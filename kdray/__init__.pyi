@@ -2,10 +2,11 @@
 
 from .choice import Choose
 from .cli import main
+from .confirmation import Confirm
 from .data import Data
-from .evaluation import Latency
 from .generated import FreshTransformer, GeneratedReviews
 from .losses.distillation import Distillation
+from .measuring import Latency
 from .search.searcher import Search, at_least, at_most
 from .search.stopping import Halving
 from .slots import SlotSettings
@@ -19,6 +20,7 @@ from .transfer import Transfer
 
 __all__ = [
     "Choose",
+    "Confirm",
     "Data",
     "Distillation",
     "FreshTransformer",

@@ -5,14 +5,14 @@ Whoever claims must own the folder (`owner`).
 """
 
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from kdray.errors import StorageError
-from kdray.paths import SweepPaths, read_json, write_json
+from kdray.mirror import listed, remove
+from kdray.paths import SweepPaths, read_json, shown, write_json
 from kdray.search.ledger import Ledger
 from kdray.search.storage import Where
 from kdray.space import is_longer
@@ -28,7 +28,8 @@ def claim(identity: Mapping[str, Any], paths: SweepPaths, fresh: bool) -> Ledger
     A sweep may go on with longer lists of values in its space. Raises StorageError when the folder belongs to a sweep
     with other settings, holds something that is no sweep, or has lost its ledger.
     """
-    there = [path for path in paths.root.iterdir() if path not in (paths.logs, paths.owner) and not _torn(path, paths)]
+    everything = {*paths.root.iterdir(), *listed(paths.root)} - {paths.logs, paths.owner}
+    there = [path for path in everything if not _torn(path, paths)]
     known = _known(paths, there, fresh)
     settings = {**identity, ID: known.get(ID) or uuid4().hex}
     now = _where(settings, paths)
@@ -47,7 +48,9 @@ def claim(identity: Mapping[str, Any], paths: SweepPaths, fresh: bool) -> Ledger
 def settings_in(paths: SweepPaths) -> dict[str, Any]:
     """What the sweep was claimed with. Raises StorageError where there is no sweep, or its sweep.json is damaged."""
     if not paths.settings.exists():
-        raise StorageError(f"{paths.root}: there is no sweep here; give STORAGE/NAME, such as results/quickstart.")
+        raise StorageError(
+            f"{shown(paths.root)}: there is no sweep here; give STORAGE/NAME, such as results/quickstart."
+        )
     settings = read_json(paths.settings)
     if not isinstance(settings, dict) or not all(isinstance(settings.get(part), dict) for part in ("search", "space")):
         raise StorageError(f"{paths.settings}: holds no sweep's settings. Restore it, or start over with --fresh.")
@@ -137,4 +140,6 @@ def _remove(known: Mapping[str, Any], paths: SweepPaths, there: list[Path]) -> N
         except StorageError as error:
             log.warning("%s What it holds of this sweep stays there.", error)
     for path in sorted(there, key=lambda path: path == paths.settings):  # last what says that the rest is a sweep's
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove(path)
+        if path.exists():
+            raise StorageError(f"{path}: cannot be removed. Mend its rights, and give the same command again.")

@@ -5,13 +5,13 @@ Trials of this sweep's earlier sessions must be; trials of another sweep that ar
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from kdray.claim import different, ledger_in, settings_in
 from kdray.errors import StorageError
-from kdray.paths import SweepPaths
+from kdray.paths import SweepPaths, shown, sweep_paths
 from kdray.record import TrialRecord
+from kdray.records import looked_at
 from kdray.search.ledger import Ledger
 from kdray.search.searcher import EARLIER
 from kdray.space import distributions, within
@@ -42,7 +42,7 @@ def comparable_trials(sweep: Sweep, paths: SweepPaths, ledger: Ledger, data: str
     if sweep.search.warm_start is None:
         return []
     if ledger.attr(EARLIER) is None:  # noted once it stays, whatever becomes of the other folder: draws depend on it
-        ledger.set_attr(EARLIER, _taken(sweep, _paths(sweep.search.warm_start), now, paths))
+        ledger.set_attr(EARLIER, _taken(sweep, sweep_paths(sweep.search.warm_start), now, paths))
     return [_said(**ledger.attr(EARLIER))]
 
 
@@ -68,22 +68,20 @@ def _reasons(left: Mapping[str, int]) -> str:
     return ", ".join(f"{number} ({reason})" for reason, number in left.items())
 
 
-def _paths(folder: str) -> SweepPaths:
-    path = Path(folder).expanduser().absolute()
-    return SweepPaths(path.parent, path.name)
-
-
 def _taken(sweep: Sweep, other: SweepPaths, now: Mapping[str, Any], own: SweepPaths) -> dict[str, Any]:
     if other.root == own.root:
-        raise StorageError(f"search.warm_start {other.root}: is the sweep's own folder. Name another one.")
+        raise StorageError(f"search.warm_start {shown(other.root)}: is the sweep's own folder. Name another one.")
     try:
-        settings, ledger = settings_in(other), ledger_in(other)
+        with looked_at(other) as there:
+            settings, ledger = settings_in(there), ledger_in(there)
     except StorageError as error:
-        raise StorageError(f"search.warm_start {other.root}: no trials can be taken from there. {error}") from None
+        raise StorageError(
+            f"search.warm_start {shown(other.root)}: no trials can be taken from there. {error}"
+        ) from None
     differences = different(ledger.attr(MATERIAL) or {}, now)
     if differences:
         raise StorageError(
-            f"search.warm_start {other.root}: its trials measured something else: {'; '.join(differences)} "
+            f"search.warm_start {shown(other.root)}: its trials measured something else: {'; '.join(differences)} "
             "(fingerprints of the content). Name a sweep over the same data, task and teacher, or leave it out."
         )
     trials, left = [], Counter[str]()
@@ -94,11 +92,12 @@ def _taken(sweep: Sweep, other: SweepPaths, now: Mapping[str, Any], own: SweepPa
         else:
             trials.append({"params": params, "metrics": record.metrics})
     if not trials:
+        why = _reasons(left) or "it has none"
         raise StorageError(
-            f"search.warm_start {other.root}: none of its trials can be taken: {_reasons(left) or 'it has none'}. Name "
-            "another sweep, or leave it out."
+            f"search.warm_start {shown(other.root)}: none of its trials can be taken: {why}. Name another sweep, or "
+            "leave it out."
         )
-    return {"folder": str(other.root), "trials": trials, "left": dict(left)}
+    return {"folder": shown(other.root), "trials": trials, "left": dict(left)}
 
 
 def _as_drawn(sweep: Sweep, fixed: Mapping[str, Any], record: TrialRecord) -> tuple[dict[str, Any], str | None]:

@@ -1,4 +1,4 @@
-"""What each architecture costs: size and latency, measured once per architecture and hardware, before any training.
+"""What each architecture costs: measured once per architecture and hardware, before any training.
 
 They depend on the architecture alone, so they are exact objectives and constraints: an architecture that breaks a
 constraint is never trained. They are measured one at a time, on an otherwise idle machine, and kept in the storage's
@@ -8,7 +8,8 @@ cache with the hardware they were measured on.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from kdray.evaluation import Latency, costs, hardware
+from kdray.measuring import Latency, conditions, costs, hardware
+from kdray.mirror import fetched
 from kdray.paths import StoragePaths, fingerprint, read_json, write_json
 from kdray.pretrained import Pretrained
 from kdray.students.source import StudentSource
@@ -45,9 +46,11 @@ class Costs:
 
     teacher: dict[str, float]
     by_student: dict[TransformerStudent, dict[str, float]]
+    conditions: str
+    """How they were measured and on what, in words: to stand beside every figure."""
 
     def of(self, student: TransformerStudent) -> dict[str, float]:
-        """latency_ms, latency_p95_ms, parameters, size_mb, and speedup over the teacher."""
+        """What `measuring.costs` measures, and speedup over the teacher."""
         return self.by_student[_shape(student)]
 
 
@@ -64,7 +67,7 @@ def measure_costs(
     hardware_name = str(asked["hardware"])
     teacher = _measured(MeasureCosts(sources[None].model, None, latency), hardware_name, paths, pool)
     shapes = dict.fromkeys(_shape(student) for student in students)
-    costs = Costs(teacher, {})
+    costs = Costs(teacher, {}, conditions(latency, hardware_name))
     for done, shape in enumerate(shapes, start=1):
         job = MeasureCosts(sources[shape.checkpoint].model, shape, latency)
         own = _measured(job, hardware_name, paths, pool)
@@ -81,7 +84,7 @@ def _shape(student: TransformerStudent) -> TransformerStudent:
 def _measured(job: MeasureCosts, hardware_name: str, paths: StoragePaths, pool: Pool) -> dict[str, float]:
     shape = job.student.architecture(job.source.layers) if job.student else {}
     cache = paths.cost(fingerprint(job.source.key, shape, job.latency.model_dump(), hardware_name))
-    if not cache.exists():
+    if not fetched(cache).exists():
         *_, measured = pool.run(job, f"cost-{cache.stem}")
         about = {"hardware": hardware_name, "architecture": shape, "latency": job.latency.model_dump()}
         write_json(cache, {**about, "costs": measured})

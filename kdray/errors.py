@@ -5,11 +5,12 @@
     │   ├── SpecError (ValueError)       a setting, a name in `space`, an option
     │   ├── DataError (ValueError)       a folder, a file, a column, a cell, a label
     │   ├── TeacherError (ValueError)    no weights, near chance, labels that disagree
-    │   ├── StorageError (OSError)       a path that cannot be written, a name already used
+    │   ├── StorageError (OSError)       a path or bucket that cannot be used, a name already used
     │   └── ResourceError (RuntimeError) more workers, CPUs or GPUs than there are
     ├── JobError (RuntimeError)      one job on a slot failed; the sweep goes on without it
     ├── SlotsLost (RuntimeError)     what hands out jobs died; the sweep can be gone on with (exit code 1)
     ├── SweepFailed (RuntimeError)   nothing useful came out (exit code 1)
+    ├── ExportError (RuntimeError)   the student has no such form; the folder stays as it is (exit code 1)
     ├── TrackingError (RuntimeError) MLflow did not take what a sweep has to tell (exit code 1)
     └── NoStudent (RuntimeError)     the sweep finished, no student satisfies the rule (exit code 3)
 
@@ -49,7 +50,7 @@ class TeacherError(Refused, ValueError):
 
 
 class StorageError(Refused, OSError):
-    """A path cannot be read or written, or belongs to another sweep."""
+    """A path or a bucket cannot be read or written, or belongs to another sweep."""
 
 
 def storage_error(error: BaseException, where: object = "the storage") -> StorageError | None:
@@ -80,6 +81,10 @@ class SlotsLost(KDRayError, RuntimeError):
 
 class SweepFailed(KDRayError, RuntimeError):
     """The sweep ended without one finished trial."""
+
+
+class ExportError(KDRayError, RuntimeError):
+    """The student cannot be written in a form, or is not the same student in it."""
 
 
 class TrackingError(KDRayError, RuntimeError):

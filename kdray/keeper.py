@@ -1,11 +1,11 @@
 """What goes on beside the search: tracker, screen and disk are kept up with the ledger as trials change."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kdray.choice import front_numbers
+from kdray.mirror import listed, remove
 from kdray.paths import SweepPaths
 from kdray.record import TrialRecord
 from kdray.screen import Screen
@@ -20,7 +20,7 @@ class Keeper:
 
     def __init__(self, sweep: Sweep, paths: SweepPaths, ledger: Ledger, tracker: Tracker, screen: Screen) -> None:
         self.sweep, self.paths, self.ledger, self.tracker, self.screen = sweep, paths, ledger, tracker, screen
-        self.tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.called}
+        self.tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.called, "kdray.role": "search"}
         self.said = {record.number: len(record.remarks) for record in ledger.records()}
         self.kept: list[TrialRecord] = []
         """Completed trials whose students are on a front, and so may be shipped."""
@@ -31,6 +31,8 @@ class Keeper:
 
     def take(self, record: TrialRecord) -> None:
         """A trial began, was evaluated or ended."""
+        if record.number not in self.said and record.attempts == 1:  # left by a session whose ledger was lost
+            remove(self.paths.student(record.number).parent)
         self._note(record)
         for remark in record.remarks[self.said.get(record.number, 0) :]:
             self.screen.note(f"trial {record.number:03d}: {remark}")
@@ -42,7 +44,7 @@ class Keeper:
         kept = {record.number for record in self.kept}
         for record in self.ledger.records():
             if record.state != "running" and record.number not in kept:
-                shutil.rmtree(self.paths.student(record.number).parent, ignore_errors=True)
+                remove(self.paths.student(record.number).parent)
 
     def _note(self, record: TrialRecord) -> None:
         self.tracker.trial(record, dotted(self.sweep.recipe_of(record.params)), self.tags)
@@ -66,7 +68,7 @@ class Keeper:
         drop_all_but(self.paths.student(ended.number))
         for record in candidates:
             if record.number not in on_front:
-                shutil.rmtree(self.paths.student(record.number).parent, ignore_errors=True)
+                remove(self.paths.student(record.number).parent)
         self.kept = [record for record in candidates if record.number in on_front]
 
     def _show(self) -> None:
@@ -75,9 +77,8 @@ class Keeper:
 
 def drop_all_but(kept: Path) -> None:
     """Remove what lies beside this folder: checkpoints, whole and half ones."""
-    for path in kept.parent.glob("*"):
-        if path != kept:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in {*kept.parent.glob("*"), *listed(kept.parent)} - {kept}:
+        remove(path)
 
 
 @contextmanager

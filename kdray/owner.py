@@ -1,7 +1,9 @@
 """One driver a sweep: it holds the sweep's folder while it runs, and `owner.json` there says who it is.
 
 On one machine the kernel keeps the lock and drops it with the process, however that ends. Another machine that shares
-the folder may see the file and not the lock: there its age tells, for its owner touches it every few seconds.
+the folder may see the file and not the lock: there its age tells, for its owner touches it every few seconds. Where the
+storage is a bucket, the file is an object there, too, which its owner writes as often. Of two drivers that begin at
+once one makes the object; should both come to believe it theirs, one sees the other's name within seconds and ends.
 """
 
 import fcntl
@@ -21,7 +23,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from kdray.bucket import Note
 from kdray.errors import StorageError
+from kdray.mirror import url_of
+from kdray.paths import shown
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +44,16 @@ class Owner(BaseModel):
     user: str = ""
     host: str = ""
     boot: str = ""
-    """One boot of one machine: all processes on it see each other's locks."""
+    """One boot of one machine: all processes on it see each other's locks. With a bucket the very file that is locked,
+    too: another container has its own."""
     pid: int = 0
     """0 where the file cannot be read."""
     since: float = 0.0
 
     @classmethod
-    def here(cls) -> "Owner":
+    def here(cls, boot: str) -> "Owner":
         """This process, from now on."""
-        return cls(user=_user(), host=platform.node(), boot=_boot(), pid=os.getpid(), since=time.time())
+        return cls(user=_user(), host=platform.node(), boot=boot, pid=os.getpid(), since=time.time())
 
     def __str__(self) -> str:
         if not self.pid:
@@ -76,8 +82,8 @@ def owned(path: Path, note: Callable[[str], None]) -> Iterator[None]:
         if hold.taken_by is None:
             raise
         raise StorageError(
-            f"{path.parent}: {hold.taken_by} has taken this sweep over, for nothing was heard of this process for "
-            f"{DEAD_AFTER_S:.0f} s. It goes on there; here it is stopped."
+            f"{shown(path.parent)}: {hold.taken_by} has taken this sweep over, for nothing was heard of this process "
+            f"for {DEAD_AFTER_S:.0f} s. It goes on there; here it is stopped."
         ) from None
     finally:
         hold.release()
@@ -90,13 +96,15 @@ class _Hold:
     path: Path
     lock: int
     owner: Owner
+    there: Note | None
+    """Its twin in the bucket."""
     taken_by: Owner | None = None
     _released: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        text = self.owner.model_dump_json().encode()
-        os.pwrite(self.lock, text, 0)
-        os.ftruncate(self.lock, len(text))
+        self._text = self.owner.model_dump_json().encode()
+        os.pwrite(self.lock, self._text, 0)
+        os.ftruncate(self.lock, len(self._text))
         os.fsync(self.lock)
         self._thread = threading.Thread(target=self._beat, name="kdray-owner", daemon=True)
         self._thread.start()
@@ -108,7 +116,9 @@ class _Hold:
         self._released.set()
         self._thread.join()
         if self.taken_by is None:
-            with suppress(OSError):  # a storage that became read-only
+            with suppress(OSError):  # a storage that became read-only, or is away
+                if self.there:
+                    self.there.remove()
                 self.path.unlink()
         _closed(self.lock)
 
@@ -117,7 +127,9 @@ class _Hold:
         while not self._released.wait(BEAT_S):
             try:
                 os.utime(self.lock)
-                known = _owner(self.path.read_bytes())
+                known = _owner((self.there.read() if self.there else self.path.read_bytes()) or b"")
+                if self.there and known in (None, self.owner):
+                    self.there.write(self._text)
             except OSError as error:
                 log.warning("%s: %s", self.path, error)
                 continue
@@ -132,20 +144,37 @@ def _held(path: Path, note: Callable[[str], None]) -> _Hold:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, locked = _locked(path)
     try:
-        me, before = Owner.here(), _owner(os.pread(lock, 10_000, 0))
-        age_s = _age_s(path.parent, lock)
+        there = Note(url) if (url := url_of(path)) else None
+        me = Owner.here(_boot() + (f" {os.fstat(lock).st_dev}:{os.fstat(lock).st_ino}" if there else ""))
+        before = _owner((there.read() if there else os.pread(lock, 10_000, 0)) or b"")
+        age_s = there.age_s() if there and before else _age_s(path.parent, lock)
         if before and age_s < DEAD_AFTER_S and not (locked and before.boot == me.boot):
             raise StorageError(
-                f"{path.parent}: {before} runs this sweep; it was last heard of {age_s:.0f} s ago. If it is dead, wait "
-                f"{DEAD_AFTER_S - age_s:.0f} s and give the command again."
+                f"{shown(path.parent)}: {before} runs this sweep; it was last heard of {age_s:.0f} s ago. If it is "
+                f"dead, wait {DEAD_AFTER_S - age_s:.0f} s and give the command again."
             )
-        hold = _Hold(path, lock, me)
+        if there:
+            _put(there, me, before)
+        hold = _Hold(path, lock, me, there)
     except BaseException:
         _closed(lock)
         raise
     if before:
         note(f"{before} ran this sweep and is dead: going on in its place.")
     return hold
+
+
+def _put(there: Note, me: Owner, before: Owner | None) -> None:
+    """Write our name into the bucket, in the place of a dead owner's. Raises StorageError when somebody was faster."""
+    try:
+        if before and _owner(there.read() or b"") == before:
+            there.remove()
+        there.write(me.model_dump_json().encode(), new=True)
+    except FileExistsError:
+        owner = _owner(there.read() or b"") or Owner()
+        raise StorageError(
+            f"{there.url}: {owner} has just begun to run this sweep. Wait until it has ended, or stop it."
+        ) from None
 
 
 def _locked(path: Path) -> tuple[int, bool]:
@@ -159,8 +188,8 @@ def _locked(path: Path) -> tuple[int, bool]:
             owner = _owner(os.pread(lock, 10_000, 0)) or Owner()
             _closed(lock)
             raise StorageError(
-                f"{path.parent}: {owner} runs this sweep. Wait until it has ended, or stop it; to run another sweep "
-                "beside it, give this one another name (--set name=...)."
+                f"{shown(path.parent)}: {owner} runs this sweep. Wait until it has ended, or stop it; to run another "
+                "sweep beside it, give this one another name (--set name=...)."
             ) from None
         except OSError as error:
             log.warning("%s: no locks here (%s); its age must do", path, error)

@@ -7,7 +7,7 @@ import numpy as np
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 
-MINIMIZED = frozenset({"latency_ms", "latency_p95_ms", "parameters", "size_mb", "loss"})
+MINIMIZED = frozenset({"latency_ms", "latency_p95_ms", "multiply_adds", "parameters", "size_mb", "loss"})
 """Less of these is better; more of any other metric."""
 
 
@@ -33,6 +33,24 @@ def front(points: Sequence[Mapping[str, float]], objectives: Sequence[str]) -> l
         if not (complete_N & not_worse_N & better_N).any():
             on_front.append(int(index))
     return on_front
+
+
+def knee_distances(points: Sequence[Mapping[str, float]], quality: str, cost: str) -> list[float]:
+    """How far each point lies beyond the line between the front's ends, on axes scaled to that front.
+
+    The farthest is the knee: Satopaa et al. (2011), "Finding a 'Kneedle' in a haystack". The ends, and every point of
+    a front of fewer than three, have 0; what is not on the front has minus infinity.
+    """
+    values_Nx2 = _signed(points, (cost, quality)) * (1.0, -1.0)
+    distances = [-np.inf] * len(points)
+    on_front = front(points, (cost, quality))
+    if on_front:
+        lowest_2, highest_2 = values_Nx2[on_front].min(axis=0), values_Nx2[on_front].max(axis=0)
+        spread_2 = np.where(highest_2 > lowest_2, highest_2 - lowest_2, 1.0)
+        for index in on_front:
+            x, y = (values_Nx2[index] - lowest_2) / spread_2
+            distances[index] = float(y - x)
+    return distances
 
 
 def _signed(points: Sequence[Mapping[str, float]], objectives: Sequence[str]) -> np.ndarray:

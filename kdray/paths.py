@@ -1,12 +1,14 @@
 """Where everything lies: every path of a sweep is a property here, and every file is whole or absent.
 
+A storage in a bucket is a local folder that `mirror` keeps like it: what becomes whole here is sent there first.
+
 STORAGE/
   mlflow.db  mlartifacts/        all sweeps of this storage
   cache/                         shared by all sweeps of this storage, by content
     tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
   <sweep>/
-    sweep.json  owner.json  teacher.json  choice.json
-    ledger/  trials/<number>/  chosen/  report/  logs/  tracking/
+    sweep.json  owner.json  origin.json  times.json  teacher.json  conditions.json  choice.json
+    ledger/  trials/<number>/  confirmation/<key>/  chosen/  report/  logs/  tracking/
 """
 
 import fcntl
@@ -23,7 +25,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from kdray.bucket import KINDS, check
 from kdray.errors import StorageError
+from kdray.mirror import mirror_of, send, url_of
 
 SCRATCH = "kdray-scratch-"
 SCRATCH_LOCKED_WITHIN_S = 60.0
@@ -101,6 +105,26 @@ class SweepPaths(StoragePaths):
         return self.root / "teacher.json"
 
     @property
+    def conditions(self) -> Path:
+        """How the costs were measured, and on what."""
+        return self.root / "conditions.json"
+
+    @property
+    def origin(self) -> Path:
+        """The command, the commit and the versions of the last session."""
+        return self.root / "origin.json"
+
+    @property
+    def times(self) -> Path:
+        """Seconds of each stage, over all sessions."""
+        return self.root / "times.json"
+
+    @property
+    def records(self) -> tuple[Path, ...]:
+        """What is known of the sweep beside its settings and its ledger."""
+        return self.teacher_figures, self.conditions, self.choice, self.origin, self.times, self.reruns
+
+    @property
     def report(self) -> Path:
         return self.root / "report"
 
@@ -118,20 +142,28 @@ class SweepPaths(StoragePaths):
         """Where the spool is to go."""
         return self.root / "tracking" / "target.json"
 
+    @property
+    def reruns(self) -> Path:
+        """The numbers of the students that were trained again."""
+        return self.root / "confirmation" / "numbers.json"
+
+    def rerun(self, key: str) -> Path:
+        """The weights of a student that was trained again, or of a control; its answers lie beside it."""
+        return self.root / "confirmation" / key / "student"
+
     def student(self, number: int) -> Path:
         """The weights of a trial's student; kept while the trial is on the Pareto front."""
         return self.root / "trials" / f"{number:04d}" / "student"
 
 
 def storage_path(storage: str | Path) -> Path:
-    """The absolute folder that `storage` names: a path or a file:// URI.
+    """The absolute folder that `storage` names: a path, a file:// URI, or the URL of a folder in a bucket.
 
-    Raises StorageError for another scheme and for a folder that cannot be made or written.
+    Raises StorageError for another scheme and for a folder or bucket that cannot be made or written.
     """
-    url = urlparse(str(storage))
-    if url.scheme not in ("", "file"):
-        raise StorageError(f"storage {storage}: kdray writes to a local or shared folder, not to {url.scheme}://.")
-    path = Path(unquote(url.path) if url.scheme else storage).expanduser().absolute()
+    path = _folder(storage)
+    if url := url_of(path):
+        check(url)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -141,6 +173,30 @@ def storage_path(storage: str | Path) -> Path:
             f"storage {path}: cannot be written ({error.strerror}). Name a folder you may write to with --storage."
         ) from None
     return path
+
+
+def sweep_paths(sweep: str | Path) -> SweepPaths:
+    """The files of the sweep STORAGE/NAME. Raises StorageError for a scheme that is none of a storage's."""
+    folder = _folder(sweep)
+    return SweepPaths(folder.parent, folder.name)
+
+
+def shown(path: Path) -> str:
+    """The path for a person: where the storage is a bucket, the URL."""
+    return url_of(path) or str(path)
+
+
+def _folder(storage: str | Path) -> Path:
+    url = urlparse(str(storage))
+    if url.scheme in KINDS:
+        return mirror_of(str(storage))
+    if url.scheme not in ("", "file"):
+        schemes = ", ".join(f"{kind}://" for kind in KINDS)
+        raise StorageError(
+            f"storage {url.scheme}://...: kdray writes to a local or shared folder, or to a bucket ({schemes}), not "
+            "there."
+        )
+    return Path(unquote(url.path) if url.scheme else storage).expanduser().absolute()
 
 
 def fingerprint(*parts: Any) -> str:
@@ -170,6 +226,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
+        send(temporary, path)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -199,11 +256,21 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.chmod(0o755)
     try:
         yield temporary
+        send(temporary, path)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def handed_in_folder(path: Path) -> Iterator[Path]:
+    """The same, for a folder that this node needs no more: where the storage is a bucket, it lies there alone."""
+    with new_folder(path) as temporary:
+        yield temporary
+    if url_of(path):
+        shutil.rmtree(path)
 
 
 @contextmanager

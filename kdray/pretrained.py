@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from kdray.errors import TeacherError
+from kdray.mirror import fetched
 from kdray.paths import StoragePaths, file_fingerprint, fingerprint, new_folder
 from kdray.tasks.task import Task
 
@@ -35,15 +36,15 @@ class Pretrained:
         """The model, in float32 and evaluation mode, on the CPU."""
         _quieten()
         return AutoModelForSequenceClassification.from_pretrained(
-            self.folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            fetched(self.folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         ).eval()
 
     def tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(fetched(self.folder), trust_remote_code=False)
 
     @property
     def layers(self) -> int:
-        return int(AutoConfig.from_pretrained(self.folder, trust_remote_code=False).num_hidden_layers)
+        return int(AutoConfig.from_pretrained(fetched(self.folder), trust_remote_code=False).num_hidden_layers)
 
 
 def found(name: str, revision: str | None, setting: str) -> Path:
@@ -71,7 +72,7 @@ def found(name: str, revision: str | None, setting: str) -> Path:
 
 def kept(cache: Path, make: Callable[[Path], None]) -> Path:
     """The cached folder, made whole by `make` if it is not there yet."""
-    if not cache.exists():
+    if not fetched(cache).exists():
         with new_folder(cache) as folder:
             make(folder)
     return cache

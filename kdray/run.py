@@ -14,11 +14,12 @@ from kdray.comparable import comparable_trials
 from kdray.costs import measure_costs
 from kdray.data import Splits, load_splits
 from kdray.keeper import Keeper, tracked
-from kdray.outcome import Outcome, choose, figures_of, ship
+from kdray.outcome import Outcome, choose, confirm, figures_of, ship
 from kdray.owner import owned
-from kdray.paths import SweepPaths, write_json
+from kdray.paths import SweepPaths, read_json, write_json
+from kdray.records import kept_in_bucket
 from kdray.report import write_report
-from kdray.screen import NullScreen, Screen
+from kdray.screen import NullScreen, Screen, Timed
 from kdray.search.ledger import Ledger
 from kdray.search.searcher import Study
 from kdray.search.searching import search
@@ -26,6 +27,7 @@ from kdray.slots import LocalSlots, SlotPool, connect, open_slots
 from kdray.students.source import student_sources
 from kdray.sweep import Sweep
 from kdray.teacher import check_quality, obtain_source, obtain_teacher
+from kdray.tracking import origin
 from kdray.transfer import obtain_transfer_set
 from kdray.trial import Lesson, Trial
 from kdray.worker import NOTE, Report
@@ -41,9 +43,12 @@ def run(
     before any training; SweepFailed when no trial ran to its end.
     """
     screen = screen or NullScreen()
-    with owned(paths.owner, screen.note):
+    with owned(paths.owner, screen.note), kept_in_bucket(paths, screen.note):
         ledger = claim(sweep.identity(), paths, fresh)
-        return story(sweep, paths, ledger, screen, slots_for(sweep, paths, screen, address, require_cluster, local))
+        write_json(paths.origin, origin())
+        times = read_json(paths.times) if paths.times.exists() else {}
+        with Timed(screen, times, lambda now: write_json(paths.times, now)) as timed:
+            return story(sweep, paths, ledger, timed, slots_for(sweep, paths, timed, address, require_cluster, local))
 
 
 def story(
@@ -82,8 +87,12 @@ def story(
             lambda done, of: screen.progress("architectures", done, of),
         )  # fmt: skip
         taught = sweep.task.metrics(transfer.logits("validation").all(), validation.labels)
+        write_json(paths.conditions, {"costs": costs.conditions})
         write_json(paths.teacher_figures, taught | costs.teacher)
-        tracker.sweep(metrics={f"teacher.{name}": value for name, value in (taught | costs.teacher).items()})
+        tracker.sweep(
+            metrics={f"teacher.{name}": value for name, value in (taught | costs.teacher).items()},
+            tags={"kdray.measured": costs.conditions},
+        )
 
         screen.stage("Search")
         study = Study(
@@ -97,10 +106,18 @@ def story(
         search(slots, study, lambda number, params: trial(sweep, lessons, paths, number, params), keeper.take)
         keeper.clear_up()
 
+        verdict = None
+        if sweep.confirm.candidates:
+            screen.stage("Confirmation")
+            verdict = confirm(
+                sweep, paths, ledger, lessons, slots, tracker,
+                lambda done, of: screen.progress("students trained again", done, of),
+            )  # fmt: skip
+
         screen.stage("Choice")
-        figures = choose(sweep, paths, ledger)
+        figures = choose(sweep, paths, ledger, verdict)
         ship(sweep, paths, lessons, slots, figures, tracker)
-        write_report(figures, paths.report)
+        write_report(figures_of(paths), paths.report)
         tracker.log_artifacts(paths.report, "report")
     return Outcome(paths, figures_of(paths), tracker.page())
 

@@ -6,7 +6,8 @@ What the final table and the report look like is `report`'s business; logging go
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self, TextIO
 
@@ -191,6 +192,44 @@ class LiveScreen:
         room = max(4, self._console.height - 8)
         parts.append(Padding(_trial_table(_latest(self._records, room)), (1, 0, 0, 2)))
         return parts
+
+
+class Timed(NullScreen):
+    """Keeps the seconds of each stage beside showing it on another screen; `keep` is given them as a stage ends."""
+
+    def __init__(self, screen: Screen, known: Mapping[str, float], keep: Callable[[dict[str, float]], None]) -> None:
+        self._screen, self._times, self._keep = screen, dict(known), keep
+        self._stage, self._since = "", 0.0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # a storage that is full is told by what failed of it first
+            self._end()
+
+    def stage(self, text: str) -> None:
+        """A new stage begins; the one before is over."""
+        self._end()
+        self._stage, self._since = text, time.monotonic()
+        self._screen.stage(text)
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        self._screen.note(text)
+
+    def progress(self, text: str, done: float, total: float) -> None:
+        """How far the stage is."""
+        self._screen.progress(text, done, total)
+
+    def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
+        """How the trials stand."""
+        self._screen.trials(records, budget, best)
+
+    def _end(self) -> None:
+        if self._stage:
+            self._times[self._stage] = self._times.get(self._stage, 0.0) + time.monotonic() - self._since
+            self._stage = ""
+            self._keep(self._times)
 
 
 def open_screen(stream: TextIO | None = None) -> Screen:

@@ -11,10 +11,11 @@ from optuna.distributions import distribution_to_json
 from pydantic import Field, model_validator
 
 from kdray.choice import Choose
+from kdray.confirmation import Confirm
 from kdray.data import Data, Splits
 from kdray.errors import SpecError, did_you_mean
-from kdray.evaluation import Latency
 from kdray.losses.distillation import Distillation
+from kdray.measuring import Latency
 from kdray.search.searcher import Search
 from kdray.settings import Settings, dotted
 from kdray.slots import SlotSettings
@@ -28,13 +29,14 @@ from kdray.transfer import Transfer
 from kdray.trial import Recipe
 
 COMPARED = ("agreement", "retention", "loss")
-COSTS = ("latency_ms", "latency_p95_ms", "parameters", "size_mb", "speedup")
+COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "multiply_adds", "parameters", "size_mb", "speedup")
 MAY_CHANGE = {
     "slots": True,
     "tracking": True,
     "smoke": True,
     "search": {"trials", "hours"},
     "choose": {"retention", "otherwise"},
+    "confirm": True,
     "training": set(WITHOUT_EFFECT),
     "teacher": {"training": set(WITHOUT_EFFECT)},
 }
@@ -58,6 +60,7 @@ class Sweep(Settings):
     search: Search = Search()
     latency: Latency = Latency()
     choose: Choose = Choose()
+    confirm: Confirm = Confirm()
     slots: SlotSettings = SlotSettings()
     tracking: Tracking = Tracking()
     seed: int = Field(0, ge=0)

@@ -19,6 +19,7 @@ from kdray.errors import TeacherError
 from kdray.evaluation import predictions
 from kdray.generated import FreshTransformer
 from kdray.losses.distillation import Distillation
+from kdray.mirror import fetched, remove
 from kdray.paths import StoragePaths, fingerprint, new_folder
 from kdray.pretrained import Pretrained, adopted, found, kept, save
 from kdray.settings import Names, Settings
@@ -79,7 +80,7 @@ def obtain_teacher(
         return source
     key = fingerprint(source.key, tokens.key, teacher.training.model_dump(exclude=set(WITHOUT_EFFECT)), seed)
     ready = Pretrained(paths.teacher(key), key)
-    if not ready.folder.exists():
+    if not fetched(ready.folder).exists():
         job = FineTune(source, tokens, task, teacher.training, seed, ready.folder, pool.threads_alone)
         with closing(pool.run(job, f"teacher-{key}")) as reports:  # type: ignore[type-var]
             for report in reports:
@@ -122,7 +123,7 @@ class FineTune:
         if worker.rank == 0 and reports:
             with new_folder(self.target) as folder:
                 save(model.cpu(), self.source.tokenizer(), folder)
-            self.target.with_suffix(".checkpoint").unlink(missing_ok=True)
+            remove(self.target.with_suffix(".checkpoint"))
 
 
 def check_quality(teacher: Teacher, logits_NxC: np.ndarray, labels_N: np.ndarray, names: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kdray.errors import TeacherError
+from kdray.mirror import fetched
 from kdray.paths import StoragePaths, file_fingerprint, fingerprint, new_folder, write_json
 from kdray.tasks.task import Task
 
@@ -165,7 +166,7 @@ class TokenSet:
 
     def rows(self, split: str) -> Rows:
         """One split, memory-mapped."""
-        return Rows(self.folder / f"{split}.arrow", self.layout)
+        return Rows(fetched(self.folder) / f"{split}.arrow", self.layout)
 
     def check_tokenizer(self, tokenizer: Any, owner: str) -> None:
         """Raise TeacherError when this tokenizer would give other ids; `owner` names whose it is."""
@@ -183,7 +184,7 @@ def tokenised(splits: LabelledText, task: Task, tokenizer: Any, paths: StoragePa
     """
     own = tokenizer_key(tokenizer)
     key = fingerprint(FORMAT, task.name, task.max_length, splits.key, own)
-    folder = paths.tokens(key)
+    folder = fetched(paths.tokens(key))
     cached = _read(folder, key)
     if cached and cached.tokenizer_key == own and all(_same_ids(cached, s, splits, task, tokenizer) for s in SPLITS):
         return cached

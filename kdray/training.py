@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kdray.checkpoint import read_checkpoint, write_checkpoint
 from kdray.errors import JobError, StorageError
 from kdray.losses.distillation import Loss
+from kdray.mirror import fetched
 from kdray.settings import Settings
 from kdray.tokens import Batch, Rows, epoch_batches
 from kdray.worker import NOTE, Ask, Report, Worker
@@ -220,7 +221,7 @@ class Keeping:
 
     def restored(self) -> tuple[Place, Sums]:
         """Where to start: where the checkpoint was written, or at the beginning. One that is damaged is not used."""
-        if self.path is None or not self.worker.agreed(self.path.exists()):
+        if self.path is None or not self.worker.agreed(fetched(self.path).exists()):
             return Place(), Sums()
         try:
             state = read_checkpoint(self.path)

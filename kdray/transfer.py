@@ -20,6 +20,7 @@ from pydantic import Field
 
 from kdray.errors import JobError, StorageError
 from kdray.evaluation import predictions
+from kdray.mirror import gathered, remove
 from kdray.paths import StoragePaths, file_fingerprint, fingerprint, read_json, replaced_file, write_json
 from kdray.pretrained import Pretrained
 from kdray.settings import Settings
@@ -84,7 +85,7 @@ class TransferSet:
     folder: Path
 
     def logits(self, split: str) -> Logits:
-        return Logits(sorted(self.folder.glob(f"{split}-*.arrow")))
+        return Logits(sorted(gathered(self.folder).glob(f"{split}-*.arrow")))
 
     def rows(self, tokens: TokenSet, split: str) -> Rows:
         """The token ids of a split with the teacher's logits."""
@@ -107,7 +108,8 @@ def obtain_transfer_set(
     """
     tokens.check_tokenizer(teacher.tokenizer(), f"teacher {teacher.folder}")
     key = fingerprint(teacher.key, tokens.key, settings.precision, settings.shard_rows)
-    folder, manifest = paths.transfer(key), paths.transfer(key) / "manifest.json"
+    folder = gathered(paths.transfer(key))
+    manifest = folder / "manifest.json"
     known: dict[str, str] = read_json(manifest) if manifest.exists() else {}
     jobs = {
         f"{split}-{start:09d}.arrow": LabelShard(teacher, tokens, settings, split, start, folder)
@@ -116,7 +118,7 @@ def obtain_transfer_set(
     }
     for name, print_ in known.items():  # a shard that rotted is not there
         if (folder / name).exists() and file_fingerprint(folder / name) != print_:
-            (folder / name).unlink()
+            remove(folder / name)
             on_note(f"{folder / name}: damaged; its rows are labelled again.")
     missing = {name: job for name, job in jobs.items() if not (folder / name).exists()}
     done = len(jobs) - len(missing)
@@ -126,6 +128,7 @@ def obtain_transfer_set(
             on_progress(done, len(jobs))
     if missing or known.keys() != jobs.keys():
         list(pool.run(CheckSample(teacher, tokens, settings, folder), f"check-{key}"))
+        gathered(folder)
         write_json(manifest, {name: file_fingerprint(folder / name) for name in jobs})
     return TransferSet(folder)
 

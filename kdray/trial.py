@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from kdray.evaluation import agreement, predictions
 from kdray.losses.distillation import Distillation
-from kdray.paths import new_folder, read_json, write_json
+from kdray.mirror import fetched, remove
+from kdray.paths import handed_in_folder, read_json, write_json
 from kdray.pretrained import Pretrained, save
 from kdray.settings import Settings
 from kdray.students.transformer import TransformerStudent
@@ -65,7 +66,7 @@ class Trial:
     target: Path
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
-        ended = self.target.with_name("ended.json")
+        ended = fetched(self.target.with_name("ended.json"))
         if worker.agreed(ended.exists()):
             yield from read_json(ended)
             return
@@ -87,10 +88,10 @@ class Trial:
         )  # fmt: skip
         if worker.rank == 0 and reports:
             tokenizer = worker.kept(("tokenizer", self.lesson.source.key), self.lesson.source.tokenizer)
-            with new_folder(self.target) as folder:
+            with handed_in_folder(self.target) as folder:
                 save(model.cpu(), tokenizer, folder)
             write_json(ended, reports)
-            checkpoint.unlink(missing_ok=True)
+            remove(checkpoint)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], str]]] = {
     "agreement": ("agreement", lambda value: f"{value:.1%}"),
     "latency_ms": ("latency", lambda value: f"{_three_digits(value)} ms"),
     "latency_p95_ms": ("p95 latency", lambda value: f"{_three_digits(value)} ms"),
+    "throughput_per_s": ("throughput", lambda value: f"{value:,.0f}/s"),
+    "multiply_adds": ("multiply-adds", lambda value: f"{_three_digits(value / 1e6)} M"),
     "speedup": ("speed-up", lambda value: f"{value:.1f} x"),
     "parameters": ("parameters", lambda value: f"{_three_digits(value / 1e6)} M"),
     "size_mb": ("size", lambda value: f"{_three_digits(value)} MB"),

@@ -15,6 +15,7 @@ from ray import tune
 
 from kdray import (
     Choose,
+    Confirm,
     Data,
     FreshTransformer,
     GeneratedReviews,
@@ -36,7 +37,7 @@ sweep = Sweep(
         model=FreshTransformer(layers=4, width=64),
         training=Training(epochs=8, batch_size=64, learning_rate=1e-3),
     ),
-    training=Training(epochs=2, batch_size=64),
+    training=Training(epochs=2, batch_size=64, learning_rate=1e-3),
     latency=Latency(length=16, warmup=20, repeats=200),
     space={
         "student.depth": tune.randint(1, 5),
@@ -46,6 +47,7 @@ sweep = Sweep(
     },
     search=Search(trials=16, objectives=("accuracy", "latency_ms"), stopping=Halving()),
     choose=Choose(smallest="latency_ms", retention=0.97),
+    confirm=Confirm(candidates=2, seeds=2),
     smoke={
         "data.source": GeneratedReviews(train_rows=4_000, validation_rows=400, test_rows=400),
         "teacher.training.epochs": 4,
@@ -53,6 +55,8 @@ sweep = Sweep(
         "teacher.above_chance": 0.0,
         "training.epochs": 1,
         "search.trials": 2,
+        "confirm.candidates": 1,
+        "confirm.seeds": 1,
         "slots.count": 1,
     },
 )

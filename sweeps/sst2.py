@@ -35,6 +35,8 @@ sweep = Sweep(
         "teacher.above_chance": 0.0,
         "training.epochs": 1,
         "search.trials": 2,
+        "confirm.candidates": 1,
+        "confirm.seeds": 1,
         "slots.count": 1,
     },
 )

@@ -13,14 +13,18 @@ from typing import Any
 
 import pytest
 import torch
+from bucket_server import BucketServer
 
+from kdray.confirmation import Confirm
 from kdray.data import Data, Splits, load_splits
-from kdray.evaluation import Latency
 from kdray.generated import FreshTransformer
-from kdray.paths import StoragePaths
+from kdray.measuring import Latency
+from kdray.mirror import ROOT
+from kdray.paths import StoragePaths, SweepPaths
 from kdray.pretrained import Pretrained
+from kdray.run import run
 from kdray.search.searcher import Search
-from kdray.slots import LocalSlots
+from kdray.slots import LocalSlots, SlotSettings
 from kdray.students.transformer import TransformerStudent
 from kdray.sweep import Sweep
 from kdray.tasks.text_classification import TextClassification
@@ -83,6 +87,21 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def storage(tmp_path_factory: pytest.TempPathFactory) -> StoragePaths:
     """The storage that the shared things lie in."""
     return StoragePaths(tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[BucketServer]:
+    with BucketServer() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(bucket_server: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a folder in a new bucket; this process is a node of its own, whose mirrors lie in `tmp_path`."""
+    for name, value in bucket_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(ROOT, str(tmp_path / "node"))
+    return f"{bucket_server.new_bucket()}/team"
 
 
 @pytest.fixture(scope="session")
@@ -160,9 +179,17 @@ def make_sweep(data_folder: Path, teacher: Pretrained, recipe: Recipe) -> Callab
             "space": {"student.depth": [1, 2], "training.learning_rate": [1e-3, 3e-3]},
             "search": Search(trials=3, stopping=None),
             "latency": Latency(length=16, warmup=1, repeats=9),
+            "confirm": Confirm(candidates=0),
             "tracking": Tracking(enabled=False),
             "smoke": {"data.max_rows": 64, "training.epochs": 1, "search.trials": 2},
         }
         return Sweep(**settings | fields)
 
     return made
+
+
+@pytest.fixture(scope="session")
+def chosen(make_sweep: Callable[..., Sweep], tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
+    """A sweep that has ended with a chosen student, for looking at."""
+    sweep = make_sweep(search=Search(trials=1, stopping=None), slots=SlotSettings(cpus=1))
+    return run(sweep, SweepPaths(tmp_path_factory.mktemp("chosen"), sweep.name), local=True).paths

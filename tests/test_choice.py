@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdray.choice import Choose, chosen, front_numbers
+from kdray.choice import Choose, candidates, chosen, front_numbers
 from kdray.errors import SpecError
 from kdray.record import State, TrialRecord
 
@@ -48,7 +48,10 @@ def test_none_keeps_enough() -> None:
     assert best.sentence.startswith("No student keeps 99.5% of the teacher, so the best accuracy was taken: trial 0")
     none = chosen(RECORDS, Choose(retention=0.995, otherwise="none"), TEACHER)
     assert (none.number, none.satisfied) == (None, False)
-    assert "the nearest is trial 0, which keeps 98.9%" in none.sentence
+    assert none.sentence.startswith(
+        "No student keeps 99.5% of the teacher. The nearest: trial 0 keeps 98.9% of the teacher (99.5% asked for); "
+        "trial 1 keeps 97.8%"
+    )
 
 
 def test_none_ran_to_its_end() -> None:
@@ -92,3 +95,61 @@ def test_who_is_chosen_is_among_those_whose_weights_are_kept(
     choice = chosen(records, rule, TEACHER)
     assert choice.number in front_numbers(records, rule.compared)
     assert choice.satisfied == any(a >= retention for a, _, _ in rows)
+
+
+def test_the_best_within_limits() -> None:
+    rule = Choose(best="accuracy", at_most={"latency_ms": 4})
+    assert (rule.smallest, rule.retention) == (None, None)
+    choice = chosen(RECORDS, rule, TEACHER)
+    assert (choice.number, choice.satisfied) == (1, True)
+    assert choice.sentence.startswith(
+        "Trial 1 was chosen: 3 of 4 finished students have at most 4.00 ms latency, and it has the best accuracy: "
+    )
+    none = chosen(RECORDS, rule.with_dotted({"at_most.latency_ms": 0.5, "otherwise": "none"}), TEACHER)
+    assert none.number is None
+    assert "trial 0 has 6.00 ms latency (at most 0.50 ms asked for)" in none.sentence
+
+
+def test_limits_and_a_bar_together() -> None:
+    rule = Choose(best="accuracy", at_most={"latency_ms": 5}, retention=0.97)
+    assert [r.number for r in rule.ranked(RECORDS)] == [1]
+    assert rule.misses(RECORDS[2].metrics) == ["keeps 88.9% of the teacher (97% asked for)"]
+
+
+def test_the_knee_is_where_the_front_bends() -> None:
+    bent = [record(0, 0.60, 1.0), record(1, 0.86, 2.0), record(2, 0.88, 5.0), record(3, 0.90, 9.0), record(4, 0.5, 9.0)]
+    choice = chosen(bent, Choose(knee=True), TEACHER)
+    assert choice.number == 1
+    assert "is where the front of accuracy over latency bends" in choice.sentence
+
+
+@pytest.mark.parametrize("wrong", [{"smallest": "accuracy"}, {"at_most": {"accuracy": 0.9}}])
+def test_a_rule_that_asks_for_little_of_a_good_thing_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match="name a cost"):
+        Choose(**wrong)
+
+
+def test_candidates_are_on_the_front_and_satisfy_the_rule_or_are_the_nearest() -> None:
+    assert [r.number for r in candidates(RECORDS, Choose(), 3)] == [1, 0]
+    assert [r.number for r in candidates(RECORDS, Choose(), 1)] == [1]
+    assert [r.number for r in candidates(RECORDS, Choose(retention=0.995), 3)] == [0]
+
+
+RULES = [
+    Choose(), Choose(smallest=None), Choose(best="accuracy", at_most={"latency_ms": 4.0}), Choose(knee=True),
+    Choose(smallest="latency_ms", at_most={"latency_ms": 3.0}, retention=0.9),
+]  # fmt: skip
+
+
+@given(
+    st.lists(st.tuples(st.integers(50, 99), st.integers(1, 9)), min_size=1, max_size=12),
+    st.sampled_from(RULES),
+)
+def test_whoever_a_rule_chooses_satisfies_it_and_can_be_shipped(points: list[tuple[int, int]], rule: Choose) -> None:
+    records = [record(number, a / 100, float(latency)) for number, (a, latency) in enumerate(points)]
+    choice = chosen(records, rule, TEACHER)
+    assert choice.number in front_numbers(records, rule.compared)
+    assert choice.satisfied == any(not rule.misses(r.metrics) for r in records)
+    if choice.satisfied:
+        assert not rule.misses(records[choice.number].metrics)
+        assert candidates(records, rule, 99)[0].number == choice.number

@@ -182,7 +182,8 @@ def test_all_failed_is_exit_code_1(go: Callable[..., Done]) -> None:
         (["--set", "training.epochs"], "--set training.epochs: write it as name=value"),
         (["--set", "teacher.model=./nowhere"], "teacher.model ./nowhere: no such folder"),
         (["--set", "data.source=./nowhere"], "nowhere"),
-        (["--storage", "s3://bucket/x"], "not to s3://"),
+        (["--storage", "ftp://host/x"], "or to a bucket (s3://, gs://), not there"),
+        (["--storage", "s3://me:secret@bucket/x"], "a name, password or query in the URL"),
         (["--storage", "/proc/kdray"], "storage /proc/kdray: cannot be written"),
     ],
 )

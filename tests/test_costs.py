@@ -7,7 +7,7 @@ import pytest
 
 from kdray.costs import Costs, measure_costs
 from kdray.errors import SpecError
-from kdray.evaluation import Latency, parameters
+from kdray.measuring import Latency, parameters
 from kdray.paths import StoragePaths
 from kdray.pretrained import Pretrained
 from kdray.slots import LocalSlots

@@ -11,10 +11,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "kdray"
 
 ORDER = [
-    "errors", "interrupts", "settings", "worker", "record", "paths", "checkpoint", "generated", "space", "pareto",
-    "tasks", "tokens", "sources", "cells", "data", "pretrained", "students", "losses", "evaluation", "training",
-    "teacher", "transfer", "costs", "trial", "slots", "search", "wording", "owner", "claim", "tracking", "choice",
-    "screen", "report", "sweep", "comparable", "keeper", "outcome", "run", "cli", "__init__",
+    "errors", "interrupts", "settings", "worker", "record", "bucket", "mirror", "paths", "checkpoint", "generated",
+    "space", "pareto", "confusion", "statistics", "tasks", "tokens", "sources", "cells", "data", "pretrained",
+    "students", "losses", "evaluation", "measuring", "training", "teacher", "transfer", "costs", "trial", "slots",
+    "search", "wording", "owner", "records", "claim", "tracking", "choice", "confirmation", "screen", "report",
+    "export", "prediction", "sweep", "comparable", "keeper", "outcome", "run", "cli", "__init__",
 ]  # fmt: skip
 """Each part may import those before it; modules of one part (a folder) may import each other."""
 

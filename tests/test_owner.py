@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from bucket_server import on_node
 
 from kdray import owner
+from kdray.bucket import Note
 from kdray.errors import StorageError
+from kdray.mirror import mirror_of
 from kdray.owner import Owner, owned
 
 HOLDING = """
@@ -183,3 +186,77 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         owned(tmp_path / "sweep" / "owner.json", print),
     ):
         pass
+
+
+# ---- in a bucket: the other machine sees the object alone ----
+
+
+@pytest.fixture
+def objects(bucket: str, tmp_path: Path) -> tuple[Path, Path]:
+    """One sweep's owner.json as two machines see it."""
+    here = mirror_of(bucket) / "sweep" / "owner.json"
+    return here, on_node(tmp_path / "other", here)
+
+
+def test_a_bucket_has_one_owner_whatever_the_machine(objects: tuple[Path, Path], bucket: str) -> None:
+    here, there = objects
+    with owned(here, print):
+        for other in (here, there):
+            with (
+                pytest.raises(StorageError, match=rf"{bucket}/sweep: \S+ \(pid {os.getpid()}, .*runs this"),
+                owned(other, print),
+            ):
+                pass
+    assert taken(there) == taken(here) == []
+
+
+def test_a_dead_owner_in_a_bucket_is_replaced(
+    objects: tuple[Path, Path], bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On its own machine at once, for the lock is free; elsewhere when its object is old."""
+    here, there = objects
+    with holding(here) as (driver, _):
+        driver.kill()
+        driver.wait(timeout=20)
+        with (
+            pytest.raises(StorageError, match=r"last heard of \d+ s ago. If it is dead, wait \d+ s"),
+            owned(there, print),
+        ):
+            pass
+        (note,) = taken(here)
+        assert f"pid {driver.pid}" in note
+    with holding(here) as (driver, _):
+        driver.kill()
+        driver.wait(timeout=20)
+        monkeypatch.setattr(owner, "DEAD_AFTER_S", 2.0)
+        time.sleep(3.5)
+        (note,) = taken(there)
+        assert "is dead: going on in its place" in note
+    assert Note(f"{bucket}/sweep/owner.json").read() is None
+
+
+def test_of_two_that_begin_at_once_one_is_refused(objects: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = objects
+    with owned(here, print):
+        monkeypatch.setattr(Note, "read", lambda note: None)  # the other has looked before this one wrote
+        with pytest.raises(StorageError, match="has just begun to run this sweep"), owned(there, print):
+            pass
+
+
+def test_who_was_replaced_in_a_bucket_stops(
+    objects: tuple[Path, Path], bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "BEAT_S", 0.05)
+
+    def silent() -> None:
+        with owned(objects[0], print):
+            now = Owner(user="anna", host="node7", boot="another boot", pid=4711, since=time.time())
+            while True:  # a beat that was under way may write its own name once more
+                Note(f"{bucket}/sweep/owner.json").write(now.model_dump_json().encode())
+                time.sleep(0.2)
+
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=r"anna@node7 \(pid 4711, .* has taken this sweep over"):
+        silent()
+    assert time.monotonic() - began < 30
+    assert b"4711" in (Note(f"{bucket}/sweep/owner.json").read() or b"")

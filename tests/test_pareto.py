@@ -14,14 +14,26 @@ points = st.lists(
 
 def test_costs_and_loss_are_minimized() -> None:
     assert {
-        name: direction(name) for name in ("latency_ms", "parameters", "size_mb", "loss", "accuracy", "speedup")
+        name: direction(name)
+        for name in (
+            "latency_ms",
+            "multiply_adds",
+            "parameters",
+            "size_mb",
+            "loss",
+            "accuracy",
+            "speedup",
+            "throughput_per_s",
+        )
     } == {
         "latency_ms": "minimize",
+        "multiply_adds": "minimize",
         "parameters": "minimize",
         "size_mb": "minimize",
         "loss": "minimize",
         "accuracy": "maximize",
         "speedup": "maximize",
+        "throughput_per_s": "maximize",
     }
 
 

@@ -34,8 +34,8 @@ def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path, storage: st
 
 
 def test_another_kind_of_storage_is_refused() -> None:
-    with pytest.raises(StorageError, match="s3://bucket/x: kdray writes to a local or shared folder, not to s3://"):
-        storage_path("s3://bucket/x")
+    with pytest.raises(StorageError, match=r"a local or shared folder, or to a bucket \(s3://, gs://\), not there"):
+        storage_path("ftp://host/x")
 
 
 def test_all_of_a_sweep_lies_below_its_name(tmp_path: Path) -> None:

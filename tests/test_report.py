@@ -2,13 +2,14 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from kdray.record import State, TrialRecord
-from kdray.report import Figures, results_csv, table, write_report
+from kdray.report import Figures, markdown, results_csv, table, write_report
 from kdray.wording import headings, setting
 
 TEACHER = {"accuracy": 0.887, "latency_ms": 8.2, "parameters": 22_713_986.0}
@@ -59,6 +60,13 @@ def test_the_table_begins_with_the_teacher_then_ranks_the_trials_by_quality():
     assert "failed: loss is nan" in lines[8]
 
 
+def test_latency_is_stated_with_how_it_was_measured():
+    measured = replace(FIGURES, conditions="latency of 1 example a pass, 64 tokens each, 1 thread, some processor")
+    assert any("measured: latency of 1 example a pass" in line for line in printed(measured))
+    assert "Measured: latency of 1 example a pass" in markdown(measured)
+    assert "easured" not in "".join(printed(FIGURES)) + markdown(FIGURES)
+
+
 def test_a_narrow_terminal_cuts_the_right_end_and_no_number():
     chosen = next(line for line in printed(FIGURES, width=80) if "★" in line)
     assert " ".join(chosen.split()).startswith("★ 002 2 3.50 0.70 1.2e-4 0.8500")
@@ -94,7 +102,7 @@ def test_the_report_says_the_choice_compares_with_the_teacher_and_lists_failures
 def test_the_picture_is_a_png_and_the_page_needs_no_network(tmp_path: Path):
     write_report(FIGURES, tmp_path / "report")
     assert (tmp_path / "report" / "front.png").read_bytes().startswith(b"\x89PNG")
-    page = (tmp_path / "report" / "front.html").read_text()
+    page = (tmp_path / "report" / "report.html").read_text()
     assert "trial 002" in page
     assert "T 3.50" in page
     assert 'src="http' not in page
@@ -105,7 +113,7 @@ def test_writing_again_replaces_the_report(tmp_path: Path):
     write_report(FIGURES, folder)
     (folder / "old").touch()
     write_report(FIGURES, folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["front.html", "front.png", "report.md", "results.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == ["front.png", "report.html", "report.md", "results.csv"]
 
 
 @pytest.mark.parametrize(

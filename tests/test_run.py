@@ -99,10 +99,12 @@ def test_a_sweep_chooses_a_student(finished: Outcome) -> None:
     assert {record.params["student.depth"] for record in figures.records} <= {1, 2}
     assert f"Trial {figures.chosen}" in figures.sentences[0] or f"trial {figures.chosen}" in figures.sentences[0]
     assert "48 test rows, which nothing was chosen by" in figures.sentences[1]
-    assert {path.name for path in paths.report.iterdir()} >= {"results.csv", "report.md", "front.png", "front.html"}
+    assert {path.name for path in paths.report.iterdir()} >= {"results.csv", "report.md", "front.png", "report.html"}
     kept = {int(path.name) for path in (paths.root / "trials").iterdir()}
     assert set(figures.front) <= kept
     assert not list(paths.root.rglob("checkpoint*"))
+    assert "16 tokens each, 1 thread, float32" in figures.conditions
+    assert figures.conditions in (paths.report / "report.md").read_text()
 
 
 def test_the_chosen_student_needs_no_kdray(finished: Outcome, data_folder: Path) -> None:
@@ -393,6 +395,7 @@ def test_every_trial_is_tracked_once(go: Callable[..., Outcome], tmp_path: Path)
     assert len(runs) == 1 + len(children) == 3
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert parent.data.tags["kdray.chosen"] == str(outcome.figures.chosen)
+    assert parent.data.tags["kdray.measured"] == outcome.figures.conditions
     by_id = {run.info.run_id: run for run in children}
     for record in outcome.figures.records:
         tracked = by_id[record.run_id or ""].data
@@ -401,4 +404,5 @@ def test_every_trial_is_tracked_once(go: Callable[..., Outcome], tmp_path: Path)
         assert tracked.metrics["accuracy"] == record.metrics["accuracy"]
         assert tracked.metrics["retention"] == record.metrics["retention"]
         assert {"latency_ms", "speedup", "parameters", "agreement", "share_soft"} <= set(tracked.metrics)
+        assert {"throughput_per_s", "multiply_adds"} <= set(tracked.metrics)
     assert client.list_artifacts(by_id[outcome.figures.records[outcome.figures.front[0]].run_id].info.run_id, "student")

@@ -9,5 +9,6 @@
 - `tuning`      the driver for slots on a cluster: Ray Tune
 - `sequential`  the driver without Ray: one trial after the other in this process
 - `running`     what the drivers share
+- `importance`  which setting matters
 - `quiet`       Optuna without its remarks
 """

@@ -120,6 +120,10 @@ class Ledger:
         except KeyError:
             return
 
+    def study(self) -> Study:
+        """As Optuna has it, for its own analyses."""
+        return load_study(storage=self._storage, study_name=self.name)
+
     def __len__(self) -> int:
         return len(self._records)
 

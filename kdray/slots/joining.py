@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from kdray.errors import Refused, ResourceError, StorageError
+from kdray.mirror import fetched
 
 PACKAGES = ("torch", "transformers")
 SEEN_WITHIN_S = 15.0
@@ -46,7 +47,10 @@ class Common:
                     f"the machine {_machine()} has {', '.join(wrong)}. All machines need the same: on a cluster made "
                     "by `ray up`, the same command again brings them in step."
                 )
-        return _storage_refusal(self.proof, self.content) if self.proof else None
+        try:
+            return _storage_refusal(self.proof, self.content) if self.proof else None
+        except StorageError as error:
+            return StorageError(f"the machine {_machine()}: {error}")
 
 
 @cache
@@ -83,7 +87,9 @@ def _storage_refusal(proof: Path, content: bytes) -> StorageError | None:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return fetched(path).read_bytes()
+    except StorageError:  # a bucket that this machine may not use
+        raise
     except OSError:
         return None
 

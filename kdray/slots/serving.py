@@ -23,7 +23,8 @@ import torch.distributed as dist
 from ray import cloudpickle, train
 from ray.train.torch import get_device
 
-from kdray.errors import KDRayError
+from kdray.errors import KDRayError, StorageError
+from kdray.mirror import send
 from kdray.slots.board import Assignment, Member
 from kdray.slots.joining import Common
 from kdray.slots.pool import job_error
@@ -60,13 +61,17 @@ def serve(post: Post) -> None:
             first = refusals[0]
             ray.get(post.board.refuse.remote(post.slot, str(first), _pickled(first), int(Ask.SUSPEND)))
         return
-    _write_to(post.logs / f"slot-{post.slot}-rank-{rank}.log")
+    log = post.logs / f"slot-{post.slot}-rank-{rank}.log"
+    _write_to(log)
     torch.set_num_threads(post.threads)
     group = _agreed(uuid.uuid4().hex, world)
     try:
         _Server(post, group, worker).work()
     except ray.exceptions.ActorDiedError:
         return  # the board is gone: so is who asked
+    finally:
+        with suppress(StorageError, FileNotFoundError):
+            send(log, log)  # of a bucket's storage, only the driver's node copies the logs
 
 
 class _Server:

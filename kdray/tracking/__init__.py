@@ -6,7 +6,7 @@ decide when.
 
 from kdray.tracking.ids import key_of, note_runs, sweep_run
 from kdray.tracking.mlflow_tracker import open_tracker
-from kdray.tracking.origin import git_commit, versions
+from kdray.tracking.origin import git_commit, origin, versions
 from kdray.tracking.page import ui_command
 from kdray.tracking.settings import Tracking, default_uri
 from kdray.tracking.sync import Synced, sync
@@ -23,6 +23,7 @@ __all__ = [
     "key_of",
     "note_runs",
     "open_tracker",
+    "origin",
     "sweep_run",
     "sync",
     "ui_command",

@@ -129,6 +129,8 @@ class TrackedRun:
 
 def trial_name(record: TrialRecord) -> str:
     """What a trial is called in MLflow."""
+    if record.title:
+        return record.title
     depth = record.params.get("student.depth")
     return f"trial {record.number:03d}" + (f" depth {depth}" if depth is not None else "")
 

@@ -27,5 +27,5 @@ def note_runs(ledger: Ledger, run_ids: Mapping[int | None, str]) -> None:
         if number is None:
             if sweep_run(ledger) != run_id:
                 ledger.set_attr(_RUN, run_id)
-        elif ledger[number].run_id != run_id:
+        elif number < len(ledger) and ledger[number].run_id != run_id:  # others are no trials of the search
             ledger.set_run_id(number, run_id)

@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdray.paths import SweepPaths
+from kdray.mirror import url_of
+from kdray.paths import SweepPaths, shown
 from kdray.record import TrialRecord
 from kdray.tracking.content import STATUS, Content, TrackedRun, params_of, points, tags_of, trial_content
 from kdray.tracking.origin import source_tags
 from kdray.tracking.page import page_of
 from kdray.tracking.sender import Sender
-from kdray.tracking.settings import Tracking, masked
+from kdray.tracking.settings import Tracking, default_uri, masked
 from kdray.tracking.spool import Spool, Target
 from kdray.tracking.tracker import Ending, NullTracker, Tracker
 
@@ -72,6 +73,12 @@ class MlflowTracker:
         tags = {**source_tags(), **tags, "kdray.sweep": name, "kdray.status": "running"}
         self._want(None, Content(name, time.time(), 0.0, "RUNNING", params_of(params), tags_of(tags)))
         self._thread.start()
+        if (bucket := url_of(self._paths.storage)) and self._tracking.uri_in(self._paths) == default_uri(self._paths):
+            self._tell(
+                f"MLflow's database is a file of this machine, {self._paths.tracking_database}, for SQLite cannot live "
+                f"in {bucket}. Another machine that goes on with the sweep tells everything to a new one; a server "
+                "(--tracking-uri) keeps it."
+            )
 
     def sweep(
         self,
@@ -163,7 +170,7 @@ class MlflowTracker:
             self._tell(
                 f"MLflow at {self.uri} did not take the last changes of {unsent} of {len(self._runs)} runs "
                 f"({self._reason or 'no answer in time'}). They are kept; send them later with: "
-                f"kdray sync {shlex.quote(str(self._paths.root))}"
+                f"kdray sync {shlex.quote(shown(self._paths.root))}"
             )
 
     # what the thread does

@@ -2,10 +2,13 @@
 
 import getpass
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+
+from kdray.tracking.settings import masked
 
 
 def versions() -> dict[str, str]:
@@ -25,6 +28,15 @@ def git_commit(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None
+
+
+def origin() -> dict[str, str]:
+    """The command, the commit and the versions, for the record."""
+    program = Path(sys.argv[0])
+    said = ["python", sys.argv[0]] if program.suffix == ".py" else [program.name]
+    commit = git_commit(Path.cwd())
+    known = {"command": masked(shlex.join([*said, *sys.argv[1:]]))} | ({"commit": commit} if commit else {})
+    return known | {name.removeprefix("version."): version for name, version in versions().items()}
 
 
 def source_tags() -> dict[str, str]:

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 
+from kdray.mirror import fetched
 from kdray.paths import SweepPaths
 from kdray.record import TrialRecord
 from kdray.tracking.content import Content, Point, TrackedRun
@@ -203,7 +204,7 @@ class Sender:
         return created
 
     def _upload(self, run: TrackedRun, todo: Content, path: str) -> None:
-        folder = todo.artifacts[path]
+        folder = fetched(todo.artifacts[path])
         if not folder.is_dir():
             log.warning("%s: is not there any more; MLflow's run %r goes without it.", folder, run.wanted.name)
             self.sent.missing.append(str(folder))

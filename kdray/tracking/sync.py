@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from kdray.claim import reopened
 from kdray.errors import SpecError, StorageError, TrackingError
+from kdray.mirror import listed
 from kdray.owner import owned
-from kdray.paths import SweepPaths
+from kdray.paths import SweepPaths, shown
+from kdray.records import kept_in_bucket
 from kdray.search.ledger import Ledger
 from kdray.tracking.content import STATUS, Content, TrackedRun, trial_content
 from kdray.tracking.ids import key_of, note_runs, sweep_run
@@ -44,12 +46,20 @@ def sync(
     Raises StorageError where there is no sweep, or one that is running; SpecError when the store's address is not
     known; TrackingError when the store has taken nothing for `tracking.patience_s`.
     """
-    if not paths.settings.exists():
-        raise StorageError(f"{paths.root}: there is no sweep here; give STORAGE/NAME, such as results/quickstart.")
-    target = Target.read(paths)
-    if target is None:
-        return None
-    with owned(paths.owner, say), Spool(paths) as spool:
+    if not (paths.settings.exists() or listed(paths.root)):
+        raise StorageError(
+            f"{shown(paths.root)}: there is no sweep here; give STORAGE/NAME, such as results/quickstart."
+        )
+    with owned(paths.owner, say), kept_in_bucket(paths, say):
+        target = Target.read(paths)
+        return None if target is None else _synced(paths, target, uri, say, progress)
+
+
+def _synced(
+    paths: SweepPaths, target: Target, uri: str | None, say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> Synced | None:  # fmt: skip
+    with Spool(paths) as spool:
         changes = spool.read()
         if not changes and target.ending:
             return None

@@ -25,7 +25,7 @@ STATUS = {"completed": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 SWEEP = """
 from ray import tune
-from kdray import Data, Halving, Latency, Search, Sweep, Teacher, TextClassification, Training, Transfer, main
+from kdray import Confirm, Data, Halving, Latency, Search, Sweep, Teacher, TextClassification, Training, Transfer, main
 
 sweep = Sweep(
     name="night",
@@ -35,6 +35,7 @@ sweep = Sweep(
     transfer=Transfer(precision="fp32"),
     training=Training(epochs=3, batch_size=8, precision="fp32", checkpoint_evaluations=1),
     space={{"student.depth": [1, 2], "training.learning_rate": tune.loguniform(1e-4, 3e-3)}},
+    confirm=Confirm(candidates=0),
     search=Search(trials=6, sampler="random", stopping=None),
     latency=Latency(length=16, warmup=1, repeats=3),
 )

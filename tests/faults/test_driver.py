@@ -123,7 +123,7 @@ def test_a_configuration_that_diverges_fails_alone_with_its_reason(night: Night)
 
 def test_more_gpus_than_there_are_are_refused_within_seconds(night: Night) -> None:
     night.run("--set", "slots.count=99", "--set", "slots.gpus=1", expected=2)
-    assert "asked for 99 slots of 1 workers with" in night.said
+    assert "asked for 99 slots of 1 worker with" in night.said
     assert not night.records()
     night.nothing_is_left()
 

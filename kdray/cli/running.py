@@ -1,53 +1,37 @@
-"""The command line: `main(sweep)` for sweep scripts, and the `kdray` command; printing, logging and exit codes.
+"""Running a sweep: `main(sweep)` for sweep scripts, and `kdray run FILE`."""
 
-Exit codes: 0 a student was chosen; 1 failed; 2 refused; 3 finished, but no student satisfies the rule; 130 interrupted.
-"""
-
-import logging
 import os
 import runpy
-import shlex
-import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from kdray.errors import KDRayError, SpecError, storage_error
-from kdray.interrupts import EXIT_CODE, interruptible
-from kdray.outcome import Outcome, figures_of
-from kdray.paths import SweepPaths, storage_path
+from kdray.cli.ending import app, exits, log_to
+from kdray.errors import KDRayError, SpecError
+from kdray.interrupts import interruptible
+from kdray.outcome import Outcome
+from kdray.paths import SweepPaths, shown, storage_path
 from kdray.report import table
 from kdray.run import run
 from kdray.screen import open_screen
 from kdray.settings import parsed
 from kdray.sweep import Sweep
-from kdray.tracking import Synced, sync, ui_command
-
-log = logging.getLogger(__name__)
-logging.getLogger("kdray").addHandler(
-    logging.NullHandler()
-)  # else Python prints errors itself until there is a log file
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-app = typer.Typer(
-    help="Distil a large NLP model into the best small one.", no_args_is_help=True, add_completion=False,
-    pretty_exceptions_enable=False,
-)  # fmt: skip
 
 DEFAULT_STORAGE = "results"
 UI_PORT = 5000
 STOPPING = "Stopping: what runs writes a checkpoint first. Ctrl-C or SIGTERM once more ends it at once."
-CHATTERERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggingface_hub")
-"""Libraries that put handlers of their own on the screen."""
-
 Storage = Annotated[
     str,
-    typer.Option(help="Folder (or file:// URI) for all results.", metavar="DIR_OR_URI", envvar="KDRAY_STORAGE"),
+    typer.Option(
+        help="Folder for all results, or a bucket: s3://bucket/folder, gs://...",
+        metavar="DIR_OR_URL",
+        envvar="KDRAY_STORAGE",
+    ),
 ]
 Smoke = Annotated[bool, typer.Option("--smoke", help="The same sweep, small: a test of everything in a minute or two.")]
 Trials = Annotated[int | None, typer.Option(help="Trials to run; more than before extends a finished sweep.", min=1)]
@@ -107,46 +91,6 @@ def run_file(
     )  # fmt: skip
 
 
-@app.command()
-def show(
-    sweep: Annotated[Path, typer.Argument(help="STORAGE/NAME: the folder of a finished or running sweep.")],
-) -> None:
-    """Print the table of a finished or running sweep."""
-    with exits():
-        Console().print(table(figures_of(SweepPaths(sweep.absolute().parent, sweep.name))))
-
-
-@app.command("sync")
-def sync_sweep(
-    sweep: Annotated[Path, typer.Argument(help="STORAGE/NAME: the folder of a sweep that has ended.")],
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server; by default the sweep's own.")] = None,
-) -> None:
-    """Send MLflow what it missed of a sweep while its server did not answer."""
-    with exits():
-        paths = SweepPaths(sweep.absolute().parent, sweep.name)
-        if paths.settings.exists():
-            log_to(paths)
-        with open_screen() as screen:
-            screen.stage("MLflow")
-            synced = sync(paths, tracking_uri, screen.note, lambda done, of: screen.progress("runs", done, of))
-        console = Console(soft_wrap=True, highlight=False)
-        for line in sent_lines(sweep, synced):
-            console.print(line, markup=False)
-
-
-@app.command()
-def ui(
-    storage: Annotated[
-        str, typer.Argument(help="The storage whose trials to look at.", envvar="KDRAY_STORAGE")
-    ] = DEFAULT_STORAGE,
-    port: Annotated[int, typer.Option(help="Port on loopback.")] = UI_PORT,
-) -> None:
-    """Open MLflow's user interface for a storage, on loopback only."""
-    with exits():
-        errors.print(f"MLflow on http://127.0.0.1:{port} for {storage}; Ctrl-C ends it.")
-        raise typer.Exit(subprocess.run(ui_command(storage_path(storage), port), check=False).returncode)
-
-
 def launch(
     load: Callable[[], Sweep], smoke: bool, trials: int | None, changes: list[str] | None, storage: str,
     tracking_uri: str | None, address: str | None, require_cluster: bool, fresh: bool, local: bool,
@@ -180,22 +124,11 @@ def conclude(outcome: Outcome) -> None:
         console.print(sentence, highlight=False)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
-    console.print(f"\nStudent  {outcome.paths.chosen}\nReport   {outcome.paths.report}", highlight=False)
-    console.print(f"Compare  kdray ui {outcome.paths.storage}", highlight=False)
+    paths = outcome.paths
+    console.print(f"\nStudent  {shown(paths.chosen)}\nReport   {shown(paths.report)}", highlight=False)
+    console.print(f"Compare  kdray ui {shown(paths.storage)}", highlight=False)
     if outcome.page:
         console.print(f"         then open http://127.0.0.1:{UI_PORT}{outcome.page}", highlight=False)
-
-
-def sent_lines(sweep: Path, synced: Synced | None) -> list[str]:
-    """What `kdray sync` has sent, in words."""
-    if synced is None:
-        return [f"Nothing to send: {sweep} holds nothing that MLflow has not taken."]
-    sent = synced.sent
-    missing = [f"Left out, for it is not there any more: {folder}" for folder in sent.missing]
-    if not sent.runs:
-        return [f"Nothing to send: MLflow at {synced.uri} has everything of {sweep}.", *missing]
-    counts = f"runs changed: {len(sent.runs)}, values of metrics: {sent.metrics:,}, folders of files: {sent.folders}"
-    return [f"Sent to MLflow at {synced.uri}: {counts}.", *missing]
 
 
 def settings_of(changes: list[str]) -> dict[str, Any]:
@@ -228,65 +161,3 @@ def _place(error: Exception, file: Path) -> str:
         return f"line {error.lineno}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     return f"{f'line {lines[-1]}: ' if lines else ''}{type(error).__name__}: {error}"
-
-
-def log_to(paths: SweepPaths) -> None:
-    """Send all logging to the sweep's log file; libraries' warnings included."""
-    paths.logs.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(paths.logs / "kdray.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.captureWarnings(True)
-    for name in CHATTERERS:
-        chatterer = logging.getLogger(name)
-        chatterer.handlers, chatterer.propagate = [], True
-    logging.root.addHandler(handler)
-    logging.raiseExceptions = False  # a full storage is said once, not at every line that the log cannot take
-    logging.root.setLevel(logging.INFO)
-
-
-class exits:  # noqa: N801  (used as `with exits():`)
-    """Turn an error into a sentence on stderr and the exit code; the traceback goes to the log file."""
-
-    def __init__(self, storage: str = "the storage") -> None:
-        self.storage = storage
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        error = (error and storage_error(error, self.storage)) or error
-        if isinstance(error, KDRayError):
-            say(error)
-            raise SystemExit(error.exit_code) from None
-        if isinstance(error, KeyboardInterrupt):
-            errors.print(
-                f"Interrupted; nothing is lost. To go on from here:\n    {resume_command(sys.argv)}", markup=False
-            )
-            raise SystemExit(EXIT_CODE) from None
-        if error is not None and not isinstance(error, SystemExit | typer.Exit):
-            log.error("".join(traceback.format_exception(error)))
-
-
-def resume_command(arguments: Sequence[str]) -> str:
-    """The command line that goes on with the sweep that these arguments ran."""
-    program = Path(arguments[0])
-    said = ["python", arguments[0]] if program.suffix == ".py" else [program.name]
-    return shlex.join([*said, *(argument for argument in arguments[1:] if argument != "--fresh")])
-
-
-def say(error: KDRayError) -> None:
-    """Print an error as a sentence."""
-    log.error("".join(traceback.format_exception(error)))
-    errors.print(f"kdray: {error}", markup=False)
-
-
-def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if isinstance(error, KDRayError):
-        say(error)
-        raise SystemExit(error.exit_code)
-    sys.__excepthook__(kind, error, trace)
-
-
-# A sweep script builds its Sweep before main() is called: a mistake in it must be a sentence all the same.
-sys.excepthook = _uncaught

@@ -1,0 +1,94 @@
+"""What all commands share: how they are found, where they log, and how they end.
+
+Exit codes: 0 a student was chosen; 1 failed; 2 refused; 3 finished, but no student satisfies the rule; 130 interrupted.
+"""
+
+import logging
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import typer
+from rich.console import Console
+
+from kdray.errors import KDRayError, storage_error
+from kdray.interrupts import EXIT_CODE
+from kdray.paths import SweepPaths
+
+log = logging.getLogger(__name__)
+logging.getLogger("kdray").addHandler(
+    logging.NullHandler()
+)  # else Python prints errors itself until there is a log file
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+app = typer.Typer(
+    help="Distil a large NLP model into the best small one.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+
+CHATTERERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggingface_hub")
+"""Libraries that put handlers of their own on the screen."""
+
+
+def log_to(paths: SweepPaths) -> None:
+    """Send all logging to the sweep's log file; libraries' warnings included."""
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(paths.logs / "kdray.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    for name in CHATTERERS:
+        chatterer = logging.getLogger(name)
+        chatterer.handlers, chatterer.propagate = [], True
+    logging.root.addHandler(handler)
+    logging.raiseExceptions = False  # a full storage is said once, not at every line that the log cannot take
+    logging.root.setLevel(logging.INFO)
+
+
+class exits:  # noqa: N801  (used as `with exits():`)
+    """Turn an error into a sentence on stderr and the exit code; the traceback goes to the log file."""
+
+    def __init__(self, storage: str = "the storage") -> None:
+        self.storage = storage
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        error = (error and storage_error(error, self.storage)) or error
+        if isinstance(error, KDRayError):
+            say(error)
+            raise SystemExit(error.exit_code) from None
+        if isinstance(error, KeyboardInterrupt):
+            errors.print(
+                f"Interrupted; nothing is lost. To go on from here:\n    {resume_command(sys.argv)}", markup=False
+            )
+            raise SystemExit(EXIT_CODE) from None
+        if error is not None and not isinstance(error, SystemExit | typer.Exit):
+            log.error("".join(traceback.format_exception(error)))
+
+
+def resume_command(arguments: Sequence[str]) -> str:
+    """The command line that goes on with the sweep that these arguments ran."""
+    program = Path(arguments[0])
+    said = ["python", arguments[0]] if program.suffix == ".py" else [program.name]
+    return shlex.join([*said, *(argument for argument in arguments[1:] if argument != "--fresh")])
+
+
+def say(error: KDRayError) -> None:
+    """Print an error as a sentence."""
+    log.error("".join(traceback.format_exception(error)))
+    errors.print(f"kdray: {error}", markup=False)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, KDRayError):
+        say(error)
+        raise SystemExit(error.exit_code)
+    sys.__excepthook__(kind, error, trace)
+
+
+# A sweep script builds its Sweep before main() is called: a mistake in it must be a sentence all the same.
+sys.excepthook = _uncaught

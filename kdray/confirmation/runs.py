@@ -1,0 +1,128 @@
+"""What is trained again, and how: trials outside the search, each known by its recipe and seed.
+
+One that is done is never done again, whatever the rule asks later. What the answers are worth is `verdict`'s.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from kdray.confirmation.settings import Confirm
+from kdray.errors import JobError
+from kdray.evaluation import predictions
+from kdray.losses.distillation import Distillation
+from kdray.mirror import fetched
+from kdray.paths import fingerprint, replaced_file
+from kdray.pretrained import Pretrained
+from kdray.record import TrialRecord
+from kdray.slots import SlotPool
+from kdray.training import WITHOUT_EFFECT
+from kdray.trial import Recipe, Trial
+from kdray.worker import NOTE, Report, Worker
+
+Role: TypeAlias = Literal["candidate", "labels only", "default distillation"]
+"""The controls answer two questions: what the teacher's outputs are good for, and what the search is."""
+
+ANSWERS = "test.npy"
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A candidate, or a control of it, that is to be trained with this seed."""
+
+    trial: int
+    """The candidate's number in the search."""
+    role: Role
+    seed: int
+    recipe: Recipe
+
+    @property
+    def key(self) -> str:
+        """The same for all that would be trained alike."""
+        return fingerprint(self.recipe.model_dump(mode="json", exclude={"training": set(WITHOUT_EFFECT)}), self.seed)
+
+    def __str__(self) -> str:
+        return f"trial {self.trial:03d}{'' if self.role == 'candidate' else f', {self.role}'}, seed {self.seed}"
+
+
+def reruns(
+    confirm: Confirm, candidates: Sequence[TrialRecord], recipe_of: Callable[[Mapping[str, object]], Recipe], seed: int
+) -> list[Rerun]:
+    """All that must be trained for these candidates; `recipe_of` tells what searched settings come to."""
+    runs = []
+    for record in candidates:
+        tuned = recipe_of(record.params)
+        recipes: dict[Role, Recipe] = {"candidate": tuned}
+        if confirm.controls:
+            labels_only = tuned.distillation.model_copy(update={"alpha": 0.0, "logit_mse": 0.0})
+            recipes["labels only"] = tuned.model_copy(update={"distillation": labels_only})
+            untuned = {"student": tuned.student, "distillation": Distillation()}
+            recipes["default distillation"] = recipe_of({}).model_copy(update=untuned)
+        seeds = range(seed + 1, seed + 1 + confirm.seeds)
+        runs += [Rerun(record.number, role, each, recipe) for each in seeds for role, recipe in recipes.items()]
+    return runs
+
+
+@dataclass(frozen=True)
+class AnswerTest:
+    """The job that trains a student and lets it answer the test rows, in fp32; the logits lie beside it (N x C)."""
+
+    trial: Trial
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        yield from self.trial(worker)
+        student = self.trial.target
+        if not worker.agreed(fetched(student).exists()):
+            return  # it was suspended
+        rows = self.trial.lesson.rows("test", worker)
+        logits_NxC = predictions(Pretrained(student, "").model().to(worker.device), rows, BATCH, worker, None)
+        if worker.rank == 0:
+            with replaced_file(student.with_name(ANSWERS)) as temporary, temporary.open("wb") as file:
+                np.save(file, logits_NxC, allow_pickle=False)
+
+
+def rerun(
+    run: Rerun, trial: Trial, pool: SlotPool, on_report: Callable[[Report], None] = lambda report: None
+) -> str | None:
+    """Train this one, unless it is done; why it failed, if it did. Raises what ends the sweep as a whole."""
+    if answers_of(trial.target) is not None:
+        return None
+    try:
+        for report in pool.run(AnswerTest(trial), f"confirm-{run.key}"):
+            if NOTE not in report:
+                on_report(report)
+    except JobError as error:
+        return str(error)
+    return None
+
+
+def rerun_all(
+    trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[Rerun, list[Report], str | None], None]
+) -> None:
+    """Train all of these, as many at a time as there are slots; `on_end` hears of each, from this thread."""
+    alike = {run.key: run for run in reversed(list(trials))}
+    told: dict[str, list[Report]] = {key: [] for key in alike}
+
+    def train(key: str) -> str | None:
+        return rerun(alike[key], trials[alike[key]], pool, told[key].append)
+
+    with ThreadPoolExecutor(pool.count) as threads:
+        try:
+            for key, error in zip(alike, threads.map(train, alike), strict=True):
+                on_end(alike[key], told[key], error)
+        except BaseException:
+            for key in alike:
+                pool.suspend(f"confirm-{key}")
+            raise
+
+
+def answers_of(student: Path) -> np.ndarray | None:
+    """The logits (N x C) that a student gave for the test rows; None where there are none yet."""
+    file = fetched(student.with_name(ANSWERS))
+    answers: np.ndarray | None = np.load(file, allow_pickle=False) if file.exists() else None
+    return answers

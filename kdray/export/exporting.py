@@ -1,0 +1,93 @@
+"""`kdray export`: the chosen student in the forms that were asked for, each checked against PyTorch and measured.
+
+A form that cannot be made, or that does not answer as the student does, is left out, and the figures say why.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdray.data import load_splits
+from kdray.errors import ExportError, StorageError
+from kdray.export.checks import EXPORT_FILE, Checks, Exported, FormFigures
+from kdray.export.forms import FILES, FOLDER, Form, OnnxModel, require
+from kdray.export.graphs import NEEDED, write_int8, write_onnx
+from kdray.export.shipped import Shipped
+from kdray.paths import new_folder, write_json
+from kdray.screen import Screen
+from kdray.tokens import Rows, tokenised
+
+ONNX_FORMS: tuple[Form, ...] = ("onnx", "int8")
+CALLED = {"onnx": "ONNX", "int8": "ONNX in int8"}
+SAME = 0.01
+"""How far a logit may be off in float32: rounding alone stays far below it."""
+
+
+def export(student: Shipped, forms: Sequence[Form], screen: Screen) -> Exported:
+    """Make these forms in the student's folder, in place of those made before; PyTorch's is there already.
+
+    They are checked on the test split. Raises DataError when the sweep's data are not there any more, ResourceError
+    when what the forms need is not installed.
+    """
+    asked = [form for form in ONNX_FORMS if form in forms]
+    if asked:
+        require(NEEDED)
+    screen.stage("Data")
+    checks = Checks(student, _test_rows(student), "test")
+    screen.stage("PyTorch")
+    made = [checks("pytorch", student.model.model(), student.folder / FILES["pytorch"])]
+    missing: dict[str, str] = {}
+    with new_folder(student.folder / FOLDER) as place:
+        for form in asked:
+            screen.stage(CALLED[form])
+            try:
+                made.append(_made(form, student, checks, place))
+            except ExportError as error:
+                missing[form] = str(error)
+                screen.note(f"{form}: {error}")
+        exported = checks.conclusion(made, missing)
+        _drop_all_but(exported, place)
+        write_json(place / EXPORT_FILE, exported.written())
+    return exported
+
+
+def check_empty(to: Path) -> None:
+    """Raise StorageError when there is something already."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise StorageError(f"--to {to}: there is something already. Name a folder that is empty or not there yet.")
+
+
+def copied(folder: Path, to: Path) -> None:
+    """Copy a student's whole folder to one that is empty or not there yet."""
+    check_empty(to)
+    with new_folder(to) as place:
+        shutil.copytree(folder, place, dirs_exist_ok=True)
+
+
+def _test_rows(student: Shipped) -> Rows:
+    splits = load_splits(student.data, student.task)
+    return tokenised(splits, student.task, student.model.tokenizer(), student.paths).rows("test")
+
+
+def _made(form: Form, student: Shipped, checks: Checks, place: Path) -> FormFigures:
+    """Write the form and measure it. Raises ExportError when it cannot be, or does not answer as the student does."""
+    graph, file = (place / Path(FILES[name]).name for name in ("onnx", form))
+    if not graph.exists():
+        write_onnx(student.model, graph)
+    if form == "int8":
+        write_int8(graph, file)
+    figures = checks(form, OnnxModel(file, student.latency.threads), file)
+    if form == "onnx" and not figures.largest_difference <= SAME:
+        raise ExportError(
+            f"the ONNX graph does not answer as the student does: a logit is off by {figures.largest_difference:.3g}, "
+            f"and {figures.agreement:.1%} of the answers are the same"
+        )
+    return figures
+
+
+def _drop_all_but(exported: Exported, place: Path) -> None:
+    """Remove a graph that nobody asked for, or that is wrong."""
+    for form in ONNX_FORMS:
+        if exported.of(form) is None:
+            for file in place.glob(f"{Path(FILES[form]).name}*"):
+                file.unlink()

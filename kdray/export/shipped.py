@@ -1,0 +1,61 @@
+"""The student that a finished sweep has shipped: its folder, and the settings that say how it is used and measured."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdray.claim import settings_in
+from kdray.data import Data
+from kdray.errors import StorageError
+from kdray.export.forms import FOLDER
+from kdray.measuring import Latency
+from kdray.paths import SweepPaths, file_fingerprint
+from kdray.pretrained import Pretrained, weights_fingerprint
+from kdray.tasks.text_classification import TextClassification
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A sweep's chosen student."""
+
+    paths: SweepPaths
+    task: TextClassification
+    data: Data
+    latency: Latency
+    settings: dict[str, Any]
+    """All that the sweep was claimed with, as JSON."""
+
+    @property
+    def folder(self) -> Path:
+        return self.paths.chosen
+
+    @property
+    def model(self) -> Pretrained:
+        return Pretrained(self.folder, weights_fingerprint(self.folder))
+
+
+def shipped(paths: SweepPaths) -> Shipped:
+    """The chosen student of the sweep in this folder. Raises StorageError where there is no sweep, or no student."""
+    settings = settings_in(paths)
+    if not (paths.chosen / "config.json").exists():
+        raise StorageError(
+            f"{paths.chosen}: there is no chosen student yet, or the rule found none. Let the sweep end, or see "
+            f"`kdray show` for why none was chosen."
+        )
+    return Shipped(
+        paths,
+        TextClassification(**settings["task"]),
+        Data(**settings["data"]),
+        Latency(**settings["latency"]),
+        settings,
+    )
+
+
+def keep_forms(before: Path, now: Path) -> None:
+    """Carry the exported forms over to a folder that takes the place of `before`, if it holds the same weights."""
+    weights = "model.safetensors"
+    if not (before / FOLDER).is_dir() or not (before / weights).exists() or not (now / weights).exists():
+        return
+    if file_fingerprint(before / weights) == file_fingerprint(now / weights):
+        shutil.copytree(before / FOLDER, now / FOLDER)

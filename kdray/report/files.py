@@ -1,0 +1,112 @@
+"""The report as files for people and programs: report.md and results.csv."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from kdray.confirmation import Confirmed, Verdict
+from kdray.record import TrialRecord
+from kdray.report.figures import COSTS, Figures
+from kdray.report.table import cells
+from kdray.wording import cut, heading, headings, number, settings, status
+
+
+def results_csv(figures: Figures) -> str:
+    """One line a trial with everything that is known of it, in full precision and under the dotted names."""
+    params = list(dict.fromkeys(name for record in figures.records for name in record.params))
+    metrics = list(dict.fromkeys(name for record in figures.records for name in record.metrics))
+    text = io.StringIO()
+    columns = ["trial", "state", "place", *params, *metrics, "seconds", "attempts", "host", "error", "run_id"]
+    rows = csv.DictWriter(text, columns, lineterminator="\n")
+    rows.writeheader()
+    for record in figures.records:
+        rows.writerow(
+            {
+                "trial": record.number,
+                "state": record.state,
+                "place": figures.place(record),
+                **record.params,
+                **record.metrics,
+                "seconds": round(record.ended - record.started, 3) if record.ended else "",
+                "attempts": record.attempts,
+                "host": record.host,
+                "error": record.error or "",
+                "run_id": record.run_id or "",
+            }
+        )
+    return text.getvalue()
+
+
+def markdown(figures: Figures) -> str:
+    """The report in words and tables."""
+    parts = [f"# {figures.name}", *figures.sentences]
+    best = next((record for record in figures.records if record.number == figures.chosen), None)
+    if best is not None:
+        parts += ["## The chosen student beside its teacher", _beside_teacher(figures, best), _settings_of(best)]
+        parts += [f"Measured: {figures.conditions}."] if figures.conditions else []
+    if figures.verdict is not None:
+        parts += ["## Confirmed", *_confirmation(figures.verdict)]
+    on_front = [record for record in figures.ranked() if figures.place(record)]
+    objectives = " and ".join(heading(name) for name in figures.objectives)
+    parts += [
+        f"## The Pareto front of {objectives}",
+        "No trial is better than these in one objective without being worse in another. Point at a trial in "
+        "[report.html](report.html) to see its settings.",
+        "![The Pareto front](front.png)",
+        _trials(figures, on_front),
+        "## All trials",
+        _trials(figures, figures.ranked()),
+    ]
+    failed = [f"- trial {r.number:03d}: {' '.join((r.error or '').split())}" for r in figures.records if r.error]
+    parts += ["## What failed", "\n".join(failed)] if failed else []
+    parts.append("All numbers in full, under the names that MLflow has them: [results.csv](results.csv).")
+    return "\n\n".join(parts) + "\n"
+
+
+def _beside_teacher(figures: Figures, best: TrialRecord) -> str:
+    teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
+    rows = [
+        [heading(name), number(name, teacher.get(name)), number(name, best.metrics.get(name))]
+        for name in dict.fromkeys((*figures.columns, "macro_f1", "mcc", "agreement", *COSTS))
+        if name in best.metrics
+    ]
+    return _markdown_table(["", "teacher", f"trial {best.number:03d}"], rows)
+
+
+def _confirmation(verdict: Verdict) -> list[str]:
+    """Each candidate and its controls, on the test rows."""
+    titles = ["student", "seeds", verdict.metric, "retention", "misses"]
+    teacher = ["teacher", "", str(verdict.teacher), "100%", ""]
+    rows = [
+        [_called(each), each.seeds, each.metric, each.retention.percent(), *_misses(each)] for each in verdict.confirmed
+    ]
+    about = (
+        f"Trained again with other seeds than the search's, and measured on {verdict.rows:,} test rows. An interval "
+        "holds the figure of other rows and seeds with 95% confidence (bootstrap)."
+    )
+    failed = [f"- {run}: {' '.join(why.split())}" for run, why in verdict.failed.items()]
+    return [about, _markdown_table(titles, [teacher, *rows]), *(["\n".join(failed)] if failed else [])]
+
+
+def _called(each: Confirmed) -> str:
+    return f"trial {each.trial:03d}" + ("" if each.role == "candidate" else f", {each.role}")
+
+
+def _misses(each: Confirmed) -> list[str]:
+    return ["; ".join(each.misses)] if each.role == "candidate" else [""]
+
+
+def _settings_of(best: TrialRecord) -> str:
+    return f"Its settings: {settings(best.params)}."
+
+
+def _trials(figures: Figures, records: Sequence[TrialRecord]) -> str:
+    names = headings(figures.searched).values()
+    titles = ["trial", *names, *(heading(name) for name in figures.columns), "status"]
+    return _markdown_table(titles, [[*cells(figures, record), cut(status(record), 60)] for record in records])
+
+
+def _markdown_table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)

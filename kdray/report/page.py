@@ -1,0 +1,125 @@
+"""The report as one page for a browser: it holds all it shows, and needs no network to be looked at."""
+
+from collections.abc import Callable, Iterable
+from importlib import resources
+
+import plotly.graph_objects as go
+import plotly.io
+from jinja2 import Environment, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from kdray.confirmation import Confirmed, Verdict
+from kdray.record import TrialRecord
+from kdray.report import plots
+from kdray.report.figures import Figures
+from kdray.report.table import cells, teacher_cells
+from kdray.wording import cut, duration, heading, headings, number, status
+
+PLOTS: tuple[tuple[str, str, Callable[[Figures], go.Figure | None]], ...] = (
+    ("Quality and cost", "Every trial on the validation rows; no trial on the front is beaten in both. Squares are "
+     "what was trained again, on the test rows, with 95% intervals. Point at a trial for its settings.",
+     plots.front_plot),
+    ("What is kept, and how much faster", "The teacher is at 100%.", plots.speed_plot),
+    ("Settings", "One line a completed trial. Drag along an axis to keep a part of them.", plots.parallel_plot),
+    ("Which setting matters", "How much of the differences among completed trials each setting explains (fANOVA). With "
+     "a dozen trials that is a hint, no more.", plots.importance_plot),
+    ("Temperature and alpha", "Of completed trials; brighter is better.", plots.map_plot),
+    ("Learning curves", "Each evaluation of each trial; crosses were stopped early.", plots.curves_plot),
+)  # fmt: skip
+"""Title, caption and picture, in the order of the page."""
+
+CARD = ("accuracy", "macro_f1", "mcc", "retention", "agreement", "speedup", "latency_ms", "parameters", "size_mb")
+
+
+def page(figures: Figures) -> str:
+    """The whole page."""
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+        resources.files("kdray.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    )
+    chosen = next((record for record in figures.records if record.number == figures.chosen), None)
+    verdict = figures.verdict
+    drawn = [(title, caption, plot(figures)) for title, caption, plot in PLOTS]
+    return template.render(
+        figures=figures,
+        about=_about(figures),
+        plotly_js=get_plotlyjs(),
+        tiles=_tiles(figures, chosen) if chosen else [],
+        confirmed=_confirmed(figures, verdict) if verdict else [],
+        confirmed_titles=["student", "seeds", verdict.metric, "retention", "misses"] if verdict else [],
+        confirmed_about=_confirmed_about(verdict) if verdict else "",
+        plots=[(title, caption, _div(plot)) for title, caption, plot in drawn if plot is not None],
+        economy=list(_economy(figures)),
+        titles=["trial", *headings(figures.searched).values(), *map(heading, figures.columns), "status"],
+        rows=list(_rows(figures)),
+        trials_about=f"On the validation rows. {figures.conditions}".strip(),
+        origin=", ".join(f"{name} {value}" for name, value in figures.origin.items() if name != "command"),
+    )
+
+
+def _div(plot: go.Figure) -> str:
+    return str(plotly.io.to_html(plot, include_plotlyjs=False, full_html=False, config={"displaylogo": False}))
+
+
+def _about(figures: Figures) -> str:
+    states = [record.state for record in figures.records]
+    told = [f"{len(states)} trials"] + [
+        f"{states.count(s)} {s}" for s in ("stopped", "failed", "running") if s in states
+    ]
+    return f"Distilled with kdray: {', '.join(told)}."
+
+
+def _tiles(figures: Figures, chosen: TrialRecord) -> Iterable[tuple[str, str]]:
+    """The chosen student at a glance, with the teacher's figure beside each of its own."""
+    teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
+    for name in CARD:
+        if name in chosen.metrics:
+            beside = f" (teacher {number(name, teacher[name])})" if name in figures.teacher else ""
+            yield number(name, chosen.metrics[name]), heading(name) + beside
+
+
+def _confirmed(figures: Figures, verdict: Verdict) -> list[tuple[str, list[str]]]:
+    rows = [("", ["teacher", "", str(verdict.teacher), "100%", ""])]
+    for each in verdict.confirmed:
+        place = "chosen" if (each.trial, each.role) == (figures.chosen, "candidate") else ""
+        rows.append(
+            (place, [_called(each), str(each.seeds), str(each.metric), each.retention.percent(), _misses(each)])
+        )
+    return rows
+
+
+def _confirmed_about(verdict: Verdict) -> str:
+    return (
+        f"Trained again with other seeds than the search's, and measured on {verdict.rows:,} test rows. An interval "
+        "holds the figure of other rows and seeds with 95% confidence (bootstrap over rows and seeds)."
+    )
+
+
+def _called(each: Confirmed) -> str:
+    return f"trial {each.trial:03d}" + ("" if each.role == "candidate" else f", {each.role}")
+
+
+def _misses(each: Confirmed) -> str:
+    return "; ".join(each.misses) if each.role == "candidate" else ""
+
+
+def _economy(figures: Figures) -> Iterable[tuple[str, str]]:
+    """Time and what early stopping saved."""
+    trials = sum(record.ended - record.started for record in figures.records if record.ended)
+    yield duration(trials), "slot time of all trials"
+    ran = sum(record.history[-1].get("epoch", 0.0) for record in figures.records if record.history)
+    stopped = [record for record in figures.records if record.state == "stopped" and record.history]
+    if stopped:
+        most = max((r.history[-1].get("epoch", 0.0) for r in figures.records if r.state == "completed"), default=0.0)
+        saved = sum(max(0.0, most - record.history[-1].get("epoch", 0.0)) for record in stopped)
+        yield (
+            f"{saved / (ran + saved):.0%}" if ran + saved else "0%",
+            f"of the epochs saved by stopping {len(stopped)} early",
+        )
+    for stage, seconds in figures.times.items():
+        yield duration(seconds), stage.lower()
+
+
+def _rows(figures: Figures) -> Iterable[tuple[str, list[str]]]:
+    yield "", [*teacher_cells(figures), ""]
+    for record in figures.ranked():
+        yield f"{figures.place(record)} {record.state}", [*cells(figures, record), cut(status(record), 200)]

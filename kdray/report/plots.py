@@ -1,0 +1,212 @@
+"""The pictures of the page, to point at: what each of them shows stands in its docstring and in its caption there."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import plotly.graph_objects as go
+
+from kdray.record import TrialRecord
+from kdray.report.figures import Figures
+from kdray.report.front import (
+    CHOSEN,
+    CONTROL,
+    FRONT,
+    OTHER,
+    TEACHER,
+    axis_title,
+    drawable,
+    front_line,
+    groups,
+    points,
+    wide,
+)  # fmt: skip
+from kdray.wording import heading, headings, number, setting, status
+
+SYMBOLS = {"*": "star", "o": "circle", "D": "diamond"}
+TEMPERATURE, ALPHA, RATE = "distillation.temperature", "distillation.alpha", "training.learning_rate"
+
+
+def front_plot(figures: Figures) -> go.Figure:
+    """Quality over cost: every trial, the teacher, and what confirmation came to."""
+    plot = _plot(axis_title(figures.cost), axis_title(figures.quality))
+    x, y = front_line(figures)
+    plot.add_scatter(x=x, y=y, mode="lines", line={"color": FRONT, "width": 1}, hoverinfo="skip", showlegend=False)
+    for group in groups(figures):
+        x, y = points(figures, group.records)
+        symbol = SYMBOLS[group.marker] + ("-open" if group.hollow else "")
+        marker = {"color": group.color, "symbol": symbol, "size": 16 if group.marker == "*" else 9}
+        texts = [_hover(figures, record) for record in group.records]
+        plot.add_scatter(x=x, y=y, mode="markers", name=group.label, marker=marker, text=texts, hoverinfo="text")
+    _add_failed(plot, figures)
+    _add_confirmed(plot, figures)
+    _add_teacher(plot, figures)
+    plot.update_xaxes(type="log" if wide(figures) else "linear")
+    return plot
+
+
+def speed_plot(figures: Figures) -> go.Figure | None:
+    """Retention over speed-up: what is kept of the teacher, and at which multiple of its speed."""
+    records = [record for record in drawable(figures) if {"retention", "speedup"} <= record.metrics.keys()]
+    if not records:
+        return None
+    plot = _plot("speed-up over the teacher", "retention")
+    for kind, chosen_ones in _by_place(figures, records):
+        plot.add_scatter(
+            x=[record.metrics["speedup"] for record in chosen_ones],
+            y=[record.metrics["retention"] for record in chosen_ones],
+            mode="markers", name=kind, text=[_hover(figures, record) for record in chosen_ones], hoverinfo="text",
+            marker={"color": {"chosen student": CHOSEN, "Pareto front": FRONT}.get(kind, OTHER), "size": 10},
+        )  # fmt: skip
+    plot.add_hline(y=1, line={"color": TEACHER, "width": 1, "dash": "dot"})
+    plot.update_yaxes(tickformat=".0%")
+    return plot
+
+
+def parallel_plot(figures: Figures) -> go.Figure | None:
+    """One line a completed trial, through its settings to its quality; drag along an axis to keep some of them."""
+    records = [record for record in drawable(figures) if record.state == "completed"]
+    if len(records) < 2:
+        return None
+    dimensions = [
+        _axis(short, [r.params.get(name) for r in records]) for name, short in headings(figures.searched).items()
+    ]
+    dimensions += [_axis(heading(name), [r.metrics[name] for r in records]) for name in (figures.cost, figures.quality)]
+    quality = [record.metrics[figures.quality] for record in records]
+    plot = go.Figure(go.Parcoords(line={"color": quality, "colorscale": "Viridis"}, dimensions=dimensions))
+    plot.update_layout(template="plotly_white", height=380, margin={"l": 60, "r": 60, "t": 50, "b": 30})
+    return plot
+
+
+def importance_plot(figures: Figures) -> go.Figure | None:
+    """How much of the differences in quality each setting explains, by Optuna's fANOVA."""
+    if not figures.importances:
+        return None
+    short = headings(figures.importances)
+    names = sorted(figures.importances, key=lambda name: figures.importances[name])
+    plot = _plot(f"share of the differences in {heading(figures.quality)}", "")
+    plot.add_bar(
+        x=[figures.importances[name] for name in names], y=[short[name] for name in names], orientation="h",
+        marker={"color": FRONT},
+    )  # fmt: skip
+    plot.update_xaxes(tickformat=".0%")
+    plot.update_layout(height=140 + 36 * len(names))
+    return plot
+
+
+def curves_plot(figures: Figures) -> go.Figure | None:
+    """Quality at each evaluation of each trial; those that were stopped end early."""
+    plot = _plot("epoch", axis_title(figures.quality))
+    for record in figures.records:
+        told = [(m["epoch"], m[figures.quality]) for m in record.history if {"epoch", figures.quality} <= m.keys()]
+        if told:
+            place = figures.place(record)
+            color = CHOSEN if place == "chosen" else FRONT if place else OTHER
+            plot.add_scatter(
+                x=[epoch for epoch, _ in told], y=[value for _, value in told], mode="lines+markers",
+                name=f"trial {record.number:03d}", line={"color": color, "width": 2 if place else 1},
+                marker={"size": 5, "symbol": "x" if record.state == "stopped" else "circle"},
+                opacity=1 if place else 0.6, showlegend=False,
+                text=[_hover(figures, record)] * len(told), hoverinfo="text",
+            )  # fmt: skip
+    return plot if plot.data else None
+
+
+def map_plot(figures: Figures) -> go.Figure | None:
+    """Where in temperature and alpha the completed trials lie, and how good they are there."""
+    records = [r for r in drawable(figures) if r.state == "completed" and {TEMPERATURE, ALPHA} <= r.params.keys()]
+    if not records:
+        return None
+    plot = _plot("temperature", "alpha")
+    quality = [record.metrics[figures.quality] for record in records]
+    plot.add_scatter(
+        x=[record.params[TEMPERATURE] for record in records], y=[record.params[ALPHA] for record in records],
+        mode="markers", text=[_hover(figures, record) for record in records], hoverinfo="text", showlegend=False,
+        marker={
+            "size": 14, "color": quality, "colorscale": "Viridis", "showscale": True,
+            "colorbar": {"title": heading(figures.quality)}, "line": {"color": "white", "width": 1},
+        },
+    )  # fmt: skip
+    return plot
+
+
+def _plot(x: str, y: str) -> go.Figure:
+    plot = go.Figure()
+    plot.update_layout(
+        template="plotly_white", height=430, margin={"l": 60, "r": 20, "t": 20, "b": 50}, hoverlabel={"align": "left"},
+        legend={"orientation": "h", "y": 1.08},
+    )  # fmt: skip
+    plot.update_xaxes(title=x)
+    plot.update_yaxes(title=y)
+    return plot
+
+
+def _add_failed(plot: go.Figure, figures: Figures) -> None:
+    """Trials that failed have no quality; they stand at the foot, over the cost that they would have had."""
+    failed = [record for record in figures.records if record.state == "failed" and figures.cost in record.costs]
+    shown = [record.metrics[figures.quality] for record in drawable(figures)]
+    if failed:
+        plot.add_scatter(
+            x=[record.costs[figures.cost] for record in failed], y=[min(shown, default=0.0)] * len(failed),
+            mode="markers", name="failed", marker={"color": "#c0392b", "symbol": "x", "size": 9},
+            text=[f"<b>trial {record.number:03d}</b> {status(record)[:160]}" for record in failed], hoverinfo="text",
+        )  # fmt: skip
+
+
+def _add_confirmed(plot: go.Figure, figures: Figures) -> None:
+    """Candidates and controls on the test rows, with their intervals; the search's points are of validation rows."""
+    if figures.verdict is None:
+        return
+    costs = {record.number: record.costs.get(figures.cost) for record in figures.records}
+    roles = {"candidate": ("confirmed (test)", CHOSEN), "labels only": ("labels only (test)", CONTROL)}
+    roles["default distillation"] = ("default distillation (test)", "#2a9d8f")
+    for role, (name, color) in roles.items():
+        ours = [each for each in figures.verdict.confirmed if each.role == role and costs.get(each.trial) is not None]
+        if ours:
+            plot.add_scatter(
+                x=[costs[each.trial] for each in ours], y=[each.metric.estimate for each in ours], mode="markers",
+                name=name, marker={"color": color, "symbol": "square-open", "size": 10}, hoverinfo="text",
+                text=[f"<b>trial {e.trial:03d}, {e.role}</b><br>{e.seeds} seeds: {e.metric}" for e in ours],
+                error_y={
+                    "type": "data", "symmetric": False, "thickness": 1,
+                    "array": [each.metric.high - each.metric.estimate for each in ours],
+                    "arrayminus": [each.metric.estimate - each.metric.low for each in ours],
+                },
+            )  # fmt: skip
+
+
+def _add_teacher(plot: go.Figure, figures: Figures) -> None:
+    if figures.quality not in figures.teacher:
+        return
+    level = figures.teacher[figures.quality]
+    plot.add_hline(y=level, line={"color": TEACHER, "width": 1, "dash": "dot"})
+    if figures.cost in figures.teacher:
+        numbers = [f"{heading(name)} {number(name, figures.teacher.get(name))}" for name in figures.teacher]
+        plot.add_scatter(
+            x=[figures.teacher[figures.cost]], y=[level], mode="markers", name="teacher", hoverinfo="text",
+            text=["<br>".join(["<b>teacher</b>", *numbers])],
+            marker={"color": TEACHER, "symbol": "diamond", "size": 12},
+        )  # fmt: skip
+
+
+def _by_place(figures: Figures, records: list[TrialRecord]) -> Iterable[tuple[str, list[TrialRecord]]]:
+    names = {"": "other trials", "front": "Pareto front", "chosen": "chosen student"}
+    for place, name in names.items():
+        ours = [record for record in records if figures.place(record) == place]
+        if ours:
+            yield name, ours
+
+
+def _axis(label: str, values: list[Any]) -> dict[str, Any]:
+    """An axis of numbers, or of the values in words where they are none."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return {"label": label, "values": values}
+    words = sorted({setting(value) for value in values})
+    places = [words.index(setting(value)) for value in values]
+    return {"label": label, "values": places, "tickvals": list(range(len(words))), "ticktext": words}
+
+
+def _hover(figures: Figures, record: TrialRecord) -> str:
+    lines = [f"<b>trial {record.number:03d}</b>  {status(record)[:160]}"]
+    lines += [f"{short} {setting(record.params[name])}" for name, short in headings(record.params).items()]
+    lines += [f"{heading(name)} {number(name, record.metrics.get(name))}" for name in figures.columns]
+    return "<br>".join(lines)
