@@ -28,6 +28,8 @@ class TrialRecord:
     ended: float = 0.0
     remarks: tuple[str, ...] = ()
     """What befell it and did not end it, in sentences."""
+    host: str = ""
+    """Where it ran last; of a slot that spans several machines all of them, by rank."""
     title: str = ""
     """What it is, where it is no trial of the search."""
 

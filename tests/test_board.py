@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdray.slots.board import Board, Member
+from kdray.slots.board import Board, Event, Member
 from kdray.worker import Ask
 
 
@@ -26,7 +26,11 @@ def on_board(story: Callable[[Board], Awaitable[None]], slots: int = 1, **option
 
 
 def worker(name: str = "worker", node: str = "node") -> Member:
-    return Member(actor=name, node=node, pid=0)
+    return Member(actor=name, node=node, host=f"{node}.local", pid=0)
+
+
+def said(event: Event) -> tuple[str, int, bytes]:
+    return event["kind"], event["attempts"], event["data"]
 
 
 def test_late_words_of_a_dead_group_are_dropped() -> None:
@@ -64,7 +68,7 @@ def test_a_lost_slots_job_goes_to_another_and_without_any_slot_all_jobs_fail() -
         waiting = await board.submit("waiting", b"work")
         await board.lose(1, "drowned", b"washed away")
         assert (await board.next_event(job))["kind"] == "died"
-        assert await board.next_event(waiting) == {"kind": "failed", "attempts": 0, "data": b"washed away"}
+        assert said(await board.next_event(waiting)) == ("failed", 0, b"washed away")
         late = await board.submit("late", b"work")
         assert (await board.next_event(late))["kind"] == "failed"
 
@@ -98,9 +102,22 @@ def test_a_rank_that_fails_alone_is_not_waited_for_for_ever() -> None:
         taken = await board.take(0, "group", 0, 0)
         assert taken is not None
         assert not await board.finish(0, taken["number"], 1, b"mine", broken=False)
-        assert await board.next_event(job) == {"kind": "failed", "attempts": 1, "data": b"mine"}
+        assert said(await board.next_event(job)) == ("failed", 1, b"mine")
 
     on_board(story, straggle_s=0.05)
+
+
+def test_a_job_tells_the_machines_it_runs_on_by_rank() -> None:
+    async def story(board: Board) -> None:
+        for rank, node in ((1, "second"), (0, "first"), (2, "second")):
+            await board.join(0, "group", rank, 3, worker(node=node))
+        job = await board.submit("job", b"work")
+        taken = await board.take(0, "group", 0, 0)
+        assert taken is not None
+        await board.report(0, taken["number"], b"")
+        assert (await board.next_event(job))["host"] == "first.local, second.local"
+
+    on_board(story)
 
 
 def test_a_job_is_over_when_its_last_rank_is() -> None:
@@ -173,7 +190,7 @@ def test_a_drained_slot_suspends_its_job_which_is_given_out_again_and_blamed_on_
         again = await board.take(2, "group 2", 0, 0)
         assert again is not None
         assert await board.finish(2, again["number"], 0, b"", broken=False)
-        assert await board.next_event(job) == {"kind": "finished", "attempts": 1, "data": b""}
+        assert said(await board.next_event(job)) == ("finished", 1, b"")
 
     on_board(story, slots=3, kill=lambda member: killed.append(member["actor"]))
 
@@ -210,7 +227,7 @@ def test_a_dead_nodes_job_goes_to_a_slot_elsewhere_at_once() -> None:
         again = await board.take(1, "group 1", 0, 0)
         assert again is not None
         assert await board.finish(1, again["number"], 0, b"", broken=False)
-        assert await board.next_event(job) == {"kind": "finished", "attempts": 2, "data": b""}
+        assert said(await board.next_event(job)) == ("finished", 2, b"")
         assert (await board.status())["up"] == [1]
 
     on_board(story, slots=2)
@@ -242,7 +259,7 @@ def test_a_refusal_before_the_slots_have_settled_ends_every_job() -> None:
         await board.refuse(1, "another folder", b"why", Ask.SUSPEND)
         assert await board.told(0, "group 0", (0, 0)) == (taken["number"], Ask.SUSPEND)
         for job in (running, waiting, await board.submit("late", b"work")):
-            assert await board.next_event(job) == {"kind": "failed", "attempts": job == running, "data": b"why"}
+            assert said(await board.next_event(job)) == ("failed", job == running, b"why")
         assert (await board.settled(2))["refused"] == b"why"
 
     on_board(story, slots=2)

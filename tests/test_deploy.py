@@ -16,7 +16,8 @@ import pytest
 from cluster_files import RAYJOB, ROOT, assert_shell, loaded, pins, program, rayjob, run_script, text
 from packaging.requirements import Requirement
 
-CLUSTERS = ["cluster.yaml", "deploy/gcp.yaml"]
+CLOUDS = ["cluster.yaml", "deploy/gcp.yaml"]
+CLUSTERS = [*CLOUDS, "deploy/onprem.yaml"]
 EDITABLE = [*CLUSTERS, RAYJOB]
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "deploy").rglob("*.sh"))
 
@@ -45,13 +46,14 @@ def test_every_ray_asks_for_the_token_and_the_token_travels(name: str):
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_nothing_is_served_beyond_loopback_and_nothing_opened_to_the_world(name: str):
     config = loaded(name)
-    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+    (start,) = (command for command in config["head_start_ray_commands"] if "ray start" in command)
+    assert "--dashboard-host=127.0.0.1" in start
     assert "0.0.0.0" not in text(name)
     assert "security_group" not in config["provider"]  # Ray would add a rule for SSH from everywhere
     assert "--host 127.0.0.1" in text("deploy/mlflow.sh")
 
 
-@pytest.mark.parametrize("name", CLUSTERS)
+@pytest.mark.parametrize("name", CLOUDS)
 def test_the_head_takes_no_slots_and_idle_workers_end(name: str):
     config = loaded(name)
     assert config["available_node_types"][config["head_node_type"]]["resources"] == {"CPU": 0}

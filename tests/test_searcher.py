@@ -258,10 +258,11 @@ def test_attempts_of_the_slots_are_counted_and_repeated_reports_are_not(tmp_path
     sweep = study(tmp_path, trials=1)
     asked = sweep.ask()
     assert asked is not None
-    for attempt, step in ((1, 10), (2, 10), (2, 20)):
-        assert sweep.observe(asked.number, {"accuracy": 0.5, "step": step}, attempt)
+    for attempt, host, step in ((1, "h2", 10), (2, "h3", 10), (2, "h3", 20)):
+        assert sweep.observe(asked.number, {"accuracy": 0.5, "step": step}, attempt, host)
     record = sweep.finish(asked.number, "completed")
-    assert (record.attempts, len(record.history)) == (2, 2)
+    assert (record.attempts, record.host, len(record.history)) == (2, "h3", 2)
+    assert [kept.host for kept in Ledger.read(tmp_path / "journal.log", "sweep").records()] == ["h3"]
     assert not sweep.observe(asked.number, {"accuracy": 0.9, "step": 30})
     assert sweep.finish(asked.number, "failed", "too late") == record
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,8 @@ def test_a_param_that_has_changed_becomes_a_tag() -> None:
 def test_a_trials_times_follow_from_its_record() -> None:
     history = tuple({"epoch": n, "step": 10.0 * n, "train_seconds": 2.0, "eval_seconds": 0.5} for n in (1, 2))
     record = TrialRecord(7, {"student.depth": 2}, "completed", history, {"latency_ms": 1.5}, started=100.0, ended=106.0)
+    assert "kdray.host" not in trial_content("quickstart", record, {}, {}).tags
+    assert trial_content("quickstart", replace(record, host="h2"), {}, {}).tags["kdray.host"] == "h2"
     content = trial_content("quickstart", record, {}, {})
     assert content.metrics["latency_ms", 0] == Point(1.5, 100_000)
     assert content.metrics["epoch", 10] == Point(1.0, 102_500)

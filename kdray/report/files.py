@@ -17,7 +17,7 @@ def results_csv(figures: Figures) -> str:
     params = list(dict.fromkeys(name for record in figures.records for name in record.params))
     metrics = list(dict.fromkeys(name for record in figures.records for name in record.metrics))
     text = io.StringIO()
-    columns = ["trial", "state", "place", *params, *metrics, "seconds", "attempts", "error", "run_id"]
+    columns = ["trial", "state", "place", *params, *metrics, "seconds", "attempts", "host", "error", "run_id"]
     rows = csv.DictWriter(text, columns, lineterminator="\n")
     rows.writeheader()
     for record in figures.records:
@@ -30,6 +30,7 @@ def results_csv(figures: Figures) -> str:
                 **record.metrics,
                 "seconds": round(record.ended - record.started, 3) if record.ended else "",
                 "attempts": record.attempts,
+                "host": record.host,
                 "error": record.error or "",
                 "run_id": record.run_id or "",
             }

@@ -3,7 +3,8 @@
 A journal file in the sweep's folder by default, any Optuna storage by its URL. Every change is written before it is
 answered, so the record survives the process at any moment. What is tried next is the searcher's business.
 
-A trial's user attributes: `costs`, `evaluation 0000` and on, `remark 0000` and on, `attempts`, `resumed`, `error`.
+A trial's user attributes: `costs`, `evaluation 0000` and on, `remark 0000` and on, `attempts`, `resumed`, `host`,
+`error`.
 MLflow's run ids are attributes of the study (`run 7`), because a finished trial takes no more. `folder` marks whose
 study it is: in a database, two storages may each have a sweep of the same name.
 """
@@ -209,6 +210,12 @@ class Ledger:
             self._set(number, "attempts", attempts)
             return self._keep(replace(self._records[number], attempts=attempts))
 
+    def set_host(self, number: int, host: str) -> TrialRecord:
+        """Note where the trial runs now."""
+        with self._lock:
+            self._set(number, "host", host)
+            return self._keep(replace(self._records[number], host=host))
+
     def finish(self, number: int, state: State, error: str | None = None) -> TrialRecord:
         """End a trial; a completed one must have every objective among its metrics."""
         with self._lock:
@@ -292,6 +299,7 @@ def _record(trial: FrozenTrial, run_id: str | None) -> TrialRecord:
         remarks=tuple(attrs[name] for name in sorted(attrs) if name.startswith(REMARK)),
         error=attrs.get("error") if state == "failed" else None,
         attempts=attrs.get("attempts", 1),
+        host=attrs.get("host", ""),
         run_id=run_id,
         started=attrs.get("resumed", started),
         ended=trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0,

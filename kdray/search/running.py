@@ -21,6 +21,7 @@ class Told:
     """What the slots tell of a trial: a report, or the error that ended its job."""
 
     attempt: int = 1
+    host: str = ""
     report: Report | None = None
     error: KDRayError | None = None
 
@@ -40,7 +41,7 @@ def told(client: SlotClient, make: Callable[[], Job], number: int) -> Iterator[T
         run = client.run(make(), job_name(number))
         try:
             for report in run:
-                yield Told(run.attempts, report)
+                yield Told(run.attempts, run.host, report)
         finally:
             run.close()
     except KDRayError as error:

@@ -192,10 +192,11 @@ class Study:
         self._interrupted.append(number)
         return True
 
-    def observe(self, number: int, report: Mapping[str, Any], attempt: int = 1) -> bool:
+    def observe(self, number: int, report: Mapping[str, Any], attempt: int = 1, host: str = "") -> bool:
         """Take an evaluation; whether the trial should go on. If not: stop it, then `finish` it as stopped.
 
-        `attempt`: how often the slots have begun the job. A number that must be finite and is not fails the trial.
+        `attempt`: how often the slots have begun the job; `host`: where it runs now. A number that must be finite and
+        is not fails the trial.
         """
         record = self.ledger[number]
         if record.state != "running":
@@ -203,6 +204,8 @@ class Study:
         attempts = self._attempts[number] + attempt - 1
         if attempts != record.attempts:
             self.ledger.set_attempts(number, attempts)
+        if host and host != record.host:
+            self.ledger.set_host(number, host)
         if report.keys() == {NOTE}:
             self.ledger.remark(number, str(report[NOTE]))
             return True

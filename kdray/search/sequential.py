@@ -28,7 +28,7 @@ def _run(pool: SlotPool, study: Study, asked: Asked, make_job: MakeJob, on_chang
                 raise new.error
             if new.error:
                 study.finish(number, "failed", reason(new.error))
-            elif new.report is not None and not study.observe(number, new.report, new.attempt):
+            elif new.report is not None and not study.observe(number, new.report, new.attempt, new.host):
                 pool.cancel(job_name(number))
                 study.finish(number, "stopped")
                 return

@@ -130,7 +130,7 @@ class Driver:
             raise new.error
         if new.error:
             self.finish(trial_id, "failed", reason(new.error))
-        elif new.report is not None and not self.study.observe(number, new.report, new.attempt):
+        elif new.report is not None and not self.study.observe(number, new.report, new.attempt, new.host):
             self.pool.cancel(job_name(number))
             self.finish(trial_id, "stopped")
         else:

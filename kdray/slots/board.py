@@ -27,6 +27,8 @@ class Event(TypedDict):
 
     kind: Kind
     attempts: int
+    host: str
+    """The machines of the slot that it ran on last, by rank."""
     data: bytes
 
 
@@ -35,6 +37,7 @@ class Member(TypedDict):
 
     actor: Any
     node: str
+    host: str
     pid: int
 
 
@@ -64,6 +67,7 @@ class _Job:
     ended: bool = False
     ask: int = 0
     """What its workers are told to do at their next step: a `kdray.worker.Ask`."""
+    host: str = ""
     trouble: str = ""
     """What took its slot down."""
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
@@ -71,7 +75,7 @@ class _Job:
     def tell(self, kind: Kind, data: bytes = b"") -> None:
         if not self.ended:
             self.ended = kind != "report"
-            self.events.put_nowait({"kind": kind, "attempts": self.attempts, "data": data})
+            self.events.put_nowait({"kind": kind, "attempts": self.attempts, "host": self.host, "data": data})
 
 
 @dataclass
@@ -161,7 +165,7 @@ class Board:
         """The next word of a job, as soon as there is one; after its last one, `cancelled`."""
         job = self._jobs.get(job_id)
         if job is None:
-            return {"kind": "cancelled", "attempts": 0, "data": b""}
+            return {"kind": "cancelled", "attempts": 0, "host": "", "data": b""}
         event = await job.events.get()
         if event["kind"] != "report":
             self._jobs.pop(job_id, None)
@@ -309,6 +313,7 @@ class Board:
             if slot.job is None:
                 slot.job, slot.number, slot.outcomes = self._waiting.popleft(), next(self._numbers), {}
                 slot.job.attempts += 1
+                slot.job.host = ", ".join(dict.fromkeys(slot.members[rank]["host"] for rank in sorted(slot.members)))
                 slot.heard = asyncio.get_running_loop().time()
                 self._changed.notify_all()
             return {"number": slot.number, "name": slot.job.name, "payload": slot.job.payload}

@@ -44,7 +44,7 @@ class RayRun:
     """A job of RaySlots and the reports it has sent."""
 
     def __init__(self, board: Any, job_id: int, name: str) -> None:
-        self.attempts = 0
+        self.attempts, self.host = 0, ""
         self._board, self._id, self._name = board, job_id, name
         self._ended = False
 
@@ -55,7 +55,7 @@ class RayRun:
         if self._ended:
             raise StopIteration
         event: Event = ask(self._board.next_event, self._id)
-        self.attempts = event["attempts"]
+        self.attempts, self.host = event["attempts"], event["host"]
         if event["kind"] == "report":
             report: Report = cloudpickle.loads(event["data"])
             return report

@@ -4,6 +4,7 @@ Same seam as `ray_slots`, no Ray: most tests and `--local` runs use it.
 """
 
 import collections
+import platform
 from collections.abc import Generator, Iterator
 from typing import Any, Self
 
@@ -72,6 +73,7 @@ class LocalRun:
     """A job of LocalSlots, from its first `next` to its end."""
 
     attempts = 1
+    host = platform.node()
 
     def __init__(self, slots: LocalSlots, job: Job, name: str) -> None:
         self.ask = Ask.NOTHING

@@ -45,6 +45,8 @@ class JobRun(Protocol):
 
     attempts: int
     """How often the job was begun: more than once when its slot died under it. Each attempt reports from its start."""
+    host: str
+    """The machines that it runs on, by rank; known with its first report."""
 
     def __iter__(self) -> Iterator[Report]: ...
 

@@ -20,7 +20,7 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -34,6 +34,7 @@ from kdray.slots.joining import Common
 from kdray.slots.pool import SlotSettings
 from kdray.slots.serving import Post, serve
 from kdray.slots.sizing import MOST_CPU_SLOTS, Node, Shares, counted, fitting, shares
+from kdray.slots.talking import OverTheNodesNetwork
 from kdray.worker import Ask, Job
 
 chatter = logging.getLogger("ray.slots")
@@ -219,7 +220,7 @@ class RaySlots:
         post = Post(self._board, slot, asked.threads, self.logs, self._common, min(5.0, limit_s / 4))
         return _SlotTrainer(
             partial(serve, post),
-            torch_config=TorchConfig(backend=_backend(asked)),
+            torch_config=OverTheNodesNetwork(backend=_backend(asked)),
             scaling_config=ScalingConfig(
                 num_workers=asked.workers,
                 use_gpu=asked.gpus > 0,

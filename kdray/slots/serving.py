@@ -7,6 +7,7 @@ one another in different places, so the group is started anew.
 
 import logging
 import os
+import platform
 import sys
 import threading
 import time
@@ -84,7 +85,7 @@ class _Server:
 
     def work(self) -> None:
         context = ray.get_runtime_context()
-        me = Member(actor=context.current_actor, node=context.get_node_id(), pid=os.getpid())
+        me = Member(actor=context.current_actor, node=context.get_node_id(), host=platform.node(), pid=os.getpid())
         self._ask(self.board.join, self.slot, self.group, self.worker.rank, self.worker.world, me)
         threading.Thread(target=self._beat, name="progress", daemon=True).start()
         if self.worker.rank == 0:

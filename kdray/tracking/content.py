@@ -142,6 +142,7 @@ def trial_content(sweep: str, record: TrialRecord, settings: Mapping[str, Any], 
         "kdray.trial": str(record.number),
         "kdray.status": record.state,
         "kdray.attempts": str(record.attempts),
+        **({"kdray.host": record.host} if record.host else {}),
         **({"kdray.error": record.error} if record.error else {}),
         **({"kdray.remarks": " ".join(record.remarks)} if record.remarks else {}),
     }

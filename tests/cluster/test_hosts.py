@@ -1,0 +1,69 @@
+"""The hosts themselves: they keep to themselves, and end with who made them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.hosts import Network, missing, remove_leftovers
+from cluster.onprem import until
+
+pytestmark = pytest.mark.cluster
+
+MAKER = """
+import sys
+sys.path.insert(0, {tests!r})
+from cluster.hosts import Network
+network = Network()
+print(network.folder, network.host(1).pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def possible() -> None:
+    if why := missing():
+        pytest.skip(why)
+
+
+def links() -> str:
+    return subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout
+
+
+def ended(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_hosts_reach_each_other_and_nothing_else() -> None:
+    before = links()
+    with Network() as network:
+        one, two = network.host(1), network.host(2)
+        assert links() == before
+        to_two = ["bash", "-c", f": </dev/tcp/{two.address}/22"]
+        assert one.run(["hostname"]).stdout == "h1\n"
+        assert one.run(to_two).returncode == 0
+        network.cut_off(two)
+        assert one.run(["timeout", "3", *to_two]).returncode != 0
+        network.reconnect(two)
+        assert one.run(to_two).returncode == 0
+        assert one.run(["timeout", "3", "bash", "-c", ": </dev/tcp/192.0.2.1/80"]).returncode != 0
+        (two.folder / "tmp" / "of-two").touch()
+        assert one.run(["ls", "/tmp"]).stdout == ""
+        assert two.processes() == []
+    assert links() == before
+    assert not network.folder.exists()
+
+
+def test_hosts_end_with_a_run_that_is_killed_and_the_next_one_clears_up() -> None:
+    maker = MAKER.format(tests=str(Path(__file__).parents[1]))
+    process = subprocess.Popen([sys.executable, "-c", maker], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    folder, pid = process.stdout.readline().split()
+    assert not ended(int(pid))
+    process.kill()
+    process.communicate(timeout=30)
+    until(lambda: ended(int(pid)), "the host's end", 30)
+    remove_leftovers()
+    assert not Path(folder).exists()
