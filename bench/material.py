@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 
 from kdray import (
+    Confirm,
     Data,
     FreshTransformer,
     GeneratedReviews,
@@ -64,5 +65,6 @@ def sweep(options: argparse.Namespace, search: Search | None = None) -> Sweep:
         training=Training(epochs=options.epochs, precision=options.precision),
         space=SPACE,
         search=search or Search(trials=options.trials),
+        confirm=Confirm(candidates=0),  # what is measured is the search
         tracking=Tracking(),
     )
