@@ -2,7 +2,7 @@
 
 import logging
 
-from optuna.importance import get_param_importances
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from kdray.search.ledger import Ledger
 
@@ -20,7 +20,9 @@ def importances(ledger: Ledger) -> dict[str, float]:
     if sum(record.state == "completed" for record in ledger.records()) < FEWEST:
         return {}
     try:
-        found = get_param_importances(ledger.study(), target=lambda trial: trial.values[0])
+        found = get_param_importances(
+            ledger.study(), evaluator=FanovaImportanceEvaluator(seed=0), target=lambda trial: trial.values[0]
+        )
     except (ValueError, RuntimeError) as error:  # a setting with one value, trials without a difference
         log.info("importances: %s", error)
         return {}
