@@ -35,7 +35,7 @@ case $1 in
 venv) {python} -m venv --without-pip "${{@: -1}}" ;;
 pip)
     environment=~/.kdray/venv
-    printf '%s\\n' "${{@: -1}}" {packages} > $environment/lib/python3.*/site-packages/here.pth
+    printf '%s\\n' "${{@: -1}}" {packages} > $(echo $environment/lib/python3.*/site-packages)/here.pth
     for script in ray kdray mlflow; do
         sed "1s|.*|#!$environment/bin/python|" {scripts}/$script > $environment/bin/$script
         chmod +x $environment/bin/$script
