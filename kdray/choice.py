@@ -170,8 +170,8 @@ def _asked(rule: Choose, verb: str = "keeps", has: str = "has") -> str:
 def _enough(rule: Choose, enough: int, of: int, kind: str) -> str:
     if rule.retention is None and not rule.at_most:
         return f"there are {of} {kind}s"
-    asked = _asked(rule, *(("keeps", "has") if enough == 1 else ("keep", "have")))
-    return f"{enough} of {of} {kind}s {asked.replace('keep ', 'keep at least ').replace('keeps ', 'keeps at least ')}"
+    asked = _asked(rule, *(("keeps at least", "has") if enough == 1 else ("keep at least", "have")))
+    return f"{enough} of {of} {kind}{'s' * (of > 1)} {asked}"
 
 
 def _reason(record: TrialRecord, rule: Choose) -> str:

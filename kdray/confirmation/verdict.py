@@ -189,10 +189,10 @@ def _sentences(verdict: Verdict, choice: Choice, winner: Confirmed | None) -> li
         )
         said += [_gain(gain) for gain in verdict.gains]
     if verdict.flattered is not None:
-        said.append(
-            f"When it was found, the validation rows said {100 * verdict.flattered:+.1f} points more: the choice among "
-            "many flatters, and the rows differ."
-        )
+        points = 100 * verdict.flattered
+        why = "the choice among many flatters, and the rows differ" if points > 0 else "the choice did not flatter it"
+        more = f"{abs(points):.1f} points {'more' if points > 0 else 'less'}"
+        said.append(f"When it was found, the validation rows said {more}: {why}.")
     if verdict.against is not None:
         other = verdict.against
         said.append(

@@ -57,7 +57,7 @@ def page(figures: Figures) -> str:
 
 
 def _div(plot: go.Figure) -> str:
-    return str(plotly.io.to_html(plot, include_plotlyjs=False, full_html=False, config={"displaylogo": False}))
+    return str(plotly.io.to_html(plot, include_plotlyjs=False, full_html=False, config={"displayModeBar": False}))
 
 
 def _about(figures: Figures) -> str:

@@ -58,7 +58,7 @@ def speed_plot(figures: Figures) -> go.Figure | None:
             marker={"color": {"chosen student": CHOSEN, "Pareto front": FRONT}.get(kind, OTHER), "size": 10},
         )  # fmt: skip
     plot.add_hline(y=1, line={"color": TEACHER, "width": 1, "dash": "dot"})
-    plot.update_yaxes(tickformat=".0%")
+    plot.update_yaxes(tickformat=".1%")
     return plot
 
 
