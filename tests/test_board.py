@@ -26,7 +26,7 @@ def on_board(story: Callable[[Board], Awaitable[None]], slots: int = 1, **option
 
 
 def worker(name: str = "worker", node: str = "node") -> Member:
-    return Member(actor=name, node=node, host=f"{node}.local", pid=0)
+    return Member(actor=name, node=node, host=f"{node}.local", pid=0, reserved=None)
 
 
 def said(event: Event) -> tuple[str, int, bytes]:

@@ -39,6 +39,8 @@ class Member(TypedDict):
     node: str
     host: str
     pid: int
+    reserved: Any
+    """The placement group that it runs in."""
 
 
 class Assignment(TypedDict):
@@ -84,6 +86,8 @@ class _Slot:
     """The worker group that serves it; a new one after each restart, none when it is known to be dead."""
     members: dict[int, Any] = field(default_factory=dict)
     """Rank -> Member."""
+    reserved: Any = None
+    """The placement group that its workers were last in."""
     up: bool = False
     leaving: bool = False
     """Its node is being drained: it takes no job, and its own is given out again."""
@@ -227,6 +231,10 @@ class Board:
             self._changed.notify_all()
             return len(self._slots) - 1
 
+    async def reserved(self, slot_number: int) -> Any:
+        """What the slot's last group of workers had reserved."""
+        return self._slots[slot_number].reserved
+
     async def gone(self, nodes: list[str]) -> None:
         """Nodes are dead: the jobs of their slots go to the others, for a new group may be long in coming."""
         async with self._changed:
@@ -289,7 +297,7 @@ class Board:
             if slot.group != group:
                 self._retire(slot)
                 slot.group = group
-            slot.members[rank] = member
+            slot.members[rank], slot.reserved = member, member["reserved"]
             self._watcher = self._watcher or asyncio.create_task(self._watch())
             if len(slot.members) == world:
                 slot.up, slot.lost, self._hopeless = True, "", b""

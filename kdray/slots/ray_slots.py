@@ -22,6 +22,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdray.errors import ResourceError, SlotsLost
@@ -202,13 +203,20 @@ class RaySlots:
                     return
                 chatter.warning("slot %s: its start failed", slot, exc_info=error)
                 with suppress(SlotsLost):  # whoever waits for a job hears of it
+                    self._give_back(slot)
                     if self._waits_for_room(error):
                         continue
                     tries = tries + 1 if _retryable(error) else TRIES
                     if tries == TRIES:
                         self._lose(
                             slot, f"slot {slot} could not be started: {cause(error)}. See {self.logs / 'ray.log'}."
-                        )  # what it reserved is not given back before this process ends
+                        )
+
+    def _give_back(self, slot: int) -> None:
+        """Free what a failed start still holds: Ray Train's own cleaner asks the dashboard, which does not run here."""
+        if reserved := ask(self._board.reserved, slot):
+            with suppress(Exception):  # it may be gone
+                remove_placement_group(reserved)
 
     def _waits_for_room(self, error: Exception) -> bool:
         """Whether a start failed for want of a machine that may come yet, while other slots do the work."""

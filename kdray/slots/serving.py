@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from ray import cloudpickle, train
 from ray.train.torch import get_device
+from ray.util.placement_group import get_current_placement_group
 
 from kdray.errors import KDRayError, StorageError
 from kdray.mirror import send
@@ -85,7 +86,13 @@ class _Server:
 
     def work(self) -> None:
         context = ray.get_runtime_context()
-        me = Member(actor=context.current_actor, node=context.get_node_id(), host=platform.node(), pid=os.getpid())
+        me = Member(
+            actor=context.current_actor,
+            node=context.get_node_id(),
+            host=platform.node(),
+            pid=os.getpid(),
+            reserved=get_current_placement_group(),
+        )
         self._ask(self.board.join, self.slot, self.group, self.worker.rank, self.worker.world, me)
         threading.Thread(target=self._beat, name="progress", daemon=True).start()
         if self.worker.rank == 0:

@@ -160,7 +160,7 @@ class Night:
 
     def nothing_is_left(self) -> None:
         """No process, no half-written file, no checkpoint."""
-        until(lambda: not self.processes(), "all processes have ended", 30)
+        until(lambda: not self.processes(), "all processes have ended")
         left = [path for path in self.storage.rglob("*") if path.name.startswith((".", "checkpoint"))]
         assert not left
 

@@ -42,7 +42,7 @@ def test_a_killed_board_ends_the_sweep_which_goes_on_from_there(night: Night, un
     night.end(1)
     assert "the same command goes on from there" in night.said
     assert "Traceback" not in night.said
-    until(lambda: not night.processes(), "all processes have ended", 30)
+    until(lambda: not night.processes(), "all processes have ended")
     kept = {record.number: record.history for record in night.records()}
     assert len(kept[middle.number]) >= len(middle.history)
     night.run()
@@ -73,7 +73,7 @@ def test_a_stop_on_request_is_clean_and_can_be_gone_on_with(
     assert night.paths.student(trial.number).with_name("checkpoint.pt").exists()
     (command,) = re.findall(r"To go on from here:\n    (.*)", night.said)
     assert command == f"python {night.script} " + " ".join(driver.args[2:])  # type: ignore[index]
-    until(lambda: not night.processes(), "all processes have ended", 30)
+    until(lambda: not night.processes(), "all processes have ended")
     night.run()
     night.is_sound()
     assert numbers(night.records()) == undisturbed
@@ -88,7 +88,7 @@ def test_a_second_signal_ends_it_at_once(night: Night, undisturbed: list[Any]) -
     asked = time.monotonic()
     night.end(130)
     assert time.monotonic() - asked < 2
-    until(lambda: not night.processes(), "all processes have ended", 30)
+    until(lambda: not night.processes(), "all processes have ended")
     night.run()
     night.is_sound()
     assert numbers(night.records()) == undisturbed
