@@ -38,6 +38,8 @@ class Outcome:
     figures: Figures
     page: str | None = None
     """Of MLflow's user interface, behind its address: the sweep's trials side by side."""
+    server: str | None = None
+    """MLflow's address, where the sweep has a server."""
 
     @property
     def exit_code(self) -> int:

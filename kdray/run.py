@@ -27,7 +27,7 @@ from kdray.slots import LocalSlots, SlotPool, connect, open_slots
 from kdray.students.source import student_sources
 from kdray.sweep import Sweep
 from kdray.teacher import check_quality, obtain_source, obtain_teacher
-from kdray.tracking import origin
+from kdray.tracking import masked, origin
 from kdray.transfer import obtain_transfer_set
 from kdray.trial import Lesson, Trial
 from kdray.worker import NOTE, Report
@@ -119,7 +119,8 @@ def story(
         ship(sweep, paths, lessons, slots, figures, tracker)
         write_report(figures_of(paths), paths.report)
         tracker.log_artifacts(paths.report, "report")
-    return Outcome(paths, figures_of(paths), tracker.page())
+    uri = sweep.tracking.uri or ""
+    return Outcome(paths, figures_of(paths), tracker.page(), masked(uri) if uri.startswith("http") else None)
 
 
 def trial(

@@ -126,6 +126,9 @@ def conclude(outcome: Outcome) -> None:
         raise typer.Exit(outcome.exit_code)
     paths = outcome.paths
     console.print(f"\nStudent  {shown(paths.chosen)}\nReport   {shown(paths.report)}", highlight=False)
+    if outcome.server:
+        console.print(f"Compare  {outcome.server}{outcome.page or ''}", highlight=False)
+        return
     console.print(f"Compare  kdray ui {shown(paths.storage)}", highlight=False)
     if outcome.page:
         console.print(f"         then open http://127.0.0.1:{UI_PORT}{outcome.page}", highlight=False)

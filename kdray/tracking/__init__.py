@@ -8,7 +8,7 @@ from kdray.tracking.ids import key_of, note_runs, sweep_run
 from kdray.tracking.mlflow_tracker import open_tracker
 from kdray.tracking.origin import git_commit, origin, versions
 from kdray.tracking.page import ui_command
-from kdray.tracking.settings import Tracking, default_uri
+from kdray.tracking.settings import Tracking, default_uri, masked
 from kdray.tracking.sync import Synced, sync
 from kdray.tracking.tracker import Ending, NullTracker, Tracker
 
@@ -21,6 +21,7 @@ __all__ = [
     "default_uri",
     "git_commit",
     "key_of",
+    "masked",
     "note_runs",
     "open_tracker",
     "origin",
