@@ -12,7 +12,7 @@ from kdray.claim import ledger_in, settings_in
 from kdray.confirmation import Rerun, Verdict, answers_of, judged, rerun_all, reruns
 from kdray.errors import NoStudent, SweepFailed
 from kdray.export import keep_forms, shipped, write_card
-from kdray.mirror import fetched, remove
+from kdray.mirror import fetched
 from kdray.paths import SweepPaths, new_folder, read_json, write_json
 from kdray.pretrained import Pretrained, weights_fingerprint
 from kdray.record import TrialRecord
@@ -62,7 +62,6 @@ def confirm(
         run: Trial(run.recipe, lessons[run.recipe.student.checkpoint], run.seed, paths.rerun(run.key)) for run in runs
     }
     numbers = _numbers(paths.reruns, [run.key for run in runs])
-    shipped = {run.key for run in runs if run.role == "candidate"}
     failed: dict[Rerun, str] = {}
     ended = 0
 
@@ -73,8 +72,6 @@ def confirm(
         answers = answers_of(paths.rerun(run.key))
         if error:
             failed[run] = error
-        if answers is not None and run.key not in shipped:
-            remove(paths.rerun(run.key))
         if reports or error:
             tested = {} if answers is None else quality(sweep.task, answers, rows)
             figures = {**costs[run.trial], **{f"test.{name}": value for name, value in tested.items()}}

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from kdray.choice import Choose
-from kdray.confirmation import Confirm, Rerun, answers_of, judged, reruns
+from kdray.confirmation import Confirm, Rerun, answers_of, judged, rerun_all, reruns
 from kdray.confirmation.runs import AnswerTest
 from kdray.evaluation import predictions
 from kdray.losses.distillation import Distillation
@@ -25,7 +25,7 @@ from kdray.tasks.text_classification import TextClassification
 from kdray.tokens import Rows
 from kdray.tracking import Tracking
 from kdray.trial import Lesson, Recipe, Trial
-from kdray.worker import Worker
+from kdray.worker import Report, Worker
 
 COSTS = {"latency_ms": 1.0, "speedup": 2.0}
 ROWS, RIGHT = 400, 0.9
@@ -159,6 +159,27 @@ def test_the_answers_are_the_trained_students(recipe: Recipe, lesson: Lesson, tm
     answers = answers_of(trial.target)
     assert answers is not None
     assert np.array_equal(answers, logits)
+
+
+def test_of_a_control_the_answers_are_kept_and_it_is_trained_again_as_a_candidate(
+    recipe: Recipe, lesson: Lesson, tmp_path: Path
+) -> None:
+    control, candidate = (Rerun(1, role, 1, recipe) for role in ("labels only", "candidate"))  # type: ignore[arg-type]
+    trial = Trial(recipe, lesson, 1, tmp_path / "run" / "student")
+    told: list[tuple[str, int, str | None]] = []
+
+    def on_end(run: Rerun, reports: list[Report], error: str | None) -> None:
+        told.append((run.role, len(reports), error))
+
+    with LocalSlots() as slots:
+        rerun_all({control: trial}, slots, on_end)
+        assert sorted(path.name for path in trial.target.parent.iterdir()) == ["test.npy"]
+        rerun_all({control: trial}, slots, on_end)
+        before = answers_of(trial.target)
+        rerun_all({candidate: trial, control: trial}, slots, on_end)
+    assert told == [("labels only", 2, None), ("labels only", 0, None), ("candidate", 2, None)]
+    assert (trial.target / "model.safetensors").exists()
+    assert np.array_equal(answers_of(trial.target), before)  # type: ignore[arg-type]
 
 
 class Counting(NullScreen):

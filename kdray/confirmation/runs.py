@@ -15,7 +15,7 @@ from kdray.confirmation.settings import Confirm
 from kdray.errors import JobError
 from kdray.evaluation import predictions
 from kdray.losses.distillation import Distillation
-from kdray.mirror import fetched
+from kdray.mirror import fetched, remove
 from kdray.paths import fingerprint, replaced_file
 from kdray.pretrained import Pretrained
 from kdray.record import TrialRecord
@@ -86,30 +86,32 @@ class AnswerTest:
                 np.save(file, logits_NxC, allow_pickle=False)
 
 
-def rerun(
-    run: Rerun, trial: Trial, pool: SlotPool, on_report: Callable[[Report], None] = lambda report: None
-) -> str | None:
-    """Train this one, unless it is done; why it failed, if it did. Raises what ends the sweep as a whole."""
-    if answers_of(trial.target) is not None:
-        return None
-    try:
-        for report in pool.run(AnswerTest(trial), f"confirm-{run.key}"):
-            if NOTE not in report:
-                on_report(report)
-    except JobError as error:
-        return str(error)
-    return None
-
-
 def rerun_all(
     trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[Rerun, list[Report], str | None], None]
 ) -> None:
-    """Train all of these, as many at a time as there are slots; `on_end` hears of each, from this thread."""
+    """Train all of these that are not done, as many at a time as there are slots.
+
+    Of controls only the answers are kept. `on_end` hears of each, from this thread: what it reported, if it was trained
+    now, and why it failed, if it did. Raises what ends the sweep as a whole.
+    """
     alike = {run.key: run for run in reversed(list(trials))}
+    candidates = {run.key for run in trials if run.role == "candidate"}
     told: dict[str, list[Report]] = {key: [] for key in alike}
 
     def train(key: str) -> str | None:
-        return rerun(alike[key], trials[alike[key]], pool, told[key].append)
+        student = trials[alike[key]].target
+        if answers_of(student) is not None and (key not in candidates or fetched(student).exists()):
+            return None
+        try:
+            for report in pool.run(AnswerTest(trials[alike[key]]), f"confirm-{key}"):
+                if NOTE not in report:
+                    told[key].append(report)
+        except JobError as error:
+            return str(error)
+        if key not in candidates:  # all but the answers, so that it is trained again should it become a candidate
+            remove(student.with_name("ended.json"))
+            remove(student)
+        return None
 
     with ThreadPoolExecutor(pool.count) as threads:
         try:
