@@ -4,11 +4,9 @@ Exit codes: 0 a student was chosen; 1 failed; 2 refused; 3 finished, but no stud
 """
 
 import logging
-import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 import typer
@@ -17,6 +15,7 @@ from rich.console import Console
 from kdray.errors import KDRayError, storage_error
 from kdray.interrupts import EXIT_CODE
 from kdray.paths import SweepPaths
+from kdray.tracking import command_line
 
 log = logging.getLogger(__name__)
 logging.getLogger("kdray").addHandler(
@@ -72,9 +71,7 @@ class exits:  # noqa: N801  (used as `with exits():`)
 
 def resume_command(arguments: Sequence[str]) -> str:
     """The command line that goes on with the sweep that these arguments ran."""
-    program = Path(arguments[0])
-    said = ["python", arguments[0]] if program.suffix == ".py" else [program.name]
-    return shlex.join([*said, *(argument for argument in arguments[1:] if argument != "--fresh")])
+    return command_line([argument for argument in arguments if argument != "--fresh"])
 
 
 def say(error: KDRayError) -> None:

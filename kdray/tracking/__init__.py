@@ -6,7 +6,7 @@ decide when.
 
 from kdray.tracking.ids import key_of, note_runs, sweep_run
 from kdray.tracking.mlflow_tracker import open_tracker
-from kdray.tracking.origin import git_commit, origin, versions
+from kdray.tracking.origin import command_line, git_commit, origin, versions
 from kdray.tracking.page import ui_command
 from kdray.tracking.settings import Tracking, default_uri, masked
 from kdray.tracking.sync import Synced, sync
@@ -18,6 +18,7 @@ __all__ = [
     "Synced",
     "Tracker",
     "Tracking",
+    "command_line",
     "default_uri",
     "git_commit",
     "key_of",

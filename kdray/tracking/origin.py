@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -30,12 +31,17 @@ def git_commit(folder: Path) -> str | None:
     return found.stdout.strip() or None
 
 
+def command_line(arguments: Sequence[str]) -> str:
+    """What a person types for a process with these arguments."""
+    program = Path(arguments[0])
+    said = ["python", arguments[0]] if program.suffix == ".py" else [program.name]
+    return shlex.join([*said, *arguments[1:]])
+
+
 def origin() -> dict[str, str]:
     """The command, the commit and the versions, for the record."""
-    program = Path(sys.argv[0])
-    said = ["python", sys.argv[0]] if program.suffix == ".py" else [program.name]
     commit = git_commit(Path.cwd())
-    known = {"command": masked(shlex.join([*said, *sys.argv[1:]]))} | ({"commit": commit} if commit else {})
+    known = {"command": masked(command_line(sys.argv))} | ({"commit": commit} if commit else {})
     return known | {name.removeprefix("version."): version for name, version in versions().items()}
 
 
