@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,26 @@ import pytest
 from faults.night import SWEEP, Night, numbers
 from kdray.pretrained import Pretrained
 
+RECOVERIES = pytest.StashKey[dict[str, list[float]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RECOVERIES] = {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """How long it took after each fault until work went on: the figures of docs/reliability.md."""
+    if told := config.stash[RECOVERIES]:
+        terminalreporter.section("time to recover")
+        for test, seconds in told.items():
+            terminalreporter.write_line(f"{', '.join(f'{each:.1f} s' for each in seconds)}  {test}")
+
+
+@pytest.fixture
+def recovered(request: pytest.FixtureRequest) -> Callable[[float], None]:
+    """Takes note of how many seconds it took after a fault until work went on."""
+    return request.config.stash[RECOVERIES].setdefault(request.node.name, []).append
+
 
 @pytest.fixture(scope="session")
 def night_script(data_folder: Path, teacher: Pretrained, tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -18,7 +38,7 @@ def night_script(data_folder: Path, teacher: Pretrained, tmp_path_factory: pytes
 
 
 @pytest.fixture
-def night(night_script: str, tmp_path: Path) -> Iterator[Night]:
+def night(night_script: str, tmp_path: Path, recovered: Callable[[float], None]) -> Iterator[Night]:
     """A sweep of six trials, of three epochs each; whatever it started is ended."""
     script = tmp_path / "night.py"
     script.write_text(night_script)
@@ -26,6 +46,8 @@ def night(night_script: str, tmp_path: Path) -> Iterator[Night]:
     yield begun
     for pid in begun.processes():
         os.kill(pid, signal.SIGKILL)
+    for seconds in begun.recoveries:
+        recovered(seconds)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -62,6 +63,8 @@ class Night:
     storage: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     driver: subprocess.Popen[str] | None = None
+    recoveries: list[float] = field(default_factory=list)
+    """Seconds from each fault, or from the command that went on after it, until training went on."""
 
     @property
     def folder(self) -> Path:
@@ -77,10 +80,13 @@ class Night:
         command = [sys.executable, str(self.script), "--storage", str(self.storage), "--address", "local"]
         command += ["--set", f"slots.count={slots}", "--set", "slots.cpus=1", *arguments]
         surroundings = {**os.environ, "KDRAY_TEST": self.mark, **environment}
+        goes_on = self.driver is not None
         with (self.folder / "said.txt").open("a") as said:
             self.driver = subprocess.Popen(
                 command, stdout=said, stderr=said, text=True, cwd=self.folder, env=surroundings
             )
+        if goes_on:
+            self.watch_recovery()
         return self.driver
 
     def end(self, expected: int = 0) -> None:
@@ -128,7 +134,24 @@ class Night:
         """Send a signal to the first process of this name."""
         pid = until(lambda: self.processes(name), f"a process {name}")[0]
         os.kill(pid, signal_)
+        self.watch_recovery()
         return pid
+
+    def watch_recovery(self) -> None:
+        """Note how long it takes from now until each trial that runs has been evaluated again, or has ended."""
+        began, driver = time.monotonic(), self.driver
+        before = {record.number: len(record.history) for record in self.records() if record.state == "running"}
+
+        def watch() -> None:
+            while driver is not None and driver.poll() is None:
+                now = {record.number: record for record in self.records()}
+                if all(now[n].state != "running" or len(now[n].history) > seen for n, seen in before.items()):
+                    self.recoveries.append(time.monotonic() - began)
+                    return
+                time.sleep(0.1)
+
+        if before:
+            threading.Thread(target=watch, daemon=True).start()
 
     def is_sound(self, states: list[str] | None = None) -> None:
         """Every trial has ended once, MLflow has what the ledger has, and nothing is left over."""

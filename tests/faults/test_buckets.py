@@ -37,7 +37,7 @@ class BucketNight(Night):
 @pytest.fixture
 def far_night(bucket: str, night: Night) -> BucketNight:
     night.script.write_text(HASTY + night.script.read_text())
-    far = BucketNight(night.script, mirror_of(bucket), night.mark)
+    far = BucketNight(night.script, mirror_of(bucket), night.mark, recoveries=night.recoveries)
     far.url = bucket
     return far
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -67,8 +67,9 @@ def kdray(*arguments: str | Path) -> tuple[int, str]:
 
 @pytest.mark.parametrize("trouble", ["refused", "error 500", "no answer", "lost answer"])
 def test_a_server_in_trouble_holds_nothing_up_and_gets_everything_afterwards(
-    trouble: Fate | str, door: Door, server: Server, paths: SweepPaths, tracking: Tracking, report: Path
-) -> None:
+    trouble: Fate | str, door: Door, server: Server, paths: SweepPaths, tracking: Tracking, report: Path,
+    recovered: Callable[[float], None],
+) -> None:  # fmt: skip
     sweep = ToldSweep(paths, tracking)
     sweep.trials(0)
     sweep.wait_until_sent()
@@ -79,7 +80,9 @@ def test_a_server_in_trouble_holds_nothing_up_and_gets_everything_afterwards(
     sweep.trials(2, state="stopped")
     assert paths.spool.stat().st_size > 0
     door.open()
+    opened = time.monotonic()
     sweep.wait_until_sent()
+    recovered(time.monotonic() - opened)
     sweep.end()
     assert sweep.longest_call_s < 1
     trouble_said, over = sweep.said

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,13 @@ def marching(slots: RaySlots, file: Path, steps: int) -> March:
     return March(reports, thread, run)
 
 
+def seconds_until_it_goes_on(march: March) -> float:
+    """How long it takes from now until the job is begun again somewhere."""
+    began = time.monotonic()
+    until(lambda: len(march.reports) > 1, "the job goes on")
+    return time.monotonic() - began
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A head without processors to give, and three nodes with one each."""
@@ -96,10 +103,13 @@ def node_of(cluster: Cluster, node_id: str) -> Any:
     return next(node for node in cluster.worker_nodes if node.node_id == node_id)
 
 
-def test_a_dead_nodes_slot_moves_and_the_other_is_untouched(cluster: Cluster, slots: RaySlots, tmp_path: Path) -> None:
+def test_a_dead_nodes_slot_moves_and_the_other_is_untouched(
+    cluster: Cluster, slots: RaySlots, tmp_path: Path, recovered: Callable[[float], None]
+) -> None:
     one, two = (marching(slots, tmp_path / name, steps) for name, steps in (("one", 400), ("two", 2000)))
     until(lambda: one.reports and two.reports and (tmp_path / "one").exists(), "both jobs have begun")
     cluster.remove_node(node_of(cluster, one.reports[0]["node"]), allow_graceful=False)
+    recovered(seconds_until_it_goes_on(one))
     one.end()
     assert [report.get("reached") for report in one.reports] == [None, None, 400]
     assert one.reports[1]["from"] > 0
@@ -111,7 +121,7 @@ def test_a_dead_nodes_slot_moves_and_the_other_is_untouched(cluster: Cluster, sl
 
 
 def test_a_drained_nodes_slot_leaves_it_with_its_work_and_without_blame(
-    cluster: Cluster, slots: RaySlots, tmp_path: Path
+    cluster: Cluster, slots: RaySlots, tmp_path: Path, recovered: Callable[[float], None]
 ) -> None:
     march = marching(slots, tmp_path / "one", 500)
     until(lambda: march.reports, "the job has begun")
@@ -121,6 +131,7 @@ def test_a_drained_nodes_slot_leaves_it_with_its_work_and_without_blame(
          "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", "60"],
         check=True, capture_output=True, timeout=60,
     )  # fmt: skip
+    recovered(seconds_until_it_goes_on(march))
     march.end()
     assert [report.get("reached") for report in march.reports] == [None, None, 500]
     assert march.reports[1]["from"] > 0
@@ -208,7 +219,9 @@ def _memory() -> tuple[float, float]:
     return total - free, total
 
 
-def test_a_stopped_process_is_ended_by_a_signal_from_its_node(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_stopped_process_is_ended_by_a_signal_from_its_node(
+    cluster: Cluster, tmp_path: Path, recovered: Callable[[float], None]
+) -> None:
     """Ray's own words do not reach it."""
     settings = SlotSettings(count=1, cpus=1, progress_timeout_s=4)
     with open_slots(settings, tmp_path / "logs") as pool:
@@ -216,6 +229,7 @@ def test_a_stopped_process_is_ended_by_a_signal_from_its_node(cluster: Cluster, 
         until(lambda: march.reports and (tmp_path / "one").exists(), "the job has begun")
         pid = march.reports[0]["pid"]
         os.kill(pid, signal.SIGSTOP)
+        recovered(seconds_until_it_goes_on(march))
         march.end()
         assert [report.get("reached") for report in march.reports] == [None, None, 300]
         assert not Path(f"/proc/{pid}").exists()
