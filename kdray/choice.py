@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from kdray.errors import SpecError
-from kdray.pareto import direction, front, knee_distances
+from kdray.errors import SpecError, did_you_mean
+from kdray.pareto import MINIMIZED, direction, front, knee_distances
 from kdray.record import TrialRecord
 from kdray.settings import Settings
 from kdray.wording import heading, number
@@ -47,13 +47,12 @@ class Choose(Settings):
 
     @model_validator(mode="after")
     def _directions(self) -> "Choose":
-        if self.smallest is not None and direction(self.smallest) != "minimize":
-            raise ValueError(
-                f"Choose.smallest: more {self.smallest} is better, so its smallest is the worst; name a cost."
-            )
-        for name in self.at_most:
-            if direction(name) != "minimize":
-                raise ValueError(f"Choose.at_most: more {name} is better, so nobody wants little of it; name a cost.")
+        for where, names in (("smallest", (self.smallest,)), ("at_most", self.at_most)):
+            for name in filter(None, names):
+                if direction(name) != "minimize":
+                    raise ValueError(
+                        f"Choose.{where}: {name} is nothing of which less is better; {did_you_mean(name, MINIMIZED)}"
+                    )
         return self
 
     @property

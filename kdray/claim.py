@@ -35,7 +35,8 @@ def claim(identity: Mapping[str, Any], paths: SweepPaths, fresh: bool) -> Ledger
     now = _where(settings, paths)
     if isinstance(now, str):
         Ledger.trials_in(now, paths.name, settings[ID])  # one that cannot be used is refused while all is as it was
-    differences = different(_lengthened(known, identity), identity) if known else []
+    before = {name: value for name, value in _lengthened(known, identity).items() if name in identity} if known else {}
+    differences = different(before, identity) if known else []  # what an older kdray counted and this one does not
     if known and not fresh:
         _check_begun(known, paths, differences)
     if fresh or differences:  # what was refused before its first trial is mended under the same name

@@ -1,33 +1,27 @@
 """What a sweep came to: the choice, the student that is shipped, and the figures that are shown of it."""
 
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdray.choice import Choice, candidates, chosen, front_numbers
+from kdray.choice import Choice, chosen, front_numbers
 from kdray.claim import ledger_in, settings_in
-from kdray.confirmation import Rerun, Verdict, answers_of, judged, rerun_all, reruns
-from kdray.errors import NoStudent, SweepFailed
+from kdray.confirmation import Verdict, reruns
+from kdray.errors import NoStudent, StorageError, SweepFailed
 from kdray.export import keep_forms, shipped, write_card
-from kdray.mirror import fetched
-from kdray.paths import SweepPaths, new_folder, read_json, write_json
+from kdray.mirror import fetched, remove
+from kdray.paths import SweepPaths, new_folder, read_json, shown, write_json
 from kdray.pretrained import Pretrained, weights_fingerprint
 from kdray.record import TrialRecord
 from kdray.report import Figures
 from kdray.search.importance import importances
 from kdray.search.ledger import Ledger
-from kdray.settings import dotted
-from kdray.slots import SlotPool
 from kdray.sweep import Sweep
 from kdray.tracking import Tracker
-from kdray.trial import Examine, Lesson, Trial, quality
-from kdray.worker import Pool, Report
-
-FIRST_RERUN = 10_000
-"""MLflow shows what confirmed a choice beside the trials: its numbers begin where theirs never come."""
+from kdray.trial import Examine, Lesson
+from kdray.worker import Pool
 
 
 @dataclass(frozen=True)
@@ -46,48 +40,6 @@ class Outcome:
         return 0 if self.figures.chosen is not None else NoStudent.exit_code
 
 
-def confirm(
-    sweep: Sweep, paths: SweepPaths, ledger: Ledger, lessons: Mapping[str | None, Lesson], slots: SlotPool,
-    tracker: Tracker, on_progress: Callable[[int, int], None],
-) -> Verdict | None:  # fmt: skip
-    """Train the candidates and their controls again, and judge them on the test rows; None where nothing is confirmed.
-
-    Each run is in MLflow beside the trials, under a number of its own.
-    """
-    able = candidates(ledger.records(), sweep.choose, sweep.confirm.candidates)
-    costs = {record.number: record.costs for record in able}
-    runs = reruns(sweep.confirm, able, sweep.recipe_of, sweep.seed)
-    rows = lessons[None].transfer.rows(lessons[None].tokens, "test")
-    trials = {
-        run: Trial(run.recipe, lessons[run.recipe.student.checkpoint], run.seed, paths.rerun(run.key)) for run in runs
-    }
-    numbers = _numbers(paths.reruns, [run.key for run in runs])
-    failed: dict[Rerun, str] = {}
-    ended = 0
-
-    def on_end(run: Rerun, reports: list[Report], error: str | None) -> None:
-        nonlocal ended
-        ended += 1
-        on_progress(ended, len({run.key for run in runs}))
-        answers = answers_of(paths.rerun(run.key))
-        if error:
-            failed[run] = error
-        if reports or error:
-            tested = {} if answers is None else quality(sweep.task, answers, rows)
-            figures = {**costs[run.trial], **{f"test.{name}": value for name, value in tested.items()}}
-            record = TrialRecord(
-                numbers[run.key], {}, "failed" if error else "completed", tuple(reports), figures, error,
-                started=time.time() - sum(report.get("train_seconds", 0.0) for report in reports), ended=time.time(),
-                title=str(run),
-            )  # fmt: skip
-            tags = {"kdray.role": run.role, "kdray.candidate": str(run.trial), "kdray.teacher": sweep.teacher.called}
-            tracker.trial(record, dotted(run.recipe) | {"seed": run.seed}, tags)
-
-    rerun_all(trials, slots, on_end)
-    answers = {run: logits for run in runs if (logits := answers_of(paths.rerun(run.key))) is not None}
-    return judged(answers, failed, rows, sweep.task, able, sweep.choose, read_json(paths.teacher_figures))
-
-
 def choose(sweep: Sweep, paths: SweepPaths, ledger: Ledger, verdict: Verdict | None) -> Figures:
     """Apply the rule and write down what came of it. Raises SweepFailed when no trial ran to its end."""
     records = ledger.records()
@@ -97,6 +49,10 @@ def choose(sweep: Sweep, paths: SweepPaths, ledger: Ledger, verdict: Verdict | N
     choice: Choice = chosen(records, sweep.choose, read_json(paths.teacher_figures))
     number, sentences = (choice.number, [choice.sentence]) if verdict is None else (verdict.chosen, verdict.sentences)
     written: dict[str, Any] = {"chosen": number, "sentences": sentences}
+    written["asked"] = {
+        "choose": sweep.choose.model_dump(mode="json"),
+        "confirm": sweep.confirm.model_dump(mode="json"),
+    }
     written["front"] = sorted(front_numbers(records, sweep.search.objectives))
     written["importances"] = importances(ledger)
     if verdict is not None:
@@ -113,6 +69,7 @@ def ship(
     for number in figures.front:
         tracker.log_artifacts(paths.student(number), "student", trial=number)
     if figures.chosen is None:
+        remove(paths.chosen)  # what an earlier rule chose
         return
     record = next(record for record in figures.records if record.number == figures.chosen)
     with new_folder(paths.chosen) as folder:
@@ -125,7 +82,8 @@ def ship(
         (measured[split],) = slots.run(Examine(lesson, student, split), f"examine-{split}")
     metric = sweep.task.metric_names(2)[0]
     test = measured["test"]
-    which = "On" if figures.verdict is None else "The one of them that is shipped, the best by the validation rows, on"
+    again = figures.verdict is not None and figures.verdict.winner is not None
+    which = "The one of them that is shipped, the best by the validation rows, on" if again else "On"
     sentence = (
         f"{which} {len(lesson.tokens.rows('test'))} test rows, which nothing was chosen by: {metric} "
         f"{test[metric]:.4f}, {test['retention']:.1%} of the teacher's."
@@ -140,23 +98,22 @@ def ship(
 
 
 def _weights(sweep: Sweep, paths: SweepPaths, record: TrialRecord, figures: Figures) -> Path:
-    """Of the seeds that confirmed it, the best by the validation rows; of a search alone, the trial's own."""
-    if figures.verdict is None:
-        return fetched(paths.student(record.number))
-    metric = figures.verdict.metric
-    runs = reruns(sweep.confirm.model_copy(update={"controls": False}), [record], sweep.recipe_of, sweep.seed)
-    trained = [student for run in runs if fetched(student := paths.rerun(run.key)).exists()]
-    return max(trained, key=lambda student: float(read_json(fetched(student.with_name("ended.json")))[-1][metric]))
+    """Of the seeds that confirmed it, the best by the validation rows; the trial's own where there are none.
 
-
-def _numbers(file: Path, keys: Sequence[str]) -> dict[str, int]:
-    """A number for each, the same whenever it is asked for, and no trial's."""
-    known: dict[str, int] = read_json(file) if file.exists() else {}
-    for key in keys:
-        known.setdefault(key, FIRST_RERUN + len(known))
-    if keys:
-        write_json(file, known)
-    return known
+    Raises StorageError when the trial's own are needed and were not kept.
+    """
+    if figures.verdict is not None and figures.verdict.winner is not None:
+        metric = figures.verdict.metric
+        runs = reruns(sweep.confirm.model_copy(update={"controls": False}), [record], sweep.recipe_of, sweep.seed)
+        trained = [student for run in runs if fetched(student := paths.rerun(run.key)).exists()]
+        return max(trained, key=lambda student: float(read_json(fetched(student.with_name("ended.json")))[-1][metric]))
+    student = fetched(paths.student(record.number))
+    if not student.exists():
+        raise StorageError(
+            f"{shown(student)}: trial {record.number} was on no front that the rule of then asked for, so its weights "
+            "were not kept. Train it again: --set confirm.candidates=1."
+        )
+    return student
 
 
 def figures_of(paths: SweepPaths) -> Figures:

@@ -57,7 +57,7 @@ def looked_at(paths: SweepPaths) -> Iterator[SweepPaths]:
     with tempfile.TemporaryDirectory(prefix="kdray-") as folder:
         copies = SweepPaths(Path(folder), paths.name)
         copies.journal.parent.mkdir(parents=True)
-        for path in (paths.settings, *paths.records, paths.journal):
+        for path in (paths.settings, *paths.records, paths.tracking_target, paths.journal):
             brought(path, copies.root / path.relative_to(paths.root))
         try:
             yield copies

@@ -11,10 +11,11 @@ from typing import Any
 
 from kdray.claim import claim
 from kdray.comparable import comparable_trials
+from kdray.confirming import confirm
 from kdray.costs import measure_costs
 from kdray.data import Splits, load_splits
 from kdray.keeper import Keeper, tracked
-from kdray.outcome import Outcome, choose, confirm, figures_of, ship
+from kdray.outcome import Outcome, choose, figures_of, ship
 from kdray.owner import owned
 from kdray.paths import SweepPaths, read_json, write_json
 from kdray.records import kept_in_bucket
@@ -109,10 +110,7 @@ def story(
         verdict = None
         if sweep.confirm.candidates:
             screen.stage("Confirmation")
-            verdict = confirm(
-                sweep, paths, ledger, lessons, slots, tracker,
-                lambda done, of: screen.progress("students trained again", done, of),
-            )  # fmt: skip
+            verdict = confirm(sweep, paths, ledger, lessons, slots, tracker, screen)
 
         screen.stage("Choice")
         figures = choose(sweep, paths, ledger, verdict)

@@ -30,6 +30,11 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     return {name: _distribution(name, value) for name, value in space.items()}
 
 
+def domains(distributions: Mapping[str, BaseDistribution]) -> Space:
+    """The space that has these distributions: the way back."""
+    return {name: _domain_of(distribution) for name, distribution in distributions.items()}
+
+
 def ends(distribution: BaseDistribution) -> tuple[Any, ...]:
     """The smallest and the largest value of a range; every value of a choice."""
     match distribution:
@@ -132,6 +137,25 @@ def _distribution(name: str, value: Any) -> BaseDistribution:
             "tune.quniform, tune.randint, tune.lograndint, tune.choice or a list of values."
         ) from None
     return distribution
+
+
+def _domain_of(distribution: BaseDistribution) -> Any:
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return list(choices)
+        case IntDistribution(low=low, high=high, log=True):
+            return tune.lograndint(low, high + 1)
+        case IntDistribution(low=low, high=high, step=1):
+            return tune.randint(low, high + 1)
+        case IntDistribution(low=low, high=high, step=step):
+            return tune.qrandint(low, high, step)
+        case FloatDistribution(low=low, high=high, log=True):
+            return tune.loguniform(low, high)
+        case FloatDistribution(low=low, high=high, step=None):
+            return tune.uniform(low, high)
+        case FloatDistribution(low=low, high=high, step=float(step)):
+            return tune.quniform(low, high, step)
+    raise TypeError(f"no domain known of a {type(distribution).__name__}")
 
 
 def _domain(name: str, value: Any) -> Domain:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
-from optuna.distributions import distribution_to_json
+from optuna.distributions import distribution_to_json, json_to_distribution
 from pydantic import Field, model_validator
 
 from kdray.choice import Choose
@@ -19,7 +19,7 @@ from kdray.measuring import Latency
 from kdray.search.searcher import Search
 from kdray.settings import Settings, dotted
 from kdray.slots import SlotSettings
-from kdray.space import Space, architectures, check_space, distributions
+from kdray.space import Space, architectures, check_space, distributions, domains
 from kdray.students.transformer import TransformerStudent
 from kdray.tasks.text_classification import TextClassification
 from kdray.teacher import Teacher
@@ -35,12 +35,12 @@ MAY_CHANGE = {
     "tracking": True,
     "smoke": True,
     "search": {"trials", "hours"},
-    "choose": {"retention", "otherwise"},
+    "choose": True,
     "confirm": True,
     "training": set(WITHOUT_EFFECT),
     "teacher": {"training": set(WITHOUT_EFFECT)},
 }
-"""What a sweep may be gone on with: more trials, other slots, another bar. (Lists in `space` may grow, says `claim`.)
+"""What a sweep may be gone on with: more trials, other slots, another rule. (Lists in `space` may grow, says `claim`.)
 Anything else makes it another sweep."""
 
 
@@ -92,6 +92,16 @@ class Sweep(Settings):
         fixed = self.model_dump(mode="json", exclude={**MAY_CHANGE, "space": True})  # type: ignore[arg-type]
         domains = {name: json.loads(distribution_to_json(d)) for name, d in distributions(self.space).items()}
         return {**fixed, "space": domains}
+
+    @classmethod
+    def identified(cls, identity: Mapping[str, Any], **fields: Any) -> Self:
+        """The sweep with this identity, and these fields where that says nothing.
+
+        Raises SpecError for one that this version of kdray does not understand.
+        """
+        told = {name: identity[name] for name in cls.model_fields if name in identity and name not in fields}
+        space = domains({name: json_to_distribution(json.dumps(domain)) for name, domain in identity["space"].items()})
+        return cls(**{**told, **fields, "space": space})
 
     @property
     def students(self) -> list[TransformerStudent]:

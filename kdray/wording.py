@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kdray.record import TrialRecord
+from kdray.statistics import Interval
 
 _SETTINGS = {
     "student.depth": "depth",
@@ -53,6 +54,18 @@ def number(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
     return _NUMBERS[metric][1](value) if metric in _NUMBERS else f"{value:.4f}"
+
+
+def bounded(metric: str, interval: Interval) -> str:
+    """A metric's value with its interval: 0.8985 (95%: 0.8840 to 0.9105)."""
+    low, high = number(metric, interval.low), number(metric, interval.high)
+    return f"{number(metric, interval.estimate)} ({interval.level:.0%}: {low} to {high})"
+
+
+def in_points(difference: Interval) -> str:
+    """A difference of shares in percentage points, with its interval: +0.2 points (95%: -0.8 to +1.2)."""
+    estimate, low, high = (100 * value for value in (difference.estimate, difference.low, difference.high))
+    return f"{estimate:+.1f} points ({difference.level:.0%}: {low:+.1f} to {high:+.1f})"
 
 
 def setting(value: Any) -> str:

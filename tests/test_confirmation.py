@@ -1,6 +1,6 @@
 """Confirmation: who is trained again, what their answers come to, and that luck and noise are called so."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from kdray.choice import Choose
-from kdray.confirmation import Confirm, Rerun, answers_of, judged, rerun_all, reruns
+from kdray.confirmation import Confirm, Rerun, Retrained, answers_of, judged, rerun_all, reruns
 from kdray.confirmation.runs import AnswerTest
 from kdray.evaluation import predictions
 from kdray.losses.distillation import Distillation
@@ -90,7 +90,7 @@ def test_a_search_without_use_is_told_so(planted: Planted) -> None:
     verdict = planted.judge(
         {(1, "candidate"): same, (1, "labels only"): same, (1, "default distillation"): same}, [found(1, 0.9)], Choose()
     )
-    assert all(gain.figure.low < 0 < gain.figure.high for gain in verdict.gains)
+    assert all(gain.difference.low < 0 < gain.difference.high for gain in verdict.gains)
     told = " ".join(verdict.sentences)
     assert told.count("no gain is shown") == 2
     assert "Due to distillation: +0.0 points (95%: -" in told
@@ -101,8 +101,8 @@ def test_a_gain_is_told_with_its_interval(planted: Planted) -> None:
         {(1, "candidate"): (0.95, 0.95, 0.95), (1, "labels only"): (0.80, 0.81, 0.79)}, [found(1, 0.9)], Choose()
     )
     (gain,) = verdict.gains
-    assert gain.figure.estimate == pytest.approx(0.15)
-    assert gain.figure.low > 0.1
+    assert gain.difference.estimate == pytest.approx(0.15)
+    assert gain.difference.low > 0.1
     assert "over the same student trained on labels alone." in verdict.sentences[2]
 
 
@@ -131,8 +131,11 @@ def test_few_rows_are_said_to_be_few() -> None:
     assert "With 60 test rows the intervals are wide" in verdict.sentences[-1]
 
 
-def test_without_one_candidate_trained_again_nothing_is_confirmed(planted: Planted) -> None:
-    assert planted.judge({(1, "labels only"): (0.9,)}, [found(1, 0.9)], Choose()) is None
+def test_without_one_candidate_trained_again_the_search_decides_and_that_is_said(planted: Planted) -> None:
+    verdict = planted.judge({(1, "labels only"): (0.9,)}, [found(1, 0.9), found(2, 0.8)], Choose())
+    assert (verdict.chosen, verdict.winner) == (1, None)
+    assert verdict.sentences[0].startswith("Trial 1 was chosen: 1 of 2 candidates keeps at least 97%")
+    assert verdict.sentences[1].startswith("This could not be confirmed: no candidate could be trained again")
 
 
 def test_who_is_trained_again(recipe: Recipe) -> None:
@@ -168,8 +171,8 @@ def test_of_a_control_the_answers_are_kept_and_it_is_trained_again_as_a_candidat
     trial = Trial(recipe, lesson, 1, tmp_path / "run" / "student")
     told: list[tuple[str, int, str | None]] = []
 
-    def on_end(run: Rerun, reports: list[Report], error: str | None) -> None:
-        told.append((run.role, len(reports), error))
+    def on_end(run: Rerun, retrained: Retrained) -> None:
+        told.append((run.role, len(retrained.reports), retrained.error))
 
     with LocalSlots() as slots:
         rerun_all({control: trial}, slots, on_end)
@@ -185,6 +188,11 @@ def test_of_a_control_the_answers_are_kept_and_it_is_trained_again_as_a_candidat
 class Counting(NullScreen):
     def __init__(self) -> None:
         self.again: list[tuple[float, float]] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keeps it."""
+        self.notes.append(text)
 
     def progress(self, text: str, done: float, total: float) -> None:
         """Counts the students that are trained again."""
@@ -239,3 +247,23 @@ def test_a_whole_sweep_is_confirmed_and_its_choice_defended(go: Callable[..., tu
     assert read_json(again.choice)["confirmation"]["confirmed"][0]["trial"] in {0, 1, 2}
     kept = sorted(path.name for path in (paths.root / "confirmation").glob("*/student"))
     assert len(kept) >= 2
+
+
+def test_when_nothing_can_be_trained_again_the_choice_is_the_searchs_and_says_so(
+    go: Callable[..., tuple[SweepPaths, Counting]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(job: AnswerTest, worker: Worker) -> Iterator[Report]:
+        yield {"step": 1}
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(AnswerTest, "__call__", broken)
+    paths, screen = go()
+    assert len([note for note in screen.notes if "seed" in note and "RuntimeError: out of luck" in note]) == 6
+    figures = figures_of(paths)
+    assert figures.chosen is not None
+    assert "This could not be confirmed" in figures.sentences[1]
+    assert "6 of the runs that were to confirm it failed" in " ".join(figures.sentences)
+    assert (paths.chosen / "model.safetensors").exists()
+    report = (paths.report / "report.md").read_text()
+    assert "out of luck" in report
+    assert "out of luck" in (paths.report / "report.html").read_text()

@@ -6,7 +6,7 @@ from ray import tune
 
 from kdray.errors import SpecError
 from kdray.settings import Settings
-from kdray.space import architectures, check_space, distributions, ends
+from kdray.space import architectures, check_space, distributions, domains, ends
 
 
 class Student(Settings):
@@ -107,3 +107,15 @@ def test_endless_and_too_many_architectures_are_refused() -> None:
         architectures({"student.width": tune.uniform(0.1, 1)})
     with pytest.raises(SpecError, match="make 300 architectures; at most 256"):
         architectures({"student.a": tune.randint(0, 30), "student.b": tune.randint(0, 10)})
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        [1, 2, 6], tune.choice(["a", None]), tune.uniform(0.1, 0.9), tune.loguniform(1e-5, 1e-3), tune.randint(1, 7),
+        tune.quniform(0.0, 0.5, 0.1), tune.lograndint(1, 64), tune.qrandint(2, 8, 2),
+    ],
+)  # fmt: skip
+def test_a_distribution_leads_back_to_its_domain(domain: object) -> None:
+    known = distributions({"alpha": domain})
+    assert distributions(domains(known)) == known

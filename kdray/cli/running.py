@@ -1,4 +1,4 @@
-"""Running a sweep: `main(sweep)` for sweep scripts, and `kdray run FILE`."""
+"""Running a sweep: `main(sweep)` for sweep scripts, `kdray run FILE`, and `kdray choose` for a finished one."""
 
 import os
 import runpy
@@ -13,9 +13,11 @@ from rich.console import Console
 
 from kdray.cli.ending import app, exits, log_to
 from kdray.errors import KDRayError, SpecError
+from kdray.finished import finished, ruled
 from kdray.interrupts import interruptible
 from kdray.outcome import Outcome
-from kdray.paths import SweepPaths, shown, storage_path
+from kdray.paths import SweepPaths, shown, storage_path, sweep_paths
+from kdray.records import looked_at
 from kdray.report import table
 from kdray.run import run
 from kdray.screen import open_screen
@@ -91,6 +93,34 @@ def run_file(
     )  # fmt: skip
 
 
+@app.command("choose")
+def choose_again(
+    sweep: Annotated[str, typer.Argument(metavar="STORAGE/NAME", help="The folder of a finished sweep.")],
+    retention: Annotated[float | None, typer.Option(help="Least share of the teacher's quality to keep.")] = None,
+    smallest: Annotated[str | None, typer.Option(help="Cost to have least of.", metavar="COST")] = None,
+    best: Annotated[str | None, typer.Option(help="Quality to have most of.", metavar="METRIC")] = None,
+    at_most: Annotated[
+        list[str] | None, typer.Option(help="Limit of a cost; repeatable.", metavar="COST=VALUE")
+    ] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="Take the knee of the front.")] = False,
+    set_: Set = None,
+    tracking_uri: TrackingUri = None,
+    address: Address = None,
+    require_cluster: RequireCluster = False,
+    local: Local = False,
+) -> None:
+    """Choose again from a finished sweep by another rule; only what confirmation still lacks is trained."""
+    with exits():
+        place = sweep_paths(sweep)
+        with looked_at(place) as paths:
+            again = finished(paths, place)
+        limits = settings_of(at_most or [], "--at-most")
+        asked = {"retention": retention, "smallest": smallest, "best": best, "at_most": limits, "knee": knee}
+        rule = ruled(again.choose, {name: value for name, value in asked.items() if value})
+        again = again.model_copy(update={"choose": rule}).varied(settings_of(set_ or []))
+        go(again, place, tracking_uri or again.tracking.uri, address, require_cluster, False, local)
+
+
 def launch(
     load: Callable[[], Sweep], smoke: bool, trials: int | None, changes: list[str] | None, storage: str,
     tracking_uri: str | None, address: str | None, require_cluster: bool, fresh: bool, local: bool,
@@ -103,17 +133,26 @@ def launch(
         sweep = sweep.varied(settings_of(changes or []))
         if trials is not None:
             sweep = sweep.varied({"search.trials": trials})
-        if uri := tracking_uri or sweep.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
-            sweep = sweep.varied({"tracking.uri": uri})
         if ledger is not None:
             sweep = sweep.varied({"search.ledger": ledger})
         paths = SweepPaths(storage_path(storage), sweep.name)
-        log_to(paths)
-        with open_screen() as screen, interruptible(lambda: screen.note(STOPPING)):
-            outcome = run(
-                sweep, paths, screen=screen, address=address, require_cluster=require_cluster, fresh=fresh, local=local
-            )
-        conclude(outcome)
+        uri = tracking_uri or sweep.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        go(sweep, paths, uri, address, require_cluster, fresh, local)
+
+
+def go(
+    sweep: Sweep, paths: SweepPaths, tracking_uri: str | None, address: str | None, require_cluster: bool, fresh: bool,
+    local: bool,
+) -> None:  # fmt: skip
+    """Run a sweep on the screen, and print what came out."""
+    if tracking_uri:
+        sweep = sweep.varied({"tracking.uri": tracking_uri})
+    log_to(paths)
+    with open_screen() as screen, interruptible(lambda: screen.note(STOPPING)):
+        outcome = run(
+            sweep, paths, screen=screen, address=address, require_cluster=require_cluster, fresh=fresh, local=local
+        )
+    conclude(outcome)
 
 
 def conclude(outcome: Outcome) -> None:
@@ -134,11 +173,12 @@ def conclude(outcome: Outcome) -> None:
         console.print(f"         then open http://127.0.0.1:{UI_PORT}{outcome.page}", highlight=False)
 
 
-def settings_of(changes: list[str]) -> dict[str, Any]:
+def settings_of(changes: list[str], option: str = "--set") -> dict[str, Any]:
     """The settings written as name=value. Raises SpecError for anything else."""
     for change in changes:
         if change.find("=") < 1:
-            raise SpecError(f"--set {change}: write it as name=value, such as --set training.epochs=2.")
+            example = "training.epochs=2" if option == "--set" else "latency_ms=5"
+            raise SpecError(f"{option} {change}: write it as name=value, such as {option} {example}.")
     return {name: parsed(value) for name, _, value in (change.partition("=") for change in changes)}
 
 

@@ -5,8 +5,8 @@
 - `verdict`   what their answers on the test rows come to, with intervals
 """
 
-from kdray.confirmation.runs import Rerun, answers_of, rerun_all, reruns
+from kdray.confirmation.runs import Rerun, Retrained, answers_of, rerun_all, reruns
 from kdray.confirmation.settings import Confirm
 from kdray.confirmation.verdict import Confirmed, Verdict, judged
 
-__all__ = ["Confirm", "Confirmed", "Rerun", "Verdict", "answers_of", "judged", "rerun_all", "reruns"]
+__all__ = ["Confirm", "Confirmed", "Rerun", "Retrained", "Verdict", "answers_of", "judged", "rerun_all", "reruns"]

@@ -69,6 +69,16 @@ def reruns(
 
 
 @dataclass(frozen=True)
+class Retrained:
+    """What came of a rerun."""
+
+    reports: tuple[Report, ...] = ()
+    """None where it was done before."""
+    host: str = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class AnswerTest:
     """The job that trains a student and lets it answer the test rows, in fp32; the logits lie beside it (N x C)."""
 
@@ -86,37 +96,34 @@ class AnswerTest:
                 np.save(file, logits_NxC, allow_pickle=False)
 
 
-def rerun_all(
-    trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[Rerun, list[Report], str | None], None]
-) -> None:
+def rerun_all(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[Rerun, Retrained], None]) -> None:
     """Train all of these that are not done, as many at a time as there are slots.
 
-    Of controls only the answers are kept. `on_end` hears of each, from this thread: what it reported, if it was trained
-    now, and why it failed, if it did. Raises what ends the sweep as a whole.
+    Of controls only the answers are kept. `on_end` hears of each, from this thread. Raises what ends the sweep as a
+    whole.
     """
     alike = {run.key: run for run in reversed(list(trials))}
     candidates = {run.key for run in trials if run.role == "candidate"}
-    told: dict[str, list[Report]] = {key: [] for key in alike}
 
-    def train(key: str) -> str | None:
+    def train(key: str) -> Retrained:
         student = trials[alike[key]].target
         if answers_of(student) is not None and (key not in candidates or fetched(student).exists()):
-            return None
+            return Retrained()
+        job = pool.run(AnswerTest(trials[alike[key]]), f"confirm-{key}")
+        reports: list[Report] = []
         try:
-            for report in pool.run(AnswerTest(trials[alike[key]]), f"confirm-{key}"):
-                if NOTE not in report:
-                    told[key].append(report)
+            reports += (report for report in job if NOTE not in report)
         except JobError as error:
-            return str(error)
+            return Retrained(tuple(reports), job.host, str(error))
         if key not in candidates:  # all but the answers, so that it is trained again should it become a candidate
             remove(student.with_name("ended.json"))
             remove(student)
-        return None
+        return Retrained(tuple(reports), job.host)
 
     with ThreadPoolExecutor(pool.count) as threads:
         try:
-            for key, error in zip(alike, threads.map(train, alike), strict=True):
-                on_end(alike[key], told[key], error)
+            for key, retrained in zip(alike, threads.map(train, alike), strict=True):
+                on_end(alike[key], retrained)
         except BaseException:
             for key in alike:
                 pool.suspend(f"confirm-{key}")

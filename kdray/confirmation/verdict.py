@@ -17,34 +17,9 @@ from kdray.statistics import Counted, Interval, classified, difference, interval
 from kdray.tasks.task import Task
 from kdray.tokens import Rows
 from kdray.trial import quality
+from kdray.wording import bounded, in_points
 
 FEW_ROWS = 200
-
-
-class Figure(BaseModel):
-    """An estimate and its 95 % interval."""
-
-    model_config = ConfigDict(frozen=True)
-
-    estimate: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, found: Interval) -> "Figure":
-        return cls(estimate=found.estimate, low=found.low, high=found.high)
-
-    def percent(self, digits: int = 1) -> str:
-        """As percentages."""
-        return f"{self.estimate:.{digits}%} (95%: {self.low:.{digits}%} to {self.high:.{digits}%})"
-
-    def points(self) -> str:
-        """A difference, in percentage points."""
-        estimate, low, high = (100 * value for value in (self.estimate, self.low, self.high))
-        return f"{estimate:+.1f} points (95%: {low:+.1f} to {high:+.1f})"
-
-    def __str__(self) -> str:
-        return f"{self.estimate:.4f} (95%: {self.low:.4f} to {self.high:.4f})"
 
 
 class Confirmed(BaseModel):
@@ -55,8 +30,8 @@ class Confirmed(BaseModel):
     trial: int
     role: Role
     seeds: int
-    metric: Figure
-    retention: Figure
+    metric: Interval
+    retention: Interval
     metrics: dict[str, float]
     """All of the task's, averaged over the seeds."""
     misses: list[str]
@@ -69,7 +44,7 @@ class Gain(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     over: Role
-    figure: Figure
+    difference: Interval
 
 
 class Against(BaseModel):
@@ -90,7 +65,7 @@ class Verdict(BaseModel):
 
     metric: str
     rows: int
-    teacher: Figure
+    teacher: Interval
     confirmed: list[Confirmed]
     chosen: int | None
     satisfied: bool
@@ -102,39 +77,44 @@ class Verdict(BaseModel):
     failed: dict[str, str] = {}
     """What could not be trained again, and why."""
 
+    @property
+    def winner(self) -> Confirmed | None:
+        """The chosen student's confirmed figures; None where none was chosen, or none could be trained again."""
+        return next((c for c in self.confirmed if (c.trial, c.role) == (self.chosen, "candidate")), None)
+
 
 def judged(
     answers: Mapping[Rerun, np.ndarray], failed: Mapping[Rerun, str], rows: Rows, task: Task,
     candidates: Sequence[TrialRecord], rule: Choose, costs: Mapping[str, float],
-) -> Verdict | None:  # fmt: skip
-    """Apply the rule to the confirmed figures; None when not one candidate was trained again to its end.
+) -> Verdict:  # fmt: skip
+    """Apply the rule to the confirmed figures; to the search's when not one candidate was trained again to its end.
 
     `answers` are logits (N x C) for the test rows, `costs` the teacher's.
     """
     court = _Court(answers, rows, task, rule)
     confirmed = [court.confirmed(record, role) for record in candidates for role in court.roles(record.number)]
-    by_trial = {each.trial: each for each in confirmed if each.role == "candidate"}
-    if not by_trial:
-        return None
+    tested = {each.trial: each.metrics for each in confirmed if each.role == "candidate"}
     records = [
-        replace(record, history=(*record.history, by_trial[record.number].metrics))
+        replace(record, history=(*record.history, tested[record.number]))
         for record in candidates
-        if record.number in by_trial
+        if record.number in tested
     ]
-    choice = chosen(records, rule, {**costs, **court.taught}, "confirmed student")
-    winner = by_trial.get(choice.number) if choice.number is not None else None
-    ranked = [each.number for each in (rule.ranked(records) or rule.nearest(records))]
+    if records:
+        choice = chosen(records, rule, {**costs, **court.taught}, "confirmed student")
+    else:
+        choice = chosen(candidates, rule, costs, "candidate")
     verdict = Verdict(
         metric=court.metric, rows=len(rows), teacher=court.teacher, confirmed=confirmed, chosen=choice.number,
         satisfied=choice.satisfied, sentences=[], failed={str(run): why for run, why in failed.items()},
     )  # fmt: skip
-    if winner is not None:
+    if (winner := verdict.winner) is not None:
         found = next(record for record in candidates if record.number == winner.trial)
         flattered = found.metrics[court.metric] - winner.metric.estimate if court.metric in found.metrics else None
+        ranked = [record.number for record in (rule.ranked(records) or rule.nearest(records))]
         against = next((court.against(winner.trial, other) for other in ranked if other != winner.trial), None)
         gains = [court.gain(winner.trial, role) for role in court.roles(winner.trial) if role != "candidate"]
         verdict = verdict.model_copy(update={"gains": gains, "against": against, "flattered": flattered})
-    return verdict.model_copy(update={"sentences": _sentences(verdict, choice, winner)})
+    return verdict.model_copy(update={"sentences": _sentences(verdict, choice)})
 
 
 class _Court:
@@ -145,7 +125,7 @@ class _Court:
         self.metric = task.metric_names(2)[0]
         self.taught_NxC = rows.teacher_logits(np.arange(len(rows)))
         self.taught = task.metrics(self.taught_NxC, rows.labels)
-        self.teacher = Figure.of(interval(self._measured([self.taught_NxC])))
+        self.teacher = interval(self._measured([self.taught_NxC]))
 
     def roles(self, trial: int) -> list[Role]:
         return list(dict.fromkeys(run.role for run in self.answers if run.trial == trial))
@@ -156,14 +136,14 @@ class _Court:
         each = [quality(self.task, logits_NxC, self.rows) for logits_NxC in logits]
         metrics = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
         return Confirmed(
-            trial=record.number, role=role, seeds=len(logits), metric=Figure.of(interval(student)),
-            retention=Figure.of(ratio(student, self._measured([self.taught_NxC]))), metrics=metrics,
+            trial=record.number, role=role, seeds=len(logits), metric=interval(student),
+            retention=ratio(student, self._measured([self.taught_NxC])), metrics=metrics,
             misses=self.rule.misses({**record.metrics, **metrics}),
         )  # fmt: skip
 
     def gain(self, trial: int, over: Role) -> Gain:
         ours, theirs = (self._measured(self._logits(trial, role)) for role in ("candidate", over))
-        return Gain(over=over, figure=Figure.of(difference(ours, theirs)))
+        return Gain(over=over, difference=difference(ours, theirs))
 
     def against(self, trial: int, other: int) -> Against:
         """By the first seed of each: the test is of two classifiers, not of two recipes."""
@@ -179,15 +159,22 @@ class _Court:
         return classified(self.metric, np.stack([one.argmax(1) for one in logits]), self.rows.labels)
 
 
-def _sentences(verdict: Verdict, choice: Choice, winner: Confirmed | None) -> list[str]:
+def _sentences(verdict: Verdict, choice: Choice) -> list[str]:
     said = [choice.sentence]
+    winner = verdict.winner
     if winner is not None:
         seeds = f"{winner.seeds} seed{'s' * (winner.seeds > 1)}"
         said.append(
             f"Trained again over {seeds} and measured on {verdict.rows:,} test rows that nothing was chosen by: "
-            f"{verdict.metric} {winner.metric}, {winner.retention.percent()} of the teacher's."
+            f"{verdict.metric} {bounded(verdict.metric, winner.metric)}, {bounded('retention', winner.retention)} of "
+            "the teacher's."
         )
         said += [_gain(gain) for gain in verdict.gains]
+    elif not any(each.role == "candidate" for each in verdict.confirmed):
+        said.append(
+            "This could not be confirmed: no candidate could be trained again, and the figures are those of the "
+            "validation rows, which it was chosen by."
+        )
     if verdict.flattered is not None:
         points = 100 * verdict.flattered
         why = "the choice among many flatters, and the rows differ" if points > 0 else "the choice did not flatter it"
@@ -202,7 +189,7 @@ def _sentences(verdict: Verdict, choice: Choice, winner: Confirmed | None) -> li
     if verdict.rows < FEW_ROWS:
         said.append(f"With {verdict.rows} test rows the intervals are wide: a difference of a point cannot be seen.")
     if verdict.failed:
-        said.append(f"{len(verdict.failed)} of the runs that were to confirm it failed: report.md has the reasons.")
+        said.append(f"{len(verdict.failed)} of the runs that were to confirm it failed; report.md has the reasons.")
     return said
 
 
@@ -211,5 +198,5 @@ def _gain(gain: Gain) -> str:
         "labels only": ("Due to distillation", "the same student trained on labels alone"),
         "default distillation": ("Due to the search", "the same student with distillation as it comes"),
     }[gain.over]
-    shown = "" if gain.figure.low > 0 else "; it is worse" if gain.figure.high < 0 else "; no gain is shown"
-    return f"{due}: {gain.figure.points()} over {over}{shown}."
+    shown = "" if gain.difference.low > 0 else "; it is worse" if gain.difference.high < 0 else "; no gain is shown"
+    return f"{due}: {in_points(gain.difference)} over {over}{shown}."

@@ -15,7 +15,8 @@ from kdray.export.forms import FOLDER
 from kdray.export.shipped import Shipped
 from kdray.paths import read_json
 from kdray.record import TrialRecord
-from kdray.report import Figures
+from kdray.report import Figures, confirmed
+from kdray.report.figures import COSTS
 from kdray.settings import dotted
 from kdray.sources import HUB_NAME
 from kdray.statistics import Interval
@@ -26,7 +27,6 @@ from kdray.wording import heading, number, setting
 FILE = "README.md"
 HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "mcc": "matthews_correlation"}
 """What the hub calls them."""
-COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "multiply_adds", "parameters", "size_mb")
 
 
 def write_card(student: Shipped, figures: Figures) -> None:
@@ -54,6 +54,7 @@ def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
         "## How good it is",
         _quality_table(figures, chosen, measured, exported),
         *_interval_note(exported),
+        *_confirmed_parts(figures),
         "## What it costs",
         _cost_table(figures, chosen),
         *([f"Measured: {figures.conditions}."] if figures.conditions else []),
@@ -154,6 +155,13 @@ def _interval_note(exported: Exported | None) -> list[str]:
         f"In brackets: where the figure would lie on other {exported.split} rows of this kind, at 95 % confidence "
         f"(bootstrap over the {exported.rows:,} rows). The validation rows chose the student, and flatter it."
     ]
+
+
+def _confirmed_parts(figures: Figures) -> list[str]:
+    if figures.verdict is None:
+        return []
+    rows = [cells for _, cells in confirmed.rows(figures.verdict)]
+    return [confirmed.about(figures.verdict), _table(confirmed.titles(figures.verdict), rows)]
 
 
 def _cost_table(figures: Figures, chosen: TrialRecord) -> str:

@@ -1,11 +1,12 @@
 """What came out, for a person: the table, report.md, results.csv, the front as a picture, and a page for a browser.
 
-- `figures`  what is shown; it is told all that, and works out nothing
-- `table`    on a terminal
-- `files`    report.md and results.csv
-- `front`    the picture of the front
-- `plots`    the pictures of the page
-- `page`     the page: page.html.j2, filled in
+- `figures`    what is shown; it is told all that, and works out nothing
+- `table`      on a terminal
+- `confirmed`  the table of what was trained again
+- `files`      report.md and results.csv
+- `front`      the picture of the front
+- `plots`      the pictures of the page
+- `page`       the page: page.html.j2, filled in
 """
 
 from pathlib import Path

@@ -5,8 +5,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from kdray.confirmation import Confirmed, Verdict
+from kdray.confirmation import Verdict
 from kdray.record import TrialRecord
+from kdray.report import confirmed
 from kdray.report.figures import COSTS, Figures
 from kdray.report.table import cells
 from kdray.wording import cut, heading, headings, number, settings, status
@@ -76,25 +77,10 @@ def _beside_teacher(figures: Figures, best: TrialRecord) -> str:
 
 def _confirmation(verdict: Verdict) -> list[str]:
     """Each candidate and its controls, on the test rows."""
-    titles = ["student", "seeds", verdict.metric, "retention", "misses"]
-    teacher = ["teacher", "", str(verdict.teacher), "100%", ""]
-    rows = [
-        [_called(each), each.seeds, each.metric, each.retention.percent(), *_misses(each)] for each in verdict.confirmed
-    ]
-    about = (
-        f"Trained again with other seeds than the search's, and measured on {verdict.rows:,} test rows. An interval "
-        "holds the figure of other rows and seeds with 95% confidence (bootstrap)."
-    )
-    failed = [f"- {run}: {' '.join(why.split())}" for run, why in verdict.failed.items()]
-    return [about, _markdown_table(titles, [teacher, *rows]), *(["\n".join(failed)] if failed else [])]
-
-
-def _called(each: Confirmed) -> str:
-    return f"trial {each.trial:03d}" + ("" if each.role == "candidate" else f", {each.role}")
-
-
-def _misses(each: Confirmed) -> list[str]:
-    return ["; ".join(each.misses)] if each.role == "candidate" else [""]
+    rows = [cells for _, cells in confirmed.rows(verdict)]
+    failed = [f"- {line}" for line in confirmed.failures(verdict)]
+    parts = [confirmed.about(verdict), _markdown_table(confirmed.titles(verdict), rows)]
+    return [*parts, "\n".join(failed)] if failed else parts
 
 
 def _settings_of(best: TrialRecord) -> str:

@@ -8,9 +8,8 @@ import plotly.io
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from kdray.confirmation import Confirmed, Verdict
 from kdray.record import TrialRecord
-from kdray.report import plots
+from kdray.report import confirmed, plots
 from kdray.report.figures import Figures
 from kdray.report.table import cells, teacher_cells
 from kdray.wording import cut, duration, heading, headings, number, status
@@ -44,9 +43,10 @@ def page(figures: Figures) -> str:
         about=_about(figures),
         plotly_js=get_plotlyjs(),
         tiles=_tiles(figures, chosen) if chosen else [],
-        confirmed=_confirmed(figures, verdict) if verdict else [],
-        confirmed_titles=["student", "seeds", verdict.metric, "retention", "misses"] if verdict else [],
-        confirmed_about=_confirmed_about(verdict) if verdict else "",
+        confirmed=list(confirmed.rows(verdict)) if verdict else [],
+        confirmed_titles=confirmed.titles(verdict) if verdict else [],
+        confirmed_about=confirmed.about(verdict) if verdict else "",
+        confirmed_failures=confirmed.failures(verdict) if verdict else [],
         plots=[(title, caption, _div(plot)) for title, caption, plot in drawn if plot is not None],
         economy=list(_economy(figures)),
         titles=["trial", *headings(figures.searched).values(), *map(heading, figures.columns), "status"],
@@ -75,31 +75,6 @@ def _tiles(figures: Figures, chosen: TrialRecord) -> Iterable[tuple[str, str]]:
         if name in chosen.metrics:
             beside = f" (teacher {number(name, teacher[name])})" if name in figures.teacher else ""
             yield number(name, chosen.metrics[name]), heading(name) + beside
-
-
-def _confirmed(figures: Figures, verdict: Verdict) -> list[tuple[str, list[str]]]:
-    rows = [("", ["teacher", "", str(verdict.teacher), "100%", ""])]
-    for each in verdict.confirmed:
-        place = "chosen" if (each.trial, each.role) == (figures.chosen, "candidate") else ""
-        rows.append(
-            (place, [_called(each), str(each.seeds), str(each.metric), each.retention.percent(), _misses(each)])
-        )
-    return rows
-
-
-def _confirmed_about(verdict: Verdict) -> str:
-    return (
-        f"Trained again with other seeds than the search's, and measured on {verdict.rows:,} test rows. An interval "
-        "holds the figure of other rows and seeds with 95% confidence (bootstrap over rows and seeds)."
-    )
-
-
-def _called(each: Confirmed) -> str:
-    return f"trial {each.trial:03d}" + ("" if each.role == "candidate" else f", {each.role}")
-
-
-def _misses(each: Confirmed) -> str:
-    return "; ".join(each.misses) if each.role == "candidate" else ""
 
 
 def _economy(figures: Figures) -> Iterable[tuple[str, str]]:

@@ -20,7 +20,7 @@ from kdray.report.front import (
     points,
     wide,
 )  # fmt: skip
-from kdray.wording import heading, headings, number, setting, status
+from kdray.wording import bounded, heading, headings, number, setting, status
 
 SYMBOLS = {"*": "star", "o": "circle", "D": "diamond"}
 TEMPERATURE, ALPHA, RATE = "distillation.temperature", "distillation.alpha", "training.learning_rate"
@@ -165,7 +165,11 @@ def _add_confirmed(plot: go.Figure, figures: Figures) -> None:
             plot.add_scatter(
                 x=[costs[each.trial] for each in ours], y=[each.metric.estimate for each in ours], mode="markers",
                 name=name, marker={"color": color, "symbol": "square-open", "size": 10}, hoverinfo="text",
-                text=[f"<b>trial {e.trial:03d}, {e.role}</b><br>{e.seeds} seeds: {e.metric}" for e in ours],
+                text=[
+                    f"<b>trial {each.trial:03d}, {each.role}</b><br>"
+                    f"{each.seeds} seeds: {bounded(figures.verdict.metric, each.metric)}"
+                    for each in ours
+                ],
                 error_y={
                     "type": "data", "symmetric": False, "thickness": 1,
                     "array": [each.metric.high - each.metric.estimate for each in ours],

@@ -9,6 +9,7 @@ from kdray.tracking.mlflow_tracker import open_tracker
 from kdray.tracking.origin import command_line, git_commit, origin, versions
 from kdray.tracking.page import ui_command
 from kdray.tracking.settings import Tracking, default_uri, masked
+from kdray.tracking.spool import Target
 from kdray.tracking.sync import Synced, sync
 from kdray.tracking.tracker import Ending, NullTracker, Tracker
 
@@ -16,6 +17,7 @@ __all__ = [
     "Ending",
     "NullTracker",
     "Synced",
+    "Target",
     "Tracker",
     "Tracking",
     "command_line",

@@ -1,0 +1,41 @@
+"""A finished sweep as the value that it was run from, so that its choice can be made again by another rule."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdray.choice import Choose
+from kdray.claim import ledger_in, settings_in
+from kdray.confirmation import Confirm
+from kdray.errors import StorageError
+from kdray.paths import SweepPaths, read_json, shown
+from kdray.sweep import Sweep
+from kdray.tracking import Target, Tracking
+
+
+def finished(paths: SweepPaths, place: SweepPaths) -> Sweep:
+    """The sweep whose records lie in `paths`, with as many trials as it has; `place` is what it is called.
+
+    Raises StorageError where there is no sweep, or one that has not ended.
+    """
+    identity = settings_in(paths)
+    records = ledger_in(paths).records()
+    running = sum(record.state == "running" for record in records)
+    if running or not paths.choice.exists():
+        why = f"{running} of its trials have not ended" if running else "nothing was chosen so far"
+        raise StorageError(f"{shown(place.root)}: {why}. Let the sweep end first: run it again as it was run.")
+    asked = read_json(paths.choice).get("asked", {})
+    target = Target.read(paths)
+    return Sweep.identified(
+        identity,
+        search={**identity["search"], "trials": len(records)},
+        choose=Choose(**asked.get("choose", identity.get("choose", {}))),
+        confirm=Confirm(**asked.get("confirm", {})),
+        tracking=target.tracking if target else Tracking(enabled=False),
+    )
+
+
+def ruled(rule: Choose, changes: Mapping[str, Any]) -> Choose:
+    """The rule with these changes. Whoever asks for more than another retention asks anew."""
+    if changes.keys() <= {"retention"}:
+        return Choose(**{**rule.model_dump(), **changes})
+    return Choose(**{"otherwise": rule.otherwise, **changes})

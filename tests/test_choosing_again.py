@@ -1,0 +1,141 @@
+"""`kdray choose`: another rule for a finished sweep, and nothing trained that was trained before."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from kdray.choice import Choose
+from kdray.cli import app
+from kdray.confirmation import Confirm
+from kdray.finished import finished, ruled
+from kdray.outcome import figures_of
+from kdray.paths import SweepPaths
+from kdray.run import run
+from kdray.search.ledger import Ledger
+from kdray.slots import SlotSettings
+from kdray.sweep import Sweep
+from kdray.tracking import Tracking
+
+MakeSweep = Callable[..., Sweep]
+
+
+@pytest.fixture(scope="module")
+def original(make_sweep: MakeSweep) -> Sweep:
+    settings = {"slots": SlotSettings(cpus=1), "confirm": Confirm(candidates=1, seeds=1), "tracking": Tracking()}
+    return make_sweep(**settings, choose=Choose(retention=0.1))
+
+
+@pytest.fixture(scope="module")
+def once(original: Sweep, tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
+    """A sweep that has run to its end, for looking at."""
+    paths = SweepPaths(tmp_path_factory.mktemp("once"), "tiny")
+    run(original, paths, local=True)
+    return paths
+
+
+@pytest.fixture
+def paths(once: SweepPaths, tmp_path: Path) -> SweepPaths:
+    return SweepPaths(shutil.copytree(once.storage, tmp_path / "storage"), "tiny")
+
+
+def choose(paths: SweepPaths, *arguments: str) -> Result:
+    command = ["choose", str(paths.root), "--local", "--set", "slots.cpus=1", *arguments]
+    return CliRunner().invoke(app, command, env={"COLUMNS": "250"})
+
+
+def times_of(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_sweep_is_known_from_its_folder(original: Sweep, once: SweepPaths) -> None:
+    again = finished(once, once)
+    assert again.identity() == original.identity()
+    assert (again.choose, again.confirm, again.search.trials) == (original.choose, original.confirm, 3)
+    assert again.written()["space.student.depth"] == original.written()["space.student.depth"]
+
+
+def test_another_rule_chooses_without_training_a_trial_again(paths: SweepPaths) -> None:
+    before = times_of(paths.root / "trials"), times_of(paths.root / "confirmation")
+    done = choose(paths, "--at-most", "latency_ms=1e9", "--best", "accuracy")
+    assert done.exit_code == 0, done.output
+    figures = figures_of(paths)
+    assert figures.verdict is not None
+    assert figures.verdict.satisfied
+    assert "at most" in figures.sentences[0]
+    assert times_of(paths.root / "trials") == before[0]
+    after = times_of(paths.root / "confirmation")
+    assert {name: after[name] for name in before[1] if name != "numbers.json"} == {
+        name: at for name, at in before[1].items() if name != "numbers.json"
+    }
+    assert finished(paths, paths).choose == Choose(best="accuracy", at_most={"latency_ms": 1e9})
+
+
+def test_a_bar_that_nobody_reaches_ends_with_3_and_leaves_no_student(paths: SweepPaths) -> None:
+    done = choose(paths, "--retention", "7", "--set", "choose.otherwise=none")
+    assert done.exit_code == 3
+    assert "No student keeps 700% of the teacher. The nearest: trial" in done.output
+    assert not paths.chosen.exists()
+    assert choose(paths, "--retention", "8").exit_code == 3  # `otherwise` stays as it was asked for
+    assert choose(paths, "--retention", "0.1").exit_code == 0
+    assert (paths.chosen / "model.safetensors").exists()
+
+
+def test_more_seeds_train_only_what_is_missing(paths: SweepPaths) -> None:
+    before = times_of(paths.root / "confirmation")
+    done = choose(paths, "--set", "confirm.seeds=2")
+    assert done.exit_code == 0, done.output
+    after = times_of(paths.root / "confirmation")
+    kept = [name for name in before if name != "numbers.json"]
+    assert all(after[name] == before[name] for name in kept)
+    assert len({name.split("/")[0] for name in after}) > len({name.split("/")[0] for name in before})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--smallest", "latncy_ms"],
+            "Choose.smallest: latncy_ms is nothing of which less is better; did you mean 'latency_ms'?",
+        ),
+        (["--at-most", "latency_ms"], "--at-most latency_ms: write it as name=value, such as --at-most latency_ms=5"),
+        (["--set", "training.epochs=9"], "the name 'tiny' is used by a sweep with other settings"),
+        (["--best", "acuracy"], "did you mean 'accuracy'"),
+    ],
+)
+def test_what_cannot_be_asked_is_a_sentence(paths: SweepPaths, arguments: list[str], said: str) -> None:
+    before = json.loads(paths.choice.read_text())
+    done = choose(paths, *arguments)
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
+    assert json.loads(paths.choice.read_text()) == before
+
+
+def test_a_sweep_that_has_not_ended_is_to_end_first(paths: SweepPaths, tmp_path: Path) -> None:
+    done = choose(SweepPaths(tmp_path, "nothing"))
+    assert done.exit_code == 2
+    assert "there is no sweep here" in done.stderr
+    ledger = Ledger.open(
+        paths.journal, "tiny", ("accuracy", "latency_ms"), json.loads(paths.settings.read_text())["id"]
+    )
+    ledger.add({}, {}, {}, {})
+    done = choose(paths)
+    assert done.exit_code == 2
+    assert "1 of its trials have not ended. Let the sweep end first" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"retention": 0.9}, {"smallest": "size_mb", "retention": 0.9, "otherwise": "none"}),
+        ({"knee": True}, {"knee": True, "otherwise": "none"}),
+        ({"smallest": "latency_ms"}, {"smallest": "latency_ms", "otherwise": "none"}),
+        ({}, {"smallest": "size_mb", "otherwise": "none"}),
+    ],
+)
+def test_what_a_changed_rule_keeps_of_the_former(changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert ruled(Choose(smallest="size_mb", otherwise="none"), changes) == Choose(**expected)
