@@ -3,7 +3,8 @@
 Runs a sweep on one slot of a Ray of its own, kills the driver (SIGKILL) at random moments, from the fine-tuning of the
 teacher on, and gives the same command again each time; then runs it once undisturbed, from the same teacher, and
 compares all that no clock has a say in: numbers, settings, states and every metric of every evaluation, to the last
-digit. `ratio` is the time of all sessions / the time of the undisturbed one: mostly Ray and imports started anew.
+digit, and what confirmation came to. `ratio` is the time of all sessions / the time of the undisturbed one: mostly Ray
+and imports started anew.
 
     python bench/kill_and_resume.py [SWEEP] [--kills 10]              sweeps/quickstart.py: about 15 minutes
 """
@@ -21,7 +22,7 @@ from typing import Any
 from machine import machine, say
 
 from kdray.errors import KDRayError
-from kdray.paths import SweepPaths
+from kdray.paths import SweepPaths, read_json
 from kdray.record import TrialRecord
 from kdray.search.ledger import Ledger
 
@@ -45,8 +46,10 @@ def main() -> int:
         _begun(asked.sweep, Path(storage), "undisturbed").wait(LIMIT_S)
         quiet_s = time.monotonic() - began
         tables = {name: _table(Path(storage), name) for name in ("disturbed", "undisturbed")}
-    equal = tables["disturbed"] == tables["undisturbed"]
-    figures = {"equal": equal, "kills": killed, "trials": len(tables["undisturbed"])}
+        verdicts = {name: _confirmed(Path(storage), name) for name in tables}
+    equal = tables["disturbed"] == tables["undisturbed"] and verdicts["disturbed"] == verdicts["undisturbed"]
+    figures = {"equal": equal, "kills": killed, "trials": len(tables["undisturbed"]),
+               "confirmed": len(verdicts["undisturbed"])}  # fmt: skip
     figures |= {"disturbed_s": disturbed_s, "undisturbed_s": quiet_s}
     say("a sweep that is killed again and again ends with the table of one left in peace", disturbed_s / quiet_s,
         figures, on)  # fmt: skip
@@ -89,6 +92,12 @@ def _table(storage: Path, name: str) -> list[Any]:
         (r.number, r.params, r.state, r.error, [{k: v for k, v in m.items() if k not in CLOCKS} for m in r.history])
         for r in _records(storage, name)
     ]
+
+
+def _confirmed(storage: Path, name: str) -> list[Any]:
+    """Each student that was trained again: whose it is, over how many seeds, and its metrics on the test rows."""
+    confirmation = read_json(SweepPaths(storage, name).choice).get("confirmation", {"confirmed": []})
+    return [(each["trial"], each["role"], each["seeds"], each["metrics"]) for each in confirmation["confirmed"]]
 
 
 def _standing(storage: Path) -> str:
