@@ -23,7 +23,7 @@ from kdray.evaluation import evaluating
 from kdray.export.forms import Form, opened_form
 from kdray.export.shipped import Shipped
 from kdray.paths import replaced_file
-from kdray.sources import SUFFIXES, Column, Table, opened
+from kdray.sources import SUFFIXES, Column, Table, line_of, opened
 
 CHUNK = 2_048
 """Texts that are tokenised at once, and put into batches by length."""
@@ -149,12 +149,7 @@ def check_target(source: Path, target: Path) -> None:
 
 
 def _line(line: bytes, number: int, student: Shipped) -> tuple[str, str | None]:
-    try:
-        text = line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"standard input, line {number}: byte {error.object[error.start]:#04x} is not UTF-8. Convert it to UTF-8."
-        ) from None
+    text = line_of(line, f"standard input, line {number}")
     if student.task.pair is None:
         return text, None
     first, tab, second = text.partition("\t")

@@ -210,16 +210,20 @@ def _delimited(path: Path, columns: Sequence[str]) -> Table:
     return Table(str(path), dict(zip(names, table.columns, strict=True)))
 
 
+def line_of(line: bytes, where: str) -> str:
+    """The text of a line, without its end. Raises DataError, with where it stands, when it is not UTF-8."""
+    try:
+        return line.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise DataError(f"{where}: byte {byte:#04x} is not UTF-8. Save it as UTF-8.") from None
+
+
 def _header(path: Path) -> list[str]:
     """The names in the first line."""
     with path.open("rb") as file:
         line = file.readline()
-    try:
-        text = line.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, header: byte {error.object[error.start]:#04x} is not UTF-8. Save it as UTF-8."
-        ) from None
+    text = line_of(line, f"{path}, header")
     if path.suffix == ".csv":
         return next(csv.reader([text]), [""])
     return text.split(DELIMITERS[path.suffix])

@@ -8,27 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from tiny_bert import tiny_bert
+from transformers import PreTrainedModel
 
 from kdray.evaluation import agreement, predictions
 from kdray.tokens import Batch
 from kdray.worker import Worker
 
-TINY: dict[str, Any] = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 40,
-    "num_labels": 3,
-}
-
 
 @pytest.fixture
 def model() -> PreTrainedModel:
-    torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(**TINY, initializer_range=0.5)).eval()
+    return tiny_bert()
 
 
 @dataclass

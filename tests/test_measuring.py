@@ -1,10 +1,10 @@
 """Size is the file's, multiply-adds are those of the formula; measuring latency leaves no trace."""
 
 import time
-from typing import Any
 
 import pytest
 import torch
+from tiny_bert import TINY, tiny_bert
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -29,15 +29,6 @@ from kdray.measuring import (
     timed,
 )
 
-TINY: dict[str, Any] = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 40,
-    "num_labels": 3,
-}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
 CPU = torch.device("cpu")
 QUICK = Latency(length=8, warmup=1, repeats=4, throughput_batch_size=3)
@@ -45,8 +36,7 @@ QUICK = Latency(length=8, warmup=1, repeats=4, throughput_batch_size=3)
 
 @pytest.fixture
 def model() -> PreTrainedModel:
-    torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(**TINY, initializer_range=0.5)).eval()
+    return tiny_bert()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
