@@ -41,13 +41,18 @@ class Outcome:
 
 
 def choose(sweep: Sweep, paths: SweepPaths, ledger: Ledger, verdict: Verdict | None) -> Figures:
-    """Apply the rule and write down what came of it. Raises SweepFailed when no trial ran to its end."""
+    """Apply the rule and write down what came of it.
+
+    Raises SweepFailed when no trial ran to its end, StorageError when the chosen one's weights were not kept.
+    """
     records = ledger.records()
     if not any(record.state == "completed" for record in records):
         first = next((record.error for record in records if record.error), "early stopping ended them all")
         raise SweepFailed(f"none of the {len(records)} trials ran to its end; the first: {first}")
     choice: Choice = chosen(records, sweep.choose, read_json(paths.teacher_figures))
     number, sentences = (choice.number, [choice.sentence]) if verdict is None else (verdict.chosen, verdict.sentences)
+    if number is not None:
+        _weights(sweep, paths, records[number], verdict)
     written: dict[str, Any] = {"chosen": number, "sentences": sentences}
     written["asked"] = {
         "choose": sweep.choose.model_dump(mode="json"),
@@ -73,7 +78,7 @@ def ship(
         return
     record = next(record for record in figures.records if record.number == figures.chosen)
     with new_folder(paths.chosen) as folder:
-        shutil.copytree(_weights(sweep, paths, record, figures), folder, dirs_exist_ok=True)
+        shutil.copytree(_weights(sweep, paths, record, figures.verdict), folder, dirs_exist_ok=True)
         keep_forms(fetched(paths.chosen), folder)
     lesson = lessons[sweep.recipe_of(record.params).student.checkpoint]
     student = Pretrained(paths.chosen, weights_fingerprint(paths.chosen))
@@ -97,13 +102,13 @@ def ship(
     write_card(shipped(paths), figures_of(paths))
 
 
-def _weights(sweep: Sweep, paths: SweepPaths, record: TrialRecord, figures: Figures) -> Path:
+def _weights(sweep: Sweep, paths: SweepPaths, record: TrialRecord, verdict: Verdict | None) -> Path:
     """Of the seeds that confirmed it, the best by the validation rows; the trial's own where there are none.
 
     Raises StorageError when the trial's own are needed and were not kept.
     """
-    if figures.verdict is not None and figures.verdict.winner is not None:
-        metric = figures.verdict.metric
+    if verdict is not None and verdict.winner is not None:
+        metric = verdict.metric
         runs = reruns(sweep.confirm.model_copy(update={"controls": False}), [record], sweep.recipe_of, sweep.seed)
         trained = [student for run in runs if fetched(student := paths.rerun(run.key)).exists()]
         return max(trained, key=lambda student: float(read_json(fetched(student.with_name("ended.json")))[-1][metric]))

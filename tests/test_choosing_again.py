@@ -95,6 +95,17 @@ def test_more_seeds_train_only_what_is_missing(paths: SweepPaths) -> None:
     assert len({name.split("/")[0] for name in after}) > len({name.split("/")[0] for name in before})
 
 
+def test_a_student_whose_weights_were_not_kept_is_trained_again_or_not_chosen(paths: SweepPaths) -> None:
+    before = json.loads(paths.choice.read_text())
+    for student in paths.root.glob("trials/*/student"):
+        shutil.rmtree(student)
+    done = choose(paths, "--set", "confirm.candidates=0")
+    assert done.exit_code == 2
+    assert "its weights were not kept. Train it again: --set confirm.candidates=1" in " ".join(done.stderr.split())
+    assert json.loads(paths.choice.read_text()) == before
+    assert choose(paths, "--set", "confirm.candidates=1").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
