@@ -118,7 +118,7 @@ def choose_again(
         asked = {"retention": retention, "smallest": smallest, "best": best, "at_most": limits, "knee": knee}
         rule = ruled(again.choose, {name: value for name, value in asked.items() if value})
         again = again.model_copy(update={"choose": rule}).varied(settings_of(set_ or []))
-        go(again, place, tracking_uri or again.tracking.uri, address, require_cluster, False, local)
+        run_on_screen(again, place, tracking_uri or again.tracking.uri, address, require_cluster, False, local)
 
 
 def launch(
@@ -137,10 +137,10 @@ def launch(
             sweep = sweep.varied({"search.ledger": ledger})
         paths = SweepPaths(storage_path(storage), sweep.name)
         uri = tracking_uri or sweep.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        go(sweep, paths, uri, address, require_cluster, fresh, local)
+        run_on_screen(sweep, paths, uri, address, require_cluster, fresh, local)
 
 
-def go(
+def run_on_screen(
     sweep: Sweep, paths: SweepPaths, tracking_uri: str | None, address: str | None, require_cluster: bool, fresh: bool,
     local: bool,
 ) -> None:  # fmt: skip
