@@ -35,7 +35,8 @@ def finished(paths: SweepPaths, place: SweepPaths) -> Sweep:
 
 
 def ruled(rule: Choose, changes: Mapping[str, Any]) -> Choose:
-    """The rule with these changes. Whoever asks for more than another retention asks anew."""
-    if changes.keys() <= {"retention"}:
-        return Choose(**{**rule.model_dump(), **changes})
-    return Choose(**{"otherwise": rule.otherwise, **changes})
+    """The rule with these changes; whoever asks for limits or the knee asks anew."""
+    if changes.keys() & {"at_most", "knee"}:
+        return Choose(**{"otherwise": rule.otherwise, **changes})
+    kept = rule.model_dump() | ({"knee": False} if "smallest" in changes else {})
+    return Choose(**{**kept, **changes})

@@ -142,11 +142,16 @@ def test_a_sweep_that_has_not_ended_is_to_end_first(paths: SweepPaths, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"retention": 0.9}, {"smallest": "size_mb", "retention": 0.9, "otherwise": "none"}),
+        ({"retention": 0.8}, {"smallest": "size_mb", "retention": 0.8, "otherwise": "none"}),
         ({"knee": True}, {"knee": True, "otherwise": "none"}),
-        ({"smallest": "latency_ms"}, {"smallest": "latency_ms", "otherwise": "none"}),
-        ({}, {"smallest": "size_mb", "otherwise": "none"}),
+        ({"smallest": "latency_ms"}, {"smallest": "latency_ms", "retention": 0.9, "otherwise": "none"}),
+        ({"best": "mcc"}, {"smallest": "size_mb", "retention": 0.9, "best": "mcc", "otherwise": "none"}),
+        ({}, {"smallest": "size_mb", "retention": 0.9, "otherwise": "none"}),
     ],
 )
 def test_what_a_changed_rule_keeps_of_the_former(changes: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert ruled(Choose(smallest="size_mb", otherwise="none"), changes) == Choose(**expected)
+    assert ruled(Choose(smallest="size_mb", retention=0.9, otherwise="none"), changes) == Choose(**expected)
+
+
+def test_who_asks_for_the_smallest_asks_for_no_knee() -> None:
+    assert ruled(Choose(knee=True), {"smallest": "size_mb"}) == Choose(smallest="size_mb", retention=None)

@@ -114,9 +114,9 @@ def choose_again(
         place = sweep_paths(sweep)
         with looked_at(place) as paths:
             again = finished(paths, place)
-        limits = settings_of(at_most or [], "--at-most")
-        asked = {"retention": retention, "smallest": smallest, "best": best, "at_most": limits, "knee": knee}
-        rule = ruled(again.choose, {name: value for name, value in asked.items() if value})
+        limits = settings_of(at_most or [], "--at-most") or None
+        asked = {"retention": retention, "smallest": smallest, "best": best, "at_most": limits, "knee": knee or None}
+        rule = ruled(again.choose, {name: value for name, value in asked.items() if value is not None})
         again = again.model_copy(update={"choose": rule}).varied(settings_of(set_ or []))
         run_on_screen(again, place, tracking_uri or again.tracking.uri, address, require_cluster, False, local)
 
