@@ -40,6 +40,8 @@ class Outcome:
     """Of MLflow's user interface, behind its address: the sweep's trials side by side."""
     server: str | None = None
     """MLflow's address, where the sweep has a server."""
+    registered: str | None = None
+    """What came of registering the student, in words."""
 
     @property
     def exit_code(self) -> int:
@@ -96,7 +98,7 @@ def choose(sweep: Sweep, paths: SweepPaths, ledger: Ledger, verdict: Verdict | N
         raise SweepFailed(f"none of the {len(records)} trials ran to its end; the first: {first}")
     choice: Choice = chosen(records, sweep.choose, read_json(paths.teacher_figures))
     number, sentences = (choice.number, [choice.sentence]) if verdict is None else (verdict.chosen, verdict.sentences)
-    written: dict[str, Any] = {"chosen": number, "sentences": sentences}
+    written: dict[str, Any] = {"chosen": number, "sentences": sentences, "rule": sweep.choose.model_dump(mode="json")}
     written["front"] = sorted(front_numbers(records, sweep.search.objectives))
     written["importances"] = importances(ledger)
     if verdict is not None:

@@ -1,6 +1,7 @@
 """The command line: `main(sweep)` for sweep scripts, and the `kdray` command; printing, logging and exit codes.
 
-`ending`: how every command logs and ends. `running`: run. `looking`: show, sync, ui. `student`: export, predict.
+`ending`: how every command logs and ends. `running`: run. `looking`: show, sync, ui. `student`: export, predict,
+register.
 """
 
 from kdray.cli.ending import app, exits
