@@ -15,10 +15,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow_server import Door, Fate, Server
 from test_cli import kdray
 
 from kdray.champion import Contest, Standing
 from kdray.choice import Choose
+from kdray.cli.running import conclude
 from kdray.confirmation import Confirm
 from kdray.errors import SpecError
 from kdray.mirror import ROOT
@@ -178,6 +180,11 @@ def test_only_a_confirmed_student_is_registered(go: Go, tmp_path: Path) -> None:
     assert MlflowClient(default_uri(outcome.paths)).search_registered_models() == []
 
 
+def test_the_last_lines_name_the_version(team: Team, capsys: pytest.CaptureFixture[str]) -> None:
+    conclude(team.outcomes[2])
+    assert "\nRegistry models:/films@champion (version 3, in the place of version 1)\n" in capsys.readouterr().out
+
+
 def test_members_of_the_front_can_be_searched_for(team: Team) -> None:
     client = team.client
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -257,16 +264,27 @@ print(json.dumps([list(answers["label"]), [answer["label"] for answer in pipe(te
 """
 
 
-def test_the_champion_loads_without_kdray_and_says_the_same(team: Team, tmp_path: Path) -> None:
+def loaded_elsewhere(store: str, folder: Path) -> list[list[str]]:
+    """What the champion says of the texts, by pyfunc and by transformers, in a process of this folder without kdray."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", LOAD, default_uri(team.outcomes[2].paths), json.dumps(TEXTS)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", LOAD, store, json.dumps(TEXTS)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    student = Pretrained(team.outcomes[2].paths.chosen, "")
-    model, tokenizer = student.model(), student.tokenizer()
-    inputs = tokenizer(TEXTS, truncation=True, max_length=16, padding=True, return_tensors="pt")
-    labels = [model.config.id2label[answer] for answer in model(**inputs).logits.argmax(1).tolist()]
-    assert json.loads(done.stdout.splitlines()[-1]) == [labels, labels]
+    said: list[list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def answers(folder: Path) -> list[str]:
+    """What the student in this folder says of the texts."""
+    student = Pretrained(folder, "")
+    model = student.model()
+    inputs = student.tokenizer()(TEXTS, truncation=True, max_length=16, padding=True, return_tensors="pt")
+    return [model.config.id2label[answer] for answer in model(**inputs).logits.argmax(1).tolist()]
+
+
+def test_the_champion_loads_without_kdray_and_says_the_same(team: Team, tmp_path: Path) -> None:
+    paths = team.outcomes[2].paths
+    assert loaded_elsewhere(default_uri(paths), tmp_path) == [answers(paths.chosen)] * 2
 
 
 def test_a_version_holds_safetensors_and_text_only(team: Team) -> None:
@@ -311,6 +329,28 @@ def test_a_server_that_is_away_fails_no_sweep_and_is_told_later(go: Go, tmp_path
     done = kdray("register", outcome.paths.root, "--tracking-uri", default_uri(outcome.paths))
     assert done.code == 0, done.err
     assert done.out == "Registry models:/depth-1@champion (version 1)\n"
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_server_whose_registry_fails_is_told_later(go: Go, tmp_path: Path) -> None:
+    with Server(tmp_path / "server") as server, Door(server) as door:
+
+        def fate(method: str, path: str) -> Fate:
+            return "error 500" if "model-versions" in path else "passes"
+
+        door.fate = fate
+        tracking = Tracking(uri=door.uri, model="films", timeout_s=10, patience_s=3)
+        outcome = go(tmp_path / "storage", 1, tracking=tracking)
+        assert outcome.exit_code == 0
+        assert outcome.registered is not None
+        assert "does not register the student (it answers HTTP 500). Register it later with" in outcome.registered
+        door.fate = lambda method, path: "lost answer" if path.endswith("model-versions/create") else "passes"
+        done = kdray("register", outcome.paths.root)
+        assert done.out == "Registry models:/films@champion (version 1)\n"
+        assert sum(request.endswith("model-versions/create") for request in door.requests) == 1
+        loaded = loaded_elsewhere(door.uri, tmp_path)
+    assert loaded == [answers(outcome.paths.chosen)] * 2
 
 
 @pytest.fixture
