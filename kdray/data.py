@@ -73,6 +73,12 @@ class Splits:
         rows = {"train": self.train, "validation": self.validation, "test": self.test}[split]
         return {name: rows[name] for name in rows.column_names}
 
+    def content(self, split: str) -> str:
+        """A fingerprint of the texts and label names of one split, whatever the others hold."""
+        columns = self.columns(split)
+        labels = [self.labels[label] for label in columns["label"]]
+        return fingerprint(labels, {name: list(columns[name]) for name in ("text", "pair") if name in columns})
+
 
 @dataclass(frozen=True)
 class Part:

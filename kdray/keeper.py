@@ -24,6 +24,8 @@ class Keeper:
         self.said = {record.number: len(record.remarks) for record in ledger.records()}
         self.kept: list[TrialRecord] = []
         """Completed trials whose students are on a front, and so may be shipped."""
+        self.front: dict[int, TrialRecord] = {}
+        """Those on the front of the objectives."""
         self.best: TrialRecord | None = None
         for record in ledger.records():
             self._note(record)
@@ -70,6 +72,16 @@ class Keeper:
             if record.number not in on_front:
                 remove(self.paths.student(record.number).parent)
         self.kept = [record for record in candidates if record.number in on_front]
+        self._tell_front(ended)
+
+    def _tell_front(self, ended: TrialRecord) -> None:
+        """Tell the tracker who is on the front of the objectives, as far as that has changed."""
+        numbers = front_numbers(self.kept, self.sweep.search.objectives)
+        front = {record.number: record for record in self.kept if record.number in numbers}
+        changed = {number: (self.front | front)[number] for number in self.front.keys() ^ front.keys()}
+        for record in (changed | {ended.number: ended}).values():
+            self.tracker.trial(record, {}, {"kdray.front": "yes" if record.number in front else "no"})
+        self.front = front
 
     def _show(self) -> None:
         self.screen.trials(self.ledger.records(), self.sweep.search.trials, self.best)

@@ -34,6 +34,8 @@ class Outcome:
     """Of MLflow's user interface, behind its address: the sweep's trials side by side."""
     server: str | None = None
     """MLflow's address, where the sweep has a server."""
+    registered: str | None = None
+    """What came of registering the student, in words."""
 
     @property
     def exit_code(self) -> int:

@@ -7,7 +7,7 @@ STORAGE/
   cache/                         shared by all sweeps of this storage, by content
     tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
   <sweep>/
-    sweep.json  owner.json  origin.json  times.json  teacher.json  conditions.json  choice.json
+    sweep.json  owner.json  origin.json  lineage.json  times.json  teacher.json  conditions.json  choice.json
     ledger/  trials/<number>/  confirmation/<key>/  chosen/  report/  logs/  tracking/
 """
 
@@ -115,6 +115,11 @@ class SweepPaths(StoragePaths):
         return self.root / "origin.json"
 
     @property
+    def lineage(self) -> Path:
+        """What the students come from, by content: the teacher, the data, the test rows."""
+        return self.root / "lineage.json"
+
+    @property
     def times(self) -> Path:
         """Seconds of each stage, over all sessions."""
         return self.root / "times.json"
@@ -122,7 +127,9 @@ class SweepPaths(StoragePaths):
     @property
     def records(self) -> tuple[Path, ...]:
         """What is known of the sweep beside its settings and its ledger."""
-        return self.teacher_figures, self.conditions, self.choice, self.origin, self.times, self.reruns
+        return (
+            self.teacher_figures, self.conditions, self.choice, self.origin, self.lineage, self.times, self.reruns,
+        )  # fmt: skip
 
     @property
     def report(self) -> Path:

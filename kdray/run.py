@@ -18,7 +18,9 @@ from kdray.keeper import Keeper, tracked
 from kdray.outcome import Outcome, choose, figures_of, ship
 from kdray.owner import owned
 from kdray.paths import SweepPaths, read_json, write_json
+from kdray.pretrained import Pretrained
 from kdray.records import kept_in_bucket
+from kdray.registering import registered
 from kdray.report import write_report
 from kdray.screen import NullScreen, Screen, Timed
 from kdray.search.ledger import Ledger
@@ -89,6 +91,7 @@ def story(
         )  # fmt: skip
         taught = sweep.task.metrics(transfer.logits("validation").all(), validation.labels)
         write_json(paths.conditions, {"costs": costs.conditions})
+        write_json(paths.lineage, lineage(sweep, splits, teacher))
         write_json(paths.teacher_figures, taught | costs.teacher)
         tracker.sweep(
             metrics={f"teacher.{name}": value for name, value in (taught | costs.teacher).items()},
@@ -118,7 +121,10 @@ def story(
         write_report(figures_of(paths), paths.report)
         tracker.log_artifacts(paths.report, "report")
     uri = sweep.tracking.uri or ""
-    return Outcome(paths, figures_of(paths), tracker.page(), masked(uri) if uri.startswith("http") else None)
+    return Outcome(
+        paths, figures_of(paths), tracker.page(), masked(uri) if uri.startswith("http") else None,
+        registered(sweep.tracking, paths, ledger, screen),
+    )  # fmt: skip
 
 
 def trial(
@@ -145,6 +151,14 @@ def slots_for(
             yield ray_slots
     finally:
         cluster.close()
+
+
+def lineage(sweep: Sweep, splits: Splits, teacher: Pretrained) -> dict[str, str]:
+    """What the sweep's students come from, by content and by name."""
+    return {
+        "teacher": sweep.teacher.called, "teacher_weights": teacher.key,
+        "data": splits.key, "test_rows": splits.content("test"),
+    }  # fmt: skip
 
 
 def sizes(splits: Splits) -> str:

@@ -85,7 +85,9 @@ class Sweep(Settings):
 
     def small(self) -> Self:
         """The sweep that --smoke runs: the same code over fewer rows, trials and slots, under a name of its own."""
-        return self.varied({**self.smoke, "name": f"{self.name}-smoke"})
+        model = self.tracking.model
+        names = {"name": f"{self.name}-smoke", "tracking.model": model and f"{model}-smoke"}
+        return self.varied({**self.smoke, **names})
 
     def identity(self) -> dict[str, Any]:
         """What makes it this sweep and no other, as JSON; two sweeps with the same one may share a folder."""

@@ -172,6 +172,15 @@ def test_the_key_depends_on_content_and_not_on_format(tmp_path: Path) -> None:
     )
 
 
+def test_the_same_test_rows_are_known_whatever_the_others_are(tmp_path: Path) -> None:
+    tables = {"train_csv": table(20), "dev_csv": table(6), "test_csv": table(6)}
+    one = load_splits(written(tmp_path / "a", **tables), TASK)
+    more = load_splits(written(tmp_path / "b", **tables | {"train_csv": table(30)}), TASK)
+    other = load_splits(written(tmp_path / "c", **tables | {"test_csv": table(7)}), TASK)
+    assert more.key != one.key
+    assert more.content("test") == one.content("test") != other.content("test")
+
+
 def test_generated_reviews() -> None:
     reviews = GeneratedReviews(train_rows=60, validation_rows=20, test_rows=20)
     splits = load_splits(Data(source=reviews), TASK)

@@ -14,8 +14,9 @@ ORDER = [
     "errors", "interrupts", "settings", "worker", "record", "bucket", "mirror", "paths", "checkpoint", "generated",
     "space", "pareto", "confusion", "statistics", "tasks", "tokens", "sources", "cells", "data", "pretrained",
     "students", "losses", "evaluation", "measuring", "training", "teacher", "transfer", "costs", "trial", "slots",
-    "search", "wording", "owner", "records", "claim", "tracking", "choice", "confirmation", "screen", "report",
-    "export", "prediction", "sweep", "comparable", "keeper", "confirming", "outcome", "run", "finished", "cli",
+    "search", "wording", "owner", "records", "claim", "tracking", "choice", "champion", "confirmation", "screen",
+    "report", "export", "prediction", "sweep", "comparable", "keeper", "confirming", "outcome", "registering", "run",
+    "finished", "cli",
     "__init__",
 ]  # fmt: skip
 """Each part may import those before it; modules of one part (a folder) may import each other."""

@@ -405,4 +405,5 @@ def test_every_trial_is_tracked_once(go: Callable[..., Outcome], tmp_path: Path)
         assert tracked.metrics["retention"] == record.metrics["retention"]
         assert {"latency_ms", "speedup", "parameters", "agreement", "share_soft"} <= set(tracked.metrics)
         assert {"throughput_per_s", "multiply_adds"} <= set(tracked.metrics)
+        assert tracked.tags["kdray.front"] == ("yes" if record.number in outcome.figures.front else "no")
     assert client.list_artifacts(by_id[outcome.figures.records[outcome.figures.front[0]].run_id].info.run_id, "student")

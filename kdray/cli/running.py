@@ -165,6 +165,8 @@ def conclude(outcome: Outcome) -> None:
         raise typer.Exit(outcome.exit_code)
     paths = outcome.paths
     console.print(f"\nStudent  {shown(paths.chosen)}\nReport   {shown(paths.report)}", highlight=False)
+    if outcome.registered:
+        console.print(f"Registry {outcome.registered}", markup=False, highlight=False)
     if outcome.server:
         console.print(f"Compare  {outcome.server}{outcome.page or ''}", highlight=False)
         return

@@ -1,4 +1,4 @@
-"""What is done with a chosen student: `kdray export` and `kdray predict`."""
+"""What is done with a chosen student: `kdray export`, `kdray predict` and `kdray register`."""
 
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ from kdray.outcome import figures_of
 from kdray.owner import owned
 from kdray.paths import SweepPaths, shown, sweep_paths
 from kdray.prediction import Answer, Predictor, check_pairs, check_target, lines_of, predict_file
+from kdray.registering import register
 from kdray.screen import open_screen
 from kdray.wording import heading, number
 
@@ -87,6 +88,26 @@ def predict(
         for some, others in chunks:
             for text, answer in zip(some, predictor.answers(some, others), strict=True):
                 typer.echo(_answer_line(text, answer))
+
+
+@app.command("register")
+def register_student(
+    sweep: SweepFolder,
+    replace: Annotated[bool, typer.Option("--replace", help="Make it champion, whatever the rule says.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="The registered model; by default the sweep's.", metavar="NAME")
+    ] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server; by default the sweep's own.")] = None,
+) -> None:
+    """Put the chosen student into MLflow's model registry; the better one, by its sweep's rule, is champion."""
+    with exits():
+        paths = sweep_paths(sweep)
+        if paths.settings.exists():
+            log_to(paths)
+        with open_screen() as screen, interruptible():
+            screen.stage("Registry")
+            came = register(paths, tracking_uri, model, replace, screen.note)
+        typer.echo(f"Registry {came}")
 
 
 def exported_lines(exported: Exported) -> list[str]:

@@ -20,7 +20,7 @@ from kdray.record import TrialRecord
 from kdray.tracking.content import STATUS, Content, TrackedRun, params_of, points, tags_of, trial_content
 from kdray.tracking.origin import source_tags
 from kdray.tracking.page import page_of
-from kdray.tracking.sender import Sender
+from kdray.tracking.sender import Sender, reason
 from kdray.tracking.settings import Tracking, default_uri, masked
 from kdray.tracking.spool import Spool, Target
 from kdray.tracking.tracker import Ending, NullTracker, Tracker
@@ -235,7 +235,7 @@ class MlflowTracker:
         """Tell it once, and wait for the next try; False when there is to be none."""
         now = time.monotonic()
         self._sender.connected = False
-        self._reason = self._sender.reason(error)
+        self._reason = reason(error, self._tracking.timeout_s)
         self._failing_since = max(self._sender.answered, self._failing_since if self._failures else now)
         self._failures += 1
         if self._failures == 1:

@@ -129,20 +129,6 @@ class Sender:
             self._client.set_experiment_tag(self.experiment_id, *view(self._sweep, columns))
             self._columns_written = len(columns)
 
-    def reason(self, error: Exception) -> str:
-        """What went wrong, in a few words."""
-        text = masked(str(error) or type(error).__name__)
-        if answer := re.search(r"too many (\d+) error responses", text):
-            return f"it answers HTTP {answer[1]}"
-        if "timed out" in text:
-            return f"no answer within {self._tracking.timeout_s} s"
-        if "Connection refused" in text:
-            return "the connection is refused"
-        if "Connection aborted" in text or "RemoteDisconnected" in text:
-            return "the connection is dropped"
-        line = text.splitlines()[0]
-        return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]} …"
-
     def _experiment(self) -> Experiment:
         name = self._tracking.experiment
         experiment = self._client.get_experiment_by_name(name)
@@ -230,6 +216,21 @@ def limit_requests(timeout_s: int) -> None:
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(timeout_s)
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # else it would send twice what may have arrived
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # two lines for every run that ends
+
+
+def reason(error: Exception, timeout_s: int) -> str:
+    """What went wrong, in a few words, where one request may take so long."""
+    text = masked(str(error) or type(error).__name__)
+    if answer := re.search(r"too many (\d+) error responses", text):
+        return f"it answers HTTP {answer[1]}"
+    if "timed out" in text:
+        return f"no answer within {timeout_s} s"
+    if "Connection refused" in text:
+        return "the connection is refused"
+    if "Connection aborted" in text or "RemoteDisconnected" in text:
+        return "the connection is dropped"
+    line = text.splitlines()[0]
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]} …"
 
 
 def _batches(content: Content) -> Iterator[tuple[Sequence[Metric], Sequence[Param], Sequence[RunTag]]]:

@@ -22,6 +22,10 @@ class Tracking(Settings):
     uri: str | None = None
     """MLflow's tracking URI."""
     experiment: str = "kdray"
+    registry: bool = True
+    """Put a confirmed student into MLflow's model registry at the end of the sweep."""
+    model: str | None = None
+    """What the registered model is called; several sweeps may share one. None: as the sweep."""
     timeout_s: int = Field(10, ge=1)
     """How long one HTTP request waits for an answer, before it is tried again. Only the sending thread waits."""
     patience_s: float = Field(30.0, ge=0)
@@ -37,6 +41,13 @@ class Tracking(Settings):
                 f"MLflow has no store at {uri!r}; allowed: {allowed} (a file: sqlite:////folder/mlflow.db)."
             )
         return uri
+
+    @field_validator("model")
+    @classmethod
+    def _registrable(cls, model: str | None) -> str | None:
+        if model is not None and (not model.strip() or set(model) & set("/:'")):
+            raise ValueError(f"no registered model can be called {model!r}; leave out / : ' and give it some letters.")
+        return model
 
     def uri_in(self, storage: StoragePaths) -> str:
         """The store that a sweep in this storage writes to."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from kdray.errors import StorageError
+from kdray.errors import SpecError, StorageError
 from kdray.paths import SweepPaths, read_json, write_json
 from kdray.tracking.content import Content
 from kdray.tracking.settings import Tracking, masked
@@ -99,6 +99,19 @@ class Target:
             return None
         written = read_json(paths.tracking_target)
         return cls(Tracking(**written["tracking"]), written["ending"])
+
+    def tracking_at(self, uri: str | None) -> Tracking:
+        """How the store at this address is reached; None: where the sweep was tracked.
+
+        Raises SpecError where that address had a secret.
+        """
+        settings = dict(self.tracking) | ({"uri": uri} if uri else {})
+        if "***" in (settings["uri"] or ""):
+            raise SpecError(
+                f"tracking.uri {settings['uri']}: the secret in it was not written down. Give the whole address with "
+                "--tracking-uri."
+            )
+        return Tracking(**settings)
 
     def write(self, paths: SweepPaths) -> None:
         """Write it down without the name and password that the address may carry."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdray.claim import reopened
-from kdray.errors import SpecError, StorageError, TrackingError
+from kdray.errors import StorageError, TrackingError
 from kdray.mirror import listed
 from kdray.owner import owned
 from kdray.paths import SweepPaths, shown
@@ -19,7 +19,7 @@ from kdray.records import kept_in_bucket
 from kdray.search.ledger import Ledger
 from kdray.tracking.content import STATUS, Content, TrackedRun, trial_content
 from kdray.tracking.ids import key_of, note_runs, sweep_run
-from kdray.tracking.sender import Sender, Sent
+from kdray.tracking.sender import Sender, Sent, reason
 from kdray.tracking.settings import Tracking, masked
 from kdray.tracking.spool import Spool, Target
 
@@ -63,7 +63,7 @@ def _synced(
         changes = spool.read()
         if not changes and target.ending:
             return None
-        tracking = _tracking(target, uri)
+        tracking = target.tracking_at(uri)
         ledger = reopened(paths)
         runs = _runs(paths, ledger, changes, killed=target.ending is None)
         sender = Sender(tracking, paths, key_of(ledger), runs, threading.RLock())
@@ -76,16 +76,6 @@ def _synced(
         spool.clear()
         Target(target.tracking, target.ending or "interrupted").write(paths)
     return Synced(masked(sender.uri), sender.sent)
-
-
-def _tracking(target: Target, uri: str | None) -> Tracking:
-    settings = dict(target.tracking) | ({"uri": uri} if uri else {})
-    if "***" in (settings["uri"] or ""):
-        raise SpecError(
-            f"tracking.uri {settings['uri']}: the secret in it was not written down. Give the whole address with "
-            "--tracking-uri."
-        )
-    return Tracking(**settings)
 
 
 def _runs(paths: SweepPaths, ledger: Ledger, changes: list[tuple[int | None, Content]], killed: bool) -> Runs:
@@ -137,15 +127,15 @@ def _send(
             return sender.settle()
         except Exception as error:  # whatever a store may raise
             log.info("MLflow at %s: %s", masked(sender.uri), masked("".join(traceback.format_exception(error))))
-            sender.connected = False
+            sender.connected, why = False, reason(error, tracking.timeout_s)
             waiting = waiting[1:] + waiting[:1]  # the one that failed may be at fault itself
             if not failing_since:
                 failing_since = begun
-                say(f"MLflow at {masked(sender.uri)} cannot be written to ({sender.reason(error)}); trying again.")
+                say(f"MLflow at {masked(sender.uri)} cannot be written to ({why}); trying again.")
             if time.monotonic() - max(failing_since, sender.answered) >= tracking.patience_s:
                 raise TrackingError(
                     f"MLflow at {masked(sender.uri)} has taken nothing for {tracking.patience_s:g} s "
-                    f"({sender.reason(error)}). What is unsent of {len(waiting)} of {len(runs)} runs stays in the "
+                    f"({why}). What is unsent of {len(waiting)} of {len(runs)} runs stays in the "
                     "sweep's folder; run the same command again when it answers."
                 ) from None
             time.sleep(_PAUSE_S)
