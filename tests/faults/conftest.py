@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """How long it took after each fault until work went on: the figures of docs/reliability.md."""
-    if told := config.stash[RECOVERIES]:
+    if told := {test: seconds for test, seconds in config.stash[RECOVERIES].items() if seconds}:
         terminalreporter.section("time to recover")
         for test, seconds in told.items():
             terminalreporter.write_line(f"{', '.join(f'{each:.1f} s' for each in seconds)}  {test}")
