@@ -6,6 +6,7 @@
 - `ray_slots`  slots on that Ray: Ray Train worker groups; the only place where Ray Train is asked for anything
 - `board`      where jobs wait for slots and reports for who asked
 - `serving`    what each worker of a slot does
+- `controlling`  how Ray Train's controller of a slot can be ended
 - `talking`    how the workers of one slot find each other
 """
 

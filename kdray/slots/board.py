@@ -88,6 +88,8 @@ class _Slot:
     """Rank -> Member."""
     reserved: Any = None
     """The placement group that its workers were last in."""
+    controller: Any = None
+    """Ray Train's, which starts its groups."""
     up: bool = False
     leaving: bool = False
     """Its node is being drained: it takes no job, and its own is given out again."""
@@ -288,7 +290,19 @@ class Board:
         for slot in self._slots:
             self._kill_members(slot)
 
+    async def end_controllers(self) -> None:
+        """End what starts the slots: one that waits for room would do so after the cluster was left."""
+        for slot in self._slots:
+            if slot.controller:
+                ray.kill(slot.controller)
+
     # ---- who works ----
+
+    async def introduce(self, slot_number: int, controller: Any) -> None:
+        """A slot is being started by this controller; for nothing, when the board is closed."""
+        self._slots[slot_number].controller = controller
+        if self._closed:
+            ray.kill(controller)
 
     async def join(self, slot_number: int, group: str, rank: int, world: int, member: Any) -> None:
         """A worker is up. The first of a new group tells that the group before it is dead."""

@@ -31,6 +31,7 @@ from kdray.slots import board as board_module
 from kdray.slots.board import Board, Status
 from kdray.slots.client import RayClient, RayRun, ask, cause, unpickled
 from kdray.slots.cluster import alive_nodes, growth, nodes
+from kdray.slots.controlling import Introduction
 from kdray.slots.joining import Common
 from kdray.slots.pool import SlotSettings
 from kdray.slots.serving import Post, serve
@@ -62,10 +63,15 @@ TRAIN_ENVIRONMENT = {
 
 
 class _SlotTrainer(TorchTrainer):
-    """A TorchTrainer without the process that deals out Ray Data, which no slot uses."""
+    """A TorchTrainer that introduces its controller, and has no process that deals out Ray Data: no slot uses it."""
+
+    def __init__(self, introduction: Introduction, *arguments: Any, **options: Any) -> None:
+        self._introduction = introduction
+        super().__init__(*arguments, **options)
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
+        usual = [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
+        return [*usual, self._introduction]
 
 
 class RaySlots:
@@ -88,7 +94,8 @@ class RaySlots:
         self._timer = threading.Timer(start_s, self._give_up_missing)
         self._timer.daemon = True
         self._timer.start()
-        threading.Thread(target=self._follow_cluster, name="cluster", daemon=True).start()
+        self._follower = threading.Thread(target=self._follow_cluster, name="cluster", daemon=True)
+        self._follower.start()
 
     @property
     def count(self) -> int:
@@ -160,12 +167,15 @@ class RaySlots:
             if not self._joined(started, self.settings.stop_timeout_s):
                 ask(self._board.kill_all)
                 self._joined(started, 60.0)
+            ask(self._board.end_controllers)
             ray.kill(self._board)
         except SlotsLost:
             chatter.warning("the board died before its slots were closed", exc_info=True)
         finally:
-            # a slot that is still starting finds no board, and ends, too: not after Ray, which would take this process
+            # no thread may wait for Ray when this process leaves it: Ray would take the process with it
             self._joined(list(range(len(self._keepers))), self.settings.stop_timeout_s)
+            for thread in (self._follower, self._timer):
+                thread.join(self.settings.stop_timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -227,6 +237,7 @@ class RaySlots:
         asked, limit_s = self.shares, self.settings.progress_timeout_s
         post = Post(self._board, slot, asked.threads, self.logs, self._common, min(5.0, limit_s / 4))
         return _SlotTrainer(
+            Introduction(self._board, slot),
             partial(serve, post),
             torch_config=OverTheNodesNetwork(backend=_backend(asked)),
             scaling_config=ScalingConfig(

@@ -162,12 +162,28 @@ def test_slots_come_and_go_with_the_machines(tmp_path: Path) -> None:
                 assert march.reports[-1]["reached"] == 1200
             assert two.run.attempts == 1
             assert {report.get("node") for report in one.reports[1:]} == {late.node_id, None}
+        assert not threads_of_slots()
     finally:
         info.close()
         machines.shutdown()
     assert said == [
         "The cluster grew to 3 nodes: room for 2 slots.", "The cluster shrank to 2 nodes: room for 1 slot."
     ]  # fmt: skip
+
+
+def threads_of_slots() -> list[str]:
+    """Those of this process that may ask something of Ray: it would end the process if they did after leaving it."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("slot-", "cluster"))]
+
+
+def test_a_slot_that_never_had_room_leaves_nothing_behind(cluster: Cluster, tmp_path: Path) -> None:
+    taken = [ray.remote(num_cpus=1)(threading.Event).remote() for _ in range(3)]
+    ray.get([holder.is_set.remote() for holder in taken])
+    with open_slots(SlotSettings(count=1, cpus=1, stop_timeout_s=5), tmp_path / "logs") as pool:
+        pool.wait(8)
+        assert pool.up() == 0
+        assert "slot-0" in threads_of_slots()
+    assert not threads_of_slots()
 
 
 def test_a_machine_that_sees_another_storage_is_refused_before_anything_is_trained(
