@@ -20,6 +20,15 @@ def network() -> Iterator[Network]:
         yield made
 
 
+@pytest.fixture
+def plugs(network: Network) -> Iterator[None]:
+    """However a test ends, the next one finds every living host in its network."""
+    yield
+    for machine in network.machines.values():
+        if machine.alive and machine is not network.laptop:
+            network.reconnect(machine)
+
+
 @pytest.fixture(scope="module")
 def cluster(network: Network) -> Cluster:
     """Hosts 1 to 3, the first of them the head; it ends with them."""

@@ -15,7 +15,7 @@ from faults.night import numbers
 from cluster.hosts import Machine, Network
 from cluster.onprem import LAPTOP, Cluster, until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("plugs")]
 log = logging.getLogger(__name__)
 
 LONG = ("--set", "training.epochs=60")
