@@ -6,7 +6,7 @@ compares all that no clock has a say in: numbers, settings, states and every met
 digit, and what confirmation came to. `ratio` is the time of all sessions / the time of the undisturbed one: mostly Ray
 and imports started anew.
 
-    python bench/kill_and_resume.py [SWEEP] [--kills 10]              sweeps/quickstart.py: about 15 minutes
+    python bench/kill_and_resume.py [SWEEP] [--kills 10]              sweeps/quickstart.py: about 20 minutes
 """
 
 import argparse
@@ -14,6 +14,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +29,10 @@ from kdray.search.ledger import Ledger
 
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("examples_per_s", "train_seconds", "eval_seconds")
-LIVES_S = (15.0, 60.0)
-"""How long a session lives before it is killed; a third of a minute goes into imports, Ray and the slot."""
+UP = "] Teacher"
+"""What a session says when its data is read and Ray is up."""
+LIVES_S = (2.0, 40.0)
+"""How long it lives from then on; half a minute goes into the start of its slot."""
 LIMIT_S = 3600.0
 
 
@@ -43,7 +46,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as storage:
         killed, disturbed_s = _disturbed(asked.sweep, Path(storage), asked.kills, random.Random(asked.seed))
         began = time.monotonic()
-        _begun(asked.sweep, Path(storage), "undisturbed").wait(LIMIT_S)
+        _begun(asked.sweep, Path(storage), "undisturbed")[0].wait(LIMIT_S)
         quiet_s = time.monotonic() - began
         tables = {name: _table(Path(storage), name) for name in ("disturbed", "undisturbed")}
         verdicts = {name: _confirmed(Path(storage), name) for name in tables}
@@ -60,7 +63,8 @@ def _disturbed(sweep: Path, storage: Path, kills: int, draw: random.Random) -> t
     """Run the sweep to its end, killing it on the way: how often, and the seconds of all sessions."""
     killed, began = 0, time.monotonic()
     while True:
-        driver = _begun(sweep, storage, "disturbed")
+        driver, up = _begun(sweep, storage, "disturbed")
+        up.wait(LIMIT_S)
         try:
             driver.wait(draw.uniform(*LIVES_S) if killed < kills else LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -74,10 +78,22 @@ def _disturbed(sweep: Path, storage: Path, kills: int, draw: random.Random) -> t
         return killed, time.monotonic() - began
 
 
-def _begun(sweep: Path, storage: Path, name: str) -> subprocess.Popen[bytes]:
+def _begun(sweep: Path, storage: Path, name: str) -> tuple[subprocess.Popen[str], threading.Event]:
+    """A session, whose words go to this process's stderr, and whether it has come so far that Ray is up."""
     command = [sys.executable, "-c", "from kdray.cli import app; app()", "run", str(sweep), "--storage", str(storage)]
     command += ["--address", "local", "--set", f"name={name}", "--set", "slots.count=1"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    up = threading.Event()
+
+    def listen() -> None:
+        for line in driver.stderr or ():
+            sys.stderr.write(line)
+            if UP in line:
+                up.set()
+        up.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    return driver, up
 
 
 def _records(storage: Path, name: str) -> Sequence[TrialRecord]:
