@@ -178,7 +178,7 @@ def _reason(record: TrialRecord, rule: Choose) -> str:
         return f"is where the front of {heading(rule.best)} over {heading(rule.cost)} bends"
     if rule.smallest is None:
         return f"has the best {rule.best}"
-    return f"has the smallest {rule.smallest} of them ({record.metrics[rule.smallest]:.4g})"
+    return f"has the smallest {heading(rule.smallest)} of them ({number(rule.smallest, record.metrics[rule.smallest])})"
 
 
 def _what(record: TrialRecord, rule: Choose, teacher: Mapping[str, float]) -> str:

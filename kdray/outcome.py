@@ -92,7 +92,7 @@ def ship(
     again = figures.verdict is not None and figures.verdict.winner is not None
     which = "The one of them that is shipped, the best by the validation rows, on" if again else "On"
     sentence = (
-        f"{which} {len(lesson.tokens.rows('test'))} test rows, which nothing was chosen by: {metric} "
+        f"{which} {len(lesson.tokens.rows('test')):,} test rows, which nothing was chosen by: {metric} "
         f"{test[metric]:.4f}, {test['retention']:.1%} of the teacher's."
     )
     choice = read_json(paths.choice)

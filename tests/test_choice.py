@@ -32,7 +32,7 @@ def test_the_smallest_that_keeps_enough() -> None:
     assert (choice.number, choice.satisfied) == (1, True)
     assert choice.sentence == (
         "Trial 1 was chosen: 2 of 4 finished students keep at least 97% of the teacher, and it has the smallest "
-        "latency_ms of them (4): accuracy 0.8800 against the teacher's 0.9000 (keeps 97.8%), 2.0 times faster."
+        "latency of them (4.00 ms): accuracy 0.8800 against the teacher's 0.9000 (keeps 97.8%), 2.0 times faster."
     )
 
 

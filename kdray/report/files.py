@@ -44,7 +44,11 @@ def markdown(figures: Figures) -> str:
     parts = [f"# {figures.name}", *figures.sentences]
     best = next((record for record in figures.records if record.number == figures.chosen), None)
     if best is not None:
-        parts += ["## The chosen student beside its teacher", _beside_teacher(figures, best), _settings_of(best)]
+        parts += [
+            "## The chosen student beside its teacher, on the validation rows",
+            _beside_teacher(figures, best),
+            _settings_of(best),
+        ]
         parts += [f"Measured: {figures.conditions}."] if figures.conditions else []
     if figures.verdict is not None:
         parts += ["## Confirmed", *_confirmation(figures.verdict)]

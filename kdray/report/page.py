@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 
 from kdray.record import TrialRecord
 from kdray.report import confirmed, plots
-from kdray.report.figures import Figures
+from kdray.report.figures import COSTS, Figures
 from kdray.report.table import cells, teacher_cells
 from kdray.wording import cut, duration, heading, headings, number, status
 
@@ -37,12 +37,14 @@ def page(figures: Figures) -> str:
     )
     chosen = next((record for record in figures.records if record.number == figures.chosen), None)
     verdict = figures.verdict
+    winner = verdict.winner if verdict else None
     drawn = [(title, caption, plot(figures)) for title, caption, plot in PLOTS]
     return template.render(
         figures=figures,
         about=_about(figures),
         plotly_js=get_plotlyjs(),
-        tiles=_tiles(figures, chosen) if chosen else [],
+        tiles=list(_tiles(figures, chosen)) if chosen else [],
+        tiles_about="On the test rows, averaged over its seeds." if winner else "On the validation rows.",
         confirmed=list(confirmed.rows(verdict)) if verdict else [],
         confirmed_titles=confirmed.titles(verdict) if verdict else [],
         confirmed_about=confirmed.about(verdict) if verdict else "",
@@ -69,12 +71,16 @@ def _about(figures: Figures) -> str:
 
 
 def _tiles(figures: Figures, chosen: TrialRecord) -> Iterable[tuple[str, str]]:
-    """The chosen student at a glance, with the teacher's figure beside each of its own."""
-    teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
+    """The chosen student at a glance, with the teacher's figure beside each of its own; on the test rows if it can."""
+    metrics, taught = chosen.metrics, dict(figures.teacher)
+    if figures.verdict is not None and (winner := figures.verdict.winner) is not None:
+        metrics = {**metrics, **winner.metrics}
+        taught = {name: taught[name] for name in COSTS if name in taught}
+        taught[figures.verdict.metric] = figures.verdict.teacher.estimate
     for name in CARD:
-        if name in chosen.metrics:
-            beside = f" (teacher {number(name, teacher[name])})" if name in figures.teacher else ""
-            yield number(name, chosen.metrics[name]), heading(name) + beside
+        if name in metrics:
+            beside = f" (teacher {number(name, taught[name])})" if name in taught else ""
+            yield number(name, metrics[name]), heading(name) + beside
 
 
 def _economy(figures: Figures) -> Iterable[tuple[str, str]]:
