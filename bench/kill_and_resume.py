@@ -1,7 +1,7 @@
 """Claim: a sweep whose driver is killed ten times ends with the table of one that was left in peace.
 
-Runs a sweep on one slot of a Ray of its own, kills the driver (SIGKILL) at random moments, from the fine-tuning of the
-teacher on, and gives the same command again each time; then runs it once undisturbed, from the same teacher, and
+Runs a sweep on one slot of a Ray of its own, kills the driver (SIGKILL) at random moments, a few pieces of news after
+each start, and gives the same command again each time; then runs it once undisturbed, from the same teacher, and
 compares all that no clock has a say in: numbers, settings, states and every metric of every evaluation, to the last
 digit, and what confirmation came to. `ratio` is the time of all sessions / the time of the undisturbed one: mostly Ray
 and imports started anew.
@@ -29,10 +29,10 @@ from kdray.search.ledger import Ledger
 
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("examples_per_s", "train_seconds", "eval_seconds")
-UP = "] Teacher"
-"""What a session says when its data is read and Ray is up."""
-LIVES_S = (2.0, 40.0)
-"""How long it lives from then on; half a minute goes into the start of its slot."""
+NEWS = ("epochs of the teacher", "shards labelled", " begins: ", " completed: ", " stopped at ", "trained again: ")
+"""What lines say in which a session tells that it got on."""
+MOST_NEWS, LIVES_S = 4, 3.0
+"""How much of that a session may tell before it is killed, and how long it lives at most from then on."""
 LIMIT_S = 3600.0
 
 
@@ -63,10 +63,12 @@ def _disturbed(sweep: Path, storage: Path, kills: int, draw: random.Random) -> t
     """Run the sweep to its end, killing it on the way: how often, and the seconds of all sessions."""
     killed, began = 0, time.monotonic()
     while True:
-        driver, up = _begun(sweep, storage, "disturbed")
-        up.wait(LIMIT_S)
+        driver, news = _begun(sweep, storage, "disturbed")
+        if killed < kills:
+            for _ in range(draw.randint(1, MOST_NEWS)):
+                news.acquire(timeout=LIMIT_S)
         try:
-            driver.wait(draw.uniform(*LIVES_S) if killed < kills else LIMIT_S)
+            driver.wait(draw.uniform(0, LIVES_S) if killed < kills else LIMIT_S)
         except subprocess.TimeoutExpired:
             driver.kill()
             driver.wait(LIMIT_S)
@@ -78,22 +80,22 @@ def _disturbed(sweep: Path, storage: Path, kills: int, draw: random.Random) -> t
         return killed, time.monotonic() - began
 
 
-def _begun(sweep: Path, storage: Path, name: str) -> tuple[subprocess.Popen[str], threading.Event]:
-    """A session, whose words go to this process's stderr, and whether it has come so far that Ray is up."""
+def _begun(sweep: Path, storage: Path, name: str) -> tuple[subprocess.Popen[str], threading.Semaphore]:
+    """A session, whose words go to this process's stderr, and how often it has told some news."""
     command = [sys.executable, "-c", "from kdray.cli import app; app()", "run", str(sweep), "--storage", str(storage)]
     command += ["--address", "local", "--set", f"name={name}", "--set", "slots.count=1"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    up = threading.Event()
+    news = threading.Semaphore(0)
 
     def listen() -> None:
         for line in driver.stderr or ():
             sys.stderr.write(line)
-            if UP in line:
-                up.set()
-        up.set()
+            if any(words in line for words in NEWS):
+                news.release()
+        news.release(MOST_NEWS)
 
     threading.Thread(target=listen, daemon=True).start()
-    return driver, up
+    return driver, news
 
 
 def _records(storage: Path, name: str) -> Sequence[TrialRecord]:
