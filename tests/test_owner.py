@@ -157,6 +157,15 @@ def test_an_owner_gives_signs_of_life(file: Path, monkeypatch: pytest.MonkeyPatc
         assert time.time() - file.stat().st_mtime < 20
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """As at a terminal: in the background of a shell Python leaves SIGINT ignored, and SIGTERM would end the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_who_was_silent_and_is_replaced_stops(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that slept, or was cut off from the storage, wakes up and finds another one at work."""
     monkeypatch.setattr(owner, "BEAT_S", 0.05)
@@ -243,6 +252,7 @@ def test_of_two_that_begin_at_once_one_is_refused(objects: tuple[Path, Path], mo
             pass
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_who_was_replaced_in_a_bucket_stops(
     objects: tuple[Path, Path], bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
