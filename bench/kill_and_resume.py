@@ -1,10 +1,10 @@
 """Claim: a sweep whose driver is killed ten times ends with the table of one that was left in peace.
 
-Runs a sweep on one slot of a Ray of its own, kills the driver (SIGKILL) at random moments, a few pieces of news after
-each start, and gives the same command again each time; then runs it once undisturbed, from the same teacher, and
-compares all that no clock has a say in: numbers, settings, states and every metric of every evaluation, to the last
-digit, and what confirmation came to. `ratio` is the time of all sessions / the time of the undisturbed one: mostly Ray
-and imports started anew.
+Runs a sweep on one slot of a Ray of its own, kills the driver (SIGKILL) at random moments, twice while the teacher is
+trained and then a few pieces of news after each start, and gives the same command again each time; then runs it once
+undisturbed, from the same teacher, and compares all that no clock has a say in: numbers, settings, states, every metric
+of every evaluation to the last digit, controls, and what confirmation came to. `ratio` is the time of all sessions over
+that of the undisturbed one: mostly Ray and imports started anew.
 
     python bench/kill_and_resume.py [SWEEP] [--kills 10]              sweeps/quickstart.py: about 20 minutes
 """
@@ -29,9 +29,11 @@ from kdray.search.ledger import Ledger
 
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("examples_per_s", "train_seconds", "eval_seconds")
-NEWS = ("epochs of the teacher", "shards labelled", " begins: ", " completed: ", " stopped at ", "trained again: ")
+TEACHER, WITH_TEACHER = "epochs of the teacher", 2
+"""How many sessions are killed over the teacher: it is trained anew each time, and would be all that is ever killed."""
+NEWS = ("shards labelled", " begins: ", " completed: ", " stopped at ", " trained: ", "trained again: ")
 """What lines say in which a session tells that it got on."""
-MOST_NEWS, LIVES_S = 4, 3.0
+MOST_NEWS, LIVES_S = 10, 3.0
 """How much of that a session may tell before it is killed, and how long it lives at most from then on."""
 LIMIT_S = 3600.0
 
@@ -46,7 +48,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as storage:
         killed, disturbed_s = _disturbed(asked.sweep, Path(storage), asked.kills, random.Random(asked.seed))
         began = time.monotonic()
-        _begun(asked.sweep, Path(storage), "undisturbed")[0].wait(LIMIT_S)
+        _begun(asked.sweep, Path(storage), "undisturbed", NEWS)[0].wait(LIMIT_S)
         quiet_s = time.monotonic() - began
         tables = {name: _table(Path(storage), name) for name in ("disturbed", "undisturbed")}
         verdicts = {name: _confirmed(Path(storage), name) for name in tables}
@@ -63,9 +65,9 @@ def _disturbed(sweep: Path, storage: Path, kills: int, draw: random.Random) -> t
     """Run the sweep to its end, killing it on the way: how often, and the seconds of all sessions."""
     killed, began = 0, time.monotonic()
     while True:
-        driver, news = _begun(sweep, storage, "disturbed")
+        driver, news = _begun(sweep, storage, "disturbed", (TEACHER,) if killed < WITH_TEACHER else NEWS)
         if killed < kills:
-            for _ in range(draw.randint(1, MOST_NEWS)):
+            for _ in range(draw.randint(1, 4 if killed < WITH_TEACHER else MOST_NEWS)):
                 news.acquire(timeout=LIMIT_S)
         try:
             driver.wait(draw.uniform(0, LIVES_S) if killed < kills else LIMIT_S)
@@ -80,8 +82,10 @@ def _disturbed(sweep: Path, storage: Path, kills: int, draw: random.Random) -> t
         return killed, time.monotonic() - began
 
 
-def _begun(sweep: Path, storage: Path, name: str) -> tuple[subprocess.Popen[str], threading.Semaphore]:
-    """A session, whose words go to this process's stderr, and how often it has told some news."""
+def _begun(
+    sweep: Path, storage: Path, name: str, telling: tuple[str, ...]
+) -> tuple[subprocess.Popen[str], threading.Semaphore]:
+    """A session, whose words go to this process's stderr, and how often it has said one of these."""
     command = [sys.executable, "-c", "from kdray.cli import app; app()", "run", str(sweep), "--storage", str(storage)]
     command += ["--address", "local", "--set", f"name={name}", "--set", "slots.count=1"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -90,7 +94,7 @@ def _begun(sweep: Path, storage: Path, name: str) -> tuple[subprocess.Popen[str]
     def listen() -> None:
         for line in driver.stderr or ():
             sys.stderr.write(line)
-            if any(words in line for words in NEWS):
+            if any(words in line for words in telling):
                 news.release()
         news.release(MOST_NEWS)
 
@@ -113,9 +117,15 @@ def _table(storage: Path, name: str) -> list[Any]:
 
 
 def _confirmed(storage: Path, name: str) -> list[Any]:
-    """Each student that was trained again: whose it is, over how many seeds, and its metrics on the test rows."""
-    confirmation = read_json(SweepPaths(storage, name).choice).get("confirmation", {"confirmed": []})
-    return [(each["trial"], each["role"], each["seeds"], each["metrics"]) for each in confirmation["confirmed"]]
+    """Each student that was trained outside the search: whose it is, over how many seeds, and what it measured."""
+    choice = read_json(SweepPaths(storage, name).choice)
+    again = [
+        (each["trial"], each["role"], each["seeds"], each["metrics"]) for each in choice["confirmation"]["confirmed"]
+    ]
+    return again + [
+        (each["trial"], each["role"], 1, {k: v for k, v in each["metrics"].items() if k not in CLOCKS})
+        for each in choice["controls"]
+    ]
 
 
 def _standing(storage: Path) -> str:

@@ -65,6 +65,6 @@ def sweep(options: argparse.Namespace, search: Search | None = None) -> Sweep:
         training=Training(epochs=options.epochs, precision=options.precision),
         space=SPACE,
         search=search or Search(trials=options.trials),
-        confirm=Confirm(candidates=0),  # what is measured is the search
+        confirm=Confirm(candidates=0, controls=False),  # what is measured is the search
         tracking=Tracking(),
     )

@@ -51,7 +51,7 @@ class Costs:
 
     def of(self, student: TransformerStudent) -> dict[str, float]:
         """What `measuring.costs` measures, and speedup over the teacher."""
-        return self.by_student[_shape(student)]
+        return self.by_student[student.shape]
 
 
 def measure_costs(
@@ -66,7 +66,7 @@ def measure_costs(
     (asked,) = pool.run(AskHardware(), "hardware")
     hardware_name = str(asked["hardware"])
     teacher = _measured(MeasureCosts(sources[None].model, None, latency), hardware_name, paths, pool)
-    shapes = dict.fromkeys(_shape(student) for student in students)
+    shapes = dict.fromkeys(student.shape for student in students)
     costs = Costs(teacher, {}, conditions(latency, hardware_name))
     for done, shape in enumerate(shapes, start=1):
         job = MeasureCosts(sources[shape.checkpoint].model, shape, latency)
@@ -74,11 +74,6 @@ def measure_costs(
         costs.by_student[shape] = {**own, "speedup": teacher["latency_ms"] / own["latency_ms"]}
         on_progress(done, len(shapes))
     return costs
-
-
-def _shape(student: TransformerStudent) -> TransformerStudent:
-    """The student without what changes neither size nor latency."""
-    return TransformerStudent(depth=student.depth, checkpoint=student.checkpoint)
 
 
 def _measured(job: MeasureCosts, hardware_name: str, paths: StoragePaths, pool: Pool) -> dict[str, float]:

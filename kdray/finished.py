@@ -5,9 +5,9 @@ from typing import Any
 
 from kdray.choice import Choose
 from kdray.claim import ledger_in, settings_in
-from kdray.confirmation import Confirm
 from kdray.errors import StorageError
-from kdray.paths import SweepPaths, read_json, shown
+from kdray.outcome import Asked
+from kdray.paths import SweepPaths, shown
 from kdray.sweep import Sweep
 from kdray.tracking import Target, Tracking
 
@@ -23,13 +23,12 @@ def finished(paths: SweepPaths, place: SweepPaths) -> Sweep:
     if running or not paths.choice.exists():
         why = f"{running} of its trials have not ended" if running else "nothing was chosen so far"
         raise StorageError(f"{shown(place.root)}: {why}. Let the sweep end first: run it again as it was run.")
-    asked = read_json(paths.choice).get("asked", {})
-    target = Target.read(paths)
+    asked, target = Asked.read(paths), Target.read(paths)
     return Sweep.identified(
         identity,
         search={**identity["search"], "trials": len(records)},
-        choose=Choose(**asked.get("choose", identity.get("choose", {}))),
-        confirm=Confirm(**asked.get("confirm", {})),
+        choose=asked.choose,
+        confirm=asked.confirm,
         tracking=target.tracking if target else Tracking(enabled=False),
     )
 

@@ -1,14 +1,14 @@
 """What a sweep came to: the choice, the student that is shipped, and the figures that are shown of it."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdray.choice import Choice, chosen, front_numbers
+from kdray.choice import Choice, Choose, chosen, front_numbers
 from kdray.claim import ledger_in, settings_in
-from kdray.confirmation import Verdict, reruns
+from kdray.confirmation import Confirm, Control, Verdict, reruns
 from kdray.errors import NoStudent, StorageError, SweepFailed
 from kdray.export import keep_forms, shipped, write_card
 from kdray.mirror import fetched, remove
@@ -18,9 +18,10 @@ from kdray.record import TrialRecord
 from kdray.report import Figures
 from kdray.search.importance import importances
 from kdray.search.ledger import Ledger
+from kdray.settings import Settings
 from kdray.sweep import Sweep
 from kdray.tracking import Tracker
-from kdray.trial import Examine, Lesson
+from kdray.trial import Examine, Lesson, last_report
 from kdray.worker import Pool
 
 
@@ -42,7 +43,21 @@ class Outcome:
         return 0 if self.figures.chosen is not None else NoStudent.exit_code
 
 
-def choose(sweep: Sweep, paths: SweepPaths, ledger: Ledger, verdict: Verdict | None) -> Figures:
+class Asked(Settings):
+    """By which rule a sweep's student was chosen, and how sure of it one was to be."""
+
+    choose: Choose = Choose()
+    confirm: Confirm = Confirm()
+
+    @classmethod
+    def read(cls, paths: SweepPaths) -> "Asked":
+        """Of a sweep that has come to a choice."""
+        return cls(**read_json(paths.choice).get("asked", {}))
+
+
+def choose(
+    sweep: Sweep, paths: SweepPaths, ledger: Ledger, controls: Sequence[Control], verdict: Verdict | None
+) -> Figures:
     """Apply the rule and write down what came of it.
 
     Raises SweepFailed when no trial ran to its end, StorageError when the chosen one's weights were not kept.
@@ -56,12 +71,10 @@ def choose(sweep: Sweep, paths: SweepPaths, ledger: Ledger, verdict: Verdict | N
     if number is not None:
         _weights(sweep, paths, records[number], verdict)
     written: dict[str, Any] = {"chosen": number, "sentences": sentences}
-    written["asked"] = {
-        "choose": sweep.choose.model_dump(mode="json"),
-        "confirm": sweep.confirm.model_dump(mode="json"),
-    }
+    written["asked"] = Asked(choose=sweep.choose, confirm=sweep.confirm).model_dump(mode="json")
     written["front"] = sorted(front_numbers(records, sweep.search.objectives))
     written["importances"] = importances(ledger)
+    written["controls"] = [control.model_dump(mode="json") for control in controls]
     if verdict is not None:
         written["confirmation"] = verdict.model_dump(mode="json")
     write_json(paths.choice, written)
@@ -113,7 +126,7 @@ def _weights(sweep: Sweep, paths: SweepPaths, record: TrialRecord, verdict: Verd
         metric = verdict.metric
         runs = reruns(sweep.confirm.model_copy(update={"controls": False}), [record], sweep.recipe_of, sweep.seed)
         trained = [student for run in runs if fetched(student := paths.rerun(run.key)).exists()]
-        return max(trained, key=lambda student: float(read_json(fetched(student.with_name("ended.json")))[-1][metric]))
+        return max(trained, key=lambda student: float(last_report(student)[metric]))
     student = fetched(paths.student(record.number))
     if not student.exists():
         raise StorageError(
@@ -137,6 +150,7 @@ def figures_of(paths: SweepPaths) -> Figures:
         importances=choice.get("importances", {}),
         times=read_json(paths.times) if paths.times.exists() else {},
         origin=read_json(paths.origin) if paths.origin.exists() else {},
+        controls=[Control.model_validate(control) for control in choice.get("controls", [])],
         verdict=Verdict.model_validate(choice["confirmation"]) if "confirmation" in choice else None,
         objectives=identity["search"]["objectives"],
         searched=list(identity["space"]),

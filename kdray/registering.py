@@ -17,7 +17,7 @@ from kdray.claim import ledger_in
 from kdray.errors import StorageError, TrackingError
 from kdray.export import Shipped, shipped
 from kdray.mirror import fetched
-from kdray.outcome import figures_of
+from kdray.outcome import Asked, figures_of
 from kdray.owner import owned
 from kdray.paths import SweepPaths, read_json, scratch_folder, shown
 from kdray.records import kept_in_bucket
@@ -104,7 +104,7 @@ class Entry:
 def _entry(paths: SweepPaths) -> Entry:
     """What is registered of this sweep. Raises StorageError where there is no confirmed student."""
     student, figures = shipped(paths), figures_of(paths)
-    lineage, rule = read_json(paths.lineage), Choose(**read_json(paths.choice)["asked"]["choose"])
+    lineage, rule = read_json(paths.lineage), Asked.read(paths).choose
     standing = _standing(paths, figures, lineage)
     tags = {
         "kdray.sweep": paths.name,

@@ -11,7 +11,8 @@ from typing import Any
 
 from kdray.claim import claim
 from kdray.comparable import comparable_trials
-from kdray.confirming import confirm
+from kdray.confirmation import Control
+from kdray.confirming import Retraining
 from kdray.costs import measure_costs
 from kdray.data import Splits, load_splits
 from kdray.keeper import Keeper, tracked
@@ -110,13 +111,18 @@ def story(
         search(slots, study, lambda number, params: trial(sweep, lessons, paths, number, params), keeper.take)
         keeper.clear_up()
 
+        again = Retraining(sweep, paths, ledger, lessons, slots, tracker, screen)
+        controls: list[Control] = []
+        if sweep.confirm.controls:
+            screen.stage("Controls")
+            controls = again.controls()
         verdict = None
         if sweep.confirm.candidates:
             screen.stage("Confirmation")
-            verdict = confirm(sweep, paths, ledger, lessons, slots, tracker, screen)
+            verdict = again.verdict()
 
         screen.stage("Choice")
-        figures = choose(sweep, paths, ledger, verdict)
+        figures = choose(sweep, paths, ledger, controls, verdict)
         ship(sweep, paths, lessons, slots, figures, tracker)
         write_report(figures_of(paths), paths.report)
         tracker.log_artifacts(paths.report, "report")

@@ -66,7 +66,7 @@ class Trial:
     target: Path
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
-        ended = fetched(self.target.with_name("ended.json"))
+        ended = fetched(reports_file(self.target))
         if worker.agreed(ended.exists()):
             yield from read_json(ended)
             return
@@ -92,6 +92,17 @@ class Trial:
                 save(model.cpu(), tokenizer, folder)
             write_json(ended, reports)
             remove(checkpoint)
+
+
+def reports_file(student: Path) -> Path:
+    """Where all that a student reported lies, once its training has ended."""
+    return student.with_name("ended.json")
+
+
+def last_report(student: Path) -> Report:
+    """What a student measured at the end of its training."""
+    last: Report = read_json(fetched(reports_file(student)))[-1]
+    return last
 
 
 @dataclass(frozen=True)

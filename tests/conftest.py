@@ -179,7 +179,7 @@ def make_sweep(data_folder: Path, teacher: Pretrained, recipe: Recipe) -> Callab
             "space": {"student.depth": [1, 2], "training.learning_rate": [1e-3, 3e-3]},
             "search": Search(trials=3, stopping=None),
             "latency": Latency(length=16, warmup=1, repeats=9),
-            "confirm": Confirm(candidates=0),
+            "confirm": Confirm(candidates=0, controls=False),
             "tracking": Tracking(enabled=False),
             "smoke": {"data.max_rows": 64, "training.epochs": 1, "search.trials": 2},
         }

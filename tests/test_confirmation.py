@@ -1,6 +1,7 @@
 """Confirmation: who is trained again, what their answers come to, and that luck and noise are called so."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from kdray.choice import Choose
-from kdray.confirmation import Confirm, Rerun, Retrained, answers_of, judged, rerun_all, reruns
-from kdray.confirmation.runs import AnswerTest
+from kdray.confirmation import Confirm, Rerun, Retrained, answers_of, front_controls, judged, rerun_all, reruns
+from kdray.confirmation.runs import AnswerTest, controls_of
 from kdray.evaluation import predictions
 from kdray.losses.distillation import Distillation
 from kdray.outcome import figures_of
@@ -152,6 +153,34 @@ def test_who_is_trained_again(recipe: Recipe) -> None:
     assert [run.key for run in alone] == [run.key for run in runs if run.role == "candidate"]
 
 
+def test_controls_differ_in_nothing_but_distillation_and_what_was_searched(recipe: Recipe) -> None:
+    untuned = recipe.with_dotted({"training.epochs": 9, "training.learning_rate": 3e-3})
+    tuned = untuned.with_dotted({"student.depth": 2, "training.epochs": 4, "training.learning_rate": 1e-4})
+    controls = controls_of(tuned.with_dotted({"distillation.temperature": 7.0, "distillation.logit_mse": 1.0}), untuned)
+    assert {control.training.epochs for control in controls.values()} == {4}
+    assert {control.student for control in controls.values()} == {tuned.student}
+    assert controls["labels only"].training == tuned.training
+    assert (controls["labels only"].distillation.alpha, controls["labels only"].distillation.logit_mse) == (0.0, 0.0)
+    assert controls["default distillation"].training.learning_rate == 3e-3
+    assert controls["default distillation"].distillation == Distillation()
+
+
+def test_each_architecture_of_the_front_has_its_controls(recipe: Recipe) -> None:
+    """Trials 1 and 3 have two layers, and 3 is the better one; 4 is not on the front; 5 never ended."""
+    records = [
+        found(1, 0.90, latency_ms=2.0, agreement=0.9), found(2, 0.80, latency_ms=1.0, agreement=0.8),
+        found(3, 0.91, latency_ms=2.0, agreement=0.8), found(4, 0.70, latency_ms=3.0, agreement=0.7),
+        replace(found(5, 0.99, latency_ms=4.0, agreement=0.9), state="stopped"),
+    ]  # fmt: skip
+    records = [replace(r, params={"student.depth": 1 if r.number == 2 else 2}) for r in records]
+    runs = front_controls(records, ("accuracy", "latency_ms", "agreement"), recipe.with_dotted, seed=5)
+    assert [(run.trial, run.role, run.seed, run.recipe.student.depth) for run in runs] == [
+        (3, "labels only", 5, 2), (3, "default distillation", 5, 2),
+        (2, "labels only", 5, 1), (2, "default distillation", 5, 1),
+    ]  # fmt: skip
+    assert front_controls([records[4]], ("accuracy",), recipe.with_dotted, seed=5) == []
+
+
 def test_the_answers_are_the_trained_students(recipe: Recipe, lesson: Lesson, tmp_path: Path) -> None:
     trial = Trial(recipe, lesson, 1, tmp_path / "run" / "student")
     with LocalSlots() as slots:
@@ -176,7 +205,7 @@ def test_of_a_control_the_answers_are_kept_and_it_is_trained_again_as_a_candidat
 
     with LocalSlots() as slots:
         rerun_all({control: trial}, slots, on_end)
-        assert sorted(path.name for path in trial.target.parent.iterdir()) == ["test.npy"]
+        assert sorted(path.name for path in trial.target.parent.iterdir()) == ["ended.json", "test.npy"]
         rerun_all({control: trial}, slots, on_end)
         before = answers_of(trial.target)
         rerun_all({candidate: trial, control: trial}, slots, on_end)
@@ -188,6 +217,7 @@ def test_of_a_control_the_answers_are_kept_and_it_is_trained_again_as_a_candidat
 class Counting(NullScreen):
     def __init__(self) -> None:
         self.again: list[tuple[float, float]] = []
+        self.controls: list[tuple[float, float]] = []
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:
@@ -195,9 +225,10 @@ class Counting(NullScreen):
         self.notes.append(text)
 
     def progress(self, text: str, done: float, total: float) -> None:
-        """Counts the students that are trained again."""
-        if text == "students trained again":
-            self.again.append((done, total))
+        """Counts the students that are trained again, and the controls."""
+        counted = {"students trained again": self.again, "controls trained": self.controls}
+        if text in counted:
+            counted[text].append((done, total))
 
 
 @pytest.fixture
@@ -221,6 +252,10 @@ def test_a_whole_sweep_is_confirmed_and_its_choice_defended(go: Callable[..., tu
     figures = figures_of(paths)
     verdict = figures.verdict
     assert verdict is not None
+    on_front = {(figures.records[number].params["student.depth"]) for number in figures.front}
+    assert screen.controls[-1] == (2 * len(on_front), 2 * len(on_front))
+    assert {control.trial for control in figures.controls} <= set(figures.front)
+    assert all(0 < control.metrics["accuracy"] <= 1 for control in figures.controls)
     assert [(each.role, each.seeds) for each in verdict.confirmed] == [
         ("candidate", 2), ("labels only", 2), ("default distillation", 2)
     ]  # fmt: skip
@@ -232,18 +267,21 @@ def test_a_whole_sweep_is_confirmed_and_its_choice_defended(go: Callable[..., tu
     report = (paths.report / "report.md").read_text()
     assert "## Confirmed" in report
     assert "labels only" in report
+    assert "## What distillation and the search bring at each size" in report
     client = MlflowClient(f"sqlite:///{paths.tracking_database}")
     (experiment,) = (e for e in client.search_experiments() if e.name == "kdray")
     roles = [
         r.data.tags["kdray.role"] for r in client.search_runs([experiment.experiment_id]) if "kdray.role" in r.data.tags
     ]
-    assert sorted(roles) == sorted(["search"] * 3 + ["candidate", "labels only", "default distillation"] * 2)
+    beside = ["labels only", "default distillation"] * len(on_front)
+    assert sorted(roles) == sorted(["search"] * 3 + ["candidate", "labels only", "default distillation"] * 2 + beside)
     controls = client.search_runs([experiment.experiment_id], "tags.`kdray.role` = 'labels only'")
     assert {control.data.params["distillation.alpha"] for control in controls} == {"0.0"}
     assert all("test.accuracy" in control.data.metrics for control in controls)
 
     again, screen = go(choose=Choose(retention=0.5))
     assert all(total == 6 for _, total in screen.again)
+    assert figures_of(again).controls == figures.controls
     assert read_json(again.choice)["confirmation"]["confirmed"][0]["trial"] in {0, 1, 2}
     kept = sorted(path.name for path in (paths.root / "confirmation").glob("*/student"))
     assert len(kept) >= 2
@@ -258,12 +296,15 @@ def test_when_nothing_can_be_trained_again_the_choice_is_the_searchs_and_says_so
 
     monkeypatch.setattr(AnswerTest, "__call__", broken)
     paths, screen = go()
-    assert len([note for note in screen.notes if "seed" in note and "RuntimeError: out of luck" in note]) == 6
+    failed = [note for note in screen.notes if "seed" in note and "RuntimeError: out of luck" in note]
+    assert len(failed) == 6 + screen.controls[-1][1]
     figures = figures_of(paths)
     assert figures.chosen is not None
     assert "This could not be confirmed" in figures.sentences[1]
     assert "6 of the runs that were to confirm it failed" in " ".join(figures.sentences)
     assert (paths.chosen / "model.safetensors").exists()
+    assert all("out of luck" in (control.error or "") for control in figures.controls)
     report = (paths.report / "report.md").read_text()
     assert "out of luck" in report
+    assert "| failed | failed |" in report
     assert "out of luck" in (paths.report / "report.html").read_text()

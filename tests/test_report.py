@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from kdray.confirmation import Control
 from kdray.record import State, TrialRecord
 from kdray.report import Figures, markdown, results_csv, table, write_report
+from kdray.report.controls import ABOUT, ROLES
+from kdray.report.page import page
+from kdray.report.plots import front_plot
 from kdray.wording import headings, setting
 
 TEACHER = {"accuracy": 0.887, "latency_ms": 8.2, "parameters": 22_713_986.0}
@@ -99,13 +103,33 @@ def test_the_report_says_the_choice_compares_with_the_teacher_and_lists_failures
     assert {line.count("|") for line in tables} == {12}
 
 
+def test_the_fronts_controls_stand_beside_its_trials_the_cheapest_first():
+    controls = [
+        Control(trial=2, role="labels only", metrics={"accuracy": 0.83}),
+        Control(trial=2, role="default distillation", metrics={"accuracy": 0.84}),
+        Control(trial=0, role="labels only", metrics={"accuracy": 0.78}),
+        Control(trial=0, role="default distillation", error="out of\nmemory"),
+    ]
+    figures = replace(FIGURES, controls=controls)
+    text = markdown(figures)
+    lines = text[text.index("## What distillation and the search bring") :].splitlines()
+    assert lines[4] == "| trial | depth | latency | accuracy, as searched | labels only | default distillation |"
+    assert lines[6] == "| 000 | 1 | 0.80 ms | 0.8100 | 0.7800 | failed |"
+    assert lines[7] == "| 002 | 2 | 1.60 ms | 0.8500 | 0.8300 | 0.8400 |"
+    assert lines[9] == "- trial 000, default distillation: out of memory"
+    assert [list(drawn.y) for drawn in front_plot(figures).data if drawn.name in ROLES] == [[0.83, 0.78], [0.84]]
+    assert "What distillation and the search bring" not in markdown(FIGURES)
+    assert ABOUT in page(figures)
+    assert ABOUT not in page(FIGURES)
+
+
 def test_the_picture_is_a_png_and_the_page_needs_no_network(tmp_path: Path):
     write_report(FIGURES, tmp_path / "report")
     assert (tmp_path / "report" / "front.png").read_bytes().startswith(b"\x89PNG")
-    page = (tmp_path / "report" / "report.html").read_text()
-    assert "trial 002" in page
-    assert "T 3.50" in page
-    assert 'src="http' not in page
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "trial 002" in html
+    assert "T 3.50" in html
+    assert 'src="http' not in html
 
 
 def test_writing_again_replaces_the_report(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""What is trained again, and how: trials outside the search, each known by its recipe and seed.
+"""What is trained outside the search, and how: candidates again, and controls, each known by its recipe and seed.
 
 One that is done is never done again, whatever the rule asks later. What the answers are worth is `verdict`'s.
 """
@@ -21,7 +21,7 @@ from kdray.pretrained import Pretrained
 from kdray.record import TrialRecord
 from kdray.slots import SlotPool
 from kdray.training import WITHOUT_EFFECT
-from kdray.trial import Recipe, Trial
+from kdray.trial import Recipe, Trial, reports_file
 from kdray.worker import NOTE, Report, Worker
 
 Role: TypeAlias = Literal["candidate", "labels only", "default distillation"]
@@ -33,10 +33,10 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Rerun:
-    """A candidate, or a control of it, that is to be trained with this seed."""
+    """A trial of the search, or a control of it, that is to be trained with this seed."""
 
     trial: int
-    """The candidate's number in the search."""
+    """Its number in the search, or that of the trial that it is a control of."""
     role: Role
     seed: int
     recipe: Recipe
@@ -59,13 +59,21 @@ def reruns(
         tuned = recipe_of(record.params)
         recipes: dict[Role, Recipe] = {"candidate": tuned}
         if confirm.controls:
-            labels_only = tuned.distillation.model_copy(update={"alpha": 0.0, "logit_mse": 0.0})
-            recipes["labels only"] = tuned.model_copy(update={"distillation": labels_only})
-            untuned = {"student": tuned.student, "distillation": Distillation()}
-            recipes["default distillation"] = recipe_of({}).model_copy(update=untuned)
+            recipes |= controls_of(tuned, recipe_of({}))
         seeds = range(seed + 1, seed + 1 + confirm.seeds)
         runs += [Rerun(record.number, role, each, recipe) for each in seeds for role, recipe in recipes.items()]
     return runs
+
+
+def controls_of(tuned: Recipe, untuned: Recipe) -> dict[Role, Recipe]:
+    """The same student on labels alone, and with distillation as it comes and settings that nothing has searched; for
+    as many epochs."""
+    labels_only = tuned.distillation.model_copy(update={"alpha": 0.0, "logit_mse": 0.0})
+    training = untuned.training.model_copy(update={"epochs": tuned.training.epochs})
+    return {
+        "labels only": tuned.model_copy(update={"distillation": labels_only}),
+        "default distillation": Recipe(student=tuned.student, distillation=Distillation(), training=training),
+    }
 
 
 @dataclass(frozen=True)
@@ -99,24 +107,25 @@ class AnswerTest:
 def rerun_all(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[Rerun, Retrained], None]) -> None:
     """Train all of these that are not done, as many at a time as there are slots.
 
-    Of controls only the answers are kept. `on_end` hears of each, from this thread. Raises what ends the sweep as a
-    whole.
+    Of controls the reports and answers are kept, and no weights. `on_end` hears of each, from this thread. Raises what
+    ends the sweep as a whole.
     """
     alike = {run.key: run for run in reversed(list(trials))}
     candidates = {run.key for run in trials if run.role == "candidate"}
 
     def train(key: str) -> Retrained:
         student = trials[alike[key]].target
-        if answers_of(student) is not None and (key not in candidates or fetched(student).exists()):
-            return Retrained()
+        if answers_of(student) is not None:
+            if key not in candidates or fetched(student).exists():
+                return Retrained()
+            remove(reports_file(student))  # it was a control, without weights: it is trained again
         job = pool.run(AnswerTest(trials[alike[key]]), f"confirm-{key}")
         reports: list[Report] = []
         try:
             reports += (report for report in job if NOTE not in report)
         except JobError as error:
             return Retrained(tuple(reports), job.host, str(error))
-        if key not in candidates:  # all but the answers, so that it is trained again should it become a candidate
-            remove(student.with_name("ended.json"))
+        if key not in candidates:
             remove(student)
         return Retrained(tuple(reports), job.host)
 

@@ -13,4 +13,5 @@ class Confirm(Settings):
     seeds: int = Field(3, ge=1)
     """How often each is trained again, each time with another seed than the search's."""
     controls: bool = True
-    """Train each candidate's architecture on labels alone, and with distillation as it comes, over the same seeds."""
+    """Train each architecture of the front on labels alone, and with distillation as it comes: once as the search
+    trained it, and those of candidates over the same seeds as these."""

@@ -6,7 +6,7 @@ Nothing of that is worked out here.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdray.confirmation import Verdict
+from kdray.confirmation import Control, Verdict
 from kdray.record import TrialRecord
 
 COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "multiply_adds", "parameters", "size_mb")
@@ -26,6 +26,8 @@ class Figures:
     chosen: int | None = None
     sentences: Sequence[str] = ()
     """The choice in words."""
+    controls: Sequence[Control] = ()
+    """The front's architectures without distillation, and with it as it comes, on the validation rows."""
     verdict: Verdict | None = None
     """What confirmation came to."""
     objectives: Sequence[str] = ("accuracy", "latency_ms")

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdray.confirmation import Verdict
 from kdray.record import TrialRecord
-from kdray.report import confirmed
+from kdray.report import confirmed, controls
 from kdray.report.figures import COSTS, Figures
 from kdray.report.table import cells
 from kdray.wording import cut, heading, headings, number, settings, status
@@ -63,8 +63,10 @@ def markdown(figures: Figures) -> str:
         "## All trials",
         _trials(figures, figures.ranked()),
     ]
-    failed = [f"- trial {r.number:03d}: {' '.join((r.error or '').split())}" for r in figures.records if r.error]
-    parts += ["## What failed", "\n".join(failed)] if failed else []
+    if figures.controls:
+        parts += ["## What distillation and the search bring at each size", *_controls(figures)]
+    failed = [f"trial {r.number:03d}: {' '.join((r.error or '').split())}" for r in figures.records if r.error]
+    parts += ["## What failed", *_listed(failed)] if failed else []
     parts.append("All numbers in full, under the names that MLflow has them: [results.csv](results.csv).")
     return "\n\n".join(parts) + "\n"
 
@@ -82,9 +84,18 @@ def _beside_teacher(figures: Figures, best: TrialRecord) -> str:
 def _confirmation(verdict: Verdict) -> list[str]:
     """Each candidate and its controls, on the test rows."""
     rows = [cells for _, cells in confirmed.rows(verdict)]
-    failed = [f"- {line}" for line in confirmed.failures(verdict)]
-    parts = [confirmed.about(verdict), _markdown_table(confirmed.titles(verdict), rows)]
-    return [*parts, "\n".join(failed)] if failed else parts
+    table = _markdown_table(confirmed.titles(verdict), rows)
+    return [confirmed.about(verdict), table, *_listed(confirmed.failures(verdict))]
+
+
+def _controls(figures: Figures) -> list[str]:
+    """Each architecture of the front beside its controls, on the validation rows."""
+    table = _markdown_table(controls.titles(figures), [cells for _, cells in controls.rows(figures)])
+    return [controls.ABOUT, table, *_listed(controls.failures(figures))]
+
+
+def _listed(lines: Sequence[str]) -> list[str]:
+    return ["\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def _settings_of(best: TrialRecord) -> str:

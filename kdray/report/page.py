@@ -1,6 +1,7 @@
 """The report as one page for a browser: it holds all it shows, and needs no network to be looked at."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 
 import plotly.graph_objects as go
@@ -8,15 +9,17 @@ import plotly.io
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from kdray.confirmation import Verdict
 from kdray.record import TrialRecord
-from kdray.report import confirmed, plots
+from kdray.report import confirmed, controls, plots
 from kdray.report.figures import COSTS, Figures
 from kdray.report.table import cells, teacher_cells
 from kdray.wording import cut, duration, heading, headings, number, status
 
 PLOTS: tuple[tuple[str, str, Callable[[Figures], go.Figure | None]], ...] = (
-    ("Quality and cost", "Every trial on the validation rows; no trial on the front is beaten in both. Squares are "
-     "what was trained again, on the test rows, with 95% intervals. Point at a trial for its settings.",
+    ("Quality and cost", "Every trial on the validation rows; no trial on the front is beaten in both. Crosses are the "
+     "front's controls, on these rows; squares are what was trained again, on the test rows, with 95% intervals. Point "
+     "at a trial for its settings.",
      plots.front_plot),
     ("What is kept, and how much faster", "The teacher is at 100%.", plots.speed_plot),
     ("Settings", "One line a completed trial. Drag along an axis to keep a part of them.", plots.parallel_plot),
@@ -45,10 +48,8 @@ def page(figures: Figures) -> str:
         plotly_js=get_plotlyjs(),
         tiles=list(_tiles(figures, chosen)) if chosen else [],
         tiles_about="On the test rows, averaged over its seeds." if winner else "On the validation rows.",
-        confirmed=list(confirmed.rows(verdict)) if verdict else [],
-        confirmed_titles=confirmed.titles(verdict) if verdict else [],
-        confirmed_about=confirmed.about(verdict) if verdict else "",
-        confirmed_failures=confirmed.failures(verdict) if verdict else [],
+        confirmed=_confirmed(verdict) if verdict else None,
+        controls=_controls(figures) if figures.controls else None,
         plots=[(title, caption, _div(plot)) for title, caption, plot in drawn if plot is not None],
         economy=list(_economy(figures)),
         titles=["trial", *headings(figures.searched).values(), *map(heading, figures.columns), "status"],
@@ -56,6 +57,31 @@ def page(figures: Figures) -> str:
         trials_about=f"On the validation rows. {figures.conditions}".strip(),
         origin=", ".join(f"{name} {value}" for name, value in figures.origin.items() if name != "command"),
     )
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of its own, with the chosen student's line marked."""
+
+    title: str
+    about: str
+    titles: Sequence[str]
+    rows: Sequence[tuple[bool, Sequence[str]]]
+    failures: Sequence[str]
+
+
+def _confirmed(verdict: Verdict) -> Section:
+    return Section(
+        "Confirmed on rows that nothing was chosen by", confirmed.about(verdict), confirmed.titles(verdict),
+        list(confirmed.rows(verdict)), confirmed.failures(verdict),
+    )  # fmt: skip
+
+
+def _controls(figures: Figures) -> Section:
+    return Section(
+        "What distillation and the search bring at each size", controls.ABOUT, controls.titles(figures),
+        list(controls.rows(figures)), controls.failures(figures),
+    )  # fmt: skip
 
 
 def _div(plot: go.Figure) -> str:

@@ -23,7 +23,8 @@ from kdray.report.front import (
 from kdray.wording import bounded, heading, headings, number, setting, status
 
 SYMBOLS = {"*": "star", "o": "circle", "D": "diamond"}
-TEMPERATURE, ALPHA, RATE = "distillation.temperature", "distillation.alpha", "training.learning_rate"
+CONTROLS = {"labels only": CONTROL, "default distillation": "#2a9d8f"}
+TEMPERATURE, ALPHA = "distillation.temperature", "distillation.alpha"
 
 
 def front_plot(figures: Figures) -> go.Figure:
@@ -38,6 +39,7 @@ def front_plot(figures: Figures) -> go.Figure:
         texts = [_hover(figures, record) for record in group.records]
         plot.add_scatter(x=x, y=y, mode="markers", name=group.label, marker=marker, text=texts, hoverinfo="text")
     _add_failed(plot, figures)
+    _add_controls(plot, figures)
     _add_confirmed(plot, figures)
     _add_teacher(plot, figures)
     plot.update_xaxes(type="log" if wide(figures) else "linear")
@@ -152,19 +154,40 @@ def _add_failed(plot: go.Figure, figures: Figures) -> None:
         )  # fmt: skip
 
 
+def _add_controls(plot: go.Figure, figures: Figures) -> None:
+    """The front's architectures on labels alone and with untuned distillation, on the trials' own rows."""
+    costs = _costs(figures)
+    for role, color in CONTROLS.items():
+        ours = [
+            control for control in figures.controls
+            if control.role == role and control.trial in costs and figures.quality in control.metrics
+        ]  # fmt: skip
+        if ours:
+            plot.add_scatter(
+                x=[costs[control.trial] for control in ours],
+                y=[control.metrics[figures.quality] for control in ours],
+                mode="markers", name=role, marker={"color": color, "symbol": "cross-thin-open", "size": 9},
+                text=[
+                    f"<b>{role}</b>, beside trial {control.trial:03d}<br>"
+                    f"{heading(figures.quality)} {number(figures.quality, control.metrics[figures.quality])}"
+                    for control in ours
+                ],
+                hoverinfo="text",
+            )  # fmt: skip
+
+
 def _add_confirmed(plot: go.Figure, figures: Figures) -> None:
     """Candidates and controls on the test rows, with their intervals; the search's points are of validation rows."""
     if figures.verdict is None:
         return
-    costs = {record.number: record.costs.get(figures.cost) for record in figures.records}
-    roles = {"candidate": ("confirmed (test)", CHOSEN), "labels only": ("labels only (test)", CONTROL)}
-    roles["default distillation"] = ("default distillation (test)", "#2a9d8f")
-    for role, (name, color) in roles.items():
-        ours = [each for each in figures.verdict.confirmed if each.role == role and costs.get(each.trial) is not None]
+    costs = _costs(figures)
+    for role, color in {"candidate": CHOSEN, **CONTROLS}.items():
+        ours = [each for each in figures.verdict.confirmed if each.role == role and each.trial in costs]
         if ours:
             plot.add_scatter(
                 x=[costs[each.trial] for each in ours], y=[each.metric.estimate for each in ours], mode="markers",
-                name=name, marker={"color": color, "symbol": "square-open", "size": 10}, hoverinfo="text",
+                name=f"{'confirmed' if role == 'candidate' else role} (test)", hoverinfo="text",
+                marker={"color": color, "symbol": "square-open", "size": 10},
                 text=[
                     f"<b>trial {each.trial:03d}, {each.role}</b><br>"
                     f"{each.seeds} seeds: {bounded(figures.verdict.metric, each.metric)}"
@@ -176,6 +199,11 @@ def _add_confirmed(plot: go.Figure, figures: Figures) -> None:
                     "arrayminus": [each.metric.estimate - each.metric.low for each in ours],
                 },
             )  # fmt: skip
+
+
+def _costs(figures: Figures) -> dict[int, float]:
+    """By trial, where it is known."""
+    return {r.number: r.costs[figures.cost] for r in figures.records if figures.cost in r.costs}
 
 
 def _add_teacher(plot: go.Figure, figures: Figures) -> None:

@@ -56,6 +56,11 @@ class TransformerStudent(Settings):
         """What size and latency depend on, besides the source: students with the same one cost the same."""
         return {"depth": len(self.chosen_layers(source_layers))}
 
+    @property
+    def shape(self) -> "TransformerStudent":
+        """The student without what changes neither its size nor its speed."""
+        return TransformerStudent(depth=self.depth, checkpoint=self.checkpoint)
+
     def build(self, source: PreTrainedModel, seed: int) -> PreTrainedModel:
         """A new student in float32 and evaluation mode, on the source's device; the source is not changed.
 

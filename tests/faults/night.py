@@ -36,7 +36,7 @@ sweep = Sweep(
     transfer=Transfer(precision="fp32"),
     training=Training(epochs=3, batch_size=8, precision="fp32", checkpoint_evaluations=1),
     space={{"student.depth": [1, 2], "training.learning_rate": tune.loguniform(1e-4, 3e-3)}},
-    confirm=Confirm(candidates=0),
+    confirm=Confirm(candidates=0, controls=False),
     search=Search(trials=6, sampler="random", stopping=None),
     latency=Latency(length=16, warmup=1, repeats=3),
 )
