@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from kdray.choice import Choose
+from kdray.measuring import ON_CPU, SPEEDUPS
 from kdray.pareto import dominates
 from kdray.record import TrialRecord
 from kdray.wording import heading, numbers
 
-CLOCK = ("latency_ms", "latency_p95_ms", "throughput_per_s", "speedup")
+CLOCK = (*ON_CPU, *ON_CPU.values(), *SPEEDUPS)
 """What depends on the machine and on how it was measured, and so is compared under the same conditions only."""
 SHAPE = ("parameters", "multiply_adds")
 
@@ -61,8 +62,7 @@ class Standing(BaseModel):
             figures |= {name: other.student[name] for name in CLOCK if name in other.student}
         taught = other.teacher[other.metric]
         figures["retention"] = figures[other.metric] / taught if taught else 0.0
-        figures["speedup"] = other.teacher["latency_ms"] / figures["latency_ms"]
-        return figures
+        return figures | {name: other.teacher[of] / figures[of] for name, of in SPEEDUPS.items() if of in figures}
 
 
 @dataclass(frozen=True)

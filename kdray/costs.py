@@ -8,7 +8,7 @@ cache with the hardware they were measured on.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from kdray.measuring import Latency, conditions, costs, hardware
+from kdray.measuring import SPEEDUPS, Latency, conditions, costs, hardware
 from kdray.mirror import fetched
 from kdray.paths import StoragePaths, fingerprint, read_json, write_json
 from kdray.pretrained import Pretrained
@@ -34,10 +34,10 @@ class MeasureCosts:
 
 @dataclass(frozen=True)
 class AskHardware:
-    """The job that says what the slots run on."""
+    """The job that says what the slots run on: their device, and the CPU beside it."""
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
-        yield {"hardware": hardware(worker.device)}
+        yield {"hardware": hardware(worker.device), "cpu": hardware()}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Costs:
     """How they were measured and on what, in words: to stand beside every figure."""
 
     def of(self, student: TransformerStudent) -> dict[str, float]:
-        """What `measuring.costs` measures, and speedup over the teacher."""
+        """What `measuring.costs` measures, and the speed-up over the teacher, on the slots' device and on the CPU."""
         return self.by_student[student.shape]
 
 
@@ -63,25 +63,24 @@ def measure_costs(
     on_progress: Callable[[int, int], None],
 ) -> Costs:
     """Measure the teacher and each architecture once, one after the other; nothing else may run on the pool."""
-    (asked,) = pool.run(AskHardware(), "hardware")
-    hardware_name = str(asked["hardware"])
-    teacher = _measured(MeasureCosts(sources[None].model, None, latency), hardware_name, paths, pool)
+    (machine,) = pool.run(AskHardware(), "hardware")
+    teacher = _measured(MeasureCosts(sources[None].model, None, latency), machine, paths, pool)
     shapes = dict.fromkeys(student.shape for student in students)
-    costs = Costs(teacher, {}, conditions(latency, hardware_name))
+    costs = Costs(teacher, {}, conditions(latency, machine["hardware"], cpu=machine["cpu"]))
     for done, shape in enumerate(shapes, start=1):
         job = MeasureCosts(sources[shape.checkpoint].model, shape, latency)
-        own = _measured(job, hardware_name, paths, pool)
-        costs.by_student[shape] = {**own, "speedup": teacher["latency_ms"] / own["latency_ms"]}
+        own = _measured(job, machine, paths, pool)
+        costs.by_student[shape] = own | {name: teacher[of] / own[of] for name, of in SPEEDUPS.items()}
         on_progress(done, len(shapes))
     return costs
 
 
-def _measured(job: MeasureCosts, hardware_name: str, paths: StoragePaths, pool: Pool) -> dict[str, float]:
+def _measured(job: MeasureCosts, machine: Mapping[str, str], paths: StoragePaths, pool: Pool) -> dict[str, float]:
     shape = job.student.architecture(job.source.layers) if job.student else {}
-    cache = paths.cost(fingerprint(job.source.key, shape, job.latency.model_dump(), hardware_name))
+    cache = paths.cost(fingerprint(job.source.key, shape, job.latency.model_dump(), machine))
     if not fetched(cache).exists():
         *_, measured = pool.run(job, f"cost-{cache.stem}")
-        about = {"hardware": hardware_name, "architecture": shape, "latency": job.latency.model_dump()}
+        about = {**machine, "architecture": shape, "latency": job.latency.model_dump()}
         write_json(cache, {**about, "costs": measured})
     known: dict[str, float] = read_json(cache)["costs"]
     return known

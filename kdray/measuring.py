@@ -27,6 +27,17 @@ from kdray.worker import torch_threads
 
 SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64"}
 
+ON_CPU = {
+    "latency_ms": "cpu_latency_ms",
+    "latency_p95_ms": "cpu_latency_p95_ms",
+    "throughput_per_s": "cpu_throughput_per_s",
+}
+"""What a clock says on the device that a model is trained on, and its name on the CPU beside it."""
+COSTS = (*ON_CPU, "multiply_adds", "parameters", "size_mb", *ON_CPU.values())
+"""What an architecture costs. Without a GPU the CPU's figures are the device's own."""
+SPEEDUPS = {"speedup": "latency_ms", "cpu_speedup": "cpu_latency_ms"}
+"""Beside a teacher: what its latency over the student's is called."""
+
 THROUGHPUT_MS, THROUGHPUT_CALLS = 1000, 30
 """How long throughput is measured, and in how many passes at most."""
 
@@ -54,13 +65,14 @@ class LatencyResult:
     p95: float
 
 
-def conditions(latency: Latency, hardware: str, precision: str = "float32") -> str:
-    """How the figures were taken, in words, to stand beside them."""
+def conditions(latency: Latency, hardware: str, precision: str = "float32", cpu: str = "") -> str:
+    """How the figures were taken, in words, to stand beside them; `cpu`, where the hardware is another."""
     tokens = f"{latency.length} {_of('token', latency.length)} each"
     threads = f"{latency.threads} {_of('thread', latency.threads)}"
     return (
         f"latency of {latency.batch_size} {_of('example', latency.batch_size)} a pass, throughput of "
         f"{latency.throughput_batch_size}; {tokens}, {threads}, {precision}, {hardware}"
+        f"{f' (CPU: {cpu})' if cpu not in ('', hardware) else ''}"
     )
 
 
@@ -109,16 +121,15 @@ def measured_latency(model: PreTrainedModel, latency: Latency, device: torch.dev
 
 
 def costs(model: PreTrainedModel, latency: Latency, device: torch.device) -> dict[str, float]:
-    """What an architecture costs: latency_ms, latency_p95_ms, throughput_per_s, multiply_adds, parameters, size_mb."""
-    clock = _Clock(model, latency, device)
-    passes = clock.latency()
+    """What an architecture costs: `COSTS`, in milliseconds, examples a second, multiply-adds an example, and MB."""
+    own = _clocked(model, latency, device)
+    on_cpu = own if device.type == "cpu" else _clocked(model, latency, torch.device("cpu"))
     return {
-        "latency_ms": passes.p50,
-        "latency_p95_ms": passes.p95,
-        "throughput_per_s": clock.throughput(),
-        "multiply_adds": multiply_adds(clock.model, latency.length),
+        **own,
+        "multiply_adds": multiply_adds(model, latency.length),
         "parameters": parameters(model),
         "size_mb": size_mb(model),
+        **{name: on_cpu[of] for of, name in ON_CPU.items()},
     }
 
 
@@ -156,6 +167,13 @@ def synthetic(model: PreTrainedModel, examples: int, length: int, device: torch.
     padding = model.config.pad_token_id
     ids += (ids >= padding).long() if padding is not None else 0
     return {"input_ids": ids.to(device), "attention_mask": torch.ones(shape, dtype=torch.long, device=device)}
+
+
+def _clocked(model: PreTrainedModel, latency: Latency, device: torch.device) -> dict[str, float]:
+    """What the clock says of the model on this device."""
+    clock = _Clock(model, latency, device)
+    passes = clock.latency()
+    return {"latency_ms": passes.p50, "latency_p95_ms": passes.p95, "throughput_per_s": clock.throughput()}
 
 
 class _Clock:

@@ -7,7 +7,18 @@ import numpy as np
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 
-MINIMIZED = frozenset({"latency_ms", "latency_p95_ms", "multiply_adds", "parameters", "size_mb", "loss"})
+MINIMIZED = frozenset(
+    {
+        "latency_ms",
+        "latency_p95_ms",
+        "cpu_latency_ms",
+        "cpu_latency_p95_ms",
+        "multiply_adds",
+        "parameters",
+        "size_mb",
+        "loss",
+    }
+)
 """Less of these is better; more of any other metric."""
 
 

@@ -16,6 +16,7 @@ from kdray.choice import Choose
 from kdray.claim import ledger_in
 from kdray.errors import StorageError, TrackingError
 from kdray.export import Shipped, shipped
+from kdray.measuring import COSTS
 from kdray.mirror import fetched
 from kdray.outcome import Asked, figures_of
 from kdray.owner import owned
@@ -24,7 +25,6 @@ from kdray.records import kept_in_bucket
 from kdray.report import Figures
 from kdray.screen import Screen
 from kdray.search.ledger import Ledger
-from kdray.sweep import COSTS
 from kdray.tracking import Registry, Target, Tracking, Version, sweep_run, sync, write_mlflow_model
 
 log = logging.getLogger(__name__)

@@ -72,7 +72,7 @@ def test_a_rule_that_cannot_be_applied_is_refused() -> None:
     with pytest.raises(SpecError, match=r"choose: no metric 'mcc'; there are accuracy, epoch"):
         chosen(RECORDS, Choose(best="mcc"), TEACHER)
     with pytest.raises(
-        SpecError, match=r"Choose\.smallest: accuracy is nothing of which less is better; Allowed: latency_ms, "
+        SpecError, match=r"Choose\.smallest: accuracy is nothing of which less is better; Allowed: cpu_latency_ms, "
     ):
         Choose(smallest="accuracy")
     for wrong in ({"retention": 0}, {"otherwise": "best?"}, {"retension": 1}):

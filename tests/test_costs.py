@@ -45,6 +45,7 @@ def test_costs_are_those_of_the_architecture(measure: Measuring, teacher: Pretra
     layer = costs.of(two)["parameters"] - costs.of(one)["parameters"]
     assert whole["parameters"] - costs.of(one)["parameters"] == 3 * layer > 0
     assert costs.of(one)["latency_ms"] < whole["latency_ms"] <= whole["latency_p95_ms"]
+    assert costs.of(one)["cpu_speedup"] == costs.of(one)["speedup"]
     assert costs.of(one)["speedup"] == whole["latency_ms"] / costs.of(one)["latency_ms"] > 1
     assert whole["size_mb"] == pytest.approx((teacher.folder / "model.safetensors").stat().st_size / 1e6)
 
@@ -64,11 +65,23 @@ def test_another_way_of_measuring_or_another_machine_is_measured_anew(
     student = TransformerStudent(depth=2)
     first = measure(student)
     assert measure(student, latency=LATENCY.model_copy(update={"batch_size": 2})) != first
-    monkeypatch.setattr("kdray.costs.hardware", lambda device: "another machine")
+    monkeypatch.setattr("kdray.costs.hardware", lambda device=None: "another machine")
     assert measure(student) != first
     written = [json.loads(file.read_text()) for file in (measure.paths.cache / "costs").iterdir()]
     assert len(written) == 6
     assert len({about["hardware"] for about in written}) == 2
+
+
+def test_a_gpu_and_the_cpu_beside_it_are_both_named_and_timed(
+    measure: Measuring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = iter([{"latency_ms": 4.0, "cpu_latency_ms": 60.0}, {"latency_ms": 2.0, "cpu_latency_ms": 20.0}])
+    monkeypatch.setattr("kdray.costs.costs", lambda model, latency, device: next(clocks))
+    monkeypatch.setattr("kdray.costs.hardware", lambda device=None: "some GPU" if device else "some processor")
+    costs = measure(TransformerStudent(depth=1))
+    assert costs.of(TransformerStudent(depth=1))["speedup"] == 2.0
+    assert costs.of(TransformerStudent(depth=1))["cpu_speedup"] == 3.0
+    assert costs.conditions.endswith("some GPU (CPU: some processor)")
 
 
 def test_a_length_the_model_cannot_read_is_refused(measure: Measuring) -> None:

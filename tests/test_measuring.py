@@ -17,6 +17,8 @@ from transformers import (
 
 from kdray.errors import SpecError
 from kdray.measuring import (
+    COSTS,
+    ON_CPU,
     Latency,
     conditions,
     costs,
@@ -55,12 +57,26 @@ def test_a_shared_parameter_counts_once():
 
 def test_costs_name_what_an_architecture_costs(model):
     found = costs(model, QUICK, CPU)
-    names = {"latency_ms", "latency_p95_ms", "throughput_per_s", "multiply_adds", "parameters", "size_mb"}
-    assert set(found) == names
+    assert tuple(found) == COSTS
+    assert all(found[cpu] == found[own] for own, cpu in ON_CPU.items())
     assert 0 < found["latency_ms"] <= found["latency_p95_ms"]
     assert found["throughput_per_s"] > 1000 / found["latency_p95_ms"]  # three at once go quicker than one by one
     assert found["multiply_adds"] == multiply_adds(model, 8)
     assert found["parameters"] == parameters(model)
+
+
+def test_beside_a_gpu_the_cpu_is_measured_too(model, monkeypatch):
+    clocks = {"cuda": dict.fromkeys(ON_CPU, 1.0), "cpu": dict.fromkeys(ON_CPU, 30.0)}
+    monkeypatch.setattr("kdray.measuring._clocked", lambda model, latency, device: clocks[device.type])
+    found = costs(model, QUICK, torch.device("cuda"))
+    assert [found[name] for pair in ON_CPU.items() for name in pair] == [1.0, 30.0] * 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpus_costs_and_the_cpus_are_not_the_same(model):
+    found = costs(model, QUICK, torch.device("cuda"))
+    assert tuple(found) == COSTS
+    assert all(found[own] != found[cpu] for own, cpu in ON_CPU.items())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -78,6 +94,8 @@ def test_every_figure_can_say_how_it_was_taken():
     assert conditions(Latency(), "some processor") == (
         "latency of 1 example a pass, throughput of 32; 64 tokens each, 1 thread, float32, some processor"
     )
+    assert conditions(Latency(), "some processor", cpu="some processor") == conditions(Latency(), "some processor")
+    assert conditions(Latency(), "some GPU", cpu="some processor").endswith("float32, some GPU (CPU: some processor)")
     assert "of 2 examples a pass" in conditions(Latency(batch_size=2), "x")
 
 

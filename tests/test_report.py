@@ -71,6 +71,18 @@ def test_latency_is_stated_with_how_it_was_measured():
     assert "easured" not in "".join(printed(FIGURES)) + markdown(FIGURES)
 
 
+def test_where_a_gpu_was_measured_the_cpus_figures_stand_beside_it():
+    def both(metrics, **cpu):
+        return {**metrics, "cpu_latency_ms": 40.0, **cpu}
+
+    records = [replace(r, costs=both(r.costs)) for r in RECORDS]
+    on_gpu = replace(FIGURES, teacher=both(TEACHER), records=records)
+    assert any("CPU latency" in line for line in printed(on_gpu, width=200))
+    assert "| CPU latency | 40.0 ms | 40.0 ms |" in markdown(on_gpu)
+    alike = replace(FIGURES, teacher=both(TEACHER, cpu_latency_ms=TEACHER["latency_ms"]), records=records)
+    assert "CPU latency" not in "".join(printed(alike, width=200)) + markdown(alike) + page(alike)
+
+
 def test_a_narrow_terminal_cuts_the_right_end_and_no_number():
     chosen = next(line for line in printed(FIGURES, width=80) if "★" in line)
     assert " ".join(chosen.split()).startswith("★ 002 2 3.50 0.70 1.2e-4 0.8500")

@@ -16,7 +16,6 @@ from kdray.export.shipped import Shipped
 from kdray.paths import read_json
 from kdray.record import TrialRecord
 from kdray.report import Figures, confirmed
-from kdray.report.figures import COSTS
 from kdray.settings import dotted
 from kdray.sources import HUB_NAME
 from kdray.statistics import Interval
@@ -167,7 +166,7 @@ def _confirmed_parts(figures: Figures) -> list[str]:
 def _cost_table(figures: Figures, chosen: TrialRecord) -> str:
     rows = [
         [heading(name), number(name, figures.teacher.get(name)), number(name, chosen.metrics.get(name))]
-        for name in COSTS if name in chosen.metrics
+        for name in figures.costs if name in chosen.metrics
     ]  # fmt: skip
     return _table(["", "teacher", "student"], rows)
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kdray.confirmation import Control, Verdict
+from kdray.measuring import COSTS, ON_CPU
 from kdray.record import TrialRecord
-
-COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "multiply_adds", "parameters", "size_mb")
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,15 @@ class Figures:
     @property
     def columns(self) -> list[str]:
         """The metrics worth a column: the objectives, then what everyone asks for."""
-        usual = (self.quality, "retention", "latency_ms", "speedup", "parameters")
+        on_cpu = ("cpu_latency_ms",) if "cpu_latency_ms" in self.costs else ()
+        usual = (self.quality, "retention", "latency_ms", "speedup", *on_cpu, "parameters")
         return list(dict.fromkeys((*usual, *self.objectives)))
+
+    @property
+    def costs(self) -> list[str]:
+        """The costs worth a line: the CPU's own only where something else was measured beside it."""
+        alike = {cpu for own, cpu in ON_CPU.items() if self.teacher.get(cpu) in (None, self.teacher.get(own))}
+        return [name for name in COSTS if name not in alike]
 
     def place(self, record: TrialRecord) -> str:
         """`chosen`, `front`, or neither."""

@@ -8,7 +8,7 @@ from typing import Any
 from kdray.confirmation import Verdict
 from kdray.record import TrialRecord
 from kdray.report import confirmed, controls
-from kdray.report.figures import COSTS, Figures
+from kdray.report.figures import Figures
 from kdray.report.table import cells
 from kdray.wording import cut, heading, headings, number, settings, status
 
@@ -75,7 +75,7 @@ def _beside_teacher(figures: Figures, best: TrialRecord) -> str:
     teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
     rows = [
         [heading(name), number(name, teacher.get(name)), number(name, best.metrics.get(name))]
-        for name in dict.fromkeys((*figures.columns, "macro_f1", "mcc", "agreement", *COSTS))
+        for name in dict.fromkeys((*figures.columns, "macro_f1", "mcc", "agreement", *figures.costs))
         if name in best.metrics
     ]
     return _markdown_table(["", "teacher", f"trial {best.number:03d}"], rows)

@@ -121,5 +121,5 @@ def axis_title(metric: str) -> str:
         "latency_p95_ms": " (ms)",
         "size_mb": " (MB)",
         "throughput_per_s": " (examples/s)",
-    }.get(metric, "")
+    }.get(metric.removeprefix("cpu_"), "")
     return heading(metric) + unit

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from kdray.confirmation import Verdict
 from kdray.record import TrialRecord
 from kdray.report import confirmed, controls, plots
-from kdray.report.figures import COSTS, Figures
+from kdray.report.figures import Figures
 from kdray.report.table import cells, teacher_cells
 from kdray.wording import cut, duration, heading, headings, number, status
 
@@ -30,7 +30,9 @@ PLOTS: tuple[tuple[str, str, Callable[[Figures], go.Figure | None]], ...] = (
 )  # fmt: skip
 """Title, caption and picture, in the order of the page."""
 
-CARD = ("accuracy", "macro_f1", "mcc", "retention", "agreement", "speedup", "latency_ms", "parameters", "size_mb")
+CARD = ("accuracy", "macro_f1", "mcc", "retention", "agreement", "speedup")
+SIZES = ("latency_ms", "cpu_latency_ms", "parameters", "size_mb")
+"""What the chosen student is told by at a glance."""
 
 
 def page(figures: Figures) -> str:
@@ -101,9 +103,9 @@ def _tiles(figures: Figures, chosen: TrialRecord) -> Iterable[tuple[str, str]]:
     metrics, taught = chosen.metrics, dict(figures.teacher)
     if figures.verdict is not None and (winner := figures.verdict.winner) is not None:
         metrics = {**metrics, **winner.metrics}
-        taught = {name: taught[name] for name in COSTS if name in taught}
+        taught = {name: taught[name] for name in figures.costs if name in taught}
         taught[figures.verdict.metric] = figures.verdict.teacher.estimate
-    for name in CARD:
+    for name in (*CARD, *(name for name in SIZES if name in figures.costs)):
         if name in metrics:
             beside = f" (teacher {number(name, taught[name])})" if name in taught else ""
             yield number(name, metrics[name]), heading(name) + beside

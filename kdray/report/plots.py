@@ -5,6 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from kdray.measuring import COSTS
 from kdray.record import TrialRecord
 from kdray.report.figures import Figures
 from kdray.report.front import (
@@ -212,7 +213,8 @@ def _add_teacher(plot: go.Figure, figures: Figures) -> None:
     level = figures.teacher[figures.quality]
     plot.add_hline(y=level, line={"color": TEACHER, "width": 1, "dash": "dot"})
     if figures.cost in figures.teacher:
-        numbers = [f"{heading(name)} {number(name, figures.teacher.get(name))}" for name in figures.teacher]
+        names = [name for name in figures.teacher if name in figures.costs or name not in COSTS]
+        numbers = [f"{heading(name)} {number(name, figures.teacher[name])}" for name in names]
         plot.add_scatter(
             x=[figures.teacher[figures.cost]], y=[level], mode="markers", name="teacher", hoverinfo="text",
             text=["<br>".join(["<b>teacher</b>", *numbers])],

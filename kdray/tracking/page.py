@@ -32,7 +32,9 @@ def page_of(experiment_id: str, sweep: str) -> str:
 
 def columns_of(record: TrialRecord) -> tuple[str, ...]:
     """A column for each searched setting and each number worth comparing that this trial has."""
-    shown = [name for name in _SHOWN_METRICS if name in record.metrics]
+    metrics = record.metrics
+    on_cpu = ("cpu_latency_ms",) if metrics.get("cpu_latency_ms") != metrics.get("latency_ms") else ()
+    shown = [name for name in (*_SHOWN_METRICS, *on_cpu) if name in metrics]
     return (
         *_column("params", in_order(record.params)),
         *_column("metrics", shown),
