@@ -48,7 +48,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as storage:
         killed, disturbed_s = _disturbed(asked.sweep, Path(storage), asked.kills, random.Random(asked.seed))
         began = time.monotonic()
-        _begun(asked.sweep, Path(storage), "undisturbed", NEWS)[0].wait(LIMIT_S)
+        _begun(asked.sweep, Path(storage), "undisturbed", NEWS, set())[0].wait(LIMIT_S)
         quiet_s = time.monotonic() - began
         tables = {name: _table(Path(storage), name) for name in ("disturbed", "undisturbed")}
         verdicts = {name: _confirmed(Path(storage), name) for name in tables}
@@ -64,8 +64,9 @@ def main() -> int:
 def _disturbed(sweep: Path, storage: Path, kills: int, draw: random.Random) -> tuple[int, float]:
     """Run the sweep to its end, killing it on the way: how often, and the seconds of all sessions."""
     killed, began = 0, time.monotonic()
+    told: set[str] = set()
     while True:
-        driver, news = _begun(sweep, storage, "disturbed", (TEACHER,) if killed < WITH_TEACHER else NEWS)
+        driver, news = _begun(sweep, storage, "disturbed", (TEACHER,) if killed < WITH_TEACHER else NEWS, told)
         if killed < kills:
             for _ in range(draw.randint(1, 4 if killed < WITH_TEACHER else MOST_NEWS)):
                 news.acquire(timeout=LIMIT_S)
@@ -83,9 +84,10 @@ def _disturbed(sweep: Path, storage: Path, kills: int, draw: random.Random) -> t
 
 
 def _begun(
-    sweep: Path, storage: Path, name: str, telling: tuple[str, ...]
+    sweep: Path, storage: Path, name: str, telling: tuple[str, ...], told: set[str]
 ) -> tuple[subprocess.Popen[str], threading.Semaphore]:
-    """A session, whose words go to this process's stderr, and how often it has said one of these."""
+    """A session, whose words go to this process's stderr, and how often it has said one of these that was not told
+    before; of the teacher, which is trained anew each time, all of them."""
     command = [sys.executable, "-c", "from kdray.cli import app; app()", "run", str(sweep), "--storage", str(storage)]
     command += ["--address", "local", "--set", f"name={name}", "--set", "slots.count=1"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -94,7 +96,9 @@ def _begun(
     def listen() -> None:
         for line in driver.stderr or ():
             sys.stderr.write(line)
-            if any(words in line for words in telling):
+            said = line.partition("] ")[2].partition("  [")[0]  # without the time, and without how many are left
+            if any(words in said for words in telling) and (said not in told or TEACHER in said):
+                told.add(said)
                 news.release()
         news.release(MOST_NEWS)
 

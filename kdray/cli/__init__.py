@@ -1,7 +1,7 @@
 """The command line: `main(sweep)` for sweep scripts, and the `kdray` command; printing, logging and exit codes.
 
-`ending`: how every command logs and ends. `running`: run, choose. `looking`: show, sync, ui. `student`: export,
-predict, register.
+`ending`: how every command logs and ends. `options`: what several of them are told. `running`: run, choose. `looking`:
+show, sync, ui. `student`: export, predict, register.
 """
 
 from kdray.cli.ending import app, exits

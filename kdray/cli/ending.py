@@ -14,7 +14,7 @@ from rich.console import Console
 
 from kdray.errors import KDRayError, storage_error
 from kdray.interrupts import EXIT_CODE
-from kdray.paths import SweepPaths
+from kdray.paths import SweepPaths, sweep_paths
 from kdray.tracking import command_line
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,14 @@ def log_to(paths: SweepPaths) -> None:
     logging.root.addHandler(handler)
     logging.raiseExceptions = False  # a full storage is said once, not at every line that the log cannot take
     logging.root.setLevel(logging.INFO)
+
+
+def logged(sweep: str) -> SweepPaths:
+    """The paths of STORAGE/NAME; where there is such a sweep, its log file has what follows."""
+    paths = sweep_paths(sweep)
+    if paths.settings.exists():
+        log_to(paths)
+    return paths
 
 
 class exits:  # noqa: N801  (used as `with exits():`)

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kdray.cli.ending import app, errors, exits, log_to
-from kdray.cli.running import DEFAULT_STORAGE, UI_PORT
+from kdray.cli.ending import app, errors, exits, logged
+from kdray.cli.options import DEFAULT_STORAGE, UI_PORT, SweepServer
 from kdray.errors import StorageError
 from kdray.mirror import url_of
 from kdray.outcome import figures_of
@@ -30,13 +30,11 @@ def show(
 @app.command("sync")
 def sync_sweep(
     sweep: Annotated[str, typer.Argument(help="STORAGE/NAME: the folder of a sweep that has ended.")],
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server; by default the sweep's own.")] = None,
+    tracking_uri: SweepServer = None,
 ) -> None:
     """Send MLflow what it missed of a sweep while its server did not answer."""
     with exits():
-        paths = sweep_paths(sweep)
-        if paths.settings.exists():
-            log_to(paths)
+        paths = logged(sweep)
         with open_screen() as screen:
             screen.stage("MLflow")
             synced = sync(paths, tracking_uri, screen.note, lambda done, of: screen.progress("runs", done, of))

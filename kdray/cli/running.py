@@ -12,6 +12,21 @@ import typer
 from rich.console import Console
 
 from kdray.cli.ending import app, exits, log_to
+from kdray.cli.options import (
+    DEFAULT_STORAGE,
+    UI_PORT,
+    Address,
+    Fresh,
+    LedgerUrl,
+    Local,
+    RequireCluster,
+    Set,
+    Smoke,
+    Storage,
+    SweepFolder,
+    TrackingUri,
+    Trials,
+)
 from kdray.errors import KDRayError, SpecError
 from kdray.finished import finished, ruled
 from kdray.interrupts import interruptible
@@ -24,41 +39,7 @@ from kdray.screen import open_screen
 from kdray.settings import parsed
 from kdray.sweep import Sweep
 
-DEFAULT_STORAGE = "results"
-UI_PORT = 5000
 STOPPING = "Stopping: what runs writes a checkpoint first. Ctrl-C or SIGTERM once more ends it at once."
-Storage = Annotated[
-    str,
-    typer.Option(
-        help="Folder for all results, or a bucket: s3://bucket/folder, gs://...",
-        metavar="DIR_OR_URL",
-        envvar="KDRAY_STORAGE",
-    ),
-]
-Smoke = Annotated[bool, typer.Option("--smoke", help="The same sweep, small: a test of everything in a minute or two.")]
-Trials = Annotated[int | None, typer.Option(help="Trials to run; more than before extends a finished sweep.", min=1)]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="Change any setting; repeatable. A searched one is then searched no more.", metavar="NAME=VALUE"
-    ),
-]
-TrackingUri = Annotated[
-    str | None,
-    typer.Option(help="MLflow server; by default the sweep's, MLFLOW_TRACKING_URI, or a SQLite file in the storage."),
-]
-LedgerUrl = Annotated[
-    str | None, typer.Option("--ledger", help="Database that keeps the trials; by default a file.", metavar="URL")
-]
-Address = Annotated[str | None, typer.Option(help="Ray cluster to join, such as auto or ray://host:10001.")]
-RequireCluster = Annotated[
-    bool,
-    typer.Option(
-        "--require-cluster", help="Fail rather than start a local Ray; so it is on the head of a `ray up` cluster."
-    ),
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Remove this sweep's earlier results and start over.")]
-Local = Annotated[bool, typer.Option("--local", help="Run every job in this process, one at a time: for a debugger.")]
 
 
 def main(sweep: Sweep) -> None:
@@ -95,7 +76,7 @@ def run_file(
 
 @app.command("choose")
 def choose_again(
-    sweep: Annotated[str, typer.Argument(metavar="STORAGE/NAME", help="The folder of a finished sweep.")],
+    sweep: SweepFolder,
     retention: Annotated[float | None, typer.Option(help="Least share of the teacher's quality to keep.")] = None,
     smallest: Annotated[str | None, typer.Option(help="Cost to have least of.", metavar="COST")] = None,
     best: Annotated[str | None, typer.Option(help="Quality to have most of.", metavar="METRIC")] = None,

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kdray.cli.ending import app, exits, log_to
+from kdray.cli.ending import app, exits, log_to, logged
+from kdray.cli.options import SweepFolder, SweepServer
 from kdray.errors import ExportError, SpecError, did_you_mean
 from kdray.export import FORMS, Exported, Form, check_empty, copied, export, shipped
 from kdray.interrupts import interruptible
@@ -19,8 +20,6 @@ from kdray.prediction import Answer, Predictor, check_pairs, check_target, lines
 from kdray.registering import register
 from kdray.screen import open_screen
 from kdray.wording import heading, number
-
-SweepFolder = Annotated[str, typer.Argument(metavar="STORAGE/NAME", help="The folder of a finished sweep.")]
 
 
 @app.command("export")
@@ -97,13 +96,11 @@ def register_student(
     model: Annotated[
         str | None, typer.Option(help="The registered model; by default the sweep's.", metavar="NAME")
     ] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server; by default the sweep's own.")] = None,
+    tracking_uri: SweepServer = None,
 ) -> None:
     """Put the chosen student into MLflow's model registry; the better one, by its sweep's rule, is champion."""
     with exits():
-        paths = sweep_paths(sweep)
-        if paths.settings.exists():
-            log_to(paths)
+        paths = logged(sweep)
         with open_screen() as screen, interruptible():
             screen.stage("Registry")
             came = register(paths, tracking_uri, model, replace, screen.note)
