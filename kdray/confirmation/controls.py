@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 
 from kdray.choice import front_numbers
 from kdray.confirmation.runs import Rerun, Role, controls_of
-from kdray.pareto import direction
 from kdray.record import TrialRecord
 from kdray.students.transformer import TransformerStudent
 from kdray.trial import Recipe
@@ -34,15 +33,11 @@ def front_controls(
     records: Sequence[TrialRecord], objectives: Sequence[str],
     recipe_of: Callable[[Mapping[str, object]], Recipe], seed: int,
 ) -> list[Rerun]:  # fmt: skip
-    """All that must be trained for the front of these objectives, of which the first says how good a student is."""
-    quality, sign = objectives[0], -1 if direction(objectives[0]) == "maximize" else 1
-    on_front = front_numbers(records, objectives)
-    best_first = sorted(
-        (record for record in records if record.number in on_front),
-        key=lambda record: (sign * record.metrics[quality], record.number),
-    )
+    """All that must be trained for the front of these objectives; of the first, a student's quality, more is better."""
+    numbers = front_numbers(records, objectives)
+    on_front = [record for record in records if record.number in numbers]
     best: dict[TransformerStudent, TrialRecord] = {}
-    for record in best_first:
+    for record in sorted(on_front, key=lambda record: (-record.metrics[objectives[0]], record.number)):
         best.setdefault(recipe_of(record.params).student.shape, record)
     return [
         Rerun(record.number, role, seed, recipe)
