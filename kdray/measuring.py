@@ -122,11 +122,12 @@ def measured_latency(model: PreTrainedModel, latency: Latency, device: torch.dev
 
 def costs(model: PreTrainedModel, latency: Latency, device: torch.device) -> dict[str, float]:
     """What an architecture costs: `COSTS`, in milliseconds, examples a second, multiply-adds an example, and MB."""
-    own = _clocked(model, latency, device)
-    on_cpu = own if device.type == "cpu" else _clocked(model, latency, torch.device("cpu"))
+    clock = _Clock(model, latency, device)
+    own = clock.figures()
+    on_cpu = own if device.type == "cpu" else _Clock(model, latency, torch.device("cpu")).figures()
     return {
         **own,
-        "multiply_adds": multiply_adds(model, latency.length),
+        "multiply_adds": multiply_adds(clock.model, latency.length),
         "parameters": parameters(model),
         "size_mb": size_mb(model),
         **{name: on_cpu[of] for of, name in ON_CPU.items()},
@@ -169,13 +170,6 @@ def synthetic(model: PreTrainedModel, examples: int, length: int, device: torch.
     return {"input_ids": ids.to(device), "attention_mask": torch.ones(shape, dtype=torch.long, device=device)}
 
 
-def _clocked(model: PreTrainedModel, latency: Latency, device: torch.device) -> dict[str, float]:
-    """What the clock says of the model on this device."""
-    clock = _Clock(model, latency, device)
-    passes = clock.latency()
-    return {"latency_ms": passes.p50, "latency_p95_ms": passes.p95, "throughput_per_s": clock.throughput()}
-
-
 class _Clock:
     """A model in float32 on a device, to be timed there as the settings say."""
 
@@ -188,6 +182,11 @@ class _Clock:
         if model.device != device or model.dtype != torch.float32:
             model = copy.deepcopy(model).to(device, torch.float32)
         self.model, self.settings, self._device = model, latency, device
+
+    def figures(self) -> dict[str, float]:
+        """All that it says, by the names of the device's own."""
+        passes = self.latency()
+        return {"latency_ms": passes.p50, "latency_p95_ms": passes.p95, "throughput_per_s": self.throughput()}
 
     def latency(self) -> LatencyResult:
         """Of a pass."""

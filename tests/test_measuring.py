@@ -1,6 +1,7 @@
 """Size is the file's, multiply-adds are those of the formula; measuring latency leaves no trace."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,8 +67,11 @@ def test_costs_name_what_an_architecture_costs(model):
 
 
 def test_beside_a_gpu_the_cpu_is_measured_too(model, monkeypatch):
-    clocks = {"cuda": dict.fromkeys(ON_CPU, 1.0), "cpu": dict.fromkeys(ON_CPU, 30.0)}
-    monkeypatch.setattr("kdray.measuring._clocked", lambda model, latency, device: clocks[device.type])
+    told = {"cuda": dict.fromkeys(ON_CPU, 1.0), "cpu": dict.fromkeys(ON_CPU, 30.0)}
+    monkeypatch.setattr(
+        "kdray.measuring._Clock",
+        lambda model, latency, device: SimpleNamespace(model=model, figures=lambda: told[device.type]),
+    )
     found = costs(model, QUICK, torch.device("cuda"))
     assert [found[name] for pair in ON_CPU.items() for name in pair] == [1.0, 30.0] * 3
 
