@@ -7,6 +7,8 @@ come to, is `confirmation`'s.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from kdray.choice import candidates
 from kdray.confirmation import (
@@ -29,10 +31,7 @@ from kdray.slots import SlotPool
 from kdray.sweep import Sweep
 from kdray.tokens import Rows
 from kdray.tracking import Tracker
-from kdray.trial import Lesson, Trial, last_report, quality
-
-FIRST_RERUN = 10_000
-"""Where the numbers of reruns begin in MLflow: trials never come so far."""
+from kdray.trial import Lesson, Trial, quality, reports_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Retraining:
         return [
             Control(trial=run.trial, role=run.role, error=failed[run.key])
             if run.key in failed
-            else Control(trial=run.trial, role=run.role, metrics=last_report(self.paths.rerun(run.key)))
+            else Control(trial=run.trial, role=run.role, metrics=reports_of(self.paths.rerun(run.key))[-1])
             for run in runs
         ]
 
@@ -78,7 +77,7 @@ class Retraining:
         }
         costs = {record.number: record.costs for record in self.ledger.records()}
         keys = list(dict.fromkeys(run.key for run in runs))
-        numbers = self._numbers(keys)
+        book = RerunBook(self.paths.reruns, keys)
         rows = self._test_rows()
         failed: dict[str, str] = {}
         ended: set[str] = set()
@@ -89,14 +88,13 @@ class Retraining:
             if retrained.error:
                 failed[run.key] = retrained.error
                 self.screen.note(f"{run} failed: {retrained.error}")
-            if retrained.reports or retrained.error:
-                answers = answers_of(self.paths.rerun(run.key))
-                tested = {} if answers is None else quality(self.sweep.task, answers, rows)
-                figures = {**costs[run.trial], **{f"test.{name}": value for name, value in tested.items()}}
-                tags = {"kdray.role": run.role, "kdray.of_trial": str(run.trial)}
-                tags["kdray.teacher"] = self.sweep.teacher.called
-                record = _record(numbers[run.key], run, retrained, figures)
-                self.tracker.trial(record, dotted(run.recipe) | {"seed": run.seed}, tags)
+            answers = answers_of(self.paths.rerun(run.key))
+            tested = {} if answers is None else quality(self.sweep.task, answers, rows)
+            figures = {**costs[run.trial], **{f"test.{name}": value for name, value in tested.items()}}
+            tags = {"kdray.role": run.role, "kdray.of_trial": str(run.trial)}
+            tags["kdray.teacher"] = self.sweep.teacher.called
+            record = book.record(run, retrained, figures)
+            self.tracker.trial(record, dotted(run.recipe) | {"seed": run.seed}, tags)
 
         rerun_all(trials, self.slots, on_end)
         return failed
@@ -105,21 +103,32 @@ class Retraining:
         lesson = self.lessons[None]
         return lesson.transfer.rows(lesson.tokens, "test")
 
-    def _numbers(self, keys: Sequence[str]) -> dict[str, int]:
-        """A number for each, the same whenever it is asked for, and no trial's."""
-        file = self.paths.reruns
-        known: dict[str, int] = read_json(file) if file.exists() else {}
+
+class RerunBook:
+    """What MLflow is told of each rerun beside its figures: its number, which is no trial's, and where and when it ran.
+
+    It is kept in a file, so that every session tells the same; and tells what one that was killed could not.
+    """
+
+    FIRST = 10_000
+
+    def __init__(self, file: Path, keys: Sequence[str]) -> None:
+        """Give a number to each of these that has none."""
+        self._file = file
+        self._known: dict[str, dict[str, Any]] = read_json(file) if file.exists() else {}
         for key in keys:
-            known.setdefault(key, FIRST_RERUN + len(known))
+            self._known.setdefault(key, {"number": self.FIRST + len(self._known)})
         if keys:
-            write_json(file, known)
-        return known
+            write_json(file, self._known)
 
-
-def _record(number: int, run: Rerun, retrained: Retrained, figures: dict[str, float]) -> TrialRecord:
-    """A rerun as MLflow is told of it: as a trial that begins and ends now."""
-    took_s = sum(report.get("train_seconds", 0.0) for report in retrained.reports)
-    return TrialRecord(
-        number, {}, "failed" if retrained.error else "completed", retrained.reports, figures, retrained.error,
-        host=retrained.host, started=time.time() - took_s, ended=time.time(), title=str(run),
-    )  # fmt: skip
+    def record(self, run: Rerun, retrained: Retrained, figures: dict[str, float]) -> TrialRecord:
+        """A rerun that has ended, as a trial."""
+        entry = self._known[run.key]
+        if retrained.host or retrained.error or "ended" not in entry:
+            took_s = sum(report.get("train_seconds", 0.0) for report in retrained.reports)
+            entry |= {"host": retrained.host, "started": time.time() - took_s, "ended": time.time()}
+            write_json(self._file, self._known)
+        return TrialRecord(
+            params={}, state="failed" if retrained.error else "completed", history=retrained.reports, costs=figures,
+            error=retrained.error, title=str(run), **entry,
+        )  # fmt: skip

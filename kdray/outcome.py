@@ -21,7 +21,7 @@ from kdray.search.ledger import Ledger
 from kdray.settings import Settings
 from kdray.sweep import Sweep
 from kdray.tracking import Tracker
-from kdray.trial import Examine, Lesson, last_report
+from kdray.trial import Examine, Lesson, reports_of
 from kdray.worker import Pool
 
 
@@ -126,7 +126,7 @@ def _weights(sweep: Sweep, paths: SweepPaths, record: TrialRecord, verdict: Verd
         metric = verdict.metric
         runs = reruns(sweep.confirm.model_copy(update={"controls": False}), [record], sweep.recipe_of, sweep.seed)
         trained = [student for run in runs if fetched(student := paths.rerun(run.key)).exists()]
-        return max(trained, key=lambda student: float(last_report(student)[metric]))
+        return max(trained, key=lambda student: float(reports_of(student)[-1][metric]))
     student = fetched(paths.student(record.number))
     if not student.exists():
         raise StorageError(

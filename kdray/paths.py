@@ -151,8 +151,8 @@ class SweepPaths(StoragePaths):
 
     @property
     def reruns(self) -> Path:
-        """The numbers of the students that were trained again."""
-        return self.root / "confirmation" / "numbers.json"
+        """What is trained outside the search: the number, place and time of each."""
+        return self.root / "confirmation" / "reruns.json"
 
     def rerun(self, key: str) -> Path:
         """The weights of a student that was trained again, or of a control; its answers lie beside it."""

@@ -68,7 +68,7 @@ class Trial:
     def __call__(self, worker: Worker) -> Iterator[Report]:
         ended = fetched(reports_file(self.target))
         if worker.agreed(ended.exists()):
-            yield from read_json(ended)
+            yield from reports_of(self.target)
             return
         training = self.recipe.training
         source = worker.kept(("source", self.lesson.source.key), self.lesson.source.model)
@@ -99,10 +99,9 @@ def reports_file(student: Path) -> Path:
     return student.with_name("ended.json")
 
 
-def last_report(student: Path) -> Report:
-    """What a student measured at the end of its training."""
-    last: Report = read_json(fetched(reports_file(student)))[-1]
-    return last
+def reports_of(student: Path) -> tuple[Report, ...]:
+    """All that a student reported whose training has ended."""
+    return tuple(read_json(fetched(reports_file(student))))
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ def test_another_rule_chooses_without_training_a_trial_again(paths: SweepPaths) 
     assert "at most" in figures.sentences[0]
     assert times_of(paths.root / "trials") == before[0]
     after = times_of(paths.root / "confirmation")
-    assert {name: after[name] for name in before[1] if name != "numbers.json"} == {
-        name: at for name, at in before[1].items() if name != "numbers.json"
+    assert {name: after[name] for name in before[1] if name != "reruns.json"} == {
+        name: at for name, at in before[1].items() if name != "reruns.json"
     }
     assert finished(paths, paths).choose == Choose(best="accuracy", at_most={"latency_ms": 1e9})
 
@@ -90,7 +90,7 @@ def test_more_seeds_train_only_what_is_missing(paths: SweepPaths) -> None:
     done = choose(paths, "--set", "confirm.seeds=2")
     assert done.exit_code == 0, done.output
     after = times_of(paths.root / "confirmation")
-    kept = [name for name in before if name != "numbers.json"]
+    kept = [name for name in before if name != "reruns.json"]
     assert all(after[name] == before[name] for name in kept)
     assert len({name.split("/")[0] for name in after}) > len({name.split("/")[0] for name in before})
 

@@ -209,7 +209,7 @@ def test_of_a_control_the_answers_are_kept_and_it_is_trained_again_as_a_candidat
         rerun_all({control: trial}, slots, on_end)
         before = answers_of(trial.target)
         rerun_all({candidate: trial, control: trial}, slots, on_end)
-    assert told == [("labels only", 2, None), ("labels only", 0, None), ("candidate", 2, None)]
+    assert told == [("labels only", 2, None)] * 2 + [("candidate", 2, None)]
     assert (trial.target / "model.safetensors").exists()
     assert np.array_equal(answers_of(trial.target), before)  # type: ignore[arg-type]
 
@@ -279,12 +279,35 @@ def test_a_whole_sweep_is_confirmed_and_its_choice_defended(go: Callable[..., tu
     assert {control.data.params["distillation.alpha"] for control in controls} == {"0.0"}
     assert all("test.accuracy" in control.data.metrics for control in controls)
 
+    spans = spans_of(client, experiment.experiment_id)
     again, screen = go(choose=Choose(retention=0.5))
+    assert spans_of(client, experiment.experiment_id) == spans
     assert all(total == 6 for _, total in screen.again)
     assert figures_of(again).controls == figures.controls
     assert read_json(again.choice)["confirmation"]["confirmed"][0]["trial"] in {0, 1, 2}
     kept = sorted(path.name for path in (paths.root / "confirmation").glob("*/student"))
     assert len(kept) >= 2
+
+
+def spans_of(client: MlflowClient, experiment_id: str) -> dict[str, tuple[int, int]]:
+    """When each run that stands beside the trials began and ended."""
+    beside = client.search_runs([experiment_id], "tags.`kdray.role` != 'search'")
+    return {run.info.run_id: (run.info.start_time, run.info.end_time) for run in beside}
+
+
+def test_what_mlflow_was_not_told_of_when_it_was_trained_it_is_told_later(
+    go: Callable[..., tuple[SweepPaths, Counting]],
+) -> None:
+    paths, screen = go(tracking=Tracking(enabled=False))
+    began = {entry["number"]: entry["started"] for entry in read_json(paths.reruns).values()}
+    go()
+    client = MlflowClient(f"sqlite:///{paths.tracking_database}")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "kdray")
+    told = client.search_runs([experiment.experiment_id], "tags.`kdray.role` != 'search'")
+    assert len(told) == 6 + screen.controls[-1][1] == len(began)
+    assert {run.info.start_time for run in told} == {int(1000 * at) for at in began.values()}
+    assert all("test.accuracy" in run.data.metrics for run in told)
+    assert all(len(client.get_metric_history(run.info.run_id, "accuracy")) == 2 for run in told)
 
 
 def test_when_nothing_can_be_trained_again_the_choice_is_the_searchs_and_says_so(

@@ -21,7 +21,7 @@ from kdray.pretrained import Pretrained
 from kdray.record import TrialRecord
 from kdray.slots import SlotPool
 from kdray.training import WITHOUT_EFFECT
-from kdray.trial import Recipe, Trial, reports_file
+from kdray.trial import Recipe, Trial, reports_file, reports_of
 from kdray.worker import NOTE, Report, Worker
 
 Role: TypeAlias = Literal["candidate", "labels only", "default distillation"]
@@ -81,8 +81,9 @@ class Retrained:
     """What came of a rerun."""
 
     reports: tuple[Report, ...] = ()
-    """None where it was done before."""
+    """All of its training, whichever session that was in."""
     host: str = ""
+    """Where it ran in this session; empty where it was done before."""
     error: str | None = None
 
 
@@ -115,9 +116,9 @@ def rerun_all(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[R
 
     def train(key: str) -> Retrained:
         student = trials[alike[key]].target
-        if answers_of(student) is not None:
+        if answers_of(student) is not None and fetched(reports_file(student)).exists():
             if key not in candidates or fetched(student).exists():
-                return Retrained()
+                return Retrained(reports_of(student))
             remove(reports_file(student))  # it was a control, without weights: it is trained again
         job = pool.run(AnswerTest(trials[alike[key]]), f"confirm-{key}")
         reports: list[Report] = []
