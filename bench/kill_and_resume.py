@@ -1,10 +1,10 @@
 """Claim: a sweep whose driver is killed ten times ends with the table of one that was left in peace.
 
-Runs a sweep on one slot of a Ray of its own, kills the driver (SIGKILL) at random moments, twice while the teacher is
-trained and then a few pieces of news after each start, and gives the same command again each time; then runs it once
-undisturbed, from the same teacher, and compares all that no clock has a say in: numbers, settings, states, every metric
-of every evaluation to the last digit, controls, and what confirmation came to. `ratio` is the time of all sessions over
-that of the undisturbed one: mostly Ray and imports started anew.
+Runs a sweep on one slot of a Ray of its own, kills the driver (SIGKILL) at random moments, a few pieces of news after
+each start and in all of its stages, and gives the same command again each time; then runs it once undisturbed, from the
+same teacher, and compares all that no clock has a say in: numbers, settings, states, every metric of every evaluation to
+the last digit, controls, and what confirmation came to. `ratio` is the time of all sessions over that of the
+undisturbed one: mostly Ray and imports started anew.
 
     python bench/kill_and_resume.py [SWEEP] [--kills 10]              sweeps/quickstart.py: about 20 minutes
 """
@@ -29,12 +29,21 @@ from kdray.search.ledger import Ledger
 
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("examples_per_s", "train_seconds", "eval_seconds")
-TEACHER, WITH_TEACHER = "epochs of the teacher", 2
-"""How many sessions are killed over the teacher: it is trained anew each time, and would be all that is ever killed."""
-NEWS = ("shards labelled", " begins: ", " completed: ", " stopped at ", " trained: ", "trained again: ")
-"""What lines say in which a session tells that it got on."""
-MOST_NEWS, LIVES_S = 10, 3.0
-"""How much of that a session may tell before it is killed, and how long it lives at most from then on."""
+NEWS: tuple[tuple[str, ...], ...] = (
+    ("epochs of the teacher",),
+    ("shards labelled", " begins: ", " completed: ", " stopped at "),
+    ("controls trained: ",),
+    ("trained again: ",),
+    ("Choice",),
+)
+"""What lines say in which a session tells that it got on, stage after stage."""
+ANEW = ("epochs of the teacher", "Choice")
+"""What each session begins anew; other news counts once, for a session repeats what the ones before had told."""
+MOMENTS = ((0, 4), (0, 4), (1, 9), (1, 9), (1, 9), (1, 9), (1, 9), (2, 2), (3, 2), (3, 2))
+"""By kill: from which stage on news is counted, and how much of it there may be before; again from the first one when
+there are more kills."""
+LIVES_S = 3.0
+"""How long a session lives at most from then on."""
 LIMIT_S = 3600.0
 
 
@@ -48,7 +57,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as storage:
         killed, disturbed_s = _disturbed(asked.sweep, Path(storage), asked.kills, random.Random(asked.seed))
         began = time.monotonic()
-        _begun(asked.sweep, Path(storage), "undisturbed", NEWS, set())[0].wait(LIMIT_S)
+        _begun(asked.sweep, Path(storage), "undisturbed", 0, set())[0].wait(LIMIT_S)
         quiet_s = time.monotonic() - began
         tables = {name: _table(Path(storage), name) for name in ("disturbed", "undisturbed")}
         verdicts = {name: _confirmed(Path(storage), name) for name in tables}
@@ -66,9 +75,10 @@ def _disturbed(sweep: Path, storage: Path, kills: int, draw: random.Random) -> t
     killed, began = 0, time.monotonic()
     told: set[str] = set()
     while True:
-        driver, news = _begun(sweep, storage, "disturbed", (TEACHER,) if killed < WITH_TEACHER else NEWS, told)
+        stage, most = MOMENTS[killed % len(MOMENTS)]
+        driver, news = _begun(sweep, storage, "disturbed", stage, told)
         if killed < kills:
-            for _ in range(draw.randint(1, 4 if killed < WITH_TEACHER else MOST_NEWS)):
+            for _ in range(draw.randint(1, most)):
                 news.acquire(timeout=LIMIT_S)
         try:
             driver.wait(draw.uniform(0, LIVES_S) if killed < kills else LIMIT_S)
@@ -84,10 +94,9 @@ def _disturbed(sweep: Path, storage: Path, kills: int, draw: random.Random) -> t
 
 
 def _begun(
-    sweep: Path, storage: Path, name: str, telling: tuple[str, ...], told: set[str]
+    sweep: Path, storage: Path, name: str, stage: int, told: set[str]
 ) -> tuple[subprocess.Popen[str], threading.Semaphore]:
-    """A session, whose words go to this process's stderr, and how often it has said one of these that was not told
-    before; of the teacher, which is trained anew each time, all of them."""
+    """A session, whose words go to this process's stderr, and how much news it has told from this stage on."""
     command = [sys.executable, "-c", "from kdray.cli import app; app()", "run", str(sweep), "--storage", str(storage)]
     command += ["--address", "local", "--set", f"name={name}", "--set", "slots.count=1"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -97,10 +106,12 @@ def _begun(
         for line in driver.stderr or ():
             sys.stderr.write(line)
             said = line.partition("] ")[2].partition("  [")[0]  # without the time, and without how many are left
-            if any(words in said for words in telling) and (said not in told or TEACHER in said):
-                told.add(said)
-                news.release()
-        news.release(MOST_NEWS)
+            for number, words in enumerate(NEWS):
+                if any(word in said for word in words) and (said not in told or words[0] in ANEW):
+                    told.add(said)
+                    if number >= stage:
+                        news.release()
+        news.release(max(most for _, most in MOMENTS))
 
     threading.Thread(target=listen, daemon=True).start()
     return driver, news

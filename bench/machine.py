@@ -15,7 +15,7 @@ VERSIONS = ("kdray", "ray", "torch", "transformers", "optuna", "mlflow")
 
 
 def machine() -> dict[str, Any]:
-    """Processor (or GPU), cores, torch threads of this process, versions; `load` over 2 x cores spoils any figure."""
+    """Processor (or GPU), cores, torch threads of this process, versions; a `load` near the cores spoils any figure."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "processor": hardware(device),

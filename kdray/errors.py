@@ -1,7 +1,7 @@
 """Every error that kdray raises on purpose.
 
     KDRayError
-    ├── Refused                      nothing was started: mend what the sentence says (exit code 2)
+    ├── Refused                      mend what the sentence says; nothing is lost (exit code 2)
     │   ├── SpecError (ValueError)       a setting, a name in `space`, an option
     │   ├── DataError (ValueError)       a folder, a file, a column, a cell, a label
     │   ├── TeacherError (ValueError)    no weights, near chance, labels that disagree

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from told import ToldSweep, assert_all_told
 from typer.testing import CliRunner
 
 from kdray.cli import app
 from kdray.paths import SweepPaths, write_json
-from kdray.tracking import Tracking, default_uri
+from kdray.record import TrialRecord
+from kdray.tracking import Target, Tracking, default_uri
 
 
 def kdray(*arguments: str | Path) -> tuple[int, str, str]:
@@ -53,6 +55,26 @@ def test_another_store_may_be_named(paths: SweepPaths) -> None:
     )
     assert "runs: 3 of 3" in err
     assert_all_told(paths, default_uri(paths), "later")
+
+
+def test_a_killed_drivers_controls_are_sent_with_its_trials(paths: SweepPaths) -> None:
+    """They have numbers that the ledger does not know."""
+    tracking = Tracking(uri="http://127.0.0.1:9", experiment="later", timeout_s=1, patience_s=0)
+    sweep = ToldSweep(paths, tracking)
+    sweep.trials(0, 1)
+    beside = TrialRecord(
+        10_000, {}, "completed", ({"step": 1, "accuracy": 0.5},), started=1.0, ended=2.0, title="again"
+    )
+    sweep.tracker.trial(beside, {"seed": 1}, {"kdray.role": "labels only"})
+    sweep.end()
+    Target(tracking).write(paths)  # as it was while the sweep ran: nobody has noted how it ended
+    code, out, err = kdray("sync", paths.root, "--tracking-uri", default_uri(paths))
+    assert code == 0, err
+    assert "runs changed: 4" in out
+    client = MlflowClient(default_uri(paths))
+    (experiment,) = (e for e in client.search_experiments() if e.name == "later")
+    (told,) = client.search_runs([experiment.experiment_id], "tags.`kdray.role` = 'labels only'")
+    assert (told.info.status, told.data.metrics["accuracy"]) == ("FINISHED", 0.5)
 
 
 def test_an_address_with_a_secret_must_be_given_again(paths: SweepPaths) -> None:

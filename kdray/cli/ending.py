@@ -1,6 +1,7 @@
 """What all commands share: how they are found, where they log, and how they end.
 
-Exit codes: 0 a student was chosen; 1 failed; 2 refused; 3 finished, but no student satisfies the rule; 130 interrupted.
+Exit codes: 0 a student was chosen; 1 failed; 2 refused, or no usable storage; 3 finished, but no student satisfies the
+rule; 130 interrupted.
 """
 
 import logging

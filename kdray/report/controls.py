@@ -7,9 +7,9 @@ from kdray.report.figures import Figures
 from kdray.wording import heading, headings, number, setting
 
 ABOUT = (
-    "The best trial of each architecture on the front, and the same student without distillation and with it as it "
-    "comes (T 2, alpha 0.5): one seed, as many epochs, the validation rows. The trial is the best of many on these "
-    "rows and so flattered; a difference of a point is noise."
+    "The best trial of each architecture on the front, and the same student on labels only, and with default "
+    "distillation (T 2, alpha 0.5, the sweep's own training settings): one seed, as many epochs, the validation rows. "
+    "The trial is the best of many on these rows and so flattered; a difference of a point is noise."
 )
 ROLES: tuple[Role, ...] = ("labels only", "default distillation")
 

@@ -93,8 +93,9 @@ def _runs(paths: SweepPaths, ledger: Ledger, changes: list[tuple[int | None, Con
         run.wanted.add(told)
     if killed:
         last = _last_sign(runs)
+        left = {record.number for record in ledger.records() if record.state == "running"}
         for run in runs.values():
-            if run.number is None or ledger[run.number].state == "running":
+            if run.number is None or run.number in left:
                 run.wanted.add(Content(ended=last, status=STATUS["interrupted"], tags={"kdray.status": "interrupted"}))
     return runs
 
