@@ -2,8 +2,8 @@
 
 Runs a sweep on one slot of a Ray of its own, kills the driver (SIGKILL) at random moments, a few pieces of news after
 each start and in all of its stages, and gives the same command again each time; then runs it once undisturbed, from the
-same teacher, and compares all that no clock has a say in: numbers, settings, states, every metric of every evaluation to
-the last digit, controls, and what confirmation came to. `ratio` is the time of all sessions over that of the
+same teacher, and compares all that no clock has a say in: numbers, settings, states, every metric of every evaluation
+to the last digit, controls, and what confirmation came to. `ratio` is the time of all sessions over that of the
 undisturbed one: mostly Ray and imports started anew.
 
     python bench/kill_and_resume.py [SWEEP] [--kills 10]              sweeps/quickstart.py: about 20 minutes
