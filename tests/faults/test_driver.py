@@ -5,15 +5,18 @@ import random
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
-from faults.night import LIMIT_S, Night, numbers, until
+from faults.night import LIMIT_S, TIMES, Night, numbers, until
 from kdray.checkpoint import read_checkpoint
 from kdray.errors import StorageError
+from kdray.paths import read_json
 
 pytestmark = pytest.mark.faults
 STEPS_PER_EPOCH = 40
@@ -82,6 +85,59 @@ def test_a_trial_that_ended_unrecorded_is_not_trained_again(night: Night, undist
     assert night.records()[2].attempts == 2
     night.is_sound()
     assert numbers(night.records()) == undisturbed
+
+
+DYING_AGAIN = """
+import os, signal
+import kdray.confirming, kdray.trial
+
+record, fit = kdray.confirming.RerunBook.record, kdray.trial.fit
+
+def dying(self, run, retrained, figures):
+    if f"{run.role}, seed {run.seed}" == os.environ.get("DIE"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return record(self, run, retrained, figures)
+
+def counting(*arguments):
+    with open("fits.txt", "a") as file:
+        file.write("fit\\n")
+    return fit(*arguments)
+
+kdray.confirming.RerunBook.record, kdray.trial.fit = dying, counting
+"""
+CONFIRMED = ("--local", "--set", "confirm.controls=true", "--set", "confirm.candidates=1", "--set", "confirm.seeds=1")
+
+
+@pytest.mark.slow
+def test_a_driver_killed_among_controls_and_confirmation_trains_none_again_that_ended_and_tells_all(
+    night: Night,
+) -> None:
+    """It dies twice after a student has answered and before anybody was told."""
+    quiet = Night(night.script, night.folder / "quiet")
+    quiet.run(*CONFIRMED, slots=1)
+    night.script.write_text(DYING_AGAIN + night.script.read_text())
+    night.run(*CONFIRMED, slots=1, expected=-signal.SIGKILL, DIE="default distillation, seed 0")
+    night.run(*CONFIRMED, slots=1, expected=-signal.SIGKILL, DIE="candidate, seed 1")
+    night.run(*CONFIRMED, slots=1)
+    assert again(night) == again(quiet)
+    beside = again(night)["runs"]
+    assert set(beside) == {"labels only", "default distillation", "candidate"}
+    fits = len(Path(night.folder, "fits.txt").read_text().split())
+    assert 0 <= fits - (6 + sum(beside.values())) <= 2  # what ran beside when the driver died was begun once more
+    night.nothing_is_left()
+
+
+def again(night: Night) -> dict[str, Any]:
+    """What was trained outside the search: what it came to, and how many finished runs MLflow has of it."""
+    choice = read_json(night.paths.choice)
+    for control in choice["controls"]:
+        control["metrics"] = {name: value for name, value in control["metrics"].items() if name not in TIMES}
+    client = MlflowClient(f"sqlite:///{night.paths.tracking_database}")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "kdray")
+    told = client.search_runs([experiment.experiment_id], "tags.`kdray.role` != 'search'")
+    runs = Counter(run.data.tags["kdray.role"] for run in told)
+    assert all(run.info.status == "FINISHED" and "test.accuracy" in run.data.metrics for run in told)
+    return {"runs": runs, "controls": choice["controls"], "confirmed": choice["confirmation"]["confirmed"]}
 
 
 @pytest.mark.slow
