@@ -83,14 +83,21 @@ class Choose(Settings):
             if metrics[name] > limit
         ]
 
-    def ranked(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-        """The completed trials that are good enough, the one to choose first."""
+    def ranked(self, records: Sequence[TrialRecord], bends: Mapping[int, float] | None = None) -> list[TrialRecord]:
+        """The completed trials that are good enough, the one to choose first.
+
+        Which of them is nearest to the knee is a matter of the whole front: `bends` tells it, by number, where these
+        are some of it.
+        """
         enough = [record for record in records if record.state == "completed" and not self.misses(record.metrics)]
         if self.knee:
-            points = [record.metrics for record in enough]
-            bend = dict(zip((r.number for r in enough), knee_distances(points, self.best, self.cost), strict=True))
-            return sorted(enough, key=lambda r: (-bend[r.number], *self._order(r, self.cost)))
+            bends = self._bends(enough) if bends is None else bends
+            return sorted(enough, key=lambda r: (-bends[r.number], *self._order(r, self.cost)))
         return sorted(enough, key=lambda r: self._order(r, self.smallest or self.best))
+
+    def _bends(self, records: Sequence[TrialRecord]) -> dict[int, float]:
+        distances = knee_distances([record.metrics for record in records], self.best, self.cost)
+        return dict(zip((record.number for record in records), distances, strict=True))
 
     def nearest(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
         """All completed trials, those that miss least of the rule first, and of those the best."""
@@ -129,9 +136,10 @@ def candidates(records: Sequence[TrialRecord], rule: Choose, most: int) -> list[
 
 
 def chosen(
-    records: Sequence[TrialRecord], rule: Choose, teacher: Mapping[str, float], kind: str = "finished student"
-) -> Choice:
-    """Apply the rule to the completed trials; `kind` is what they are in the sentence.
+    records: Sequence[TrialRecord], rule: Choose, teacher: Mapping[str, float], kind: str = "finished student",
+    bends: Mapping[int, float] | None = None,
+) -> Choice:  # fmt: skip
+    """Apply the rule to the completed trials; `kind` is what they are in the sentence, `bends` as `Choose.ranked` says.
 
     Raises SpecError for a metric that they do not have.
     """
@@ -141,7 +149,7 @@ def chosen(
     for name in rule.metrics:
         if name not in completed[0].metrics:
             raise SpecError(f"choose: no metric {name!r}; there are {', '.join(sorted(completed[0].metrics))}.")
-    ranked = rule.ranked(completed)
+    ranked = rule.ranked(completed, bends)
     if ranked:
         why = f"{_enough(rule, len(ranked), len(completed), kind)}, and it {_reason(ranked[0], rule)}"
         return Choice(
@@ -175,7 +183,7 @@ def _enough(rule: Choose, enough: int, of: int, kind: str) -> str:
 
 def _reason(record: TrialRecord, rule: Choose) -> str:
     if rule.knee:
-        return f"is where the front of {heading(rule.best)} over {heading(rule.cost)} bends"
+        return f"lies nearest to where the front of {heading(rule.best)} over {heading(rule.cost)} bends"
     if rule.smallest is None:
         return f"has the best {rule.best}"
     return f"has the smallest {heading(rule.smallest)} of them ({number(rule.smallest, record.metrics[rule.smallest])})"

@@ -122,7 +122,7 @@ def test_the_knee_is_where_the_front_bends() -> None:
     bent = [record(0, 0.60, 1.0), record(1, 0.86, 2.0), record(2, 0.88, 5.0), record(3, 0.90, 9.0), record(4, 0.5, 9.0)]
     choice = chosen(bent, Choose(knee=True), TEACHER)
     assert choice.number == 1
-    assert "is where the front of accuracy over latency bends" in choice.sentence
+    assert "lies nearest to where the front of accuracy over latency bends" in choice.sentence
 
 
 @pytest.mark.parametrize("wrong", [{"smallest": "accuracy"}, {"at_most": {"accuracy": 0.9}}])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from kdray.choice import Choose
+from kdray.choice import Choose, candidates
 from kdray.confirmation import Confirm, Rerun, Retrained, answers_of, front_controls, judged, rerun_all, reruns
 from kdray.confirmation.runs import AnswerTest, controls_of
 from kdray.evaluation import predictions
@@ -117,6 +117,19 @@ def test_none_that_satisfies_the_rule_on_confirmed_figures(planted: Planted) -> 
     assert "The nearest: trial 2 keeps 91.1% of the teacher (97% asked for); trial 1 keeps" in none.sentences[0]
 
 
+def test_the_knee_is_the_whole_fronts_and_not_that_of_a_few_candidates(planted: Planted) -> None:
+    """The example is one in which three candidates alone would bend at trial 2."""
+    rule = Choose(knee=True)
+    points = ((1.0, 0.70), (2.0, 0.90), (3.0, 0.9115), (4.0, 0.92), (20.0, 0.93))
+    front = [found(number, accuracy, latency_ms=ms) for number, (ms, accuracy) in enumerate(points)]
+    able = candidates(front, rule, 3)
+    assert [record.number for record in able] == [1, 2, 3]
+    accuracies: dict[tuple[int, str], Sequence[float]] = {(r.number, "candidate"): (points[r.number][1],) for r in able}
+    assert planted.judge(accuracies, able, rule).chosen == 1
+    asked = Choose(knee=True, retention=0.97)
+    assert planted.judge(accuracies | {(1, "candidate"): (0.8,)}, able, asked).chosen == 2
+
+
 def test_the_next_candidate_is_tested_against(planted: Planted) -> None:
     verdict = planted.judge(
         {(1, "candidate"): (0.9,), (2, "candidate"): (0.9,)},
@@ -211,6 +224,20 @@ def test_of_a_control_the_answers_are_kept_and_it_is_trained_again_as_a_candidat
         rerun_all({candidate: trial, control: trial}, slots, on_end)
     assert told == [("labels only", 2, None)] * 2 + [("candidate", 2, None)]
     assert (trial.target / "model.safetensors").exists()
+    assert np.array_equal(answers_of(trial.target), before)  # type: ignore[arg-type]
+
+
+def test_one_that_was_stopped_before_it_had_answered_is_trained_again(
+    recipe: Recipe, lesson: Lesson, tmp_path: Path
+) -> None:
+    """What a control leaves that is stopped between its end and its answers: reports alone."""
+    control = Rerun(1, "labels only", 1, recipe)
+    trial = Trial(recipe, lesson, 1, tmp_path / "run" / "student")
+    with LocalSlots() as slots:
+        rerun_all({control: trial}, slots, lambda run, retrained: None)
+        before = answers_of(trial.target)
+        (tmp_path / "run" / "test.npy").unlink()
+        rerun_all({control: trial}, slots, lambda run, retrained: None)
     assert np.array_equal(answers_of(trial.target), before)  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 One that is done is never done again, whatever the rule asks later. What the answers are worth is `verdict`'s.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -113,20 +114,28 @@ def rerun_all(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[R
     """
     alike = {run.key: run for run in reversed(list(trials))}
     candidates = {run.key for run in trials if run.role == "candidate"}
+    stopped = threading.Event()
 
     def train(key: str) -> Retrained:
         student = trials[alike[key]].target
-        if answers_of(student) is not None and fetched(reports_file(student)).exists():
-            if key not in candidates or fetched(student).exists():
+        if fetched(reports_file(student)).exists():
+            kept = fetched(student).exists()
+            if answers_of(student) is not None and (kept or key not in candidates):
                 return Retrained(reports_of(student))
-            remove(reports_file(student))  # it was a control, without weights: it is trained again
+            if not kept:  # a control, which may be a candidate now, or one that was stopped before it had answered
+                remove(student.with_name(ANSWERS))
+                remove(reports_file(student))
+        if stopped.is_set():
+            return Retrained()
         job = pool.run(AnswerTest(trials[alike[key]]), f"confirm-{key}")
+        if stopped.is_set():
+            pool.suspend(f"confirm-{key}")
         reports: list[Report] = []
         try:
             reports += (report for report in job if NOTE not in report)
         except JobError as error:
             return Retrained(tuple(reports), job.host, str(error))
-        if key not in candidates:
+        if key not in candidates and answers_of(student) is not None:
             remove(student)
         return Retrained(tuple(reports), job.host)
 
@@ -135,6 +144,7 @@ def rerun_all(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[R
             for key, retrained in zip(alike, threads.map(train, alike), strict=True):
                 on_end(alike[key], retrained)
         except BaseException:
+            stopped.set()
             for key in alike:
                 pool.suspend(f"confirm-{key}")
             raise

@@ -99,10 +99,12 @@ def judged(
         for record in candidates
         if record.number in tested
     ]
+    # The knee is the whole front's, which the search knows: of these it is the first that still has what is asked for.
+    bends = {record.number: -float(place) for place, record in enumerate(candidates)}
     if records:
-        choice = chosen(records, rule, {**costs, **court.taught}, "confirmed student")
+        choice = chosen(records, rule, {**costs, **court.taught}, "confirmed student", bends)
     else:
-        choice = chosen(candidates, rule, costs, "candidate")
+        choice = chosen(candidates, rule, costs, "candidate", bends)
     verdict = Verdict(
         metric=court.metric, rows=len(rows), teacher=court.teacher, confirmed=confirmed, chosen=choice.number,
         satisfied=choice.satisfied, sentences=[], failed={str(run): why for run, why in failed.items()},
@@ -110,7 +112,7 @@ def judged(
     if (winner := verdict.winner) is not None:
         found = next(record for record in candidates if record.number == winner.trial)
         flattered = found.metrics[court.metric] - winner.metric.estimate if court.metric in found.metrics else None
-        ranked = [record.number for record in (rule.ranked(records) or rule.nearest(records))]
+        ranked = [record.number for record in (rule.ranked(records, bends) or rule.nearest(records))]
         against = next((court.against(winner.trial, other) for other in ranked if other != winner.trial), None)
         gains = [court.gain(winner.trial, role) for role in court.roles(winner.trial) if role != "candidate"]
         verdict = verdict.model_copy(update={"gains": gains, "against": against, "flattered": flattered})
