@@ -21,25 +21,32 @@ from kdray.sweep import Sweep
 MATERIAL = "material"
 """The ledger's note of what its trials were taught, by content."""
 
+CHECKPOINTS = "student.checkpoint"
+"""In there: the weights of each, by its name."""
+
 RECIPE = ("student", "distillation", "training")
 WITHOUT_EFFECT = ("training.checkpoint_minutes",)
 
 
-def comparable_trials(sweep: Sweep, paths: SweepPaths, ledger: Ledger, data: str, teacher: str) -> list[str]:
+def comparable_trials(
+    sweep: Sweep, paths: SweepPaths, ledger: Ledger, data: str, teacher: str, checkpoints: Mapping[str, str]
+) -> list[str]:
     """Note in the ledger what its trials learn from, and which trials of `search.warm_start` the sampler shall know.
 
-    `data` and `teacher` are fingerprints. What came of the warm start is said in a sentence. Raises StorageError when
-    the trials so far learnt from something else, and when none of the other sweep's can be taken.
+    `data`, `teacher` and those of the `checkpoints` that students are cut from are fingerprints. What came of the warm
+    start is said in a sentence. Raises StorageError when the trials so far learnt from something else, and when none of
+    the other sweep's can be taken.
     """
-    now = _material(sweep, data, teacher)
+    now = _material(sweep, data, teacher, checkpoints)
     before = ledger.attr(MATERIAL)
-    if before is not None and len(ledger) and (differences := different(before, now)):
+    if before is not None and len(ledger) and (differences := _changed(before, now)):
         raise StorageError(
             f"{paths.root}: what its trials learnt from has changed since: {'; '.join(differences)} (fingerprints of "
             "the content). Restore it, give this sweep another name (--set name=...), or start over with --fresh."
         )
-    if before != now:
-        ledger.set_attr(MATERIAL, now)
+    known = {**now, CHECKPOINTS: {**(before or {}).get(CHECKPOINTS, {}), **now[CHECKPOINTS]}}
+    if before != known:
+        ledger.set_attr(MATERIAL, known)
     if sweep.search.warm_start is None:
         return []
     if ledger.attr(EARLIER) is None:  # noted once it stays, whatever becomes of the other folder: draws depend on it
@@ -47,7 +54,7 @@ def comparable_trials(sweep: Sweep, paths: SweepPaths, ledger: Ledger, data: str
     return [_said(**ledger.attr(EARLIER))]
 
 
-def _material(sweep: Sweep, data: str, teacher: str) -> dict[str, Any]:
+def _material(sweep: Sweep, data: str, teacher: str, checkpoints: Mapping[str, str]) -> dict[str, Any]:
     """What decides, beside its own settings, what a trial measures."""
     training = sweep.teacher.training.model_dump(mode="json") if sweep.teacher.training else {}
     return {
@@ -57,7 +64,16 @@ def _material(sweep: Sweep, data: str, teacher: str) -> dict[str, Any]:
         "task": sweep.task.model_dump(mode="json"),
         "transfer.precision": sweep.transfer.precision,
         "seed": sweep.seed,
+        CHECKPOINTS: dict(checkpoints),
     }
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of it differs; checkpoints that only one of them knows say nothing of the trials of both."""
+    ours, theirs = now.get(CHECKPOINTS, {}), before.get(CHECKPOINTS, {})
+    both = ours.keys() & theirs.keys()
+    known = {CHECKPOINTS: {name: theirs[name] for name in both}}, {CHECKPOINTS: {name: ours[name] for name in both}}
+    return different({**before, **known[0]}, {**now, **known[1]})
 
 
 def _said(folder: str, trials: Sequence[Any], left: Mapping[str, int]) -> str:
@@ -79,7 +95,7 @@ def _taken(sweep: Sweep, other: SweepPaths, now: Mapping[str, Any], own: SweepPa
         raise StorageError(
             f"search.warm_start {shown(other.root)}: no trials can be taken from there. {error}"
         ) from None
-    differences = different(ledger.attr(MATERIAL) or {}, now)
+    differences = _changed(ledger.attr(MATERIAL) or {}, now)
     if differences:
         raise StorageError(
             f"search.warm_start {shown(other.root)}: its trials measured something else: {'; '.join(differences)} "

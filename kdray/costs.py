@@ -8,6 +8,7 @@ cache with the hardware they were measured on.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from kdray.errors import ResourceError
 from kdray.measuring import SPEEDUPS, Latency, conditions, costs, hardware
 from kdray.mirror import fetched
 from kdray.paths import StoragePaths, fingerprint, read_json, write_json
@@ -44,6 +45,8 @@ class AskHardware:
 class Costs:
     """The costs of the teacher, and of every architecture that may be tried."""
 
+    machine: dict[str, str]
+    """What they were measured on: `hardware`, the slots' device, and `cpu`, the processor beside it."""
     teacher: dict[str, float]
     by_student: dict[TransformerStudent, dict[str, float]]
     conditions: str
@@ -61,26 +64,49 @@ def measure_costs(
     paths: StoragePaths,
     pool: Pool,
     on_progress: Callable[[int, int], None],
+    begun_on: Mapping[str, str] | None = None,
 ) -> Costs:
-    """Measure the teacher and each architecture once, one after the other; nothing else may run on the pool."""
-    (machine,) = pool.run(AskHardware(), "hardware")
-    teacher = _measured(MeasureCosts(sources[None].model, None, latency), machine, paths, pool)
+    """Measure the teacher and each architecture once, one after the other; nothing else may run on the pool.
+
+    A sweep that goes on elsewhere keeps the costs of the machine that it has `begun_on`, for what two clocks say cannot
+    be compared. Raises ResourceError when one of them was not measured there.
+    """
+    (here,) = pool.run(AskHardware(), "hardware")
+    machine = {**(begun_on or here)}
+    clock = _Clock(latency, machine, machine == here, paths, pool)
+    teacher = clock(MeasureCosts(sources[None].model, None, latency))
     shapes = dict.fromkeys(student.shape for student in students)
-    costs = Costs(teacher, {}, conditions(latency, machine["hardware"], cpu=machine["cpu"]))
+    costs = Costs(machine, teacher, {}, conditions(latency, machine["hardware"], cpu=machine["cpu"]))
     for done, shape in enumerate(shapes, start=1):
         job = MeasureCosts(sources[shape.checkpoint].model, shape, latency)
-        own = _measured(job, machine, paths, pool)
+        own = clock(job)
         costs.by_student[shape] = own | {name: teacher[of] / own[of] for name, of in SPEEDUPS.items()}
         on_progress(done, len(shapes))
     return costs
 
 
-def _measured(job: MeasureCosts, machine: Mapping[str, str], paths: StoragePaths, pool: Pool) -> dict[str, float]:
-    shape = job.student.architecture(job.source.layers) if job.student else {}
-    cache = paths.cost(fingerprint(job.source.key, shape, job.latency.model_dump(), machine))
-    if not fetched(cache).exists():
-        *_, measured = pool.run(job, f"cost-{cache.stem}")
-        about = {**machine, "architecture": shape, "latency": job.latency.model_dump()}
-        write_json(cache, {**about, "costs": measured})
-    known: dict[str, float] = read_json(cache)["costs"]
-    return known
+@dataclass(frozen=True)
+class _Clock:
+    """Measures what has not been measured on that machine."""
+
+    latency: Latency
+    machine: dict[str, str]
+    is_here: bool
+    paths: StoragePaths
+    pool: Pool
+
+    def __call__(self, job: MeasureCosts) -> dict[str, float]:
+        shape = job.student.architecture(job.source.layers) if job.student else {}
+        cache = self.paths.cost(fingerprint(job.source.key, shape, self.latency.model_dump(), self.machine))
+        if not fetched(cache).exists():
+            if not self.is_here:
+                raise ResourceError(
+                    f"the costs of {shape or 'the teacher'} were not measured on {self.machine['hardware']}, where "
+                    "this sweep began, and what two machines' clocks say cannot be compared. Go on there, or run it "
+                    "here under another name (--set name=...)."
+                )
+            *_, measured = self.pool.run(job, f"cost-{cache.stem}")
+            about = {**self.machine, "architecture": shape, "latency": self.latency.model_dump()}
+            write_json(cache, {**about, "costs": measured})
+        known: dict[str, float] = read_json(cache)["costs"]
+        return known

@@ -66,7 +66,8 @@ def story(
         screen.note(note)
     source = obtain_source(sweep.teacher, sweep.task, splits, paths, sweep.seed)
     sources = student_sources(sweep.students, source, splits, sweep.task, paths, sweep.seed)
-    for note in comparable_trials(sweep, paths, ledger, splits.key, source.key):
+    checkpoints = {name: of.model.key for name, of in sources.items() if name is not None}
+    for note in comparable_trials(sweep, paths, ledger, splits.key, source.key, checkpoints):
         screen.note(note)
 
     with opening as slots, tracked(sweep, paths, ledger, screen.note) as tracker:
@@ -88,10 +89,10 @@ def story(
         slots.wait()  # one that is still starting would disturb the clock
         costs = measure_costs(
             sweep.students, sources, sweep.latency, paths, slots,
-            lambda done, of: screen.progress("architectures", done, of),
+            lambda done, of: screen.progress("architectures", done, of), begun_on(paths, ledger),
         )  # fmt: skip
         taught = sweep.task.metrics(transfer.logits("validation").all(), validation.labels)
-        write_json(paths.conditions, {"costs": costs.conditions})
+        write_json(paths.conditions, {"costs": costs.conditions, "machine": costs.machine})
         write_json(paths.lineage, lineage(sweep, splits, teacher))
         write_json(paths.teacher_figures, taught | costs.teacher)
         tracker.sweep(
@@ -165,6 +166,12 @@ def lineage(sweep: Sweep, splits: Splits, teacher: Pretrained) -> dict[str, str]
         "teacher": sweep.teacher.called, "teacher_weights": teacher.key,
         "data": splits.key, "test_rows": splits.content("test"),
     }  # fmt: skip
+
+
+def begun_on(paths: SweepPaths, ledger: Ledger) -> dict[str, str] | None:
+    """What the costs of the sweep's trials were measured on; None before the first of them."""
+    machine: dict[str, str] | None = read_json(paths.conditions).get("machine") if paths.conditions.exists() else None
+    return machine if len(ledger) else None
 
 
 def sizes(splits: Splits) -> str:

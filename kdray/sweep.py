@@ -46,7 +46,7 @@ Anything else makes it another sweep."""
 class Sweep(Settings):
     """A teacher, data, a space of students, a budget and a rule to choose by."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     data: Data
     teacher: Teacher
     task: TextClassification = TextClassification()
@@ -123,6 +123,11 @@ class Sweep(Settings):
     def _cross_checked(self) -> Self:
         space: Space = self.space
         check_space(space, self.recipe)
+        if "student.revision" in space:
+            raise SpecError(
+                "space 'student.revision': a sweep cuts its students from one revision of a checkpoint. Set it as "
+                "student.revision, and give each revision a sweep of its own."
+            )
         self._check_metrics(self.task.metric_names(2), "")
         if self.search.objectives[0] not in (*self.task.metric_names(2), "agreement", "retention"):
             raise SpecError(

@@ -19,7 +19,7 @@ from kdray.sweep import Sweep
 from kdray.training import Training
 
 MakeSweep = Callable[..., Sweep]
-CONTENT = ("data-1", "teacher-1")
+CONTENT = ("data-1", "teacher-1", {"small": "small-1", "old": "old-1"})
 
 
 def opened(sweep: Sweep, storage: Path) -> tuple[SweepPaths, Ledger]:
@@ -44,7 +44,7 @@ def first(make_sweep: MakeSweep, tmp_path: Path) -> Path:
     return paths.root
 
 
-def started(sweep: Sweep, storage: Path, content: tuple[str, str] = CONTENT) -> tuple[list[str], list[Any]]:
+def started(sweep: Sweep, storage: Path, content: tuple[Any, ...] = CONTENT) -> tuple[list[str], list[Any]]:
     """What is said of a sweep's warm start, and the trials that it takes."""
     paths, ledger = opened(sweep, storage)
     notes = comparable_trials(sweep, paths, ledger, *content)
@@ -116,12 +116,17 @@ def test_an_objective_that_was_not_measured(make_sweep: MakeSweep, first: Path, 
         ({"task.max_length": 12}, CONTENT, "task.max_length: was 16, now 12"),
         ({"seed": 7}, CONTENT, "seed: was 0, now 7"),
         ({"transfer.precision": "bf16"}, CONTENT, "transfer.precision: was fp32, now bf16"),
-        ({}, ("data-2", "teacher-1"), "data: was data-1, now data-2"),
-        ({}, ("data-1", "teacher-2"), "teacher: was teacher-1, now teacher-2"),
+        ({}, ("data-2", "teacher-1", {}), "data: was data-1, now data-2"),
+        ({}, ("data-1", "teacher-2", {}), "teacher: was teacher-1, now teacher-2"),
+        (
+            {},
+            (*CONTENT[:2], {"new": "new-1", "small": "small-2"}),
+            "student.checkpoint.small: was small-1, now small-2",
+        ),
     ],
 )
 def test_another_teacher_task_or_data_is_refused(
-    make_sweep: MakeSweep, first: Path, tmp_path: Path, changes: dict[str, Any], content: tuple[str, str], part: str
+    make_sweep: MakeSweep, first: Path, tmp_path: Path, changes: dict[str, Any], content: tuple[Any, ...], part: str
 ) -> None:
     with pytest.raises(StorageError, match="its trials measured something else") as caught:
         started(make_sweep(search=warm(first)).varied(changes), tmp_path, content)
@@ -161,11 +166,17 @@ def test_data_that_changed_since_the_first_trial_are_refused(
 ) -> None:
     """Under the same names: no setting tells."""
     with pytest.raises(StorageError) as caught:
-        started(make_sweep(name="first"), tmp_path, ("data-2", "teacher-1"))
+        started(make_sweep(name="first"), tmp_path, ("data-2", "teacher-1", {}))
     assert "what its trials learnt from has changed since: data: was data-1, now data-2" in str(caught.value)
     assert started(make_sweep(name="first"), tmp_path) == ([], [])
 
 
 def test_data_that_changed_before_the_first_trial_are_taken(make_sweep: MakeSweep, tmp_path: Path) -> None:
-    for content in (CONTENT, ("data-2", "teacher-2")):
+    for content in (CONTENT, ("data-2", "teacher-2", {})):
         assert started(make_sweep(), tmp_path, content) == ([], [])
+
+
+def test_a_checkpoint_more_is_no_change(make_sweep: MakeSweep, first: Path, tmp_path: Path) -> None:
+    now = (*CONTENT[:2], {**CONTENT[2], "new": "new-1"})
+    assert started(make_sweep(name="first"), tmp_path, now) == ([], [])
+    assert started(make_sweep(name="first"), tmp_path, CONTENT) == ([], [])

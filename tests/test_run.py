@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from kdray.choice import Choose
 from kdray.data import Data
-from kdray.errors import DataError, Refused, SpecError, StorageError, SweepFailed, TeacherError
+from kdray.errors import DataError, Refused, ResourceError, SpecError, StorageError, SweepFailed, TeacherError
 from kdray.outcome import Outcome, figures_of
 from kdray.owner import owned
 from kdray.paths import SweepPaths
@@ -164,6 +164,18 @@ def test_the_same_again_does_nothing_twice(finished: Outcome, copied: Path, go: 
     assert written(copied / "cache") == shared
     assert written(copied / "tiny" / "trials") == trials
     assert again.figures == finished.figures
+
+
+def test_a_sweep_that_goes_on_elsewhere_keeps_the_costs_of_where_it_began(
+    finished: Outcome, copied: Path, go: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdray.costs.hardware", lambda device=None: "another machine")
+    extended = go(storage=copied, search=Search(trials=4, stopping=None)).figures
+    assert (extended.conditions, extended.teacher) == (finished.figures.conditions, finished.figures.teacher)
+    costs = {record.params["student.depth"]: record.costs for record in finished.figures.records}
+    assert all(record.costs == costs.get(record.params["student.depth"], record.costs) for record in extended.records)
+    with pytest.raises(ResourceError, match=r"the costs of \{'depth': 3\} were not measured on .*, where this sweep"):
+        go(storage=copied, space={"student.depth": [3, 1, 2], "training.learning_rate": [1e-3, 3e-3]})
 
 
 def test_more_trials_extend_it(finished: Outcome, copied: Path, go: Callable[..., Outcome], tmp_path: Path) -> None:

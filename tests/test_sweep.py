@@ -27,6 +27,7 @@ MakeSweep = Callable[..., Sweep]
         ({"training.learning_rate": [0, 1e-4]}, ["space['training.learning_rate']: 0", "greater than 0"]),
         ({"training.learning_rate": tune.uniform(-1e-3, 1e-3)}, ["space['training.learning_rate']: -0.001"]),
         ({"training.precision": ["fp16"]}, ["space['training.precision']: 'fp16'", "bf16"]),
+        ({"student.revision": ["v1", "v2"]}, ["a sweep cuts its students from one revision of a checkpoint"]),
         ({"training.epochs": 3}, ["space['training.epochs']: got 3", "A fixed value is a setting of the sweep"]),
         ({}, ["space"]),
     ],
