@@ -194,13 +194,34 @@ def test_a_model_without_a_graph_stays_a_folder(own: SweepPaths, capfd: pytest.C
     assert student.model().config.model_type == "longformer"
 
 
-def test_a_graph_that_answers_otherwise_is_not_kept(own: SweepPaths, teacher: Pretrained,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+@pytest.mark.parametrize("forms", [("onnx",), ("int8",), ("onnx", "int8")])
+def test_a_graph_that_answers_otherwise_is_not_kept_in_any_form(own: SweepPaths, teacher: Pretrained, forms: tuple[str],
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr(exporting, "write_onnx", lambda student, file: graphs.write_onnx(teacher, file))
-    done = kdray("export", own.root, "--form", "onnx")
+    done = kdray("export", own.root, *(word for form in forms for word in ("--form", form)))
     assert done.code == 1
-    assert "kdray: onnx: the ONNX graph does not answer as the student does: a logit is off by" in done.err
-    assert not (own.chosen / ONNX).exists()
+    for form in forms:
+        assert f"{form}: the ONNX graph does not answer as the student does: a logit is off by" in done.err
+    assert [path.name for path in (own.chosen / "onnx").iterdir()] == [EXPORT_FILE]
+
+
+def test_a_copy_goes_into_an_empty_folder_that_cannot_be_replaced(own: SweepPaths, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    assert kdray("export", own.root, "--form", "onnx", "--to", ".").code == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_choice_whose_student_is_not_there_yet_is_no_students_choice(own: SweepPaths) -> None:
+    """As when another rule has chosen, and the process was killed before it shipped."""
+    choice = {**read_json(own.choice), "chosen": 1}
+    choice.pop("measured")
+    write_json(own.choice, choice)
+    for command in (("export", own.root), ("predict", own.root, "a text")):
+        done = kdray(*command)
+        assert done.code == 2
+        assert "trial 1 was chosen, and its student has not been put into chosen/ yet" in done.err
 
 
 def test_without_the_extra_the_sentence_has_the_command(own: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from kdray.outcome import figures_of
 from kdray.owner import owned
 from kdray.paths import SweepPaths, shown, sweep_paths
 from kdray.prediction import Answer, Predictor, check_pairs, check_target, lines_of, predict_file
+from kdray.records import kept_in_bucket
 from kdray.registering import register
 from kdray.screen import open_screen
 from kdray.wording import heading, number
@@ -38,7 +39,10 @@ def export_student(
         if to is not None:
             check_empty(to)
         log_to(paths)
-        with open_screen() as screen, interruptible(), owned(paths.owner, screen.note):
+        with (
+            open_screen() as screen, interruptible(), owned(paths.owner, screen.note),
+            kept_in_bucket(paths, screen.note),
+        ):  # fmt: skip
             exported = export(student, forms, figures_of(paths), screen)
             if to is not None:
                 copied(student.folder, to)

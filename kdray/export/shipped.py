@@ -12,7 +12,7 @@ from kdray.data import Data
 from kdray.errors import StorageError
 from kdray.export.forms import FOLDER
 from kdray.measuring import Latency
-from kdray.paths import SweepPaths, file_fingerprint, new_folder
+from kdray.paths import SweepPaths, file_fingerprint, new_folder, read_json, shown
 from kdray.pretrained import Pretrained, weights_fingerprint
 from kdray.tasks.text_classification import TextClassification
 
@@ -50,6 +50,12 @@ class Shipped:
 def shipped(paths: SweepPaths) -> Shipped:
     """The chosen student of the sweep in this folder. Raises StorageError where there is no sweep, or no student."""
     settings = settings_in(paths)
+    choice = read_json(paths.choice) if paths.choice.exists() else {}
+    if choice.get("chosen") is not None and "measured" not in choice:  # that is written once its student lies there
+        raise StorageError(
+            f"{shown(paths.root)}: trial {choice['chosen']} was chosen, and its student has not been put into "
+            f"{paths.chosen.name}/ yet. Give the command again that chose it."
+        )
     if not (paths.chosen / "config.json").exists():
         raise StorageError(
             f"{paths.chosen}: there is no chosen student yet, or the rule found none. Let the sweep end, or see "
