@@ -12,10 +12,11 @@ from kdray.sweep import Sweep
 from kdray.tracking import Target, Tracking
 
 
-def finished(paths: SweepPaths, place: SweepPaths) -> Sweep:
+def finished(paths: SweepPaths, place: SweepPaths, tracking_uri: str | None = None) -> Sweep:
     """The sweep whose records lie in `paths`, with as many trials as it has; `place` is what it is called.
 
-    Raises StorageError where there is no sweep, or one that has not ended.
+    It is tracked where it was, or at another address. Raises StorageError where there is no sweep, or one that has not
+    ended; SpecError where that address had a secret, which was not written down.
     """
     identity = settings_in(paths)
     records = ledger_in(paths).records()
@@ -29,7 +30,7 @@ def finished(paths: SweepPaths, place: SweepPaths) -> Sweep:
         search={**identity["search"], "trials": len(records)},
         choose=asked.choose,
         confirm=asked.confirm,
-        tracking=target.tracking if target else Tracking(enabled=False),
+        tracking=target.tracking_at(tracking_uri) if target else Tracking(enabled=False),
     )
 
 

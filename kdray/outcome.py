@@ -90,6 +90,7 @@ def ship(
         tracker.log_artifacts(paths.student(number), "student", trial=number)
     if figures.chosen is None:
         remove(paths.chosen)  # what an earlier rule chose
+        tracker.sweep(tags={"kdray.chosen": "none", "kdray.choice": " ".join(figures.sentences)})
         return
     record = next(record for record in figures.records if record.number == figures.chosen)
     with new_folder(paths.chosen) as folder:

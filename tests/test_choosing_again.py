@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from typer.testing import CliRunner, Result
 
 from kdray.choice import Choose
@@ -19,7 +20,7 @@ from kdray.run import run
 from kdray.search.ledger import Ledger
 from kdray.slots import SlotSettings
 from kdray.sweep import Sweep
-from kdray.tracking import Tracking
+from kdray.tracking import Target, Tracking, default_uri
 
 MakeSweep = Callable[..., Sweep]
 
@@ -80,6 +81,9 @@ def test_a_bar_that_nobody_reaches_ends_with_3_and_leaves_no_student(paths: Swee
     assert done.exit_code == 3
     assert "No student keeps 700% of the teacher. The nearest: trial" in done.output
     assert not paths.chosen.exists()
+    client = MlflowClient(f"sqlite:///{paths.tracking_database}")
+    (run,) = client.search_runs(["1"], "tags.`kdray.chosen` = 'none'")
+    assert run.data.tags["kdray.choice"].startswith("No student keeps 700% of the teacher.")
     assert choose(paths, "--retention", "8").exit_code == 3  # `otherwise` stays as it was asked for
     assert choose(paths, "--retention", "0.1").exit_code == 0
     assert (paths.chosen / "model.safetensors").exists()
@@ -124,6 +128,18 @@ def test_what_cannot_be_asked_is_a_sentence(paths: SweepPaths, arguments: list[s
     assert done.exit_code == 2
     assert said in " ".join(done.stderr.split())
     assert json.loads(paths.choice.read_text()) == before
+
+
+def test_an_address_with_a_secret_must_be_given_again(paths: SweepPaths) -> None:
+    target = Target.read(paths)
+    assert target is not None
+    Target(target.tracking.model_copy(update={"uri": "http://me:secret@127.0.0.1:9"}), target.ending).write(paths)
+    done = choose(paths, "--retention", "0.2")
+    assert done.exit_code == 2
+    assert "the secret in it was not written down. Give the whole address with --tracking-uri." in " ".join(
+        done.stderr.split()
+    )
+    assert choose(paths, "--retention", "0.2", "--tracking-uri", default_uri(paths)).exit_code == 0
 
 
 def test_a_sweep_that_has_not_ended_is_to_end_first(paths: SweepPaths, tmp_path: Path) -> None:

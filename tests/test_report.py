@@ -88,6 +88,15 @@ def test_a_narrow_terminal_cuts_the_right_end_and_no_number():
     assert " ".join(chosen.split()).startswith("★ 002 2 3.50 0.70 1.2e-4 0.8500")
 
 
+def test_names_are_no_markup():
+    figures = replace(FIGURES, name="runs[/old]", searched=("student.checkpoint",), records=[
+        replace(RECORDS[0], params={"student.checkpoint": "models[v2]/small"})
+    ])  # fmt: skip
+    text = " ".join(" ".join(printed(figures)).split())
+    assert "runs[/old]" in text
+    assert "models[v2]/small" in text
+
+
 def test_a_sweep_without_results_has_a_table_and_a_report(tmp_path: Path):
     failed = TrialRecord(0, dict(RECORDS[0].params), "failed", error="out of memory")
     figures = Figures("none", {}, [failed], searched=tuple(failed.params))

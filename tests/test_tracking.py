@@ -123,6 +123,21 @@ def test_a_resumed_sweep_goes_on_in_the_same_runs(store: StoragePaths):
     assert found["quickstart"].data.tags["changed.search.trials"] == "48"
 
 
+def test_a_report_that_was_written_anew_replaces_the_old_one(store: StoragePaths, tmp_path: Path):
+    """The spool still names the folder, by which alone nobody sees that it has changed."""
+    report = tmp_path / "report"
+    report.mkdir()
+    tracker = sweep_of(store, "report", [])
+    for text in ("the first choice", "the second choice"):
+        (report / "report.md").write_text(text)
+        tracker.log_artifacts(report, "report")
+        wait_until_sent(store)
+    tracker.end_sweep("finished")
+    run = runs(store, "report")["quickstart"]
+    client = MlflowClient(default_uri(store))
+    assert Path(client.download_artifacts(run.info.run_id, "report/report.md")).read_text() == "the second choice"
+
+
 def test_a_value_that_a_resumed_sweep_measures_anew_replaces_the_old_one(store: StoragePaths):
     for value, ending in ((0.8, "interrupted"), (0.8, "interrupted"), (0.9, "finished")):
         tracker = sweep_of(store, "anew", [])

@@ -94,12 +94,12 @@ def choose_again(
     with exits():
         place = sweep_paths(sweep)
         with looked_at(place) as paths:
-            again = finished(paths, place)
+            again = finished(paths, place, tracking_uri)
         limits = settings_of(at_most or [], "--at-most") or None
         asked = {"retention": retention, "smallest": smallest, "best": best, "at_most": limits, "knee": knee or None}
         rule = ruled(again.choose, {name: value for name, value in asked.items() if value is not None})
         again = again.model_copy(update={"choose": rule}).varied(settings_of(set_ or []))
-        run_on_screen(again, place, tracking_uri or again.tracking.uri, address, require_cluster, False, local)
+        run_on_screen(again, place, again.tracking.uri, address, require_cluster, False, local)
 
 
 def launch(
@@ -141,19 +141,19 @@ def conclude(outcome: Outcome) -> None:
     console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
     console.print(table(outcome.figures))
     for sentence in outcome.figures.sentences:
-        console.print(sentence, highlight=False)
+        console.print(sentence, markup=False, highlight=False)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
     paths = outcome.paths
-    console.print(f"\nStudent  {shown(paths.chosen)}\nReport   {shown(paths.report)}", highlight=False)
+    console.print(f"\nStudent  {shown(paths.chosen)}\nReport   {shown(paths.report)}", markup=False, highlight=False)
     if outcome.registered:
         console.print(f"Registry {outcome.registered}", markup=False, highlight=False)
     if outcome.server:
-        console.print(f"Compare  {outcome.server}{outcome.page or ''}", highlight=False)
+        console.print(f"Compare  {outcome.server}{outcome.page or ''}", markup=False, highlight=False)
         return
-    console.print(f"Compare  kdray ui {shown(paths.storage)}", highlight=False)
+    console.print(f"Compare  kdray ui {shown(paths.storage)}", markup=False, highlight=False)
     if outcome.page:
-        console.print(f"         then open http://127.0.0.1:{UI_PORT}{outcome.page}", highlight=False)
+        console.print(f"         then open http://127.0.0.1:{UI_PORT}{outcome.page}", markup=False, highlight=False)
 
 
 def settings_of(changes: list[str], option: str = "--set") -> dict[str, Any]:

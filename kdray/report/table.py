@@ -20,16 +20,16 @@ def table(figures: Figures) -> Table:
     titles = ["trial", *headings(figures.searched).values(), *(heading(name) for name in figures.columns)]
     rows = [teacher_cells(figures), *(cells(figures, record) for record in records)]
     result = Table(
-        title=figures.name, caption=_legend(figures), header_style="bold", title_justify="left",
+        title=Text(figures.name), caption=Text(_legend(figures)), header_style="bold", title_justify="left",
         caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for title in titles:
-        result.add_column(title, justify="right", no_wrap=True)
+        result.add_column(Text(title), justify="right", no_wrap=True)
     result.add_column("status", overflow="ellipsis", no_wrap=True, max_width=40)
-    result.add_row(*rows[0], "", end_section=True)
+    result.add_row(*map(Text, rows[0]), "", end_section=True)
     for record, row in zip(records, rows[1:], strict=True):
         ending = Text(cut(status(record), 200), style=_STATUS_STYLES[record.state])
-        result.add_row(*row, ending, style=_PLACE_STYLES.get(figures.place(record)))
+        result.add_row(*map(Text, row), ending, style=_PLACE_STYLES.get(figures.place(record)))
     result.width = Console(width=1000).measure(result).maximum  # a narrow terminal cuts the right end, not each number
     return result
 

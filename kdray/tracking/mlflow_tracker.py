@@ -101,6 +101,10 @@ class MlflowTracker:
 
     def log_artifacts(self, folder: Path, path: str, trial: int | None = None) -> None:
         """Copy a folder to `path` among the artifacts of this trial's run, or of the sweep's."""
+        if trial is None:  # a trial's folder stays as it is; the sweep's may be another one by the same name
+            with self._changed:
+                for known in (self._run(None).wanted, self._run(None).sent):
+                    known.artifacts.pop(path, None)
         self._want(trial, Content(artifacts={path: folder}))
 
     def run_ids(self) -> dict[int | None, str]:
