@@ -6,7 +6,8 @@ All else in kdray works on paths. A path alone tells what it mirrors, so it goes
 share nothing with the driver's but the bucket. The bucket is right: what is asked for (`fetched`) is brought when it is
 not here, and goes when the bucket does not have it, whatever an earlier sweep has left here. What is whole is sent
 before it takes its name here (`send`; `paths` sees to that), a folder with the list of its files as the last object:
-without that list half a folder is none. For a path that mirrors nothing all of this does nothing.
+without that list half a folder is none. One that takes another's place is sent beside it first, and the old one is
+there until the new one is. For a path that mirrors nothing all of this does nothing.
 """
 
 import fcntl
@@ -15,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from kdray.bucket import FOLDER, KINDS, bucket_of, named, read, remove_below
 from kdray.errors import StorageError
 
 MIRROR, ROOT = "kdray-mirror", "KDRAY_MIRROR"
+NEW = ".new"
+"""Below a folder in the bucket: what is different in the one that shall take its place."""
 
 _SEEN: dict[Path, dict[str, str]] = {}
 """Folders that this process has found, or made, like the bucket's."""
@@ -62,7 +65,10 @@ def fetched(path: Path) -> Path:
             if (files := _files(url)) is not None:
                 _fetch_folder(path, url, files)
             elif not _fetch_file(path, url):
-                _forget(path)
+                if (files := _replaced(url)) is not None:  # whoever was at it was killed
+                    _fetch_folder(path, url, files)
+                else:
+                    _forget(path)
     return path
 
 
@@ -169,12 +175,43 @@ def _get(url: str, names: list[str], folder: Path) -> None:
 
 
 def _send_folder(source: Path, url: str, path: Path) -> None:
-    files = _prints(source)
-    if _files(url) != files:
+    files, before = _prints(source), _files(url)
+    if before is None:
         remove_below(url)
-        bucket_of(url).put([str(source / name) for name in files], [f"{url}/{name}" for name in files])
-        bucket_of(url).pipe_file(f"{url}/{FOLDER}", json.dumps(files).encode())
+        _put_whole(source, files, files, url)
+    elif before != files:
+        remove_below(f"{url}/{NEW}")
+        _put_whole(source, [name for name in files if before.get(name) != files[name]], files, f"{url}/{NEW}")
+        _replaced(url)
     _SEEN[path] = files
+
+
+def _put_whole(source: Path, names: Iterable[str], files: dict[str, str], url: str) -> None:
+    """Put these of the files, then the list of all."""
+    if named_so := list(names):
+        bucket_of(url).put([str(source / name) for name in named_so], [f"{url}/{name}" for name in named_so])
+    bucket_of(url).pipe_file(f"{url}/{FOLDER}", json.dumps(files).encode())
+
+
+def _replaced(url: str) -> dict[str, str] | None:
+    """The files of the folder at this URL after the new one, which is whole, has taken its place; None without one.
+
+    Done again from wherever it was left, it comes to the same.
+    """
+    if (files := _files(f"{url}/{NEW}")) is None:
+        return None
+    bucket = bucket_of(url)
+    remove_below(f"{url}/{FOLDER}")
+    below = {name.removeprefix(f"{url.partition('://')[2]}/") for name in bucket.find(url)}
+    for name in below:
+        kind, _, rest = name.partition("/")
+        if kind == NEW and rest in files:
+            bucket.copy(f"{url}/{name}", f"{url}/{rest}")
+        elif kind != NEW and name not in files:
+            bucket.rm(f"{url}/{name}")
+    bucket.pipe_file(f"{url}/{FOLDER}", json.dumps(files).encode())
+    remove_below(f"{url}/{NEW}")
+    return files
 
 
 def _prints(folder: Path) -> dict[str, str]:

@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 from bucket_server import BucketServer, on_node
 
+from kdray import bucket as bucket_module
 from kdray import mirror
-from kdray.bucket import FOLDER, Note, check
+from kdray.bucket import FOLDER, Note, bucket_of, check
 from kdray.errors import StorageError
 from kdray.mirror import (
     ROOT,
@@ -122,6 +124,63 @@ def test_a_folder_that_was_half_sent_is_not_there(
     assert not fetched(there(here / "k")).exists()
     write_folder(here / "k", a="1", b="2")
     assert texts(fetched(there(here / "k"))) == {"a": "1", "b": "2"}
+
+
+class Watched:
+    """A bucket that keeps what was put into it, and in which one thing cannot be done."""
+
+    def __init__(self, files: Any, sent: list[str], broken: str = "") -> None:
+        self._files, self._sent, self._broken = files, sent, broken
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._broken:
+            raise OSError("the bucket is away")
+        return getattr(self._files, name)
+
+    def put(self, sources: list[str], targets: list[str]) -> None:
+        """Puts them."""
+        self._sent += [target.rpartition("/")[2] for target in targets]
+        self.__getattr__("put")(sources, targets)
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Watches all buckets from now on: the names of what is put."""
+
+    def watching(broken: str = "") -> list[str]:
+        sent: list[str] = []
+        for module in (mirror, bucket_module):
+            monkeypatch.setattr(module, "bucket_of", lambda url: Watched(bucket_of(url), sent, broken))
+        return sent
+
+    return watching
+
+
+@pytest.mark.parametrize("broken", ["put", "pipe_file", "rm", "copy"])
+def test_a_folder_stays_until_the_one_that_replaces_it_is_there(
+    here: Path, there: Callable[[Path], Path], bucket: str, bucket_server: BucketServer,
+    watch: Callable[..., list[str]], broken: str,
+) -> None:  # fmt: skip
+    """The process died at the first object, at the list of the new one, or when that began to take its place."""
+    old, new = {"a": "1", "b": "2", "gone": "3"}, {"a": "1", "b": "4", "c": "5"}
+    write_folder(here / "k", **old)
+    watch(broken)
+    with pytest.raises(StorageError, match="the bucket is away"):
+        write_folder(here / "k", **new)
+    watch()
+    assert texts(fetched(there(here / "k"))) == (new if broken == "copy" else old)
+    write_folder(here / "k", **new)
+    assert texts(fetched(there(here / "k"))) == new
+    assert bucket_server.names(f"{bucket}/k") == {*new, FOLDER}
+
+
+def test_of_a_folder_that_replaces_another_only_what_differs_is_sent(
+    here: Path, watch: Callable[..., list[str]]
+) -> None:
+    write_folder(here / "k", weights="w", card="1")
+    sent = watch()
+    write_folder(here / "k", weights="w", card="2", onnx="o")
+    assert sorted(sent) == ["card", "onnx"]
 
 
 def test_the_bucket_is_right_whatever_lies_here(
