@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts MLflow on the head, on loopback only, unless it answers there already; `ray up` runs it before Ray.
+# Starts MLflow on the head, on loopback only, unless it answers there already; `ray up` runs it on the head.
 #
 # Runs are kept in SQLite on the head's disk, files in the storage. The server reads and writes the files itself, so
 # nobody who looks at them needs the bucket's keys. KDRAY_MLFLOW_DATABASE names another database, such as

@@ -5,7 +5,7 @@ One that is done is never done again, whatever the rule asks later. What the ans
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -141,8 +141,9 @@ def rerun_all(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[R
 
     with ThreadPoolExecutor(pool.count) as threads:
         try:
-            for key, retrained in zip(alike, threads.map(train, alike), strict=True):
-                on_end(alike[key], retrained)
+            keys = {threads.submit(train, key): key for key in alike}
+            for done in as_completed(keys):
+                on_end(alike[keys[done]], done.result())
         except BaseException:
             stopped.set()
             for key in alike:
