@@ -16,8 +16,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kdray.bucket import FOLDER, KINDS, bucket_of, named, read, remove_below
@@ -26,6 +27,8 @@ from kdray.errors import StorageError
 MIRROR, ROOT = "kdray-mirror", "KDRAY_MIRROR"
 NEW = ".new"
 """Below a folder in the bucket: what is different in the one that shall take its place."""
+READS = 3
+"""How often a folder is read that is being replaced as it is read."""
 
 _SEEN: dict[Path, dict[str, str]] = {}
 """Folders that this process has found, or made, like the bucket's."""
@@ -62,13 +65,8 @@ def fetched(path: Path) -> Path:
     """This path, at which there is now what the bucket has: a whole folder, a file, or nothing."""
     if url := url_of(path):
         with _locked(path), named(url):
-            if (files := _files(url)) is not None:
-                _fetch_folder(path, url, files)
-            elif not _fetch_file(path, url):
-                if (files := _replaced(url)) is not None:  # whoever was at it was killed
-                    _fetch_folder(path, url, files)
-                else:
-                    _forget(path)
+            if not _fetch_folder(path, url) and not _fetch_file(path, url):
+                _forget(path)
     return path
 
 
@@ -91,7 +89,7 @@ def gathered(folder: Path) -> Path:
                 (folder / name).unlink()
             missing = [name for name, size in sizes.items() if here.get(name) != size and not name.startswith(".")]
             with _workshop(folder) as new:
-                _get(url, missing, new)
+                _get({name: f"{url}/{name}" for name in missing}, new)
                 for name in missing:
                     _put(new / name, folder / name)
     return folder
@@ -143,15 +141,43 @@ def _files(url: str) -> dict[str, str] | None:
     return None if text is None else json.loads(text)
 
 
-def _fetch_folder(path: Path, url: str, files: dict[str, str]) -> None:
-    if not path.is_dir() or (_SEEN.get(path) != files and _prints(path) != files):
-        with _workshop(path) as new:
-            _get(url, list(files), new)
-            if _prints(new) != files:
-                raise StorageError(f"storage {url}: its files are not what was sent. Remove that folder and run again.")
-            _forget(path)
-            _put(new, path)
-    _SEEN[path] = files
+@dataclass(frozen=True)
+class _Staged:
+    """A folder that is whole, and about to take another one's place."""
+
+    files: dict[str, str]
+    staged: list[str]
+    """Those of them that differ from the other folder's; they lie in `place`, the others are there already."""
+    place: str
+
+    @classmethod
+    def read(cls, url: str) -> "_Staged | None":
+        text = read(f"{url}/{NEW}/{FOLDER}")
+        return None if text is None else cls(**json.loads(text))
+
+
+def _fetch_folder(path: Path, url: str) -> bool:
+    """Bring the whole folder at this URL, unless it is here; whether there is one. Nothing is changed in the bucket."""
+    for _ in range(READS):
+        sources = {}
+        if (files := _files(url)) is None:
+            if (new := _Staged.read(url)) is None:
+                return False
+            files, sources = new.files, {name: f"{url}/{new.place}/{name}" for name in new.staged}
+        if path.is_dir() and (_SEEN.get(path) == files or _prints(path) == files):
+            _SEEN[path] = files
+            return True
+        with _workshop(path) as folder:
+            try:
+                _get({name: sources.get(name, f"{url}/{name}") for name in files}, folder)
+            except FileNotFoundError:  # it is just being replaced
+                continue
+            if _prints(folder) == files:
+                _forget(path)
+                _put(folder, path)
+                _SEEN[path] = files
+                return True
+    raise StorageError(f"storage {url}: its files are not what was sent. Remove that folder and run again.")
 
 
 def _fetch_file(path: Path, url: str, unless_longer: bool = False) -> bool:
@@ -167,51 +193,57 @@ def _fetch_file(path: Path, url: str, unless_longer: bool = False) -> bool:
     return True
 
 
-def _get(url: str, names: list[str], folder: Path) -> None:
-    for name in names:
+def _get(objects: Mapping[str, str], folder: Path) -> None:
+    """Bring the objects at these URLs under these names."""
+    for name in objects:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    if names:
-        bucket_of(url).get([f"{url}/{name}" for name in names], [str(folder / name) for name in names])
+    if objects:
+        some = next(iter(objects.values()))
+        bucket_of(some).get(list(objects.values()), [str(folder / name) for name in objects])
 
 
 def _send_folder(source: Path, url: str, path: Path) -> None:
-    files, before = _prints(source), _files(url)
+    files = _prints(source)
+    if (before := _files(url)) is None and _settled(url):
+        before = _files(url)
     if before is None:
         remove_below(url)
-        _put_whole(source, files, files, url)
+        _put_all(source, list(files), url)
+        bucket_of(url).pipe_file(f"{url}/{FOLDER}", json.dumps(files).encode())
     elif before != files:
         remove_below(f"{url}/{NEW}")
-        _put_whole(source, [name for name in files if before.get(name) != files[name]], files, f"{url}/{NEW}")
-        _replaced(url)
+        changed = [name for name in files if before.get(name) != files[name]]
+        new = _Staged(files, changed, f"{NEW}/{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}")
+        _put_all(source, changed, f"{url}/{new.place}")
+        bucket_of(url).pipe_file(f"{url}/{NEW}/{FOLDER}", json.dumps(asdict(new)).encode())
+        _settled(url)
     _SEEN[path] = files
 
 
-def _put_whole(source: Path, names: Iterable[str], files: dict[str, str], url: str) -> None:
-    """Put these of the files, then the list of all."""
-    if named_so := list(names):
-        bucket_of(url).put([str(source / name) for name in named_so], [f"{url}/{name}" for name in named_so])
-    bucket_of(url).pipe_file(f"{url}/{FOLDER}", json.dumps(files).encode())
+def _put_all(source: Path, names: list[str], url: str) -> None:
+    if names:
+        bucket_of(url).put([str(source / name) for name in names], [f"{url}/{name}" for name in names])
 
 
-def _replaced(url: str) -> dict[str, str] | None:
-    """The files of the folder at this URL after the new one, which is whole, has taken its place; None without one.
+def _settled(url: str) -> bool:
+    """Let the folder that is staged at this URL take the other one's place; whether there was one.
 
-    Done again from wherever it was left, it comes to the same.
+    Only who sends does this. Done again from wherever it was left, it comes to the same; and all the while whoever
+    reads finds one of them whole.
     """
-    if (files := _files(f"{url}/{NEW}")) is None:
-        return None
+    if (new := _Staged.read(url)) is None:
+        return False
     bucket = bucket_of(url)
     remove_below(f"{url}/{FOLDER}")
-    below = {name.removeprefix(f"{url.partition('://')[2]}/") for name in bucket.find(url)}
-    for name in below:
-        kind, _, rest = name.partition("/")
-        if kind == NEW and rest in files:
-            bucket.copy(f"{url}/{name}", f"{url}/{rest}")
-        elif kind != NEW and name not in files:
+    for name in new.staged:
+        bucket.copy(f"{url}/{new.place}/{name}", f"{url}/{name}")
+    start = f"{url.partition('://')[2]}/"
+    for name in {found.removeprefix(start) for found in bucket.find(url)} - new.files.keys():
+        if not name.startswith(f"{NEW}/"):
             bucket.rm(f"{url}/{name}")
-    bucket.pipe_file(f"{url}/{FOLDER}", json.dumps(files).encode())
+    bucket.pipe_file(f"{url}/{FOLDER}", json.dumps(new.files).encode())
     remove_below(f"{url}/{NEW}")
-    return files
+    return True
 
 
 def _prints(folder: Path) -> dict[str, str]:

@@ -129,11 +129,11 @@ def test_a_folder_that_was_half_sent_is_not_there(
 class Watched:
     """A bucket that keeps what was put into it, and in which one thing cannot be done."""
 
-    def __init__(self, files: Any, sent: list[str], broken: str = "") -> None:
-        self._files, self._sent, self._broken = files, sent, broken
+    def __init__(self, files: Any, sent: list[str], broken: str = "", reading: bool = False) -> None:
+        self._files, self._sent, self._broken, self._reading = files, sent, broken, reading
 
     def __getattr__(self, name: str) -> Any:
-        if name == self._broken:
+        if name == self._broken or (self._reading and name in ("put", "pipe_file", "copy", "rm")):
             raise OSError("the bucket is away")
         return getattr(self._files, name)
 
@@ -147,10 +147,10 @@ class Watched:
 def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Watches all buckets from now on: the names of what is put."""
 
-    def watching(broken: str = "") -> list[str]:
+    def watching(broken: str = "", reading: bool = False) -> list[str]:
         sent: list[str] = []
         for module in (mirror, bucket_module):
-            monkeypatch.setattr(module, "bucket_of", lambda url: Watched(bucket_of(url), sent, broken))
+            monkeypatch.setattr(module, "bucket_of", lambda url: Watched(bucket_of(url), sent, broken, reading))
         return sent
 
     return watching
@@ -167,11 +167,41 @@ def test_a_folder_stays_until_the_one_that_replaces_it_is_there(
     watch(broken)
     with pytest.raises(StorageError, match="the bucket is away"):
         write_folder(here / "k", **new)
-    watch()
+    left = bucket_server.names(f"{bucket}/k")
+    watch(reading=True)
     assert texts(fetched(there(here / "k"))) == (new if broken == "copy" else old)
+    assert bucket_server.names(f"{bucket}/k") == left
+    watch()
     write_folder(here / "k", **new)
     assert texts(fetched(there(here / "k"))) == new
     assert bucket_server.names(f"{bucket}/k") == {*new, FOLDER}
+
+
+def test_who_reads_while_a_folder_is_replaced_gets_one_of_the_two_whole(
+    here: Path, there: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node reads before each change that its sender makes in the bucket."""
+    old, new = {"a": "1", "b": "2", "gone": "3"}, {"a": "1", "b": "4", "c": "5"}
+    write_folder(here / "k", **old)
+    seen: list[dict[str, str]] = []
+
+    class Looked(Watched):
+        def __getattr__(self, name: str) -> Any:
+            if name in ("put", "pipe_file", "copy", "rm"):
+                with monkeypatch.context() as quiet:
+                    for module in (mirror, bucket_module):
+                        quiet.setattr(module, "bucket_of", bucket_of)
+                    shutil.rmtree(there(here / "k"), ignore_errors=True)
+                    seen.append(texts(fetched(there(here / "k"))))
+            return getattr(self._files, name)
+
+    for module in (mirror, bucket_module):
+        monkeypatch.setattr(module, "bucket_of", lambda url: Looked(bucket_of(url), []))
+    write_folder(here / "k", **new)
+    assert seen[0] == old
+    assert seen[-1] == new
+    assert all(folder in (old, new) for folder in seen)
+    assert len(seen) >= 7
 
 
 def test_of_a_folder_that_replaces_another_only_what_differs_is_sent(
