@@ -30,9 +30,7 @@ def interruptible(on_first: Callable[[], None] = lambda: None) -> Iterator[None]
         for each in SIGNALS:
             signal.signal(each, lambda number, frame: os._exit(EXIT_CODE))
         on_first()
-        if not _takers:
-            raise KeyboardInterrupt
-        _takers[-1]()
+        heard()
 
     with handlers_kept():
         for number in SIGNALS:
@@ -65,18 +63,24 @@ def taken_by(take: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def held() -> Iterator[threading.Event]:
     """A signal that comes within the block is heard at its end: for what must not be torn, and is soon done.
 
-    Only the main thread is ever interrupted: in any other the block changes nothing.
+    The event says whether one has come. Where the block ends by an error, which comes out as it is, whoever goes on
+    after that lets it be heard. Only the main thread is ever interrupted: in any other the block changes nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     come = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield come
+        return
     with taken_by(come.set):
-        yield
+        yield come
     if come.is_set():
-        if not _takers:
-            raise KeyboardInterrupt
-        _takers[-1]()
+        heard()
+
+
+def heard() -> None:
+    """What a signal does that was held back: whoever takes it is told, else KeyboardInterrupt is raised."""
+    if not _takers:
+        raise KeyboardInterrupt
+    _takers[-1]()

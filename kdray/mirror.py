@@ -65,7 +65,7 @@ def fetched(path: Path) -> Path:
     """This path, at which there is now what the bucket has: a whole folder, a file, or nothing."""
     if url := url_of(path):
         with _locked(path), named(url):
-            if not _fetch_folder(path, url) and not _fetch_file(path, url):
+            if not (_fetch_folder(path, url) or _fetch_file(path, url) or _fetch_folder(path, url, replaced=True)):
                 _forget(path)
     return path
 
@@ -156,12 +156,15 @@ class _Staged:
         return None if text is None else cls(**json.loads(text))
 
 
-def _fetch_folder(path: Path, url: str) -> bool:
-    """Bring the whole folder at this URL, unless it is here; whether there is one. Nothing is changed in the bucket."""
-    for _ in range(READS):
+def _fetch_folder(path: Path, url: str, replaced: bool = False) -> bool:
+    """Bring the whole folder at this URL, unless it is here; whether there is one. Nothing is changed in the bucket.
+
+    `replaced`: look for one that is about to take its place, too.
+    """
+    for also_new in (replaced, *[True] * (READS - 1)):
         sources = {}
         if (files := _files(url)) is None:
-            if (new := _Staged.read(url)) is None:
+            if not also_new or (new := _Staged.read(url)) is None:
                 return False
             files, sources = new.files, {name: f"{url}/{new.place}/{name}" for name in new.staged}
         if path.is_dir() and (_SEEN.get(path) == files or _prints(path) == files):

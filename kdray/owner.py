@@ -53,7 +53,7 @@ class Owner(BaseModel):
     @classmethod
     def here(cls, boot: str) -> "Owner":
         """This process, from now on."""
-        return cls(user=_user(), host=platform.node(), boot=boot, pid=os.getpid(), since=time.time())
+        return cls(user=user(), host=platform.node(), boot=boot, pid=os.getpid(), since=time.time())
 
     def __str__(self) -> str:
         if not self.pid:
@@ -237,7 +237,8 @@ def _boot() -> str:
     return kernels.read_text().strip() if kernels.exists() else platform.node()
 
 
-def _user() -> str:
+def user() -> str:
+    """Who runs this."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run as a number without a name

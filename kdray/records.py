@@ -32,10 +32,14 @@ def kept_in_bucket(paths: SweepPaths, note: Callable[[str], None]) -> Iterator[N
     if not url_of(paths.root):
         yield
         return
-    bring = continued if fetched(paths.settings).exists() else fetched  # what is here of a sweep that is gone, goes
-    for path in (paths.journal, paths.spool):
-        bring(path)
-    for path in (*paths.records, paths.tracking_target):
+    if fetched(paths.settings).exists():
+        continued(paths.journal)
+        same = _text(paths.tracking_target) == _text(fetched(paths.tracking_target))
+        (continued if same else fetched)(paths.spool)  # another session has sent what was left here
+    else:  # what is here of a sweep that is gone, goes
+        for path in (*({*paths.root.glob("*")} - {paths.logs, paths.owner}), paths.journal):
+            fetched(path)
+    for path in paths.records:
         fetched(path)
     copies = _Copies(paths, note)
     thread = threading.Thread(target=copies.keep_up, name="kdray-records", daemon=True)
@@ -63,6 +67,10 @@ def looked_at(paths: SweepPaths) -> Iterator[SweepPaths]:
             yield copies
         except StorageError as error:
             raise StorageError(str(error).replace(str(copies.root), url)) from None
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 @dataclass

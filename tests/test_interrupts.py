@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from kdray.interrupts import held, interruptible, taken_by
+from kdray.search.storage import insisting
 
 
 def signalled(number: signal.Signals = signal.SIGINT, then: Callable[[], object] = int) -> None:
@@ -48,6 +50,20 @@ def test_what_was_held_back_goes_to_who_takes_it() -> None:
 def test_an_error_in_the_block_comes_out_as_it_is() -> None:
     with pytest.raises(ZeroDivisionError), interruptible(), held():
         signalled(then=lambda: 1 // 0)
+
+
+def test_a_signal_while_a_database_is_away_ends_the_waiting() -> None:
+    tries: list[int] = []
+
+    def away() -> None:
+        tries.append(1)
+        if len(tries) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        raise OperationalError("select 1", {}, Exception("the server is gone"))
+
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        insisting("postgresql://db/kdray", away)
+    assert len(tries) == 2
 
 
 def test_the_handlers_are_as_before_afterwards() -> None:

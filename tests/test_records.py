@@ -125,6 +125,16 @@ def test_another_machine_goes_on_and_a_lost_ledger_misleads_nobody(
     assert set(runs_in(f"sqlite:///{database}", "kdray")) == {None, "0", "1", "2"}
 
 
+def test_a_sweep_that_is_removed_from_the_bucket_is_begun_anew(
+    go: Callable[..., Outcome], bucket: str, bucket_server: BucketServer
+) -> None:
+    first = go().figures
+    bucket_server.files.rm(f"{bucket}/tiny", recursive=True)
+    again = go().figures
+    assert numbers(list(again.records)) == numbers(list(first.records))
+    assert f"{bucket}/tiny/choice.json".removeprefix("s3://") in bucket_server.files.find(f"{bucket}/tiny")
+
+
 def test_what_is_dropped_and_what_is_fresh_is_gone_there_too(
     go: Callable[..., Outcome], make_sweep: MakeSweep, bucket: str, bucket_server: BucketServer,
     another_machine: Callable[[], None],
@@ -199,17 +209,16 @@ def test_a_bucket_that_goes_away_ends_the_sweep_with_its_name(
 
 @pytest.fixture
 def paths(bucket: str) -> SweepPaths:
-    found = SweepPaths(mirror_of(bucket), "tiny")
-    found.journal.parent.mkdir(parents=True)
-    return found
+    return SweepPaths(mirror_of(bucket), "tiny")
 
 
 def test_what_grows_is_copied_while_it_grows(
     paths: SweepPaths, bucket: str, bucket_server: BucketServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "COPY_S", 0.05)
-    paths.logs.mkdir()
+    paths.logs.mkdir(parents=True)
     with kept_in_bucket(paths, print):
+        paths.journal.parent.mkdir()
         for text in ("1\n", "1\n2\n"):
             paths.journal.write_text(text)
             wait_until(lambda text=text: there(bucket_server, bucket, "ledger/journal.log") == text, 20, "not copied")
@@ -237,6 +246,7 @@ def test_a_bucket_that_is_away_is_said_once_and_at_the_end(paths: SweepPaths, mo
     def writing() -> None:
         with kept_in_bucket(paths, notes.append):
             monkeypatch.setattr(records, "send", away)
+            paths.journal.parent.mkdir(parents=True)
             for number in range(5):
                 paths.journal.write_text(f"{number}")
                 time.sleep(0.1)

@@ -279,6 +279,22 @@ def test_hours_are_those_of_all_sessions(tmp_path: Path) -> None:
     assert sweep.ask() is None
 
 
+def test_hours_count_what_an_interrupted_trial_was_trained(tmp_path: Path) -> None:
+    search_for = Search(trials=None, hours=1, stopping=None)
+    journal = tmp_path / "journal.log"
+    first = Study(search_for, SPACE, Ledger.open(journal, "sweep", search_for.objectives), costs)
+    for _ in range(2):  # on two slots, both killed after 50 minutes
+        asked = first.ask()
+        assert asked is not None
+        first.observe(asked.number, {"accuracy": 0.5, "step": 10, "train_seconds": 2900.0, "eval_seconds": 100.0})
+    now = [0.0]
+    ledger = Ledger.open(journal, "sweep", search_for.objectives)
+    again = Study(search_for, SPACE, ledger, costs, clock=lambda: now[0])
+    assert [again.ask() is not None for _ in range(3)] == [True, True, True]
+    now[0] = 601.0
+    assert again.ask() is None
+
+
 # Going on with it -----------------------------------------------------------------------------------------------------
 
 

@@ -130,7 +130,7 @@ class Study:
         ledger: Ledger,
         costs: Callable[[Mapping[str, Any]], Costs],
         evaluations: Callable[[Mapping[str, Any]], int] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Go on with what stands in the ledger. Raises SpecError when no architecture keeps the constraints.
 
@@ -305,9 +305,15 @@ def _moment(metrics: Mapping[str, float]) -> str:
 
 
 def _busy_s(records: Iterable[TrialRecord]) -> float:
-    """Seconds in which at least one of these trials ran: the wall clock of the sessions they ran in, without pauses."""
-    total = until = 0.0
-    for record in sorted((record for record in records if record.ended), key=lambda record: record.started):
+    """Seconds in which at least one of these trials ran: the wall clock of the sessions they ran in, without pauses.
+
+    Of a trial that was interrupted the ledger knows when it was begun again, and how long it had been trained. Those of
+    several slots were so at once, so the longest counts.
+    """
+    total = until = before = 0.0
+    for record in sorted(records, key=lambda record: record.started):
+        trained = sum(told.get("train_seconds", 0.0) + told.get("eval_seconds", 0.0) for told in record.history)
+        before = max(before, trained - max(0.0, record.ended - record.started))
         total += max(0.0, record.ended - max(until, record.started))
         until = max(until, record.ended)
-    return total
+    return total + before

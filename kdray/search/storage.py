@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 
 from kdray.errors import StorageError
-from kdray.interrupts import held
+from kdray.interrupts import heard, held
 from kdray.paths import replaced_file
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ BUSY_S = 120
 """How long another process may hold a SQLite file before the write is given up and begun again."""
 OUTAGE_S = 600.0
 """How long a sweep waits for a database that went away while it ran."""
+INTERRUPTED_S = 10.0
+"""How long it waits once somebody has stopped it."""
 TIMED = ("psycopg", "psycopg2", "pymysql", "mysqldb")
 """The drivers that can be told how long to try to connect."""
 SECRETS = ("password", "passwd", "sslpassword")
@@ -101,9 +103,12 @@ def insisting(where: Where, change: Callable[[], T], patience_s: float = OUTAGE_
     until = time.monotonic() + patience_s
     for pause_s in chain((0.1, 0.5, 1, 2, 4), repeat(8)):
         try:
-            with held():  # Optuna's file lock, torn in its release, looks as if the journal were gone
+            with held() as interrupted:  # Optuna's file lock, torn in its release, looks as if the journal were gone
                 return change()
         except (StorageInternalError, OperationalError, InterfaceError) as error:
+            if interrupted.is_set():
+                until = min(until, time.monotonic() + INTERRUPTED_S)
+                heard()
             away = any(isinstance(told, OperationalError | InterfaceError) for told in (error, error.__cause__))
             if not away or time.monotonic() > until:
                 raise StorageError(

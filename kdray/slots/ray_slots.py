@@ -310,7 +310,7 @@ class RaySlots:
             what = "grew" if self._room > before else "shrank"
             there, room = counted(len(machines), "node"), counted(self._room, "slot")
             self._note(f"The cluster {what} to {there}: room for {room}.")
-        while self._follows and len(self._keepers) < self._room:
+        while self._follows and len(self._keepers) < self._room and not self._closing.is_set():
             self._add()
 
 

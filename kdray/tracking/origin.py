@@ -1,6 +1,5 @@
 """Where a result comes from: who ran what, with which versions, from which commit."""
 
-import getpass
 import platform
 import shlex
 import subprocess
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from kdray.owner import user
 from kdray.tracking.settings import masked
 
 
@@ -48,7 +48,7 @@ def origin() -> dict[str, str]:
 def source_tags() -> dict[str, str]:
     """The user and the script, as MLflow's page shows them."""
     return {
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": user(),
         "mlflow.source.name": Path(sys.argv[0]).name,
         "mlflow.source.type": "LOCAL",
     }
