@@ -4,6 +4,7 @@ A wrong cell is a DataError with its row, counted from 1 without a header. Which
 number each gets, is `kdray.data`'s business.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from kdray.errors import DataError, did_you_mean
 from kdray.sources import Column, Table
 
 UNLABELLED = -1
+WHOLE_FLOAT = re.compile(r"^(-?\d+)\.0+$")
+"""A whole number as it is written once its column has held a gap; without the point it is the other files' label."""
 """What datasets with named labels write where a row has none."""
 
 
@@ -153,10 +156,10 @@ def _label_name(cell: Any, class_names: Sequence[str] | None) -> str | None:
     fault = _text_fault(cell)
     if fault:
         raise ValueError(fault.replace("is not a text", "is not a label"))
-    name = cell.decode() if isinstance(cell, bytes) else str(cell)
-    if not name.strip():
+    name = (cell.decode() if isinstance(cell, bytes) else str(cell)).strip()
+    if not name:
         raise ValueError("the label is blank")
-    return name
+    return WHOLE_FLOAT.sub(r"\1", name)
 
 
 def shown(value: Any) -> str:

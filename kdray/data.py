@@ -151,7 +151,9 @@ def _part(table: Table, task: Task, role: str, class_names: Sequence[str] | None
     pairs = text_column(table, task.pair, "task.pair") if task.pair else None
     if role == TEST and task.label not in table.columns:
         return Part(table.where, text, pairs, None)
-    return Part(table.where, text, pairs, label_column(table, task.label, class_names))
+    return Part(
+        table.where, text, pairs, label_column(table, task.label, table.class_names.get(task.label, class_names))
+    )
 
 
 def _numbered(
@@ -162,7 +164,7 @@ def _numbered(
     order = task.labels or class_names
     if order is None:
         whole = all(WHOLE_NUMBER.fullmatch(name) for name in found)
-        order = sorted(found, key=int) if whole else sorted(found)
+        order = sorted(found, key=lambda name: (int(name), name)) if whole else sorted(found)
     numbers = {name: number for number, name in enumerate(order)}
     if found <= {str(number) for number in range(len(order))} and not found <= set(order):
         numbers = {str(number): number for number in range(len(order))}  # task.labels names the data's numbers
@@ -172,7 +174,8 @@ def _numbered(
 def _unlabelled(test: list[Part], numbers: Mapping[str, int]) -> bool:
     """Whether no row has a label: no such column, or -1 everywhere where train has no -1."""
     unknown = {None} if str(UNLABELLED) in numbers else {None, str(UNLABELLED)}
-    return all(part.labels is None or set(part.labels.names) <= unknown for part in test)
+    rows = any(len(part.texts) for part in test)
+    return rows and all(part.labels is None or set(part.labels.names) <= unknown for part in test)
 
 
 def _rows(parts: list[Part], numbers: Mapping[str, int], notes: list[str]) -> pa.Table:

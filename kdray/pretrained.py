@@ -108,7 +108,9 @@ def adopted(
             )
         if order != list(labels):
             _reorder_outputs(model, [order.index(label) for label in labels])
-        save(model, task.tokenizer(folder), target)
+        tokenizer = task.tokenizer(folder)
+        _agree_on_padding(model, tokenizer, folder)
+        save(model, tokenizer, target)
 
     return Pretrained(kept(paths.model(key), make), key)
 
@@ -124,6 +126,18 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     _quieten()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _agree_on_padding(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """Let model and tokenizer have the same padding token: a decoder reads its answer before the first one."""
+    if tokenizer.pad_token_id is None and model.config.pad_token_id is None:
+        raise TeacherError(
+            f"{folder}: neither the tokenizer nor config.json has a padding token. Give it one: "
+            "tokenizer.pad_token = tokenizer.eos_token, then save the tokenizer there."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.pad_token_id)
+    model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def _reorder_outputs(model: PreTrainedModel, order: list[int]) -> None:

@@ -104,7 +104,7 @@ def story(
         study = Study(
             sweep.search, sweep.space, ledger,
             costs=lambda params: costs.of(sweep.recipe_of(params).student),
-            evaluations=lambda params: sweep.recipe_of(params).training.evaluations,
+            evaluations=lambda params: sweep.recipe_of(params).training.evaluations(len(splits.train)),
         )  # fmt: skip
         if study.unheeded:
             screen.note(f"{study.unheeded} of those trials break a constraint here: the sampler leaves them out.")

@@ -130,7 +130,7 @@ def _folder(folder: Path, columns: Sequence[str]) -> Files:
         files: dict[str, list[Path]] = {}
         for path in sorted(place.glob("[!._]*")):
             if path.is_file() and path.suffix in SUFFIXES:
-                files.setdefault(re.sub(r"-\d+-of-\d+$", "", path.stem), []).append(path)
+                files.setdefault(re.sub(r"-\d+-of-\d+(-[0-9a-f]+)?$", "", path.stem), []).append(path)
         for split, found in files.items():
             if len({path.suffix for path in found}) > 1:
                 raise DataError(
@@ -161,7 +161,7 @@ def _table(path: Path, columns: Sequence[str]) -> Table:
     read: Callable[[Path, Sequence[str]], Table] = _delimited if path.suffix in DELIMITERS else _READERS[path.suffix]
     try:
         return read(path, columns)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, csv.Error, pa.ArrowException) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read ({_first_line(error)}). Write the file anew.") from None
@@ -174,7 +174,9 @@ def _delimited(path: Path, columns: Sequence[str]) -> Table:
     """
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty. Give a file with rows, or leave it away.")
-    names = list(columns) or _header(path)
+    names, skipped = (list(columns), 0) if columns else _header(path)
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{path}: two columns are called {twice!r}. Give each a name of its own.")
     wrong: list[pa.csv.InvalidRow] = []
 
     def keep(row: pa.csv.InvalidRow) -> str:
@@ -185,7 +187,7 @@ def _delimited(path: Path, columns: Sequence[str]) -> Table:
     table = pa.csv.read_csv(
         path,
         # Threads would lose the row numbers. Empty lines are no rows.
-        read_options=pa.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=0 if columns else 1),
+        read_options=pa.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=skipped),
         parse_options=pa.csv.ParseOptions(
             delimiter=DELIMITERS[path.suffix],
             quote_char='"' if quoted else False,
@@ -201,7 +203,7 @@ def _delimited(path: Path, columns: Sequence[str]) -> Table:
         ),
     )
     if wrong:
-        row = wrong[0].number - (0 if columns else 1)
+        row = wrong[0].number - skipped
         raise DataError(
             f"{path}, row {row}: {_count(wrong[0].actual_columns)} where there should be "
             f"{_count(wrong[0].expected_columns)} ({', '.join(names)}; {ROWS_START}). Mend the row"
@@ -219,14 +221,14 @@ def line_of(line: bytes, where: str) -> str:
         raise DataError(f"{where}: byte {byte:#04x} is not UTF-8. Save it as UTF-8.") from None
 
 
-def _header(path: Path) -> list[str]:
-    """The names in the first line."""
+def _header(path: Path) -> tuple[list[str], int]:
+    """The names in the first line that is not empty, and how many lines there are up to it."""
     with path.open("rb") as file:
-        line = file.readline()
+        count, line = next(((count, line) for count, line in enumerate(file, 1) if line.strip()), (1, b""))
     text = line_of(line, f"{path}, header")
     if path.suffix == ".csv":
-        return next(csv.reader([text]), [""])
-    return text.split(DELIMITERS[path.suffix])
+        return next(csv.reader([text]), [""]), count
+    return text.split(DELIMITERS[path.suffix]), count
 
 
 def _json(path: Path, columns: Sequence[str]) -> Table:

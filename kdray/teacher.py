@@ -28,6 +28,9 @@ from kdray.tokens import TokenSet
 from kdray.training import WITHOUT_EFFECT, Training, autocast_dtype, fit
 from kdray.worker import Pool, Report, Worker, torch_threads
 
+EXCHANGED = 0.1
+"""So much better under another order of its outputs is no teacher by chance."""
+
 
 class Teacher(Settings):
     """Which model teaches, and what is done to it first."""
@@ -42,7 +45,8 @@ class Teacher(Settings):
     """What the outputs of a teacher that is taken as it is mean, in its own order, by the data's names; for a teacher
     whose config has other names, none, or another order."""
     above_chance: float = Field(0.05, ge=0, lt=1)
-    """How far above the share of the most frequent label its validation accuracy must be."""
+    """How far above the share of the most frequent label its validation accuracy must be; half of the way to 1 where
+    that is less."""
 
     @property
     def called(self) -> str:
@@ -62,7 +66,10 @@ def obtain_source(teacher: Teacher, task: Task, splits: Splits, paths: StoragePa
     if teacher.training is not None:
         return adopted(folder, task, splits.labels, paths, seed)
     _check_labels(teacher, task, folder, splits.labels)
-    return adopted(folder, task, splits.labels, paths, seed, head_needed=True, outputs=teacher.labels)
+    known = teacher.labels is not None and sorted(teacher.labels) == sorted(splits.labels)
+    return adopted(
+        folder, task, splits.labels, paths, seed, head_needed=True, outputs=teacher.labels if known else None
+    )
 
 
 def obtain_teacher(
@@ -127,17 +134,20 @@ class FineTune:
 
 
 def check_quality(teacher: Teacher, logits_NxC: np.ndarray, labels_N: np.ndarray, names: Sequence[str]) -> None:
-    """Raise TeacherError for a teacher near chance on the validation rows; offer the mapping if one explains it."""
+    """Raise TeacherError for a teacher near chance on the validation rows, or one that is much better when some of its
+    outputs are exchanged; that mapping is offered."""
     accuracy = float((logits_NxC.argmax(1) == labels_N).mean())
     chance = float(np.bincount(labels_N, minlength=len(names)).max() / len(labels_N))
-    needed = chance + teacher.above_chance
-    if accuracy >= needed:
-        return
-    said = f"the teacher's validation accuracy is {accuracy:.3f}, near chance ({chance:.3f} of the rows have one label)"
+    needed = chance + min(teacher.above_chance, (1 - chance) / 2)
     confusion = confusion_matrix(labels_N, logits_NxC.argmax(1), labels=range(len(names)))
     label_of_output = linear_sum_assignment(confusion.T, maximize=True)[1]
     mapped = float(confusion.T[np.arange(len(names)), label_of_output].sum() / len(labels_N))
-    if mapped >= needed and teacher.training is None:
+    exchanged = teacher.training is None and mapped >= needed and mapped > accuracy + EXCHANGED
+    if accuracy >= needed and not exchanged:
+        return
+    near = f", near chance ({chance:.3f} of the rows have one label)" if accuracy < needed else ""
+    said = f"the teacher's validation accuracy is {accuracy:.3f}{near}"
+    if exchanged:
         meant = dict(zip(names, (names[label] for label in label_of_output), strict=True))
         order = ",".join(meant[name] for name in teacher.labels or names)
         raise TeacherError(
@@ -151,10 +161,11 @@ def check_quality(teacher: Teacher, logits_NxC: np.ndarray, labels_N: np.ndarray
 
 
 def _fresh(model: FreshTransformer, task: Task, splits: Splits, paths: StoragePaths, seed: int) -> Pretrained:
-    key = fingerprint("fresh", model.model_dump(), splits.key, list(splits.labels), seed)
+    texts = [*splits.train["text"], *(splits.train["pair"] if "pair" in splits.train.column_names else ())]
+    key = fingerprint("fresh", model.model_dump(), splits.key, list(splits.labels), seed, len(texts))
 
     def make(target: Path) -> None:
-        save(*model.create(list(splits.train["text"]), splits.labels, task.max_length, seed), target)
+        save(*model.create(texts, splits.labels, task.max_length, seed), target)
 
     return Pretrained(kept(paths.model(key), make), key)
 

@@ -56,10 +56,9 @@ class Training(Settings):
     checkpoint_evaluations: int = Field(0, ge=0)
     """Evaluations between two checkpoints, besides those by the clock. 0: none."""
 
-    @property
-    def evaluations(self) -> int:
-        """How many evaluations a training makes that nothing stops."""
-        return self.epochs * self.evaluations_per_epoch
+    def evaluations(self, rows: int) -> int:
+        """How many evaluations a training on so many rows makes that nothing stops."""
+        return self.epochs * len(_marks(math.ceil(rows / self.batch_size), self.evaluations_per_epoch))
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of the step (from 0) out of so many."""
@@ -105,9 +104,11 @@ class Sums:
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, loss: Loss, rows: int, norm: Tensor) -> None:
+        """A step's; no `rows`: the rank had none, and computed what it did for the others' sake."""
         self.rows += rows
         self.norm = self.norm + norm
         for name, value in loss.terms.items():
+            value = value if rows else torch.zeros_like(value)
             self.terms[name] = self.terms[name] + value if name in self.terms else value
 
     def state(self) -> dict[str, Any]:

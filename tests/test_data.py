@@ -125,6 +125,35 @@ def test_shards_follow_each_other_and_named_classes_keep_their_order(tmp_path: P
     assert "1 of 6 rows have no label" in splits.notes[0]
 
 
+def test_each_file_has_its_own_order_of_named_classes(tmp_path: Path) -> None:
+    for split, names in (("train", ["neg", "pos"]), ("test", ["pos", "neg"])):
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        rows = {"text": [f"{n}" for n in range(40)], "label": [names.index(("neg", "pos")[n % 2]) for n in range(40)]}
+        datasets.Dataset.from_dict(rows, features).to_parquet(
+            tmp_path / f"{split}-00000-of-00001-b42a775f407cee45.parquet"
+        )
+    splits = load_splits(Data(source=str(tmp_path)), TASK)
+    assert splits.labels == ("neg", "pos")
+    assert [label for text, label in zip(splits.test["text"], splits.test["label"], strict=True)] == [0, 1] * 20
+
+
+def test_labels_that_are_written_otherwise_in_places_are_the_same(tmp_path: Path) -> None:
+    rows = "".join(f"text {n},{(' 0', '0.0', '0 ', '1', '1.0', '1')[n % 6]}\n" for n in range(60))
+    splits = load_splits(written(tmp_path / "data", train_csv=f"\n\r\ntext,label\n{rows}"), TASK)
+    assert splits.labels == ("0", "1")
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 60
+
+
+def test_a_test_file_without_rows_is_said(tmp_path: Path) -> None:
+    data = written(tmp_path / "data", train_csv=table(40), test_csv="text,label\n")
+    assert "the split has no rows" in refusal(data)
+
+
+def test_two_columns_of_one_name_and_a_file_of_another_system(tmp_path: Path) -> None:
+    assert "two columns are called 'text'" in refusal(written(tmp_path / "a", train_csv=table(40, "text,label,text")))
+    assert "cannot be read" in refusal(written(tmp_path / "b", train_csv=table(40).replace("\n", "\r")))
+
+
 def test_missing_splits_are_cut_from_train_by_label_and_said_so(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text(table(200, names=("a", "a", "a", "b")))
     data = Data(source=str(tmp_path / "reviews.csv"), validation_fraction=0.2)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from kdray.errors import TeacherError
-from kdray.pretrained import Pretrained, found, kept, weights_fingerprint
+from kdray.paths import StoragePaths
+from kdray.pretrained import Pretrained, adopted, found, kept, save, weights_fingerprint
+from kdray.tasks.text_classification import TextClassification
 
 
 @pytest.fixture
@@ -90,3 +92,15 @@ def test_the_fingerprint_is_of_weights_configuration_and_tokenizer(folder: Path,
         (folder / name).write_bytes(whole[:-1] + b" ")
         assert weights_fingerprint(folder) != before
         (folder / name).write_bytes(whole)
+
+
+def test_a_tokenizer_without_padding_takes_the_configs(folder: Path, task: TextClassification, tmp_path: Path) -> None:
+    model, tokenizer = Pretrained(folder, "").model(), Pretrained(folder, "").tokenizer()
+    padding, tokenizer.pad_token = tokenizer.pad_token, None
+    save(model, tokenizer, folder)
+    taken = adopted(folder, task, ("negative", "positive"), StoragePaths(tmp_path / "storage"), 0)
+    assert taken.tokenizer().pad_token == padding
+    model.config.pad_token_id = None
+    save(model, tokenizer, folder)
+    with pytest.raises(TeacherError, match="has a padding token"):
+        adopted(folder, task, ("negative", "positive"), StoragePaths(tmp_path / "storage"), 0)

@@ -253,3 +253,40 @@ def test_the_mapping_of_three_labels_is_found() -> None:
     logits_NxC = np.eye(3)[(labels_N + 1) % 3]
     with pytest.raises(TeacherError, match=r"would be 1\.000 if its outputs meant, in order, c,a,b"):
         check_quality(Teacher(model="x"), logits_NxC, labels_N, ["a", "b", "c"])
+
+
+def test_two_exchanged_labels_of_many_are_found_though_the_teacher_is_above_chance() -> None:
+    labels_N = np.arange(100) % 4
+    logits_NxC = np.eye(4)[np.array([0, 1, 3, 2])[labels_N]]
+    with pytest.raises(
+        TeacherError, match=r"accuracy is 0\.500, but would be 1\.000 if .* in order, a,b,d,c"
+    ) as caught:
+        check_quality(Teacher(model="x"), logits_NxC, labels_N, list("abcd"))
+    assert "chance" not in str(caught.value)
+    check_quality(Teacher(model="x", training=Training()), logits_NxC, labels_N, list("abcd"))
+
+
+def test_where_nearly_all_rows_have_one_label_a_good_teacher_is_taken() -> None:
+    labels_N = (np.arange(1000) < 10).astype(int)
+    check_quality(Teacher(model="x"), np.eye(2)[labels_N], labels_N, ["a", "b"])
+    with pytest.raises(TeacherError, match=r"at least 0\.995 is asked for"):
+        check_quality(Teacher(model="x"), np.tile([1.0, 0.0], (1000, 1)), labels_N, ["a", "b"])
+
+
+@pytest.mark.parametrize("labels", [("NEGATIVE", "Positive"), ("LABEL_0", "LABEL_1")])
+def test_labels_in_another_case_or_unnamed_are_those_of_the_data(
+    labels: tuple[str, str], teacher: Pretrained, task: TextClassification, splits: Splits, tmp_path: Path
+) -> None:
+    settings = Teacher(model=str(teacher.folder), labels=labels)
+    taken = obtain_source(settings, task, splits, StoragePaths(tmp_path), seed=0)
+    assert torch.equal(taken.model().classifier.weight, teacher.model().classifier.weight)
+
+
+def test_a_teacher_from_scratch_knows_the_words_of_both_texts(task: TextClassification, tmp_path: Path) -> None:
+    rows = "".join(f"first {n},second{n % 7},{'good' if n % 2 else 'bad'}\n" for n in range(60))
+    (tmp_path / "train.csv").write_text(f"text,other,label\n{rows}")
+    pairs = task.model_copy(update={"pair": "other"})
+    splits = load_splits(Data(source=str(tmp_path)), pairs)
+    settings = Teacher(model=TINY, training=Training())
+    tokenizer = obtain_source(settings, pairs, splits, StoragePaths(tmp_path / "storage"), seed=0).tokenizer()
+    assert tokenizer.unk_token_id not in tokenizer("first 1", "second3")["input_ids"]

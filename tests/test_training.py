@@ -19,7 +19,7 @@ from kdray.evaluation import predictions
 from kdray.losses.distillation import Distillation, Loss
 from kdray.pretrained import Pretrained
 from kdray.tokens import Batch, TokenSet
-from kdray.training import Training, adamw, autocast_dtype, fit
+from kdray.training import Sums, Training, adamw, autocast_dtype, fit
 from kdray.transfer import TransferSet
 from kdray.trial import Lesson, Recipe, quality
 from kdray.worker import NOTE, Ask, Report, Worker
@@ -265,3 +265,17 @@ def test_two_workers_equal_one(lesson: Lesson, tmp_path: Path) -> None:
         assert report == pytest.approx(alone, rel=1e-4)
     apart = torch.dist(done["weights"], weights(model)) / weights(model).norm()
     assert apart < 1e-3  # AdamW makes much of the last digit where a gradient is all but zero
+
+
+@pytest.mark.parametrize(("rows", "per_epoch", "expected"), [(40, 2, 6), (10, 2, 3), (11, 5, 6), (160, 10, 30)])
+def test_as_many_evaluations_are_expected_as_are_made(rows: int, per_epoch: int, expected: int) -> None:
+    """Of an epoch with fewer steps than evaluations each step is followed by one."""
+    assert Training(epochs=3, batch_size=10, evaluations_per_epoch=per_epoch).evaluations(rows) == expected
+
+
+def test_a_rank_without_rows_adds_nothing_to_the_loss() -> None:
+    sums = Sums()
+    loss = Loss(torch.ones(1), {"hard": torch.tensor(0.7)})
+    sums.add(loss, 1, torch.tensor(1.0))
+    sums.add(loss, 0, torch.tensor(1.0))
+    assert (sums.rows, float(sums.norm), float(sums.terms["hard"])) == (1, 2.0, pytest.approx(0.7))
