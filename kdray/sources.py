@@ -126,6 +126,7 @@ def _folder(folder: Path, columns: Sequence[str]) -> Files:
     """
     if not folder.is_dir():
         raise DataError(f"data.source {folder}: no such folder (data.config names a folder in data.source).")
+    found_in: list[Files] = []
     for place in (folder, folder / "data"):
         files: dict[str, list[Path]] = {}
         for path in sorted(place.glob("[!._]*")):
@@ -137,8 +138,12 @@ def _folder(folder: Path, columns: Sequence[str]) -> Files:
                     f"data.source {place}: split {split!r} is there in several formats, "
                     f"{_listed(found)}. Keep one of them."
                 )
-        if files:
-            return Files(str(place), files, columns)
+        found_in += [Files(str(place), files, columns)] if files else []
+    for one in found_in:  # beside a folder `data` there may be other files, such as dataset_infos.json
+        if "train" in one.splits:
+            return one
+    if found_in:
+        return found_in[0]
     raise DataError(
         f"data.source {folder}: no data files in it. Allowed: train, validation and test with one of the endings "
         f"{', '.join(SUFFIXES)}."

@@ -137,6 +137,13 @@ def test_each_file_has_its_own_order_of_named_classes(tmp_path: Path) -> None:
     assert [label for text, label in zip(splits.test["text"], splits.test["label"], strict=True)] == [0, 1] * 20
 
 
+def test_in_a_copy_of_a_hub_repository_other_files_are_no_splits(tmp_path: Path) -> None:
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / "LICENSE.txt").write_text("free")
+    written(tmp_path / "data", train_csv=table(40))
+    assert len(load_splits(Data(source=str(tmp_path)), TASK).labels) == 2
+
+
 def test_labels_that_are_written_otherwise_in_places_are_the_same(tmp_path: Path) -> None:
     rows = "".join(f"text {n},{(' 0', '0.0', '0 ', '1', '1.0', '1')[n % 6]}\n" for n in range(60))
     splits = load_splits(written(tmp_path / "data", train_csv=f"\n\r\ntext,label\n{rows}"), TASK)
