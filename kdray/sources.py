@@ -126,28 +126,28 @@ def _folder(folder: Path, columns: Sequence[str]) -> Files:
     """
     if not folder.is_dir():
         raise DataError(f"data.source {folder}: no such folder (data.config names a folder in data.source).")
-    found_in: list[Files] = []
-    for place in (folder, folder / "data"):
-        files: dict[str, list[Path]] = {}
-        for path in sorted(place.glob("[!._]*")):
-            if path.is_file() and path.suffix in SUFFIXES:
-                files.setdefault(re.sub(r"-\d+-of-\d+(-[0-9a-f]+)?$", "", path.stem), []).append(path)
-        for split, found in files.items():
-            if len({path.suffix for path in found}) > 1:
-                raise DataError(
-                    f"data.source {place}: split {split!r} is there in several formats, "
-                    f"{_listed(found)}. Keep one of them."
-                )
-        found_in += [Files(str(place), files, columns)] if files else []
-    for one in found_in:  # beside a folder `data` there may be other files, such as dataset_infos.json
-        if "train" in one.splits:
-            return one
-    if found_in:
-        return found_in[0]
-    raise DataError(
-        f"data.source {folder}: no data files in it. Allowed: train, validation and test with one of the endings "
-        f"{', '.join(SUFFIXES)}."
-    )
+    found = {place: files for place in (folder, folder / "data") if (files := _splits_in(place))}
+    # Beside a folder `data` there may be other files, such as dataset_infos.json.
+    place = next((place for place, files in found.items() if "train" in files), next(iter(found), None))
+    if place is None:
+        raise DataError(
+            f"data.source {folder}: no data files in it. Allowed: train, validation and test with one of the endings "
+            f"{', '.join(SUFFIXES)}."
+        )
+    return Files(str(place), found[place], columns)
+
+
+def _splits_in(place: Path) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = {}
+    for path in sorted(place.glob("[!._]*")):
+        if path.is_file() and path.suffix in SUFFIXES:
+            files.setdefault(re.sub(r"-\d+-of-\d+(-[0-9a-f]+)?$", "", path.stem), []).append(path)
+    for split, found in files.items():
+        if len({path.suffix for path in found}) > 1:
+            raise DataError(
+                f"data.source {place}: split {split!r} is there in several formats, {_listed(found)}. Keep one of them."
+            )
+    return files
 
 
 def _listed(files: Sequence[Path]) -> str:
