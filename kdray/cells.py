@@ -17,9 +17,9 @@ from kdray.errors import DataError, did_you_mean
 from kdray.sources import Column, Table
 
 UNLABELLED = -1
-WHOLE_FLOAT = re.compile(r"^(-?\d+)\.0+$")
-"""A whole number as it is written once its column has held a gap; without the point it is the other files' label."""
 """What datasets with named labels write where a row has none."""
+WHOLE = re.compile(r"(-?\d+)(?:\.0+)?")
+"""A whole number, also as it is written once its column has held a gap: 1.0."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,15 @@ def label_column(table: Table, name: str, class_names: Sequence[str] | None) -> 
         except ValueError as error:
             row = int(np.flatnonzero(codes == code)[0])
             raise _refusal(table, row, name, str(error), "a label is a name or a whole number") from None
-    return LabelCells(codes, tuple(names))
+    return LabelCells(codes, tuple(_without_points(names)))
+
+
+def _without_points(names: Sequence[str | None]) -> Sequence[str | None]:
+    """The names, without a point where all of them are whole numbers: so other files and formats write them."""
+    numbers = [name and WHOLE.fullmatch(name) for name in names]
+    if not all(number or name is None for name, number in zip(names, numbers, strict=True)):
+        return names
+    return [number and number[1] for number in numbers]
 
 
 def _column(table: Table, name: str, setting: str) -> Column:
@@ -159,7 +167,7 @@ def _label_name(cell: Any, class_names: Sequence[str] | None) -> str | None:
     name = (cell.decode() if isinstance(cell, bytes) else str(cell)).strip()
     if not name:
         raise ValueError("the label is blank")
-    return WHOLE_FLOAT.sub(r"\1", name)
+    return name
 
 
 def shown(value: Any) -> str:

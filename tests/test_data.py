@@ -151,6 +151,11 @@ def test_labels_that_are_written_otherwise_in_places_are_the_same(tmp_path: Path
     assert len(splits.train) + len(splits.validation) + len(splits.test) == 60
 
 
+def test_labels_that_are_no_whole_numbers_keep_their_points(tmp_path: Path) -> None:
+    names = ("1.0", "1.1", "2.0")
+    assert load_splits(written(tmp_path / "data", train_csv=table(90, names=names)), TASK).labels == names
+
+
 def test_a_test_file_without_rows_is_said(tmp_path: Path) -> None:
     data = written(tmp_path / "data", train_csv=table(40), test_csv="text,label\n")
     assert "the split has no rows" in refusal(data)
