@@ -52,30 +52,36 @@ def test_a_driver_killed_ten_times_gives_the_table_of_one_that_was_not(night: Ni
     assert numbers(night.records()) == undisturbed
 
 
-DYING = """
+COUNTING = """
 import os, signal
 import kdray.trial
-from kdray.search.ledger import Ledger
 
-finish, fit = Ledger.finish, kdray.trial.fit
-
-def dying(self, number, state, error=None):
-    if number == 2 and "DIE" in os.environ:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return finish(self, number, state, error)
+fit = kdray.trial.fit
 
 def counting(*arguments):
     with open("fits.txt", "a") as file:
         file.write("fit\\n")
     return fit(*arguments)
 
-Ledger.finish, kdray.trial.fit = dying, counting
+kdray.trial.fit = counting
+"""
+DYING = """
+from kdray.search.ledger import Ledger
+
+finish = Ledger.finish
+
+def dying(self, number, state, error=None):
+    if number == 2 and "DIE" in os.environ:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return finish(self, number, state, error)
+
+Ledger.finish = dying
 """
 
 
 @pytest.mark.slow
 def test_a_trial_that_ended_unrecorded_is_not_trained_again(night: Night, undisturbed: list[Any]) -> None:
-    night.script.write_text(DYING + night.script.read_text())
+    night.script.write_text(COUNTING + DYING + night.script.read_text())
     night.run("--local", slots=1, expected=-signal.SIGKILL, DIE="1")
     fits = Path(night.folder, "fits.txt")
     assert len(fits.read_text().split()) == 3
@@ -88,22 +94,16 @@ def test_a_trial_that_ended_unrecorded_is_not_trained_again(night: Night, undist
 
 
 DYING_AGAIN = """
-import os, signal
-import kdray.confirming, kdray.trial
+from kdray.confirming import RerunBook
 
-record, fit = kdray.confirming.RerunBook.record, kdray.trial.fit
+record = RerunBook.record
 
 def dying(self, run, retrained, figures):
     if f"{run.role}, seed {run.seed}" == os.environ.get("DIE"):
         os.kill(os.getpid(), signal.SIGKILL)
     return record(self, run, retrained, figures)
 
-def counting(*arguments):
-    with open("fits.txt", "a") as file:
-        file.write("fit\\n")
-    return fit(*arguments)
-
-kdray.confirming.RerunBook.record, kdray.trial.fit = dying, counting
+RerunBook.record = dying
 """
 CONFIRMED = ("--local", "--set", "confirm.controls=true", "--set", "confirm.candidates=1", "--set", "confirm.seeds=1")
 
@@ -115,7 +115,7 @@ def test_a_driver_killed_among_controls_and_confirmation_trains_none_again_that_
     """It dies twice after a student has answered and before anybody was told."""
     quiet = Night(night.script, night.folder / "quiet")
     quiet.run(*CONFIRMED, slots=1)
-    night.script.write_text(DYING_AGAIN + night.script.read_text())
+    night.script.write_text(COUNTING + DYING_AGAIN + night.script.read_text())
     night.run(*CONFIRMED, slots=1, expected=-signal.SIGKILL, DIE="default distillation, seed 0")
     night.run(*CONFIRMED, slots=1, expected=-signal.SIGKILL, DIE="candidate, seed 1")
     night.run(*CONFIRMED, slots=1)
