@@ -9,7 +9,7 @@ from typing import Any
 
 from kdray.claim import different, ledger_in, settings_in
 from kdray.errors import StorageError
-from kdray.measuring import COSTS, SPEEDUPS
+from kdray.measuring import KNOWN
 from kdray.paths import SweepPaths, shown, sweep_paths
 from kdray.record import TrialRecord
 from kdray.records import looked_at
@@ -129,9 +129,7 @@ def _as_drawn(sweep: Sweep, fixed: Mapping[str, Any], record: TrialRecord) -> tu
     for name, value in _fixed(sweep.identity()).items():
         if name not in sweep.space and name not in WITHOUT_EFFECT and theirs.get(name) != value:
             return params, f"{name} is {theirs.get(name)}, here {value}"
-    missing = [
-        name for name in sweep.search.objectives if name not in (*COSTS, *SPEEDUPS) and name not in record.metrics
-    ]
+    missing = [name for name in sweep.search.objectives if name not in KNOWN and name not in record.metrics]
     return params, f"without {missing[0]}" if missing else None
 
 

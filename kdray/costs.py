@@ -73,21 +73,21 @@ def measure_costs(
     """
     (here,) = pool.run(AskHardware(), "hardware")
     machine = {**(begun_on or here)}
-    clock = _Clock(latency, machine, machine == here, paths, pool)
-    teacher = clock(MeasureCosts(sources[None].model, None, latency))
+    measured = _Measured(latency, machine, machine == here, paths, pool)
+    teacher = measured(MeasureCosts(sources[None].model, None, latency))
     shapes = dict.fromkeys(student.shape for student in students)
     costs = Costs(machine, teacher, {}, conditions(latency, machine["hardware"], cpu=machine["cpu"]))
     for done, shape in enumerate(shapes, start=1):
         job = MeasureCosts(sources[shape.checkpoint].model, shape, latency)
-        own = clock(job)
+        own = measured(job)
         costs.by_student[shape] = own | {name: teacher[of] / own[of] for name, of in SPEEDUPS.items()}
         on_progress(done, len(shapes))
     return costs
 
 
 @dataclass(frozen=True)
-class _Clock:
-    """Measures what has not been measured on that machine."""
+class _Measured:
+    """The costs of an architecture on that machine, where they may have been measured before."""
 
     latency: Latency
     machine: dict[str, str]
@@ -100,13 +100,14 @@ class _Clock:
         cache = self.paths.cost(fingerprint(job.source.key, shape, self.latency.model_dump(), self.machine))
         if not fetched(cache).exists():
             if not self.is_here:
+                what = f"a student of {', '.join(f'{name} {size}' for name, size in shape.items())}"
                 raise ResourceError(
-                    f"the costs of {shape or 'the teacher'} were not measured on {self.machine['hardware']}, where "
+                    f"the costs of {what if shape else 'the teacher'} were not measured on {self.machine['hardware']}, where "
                     "this sweep began, and what two machines' clocks say cannot be compared. Go on there, or run it "
                     "here under another name (--set name=...)."
                 )
-            *_, measured = self.pool.run(job, f"cost-{cache.stem}")
+            *_, found = self.pool.run(job, f"cost-{cache.stem}")
             about = {**self.machine, "architecture": shape, "latency": self.latency.model_dump()}
-            write_json(cache, {**about, "costs": measured})
+            write_json(cache, {**about, "costs": found})
         known: dict[str, float] = read_json(cache)["costs"]
         return known

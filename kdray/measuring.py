@@ -37,6 +37,8 @@ COSTS = (*ON_CPU, "multiply_adds", "parameters", "size_mb", *ON_CPU.values())
 """What an architecture costs. Without a GPU the CPU's figures are the device's own."""
 SPEEDUPS = {"speedup": "latency_ms", "cpu_speedup": "cpu_latency_ms"}
 """Beside a teacher: what its latency over the student's is called."""
+KNOWN = (*COSTS, *SPEEDUPS)
+"""All that is known of an architecture before it is trained."""
 
 THROUGHPUT_MS, THROUGHPUT_CALLS = 1000, 30
 """How long throughput is measured, and in how many passes at most."""

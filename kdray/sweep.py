@@ -15,7 +15,7 @@ from kdray.confirmation import Confirm
 from kdray.data import Data, Splits
 from kdray.errors import SpecError, did_you_mean
 from kdray.losses.distillation import Distillation
-from kdray.measuring import COSTS, SPEEDUPS, Latency
+from kdray.measuring import KNOWN, Latency
 from kdray.search.searcher import Search
 from kdray.settings import Settings, dotted
 from kdray.slots import SlotSettings
@@ -137,9 +137,9 @@ class Sweep(Settings):
         return self
 
     def _check_metrics(self, quality: tuple[str, ...], when: str) -> None:
-        measured = (*quality, *COMPARED, *COSTS, *SPEEDUPS)
+        measured = (*quality, *COMPARED, *KNOWN)
         asked = {f"search.objectives {name!r}": (name, measured) for name in self.search.objectives}
-        asked |= {f"search.constraints {name!r}": (name, (*COSTS, *SPEEDUPS)) for name in self.search.constraints}
+        asked |= {f"search.constraints {name!r}": (name, KNOWN) for name in self.search.constraints}
         asked |= {f"choose {name!r}": (name, measured) for name in self.choose.metrics}
         for where, (name, allowed) in asked.items():
             if name not in allowed:

@@ -174,7 +174,9 @@ def test_a_sweep_that_goes_on_elsewhere_keeps_the_costs_of_where_it_began(
     assert (extended.conditions, extended.teacher) == (finished.figures.conditions, finished.figures.teacher)
     costs = {record.params["student.depth"]: record.costs for record in finished.figures.records}
     assert all(record.costs == costs.get(record.params["student.depth"], record.costs) for record in extended.records)
-    with pytest.raises(ResourceError, match=r"the costs of \{'depth': 3\} were not measured on .*, where this sweep"):
+    with pytest.raises(
+        ResourceError, match=r"the costs of a student of depth 3 were not measured on .*, where this sweep"
+    ):
         go(storage=copied, space={"student.depth": [3, 1, 2], "training.learning_rate": [1e-3, 3e-3]})
 
 
