@@ -1,6 +1,7 @@
 """A sweep in MLflow, read back from a real store as a user's notebook would."""
 
 import json
+import os
 import socket
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from kdray.errors import SpecError
 from kdray.paths import StoragePaths, SweepPaths
 from kdray.record import TrialRecord
 from kdray.tracking import NullTracker, Tracker, Tracking, default_uri, git_commit, open_tracker, ui_command, versions
+from kdray.tracking.origin import source_tags
 
 SETTINGS = {"student.layers": "evenly", "training.epochs": 3, "distillation.logit_mse": 0.0}
 TAGS = {"kdray.task": "text_classification", "kdray.teacher": "tiny"}
@@ -121,6 +123,12 @@ def test_a_resumed_sweep_goes_on_in_the_same_runs(store: StoragePaths):
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     assert [step for step, _ in history(store, found["trial 007 depth 2"], "accuracy")] == [216, 432, 648]
     assert found["quickstart"].data.tags["changed.search.trials"] == "48"
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch):
+    """As in a container that runs as `-u 12345`."""
+    monkeypatch.setattr("getpass.getuser", lambda: {}["no such user"])
+    assert source_tags()["mlflow.user"] == str(os.getuid())
 
 
 def test_a_report_that_was_written_anew_replaces_the_old_one(store: StoragePaths, tmp_path: Path):
