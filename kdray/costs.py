@@ -100,11 +100,12 @@ class _Measured:
         cache = self.paths.cost(fingerprint(job.source.key, shape, self.latency.model_dump(), self.machine))
         if not fetched(cache).exists():
             if not self.is_here:
-                what = f"a student of {', '.join(f'{name} {size}' for name, size in shape.items())}"
+                sizes = ", ".join(f"{name} {size}" for name, size in shape.items())
+                what = f"a student of {sizes}" if shape else "the teacher"
                 raise ResourceError(
-                    f"the costs of {what if shape else 'the teacher'} were not measured on {self.machine['hardware']}, where "
-                    "this sweep began, and what two machines' clocks say cannot be compared. Go on there, or run it "
-                    "here under another name (--set name=...)."
+                    f"the costs of {what} were not measured on {self.machine['hardware']}, where this sweep began, and "
+                    "what two machines' clocks say cannot be compared. Go on there, or run it here under another name "
+                    "(--set name=...)."
                 )
             *_, found = self.pool.run(job, f"cost-{cache.stem}")
             about = {**self.machine, "architecture": shape, "latency": self.latency.model_dump()}
