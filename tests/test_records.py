@@ -15,7 +15,7 @@ from kdray.bucket import FOLDER
 from kdray.claim import ledger_in
 from kdray.cli import app
 from kdray.errors import StorageError
-from kdray.mirror import ROOT, mirror_of
+from kdray.mirror import ROOT, mirror_of, send
 from kdray.outcome import Outcome
 from kdray.paths import SweepPaths, storage_path, sweep_paths
 from kdray.record import TrialRecord
@@ -229,6 +229,24 @@ def test_what_grows_is_copied_while_it_grows(
         paths.spool.unlink()
     assert there(bucket_server, bucket, "logs/kdray.log") == "said at the end"
     assert there(bucket_server, bucket, "tracking/spool.jsonl") is None
+
+
+def test_calls_left_here_are_kept_until_another_session_has_gone_on(
+    paths: SweepPaths, bucket: str, bucket_server: BucketServer
+) -> None:
+    """This machine died with calls to MLflow unsent; the bucket has a shorter copy of them."""
+    for file, text in ((paths.settings, "{}"), (paths.tracking_target, "this session"), (paths.spool, "1\n")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        send(file, file)
+    paths.spool.write_text("1\n2\n")
+    with kept_in_bucket(paths, print):
+        assert paths.spool.read_text() == "1\n2\n"
+    root = f"{bucket}/tiny/tracking"
+    bucket_server.files.pipe_file(f"{root}/{paths.tracking_target.name}", b"another session, which sent all")
+    bucket_server.files.rm(f"{root}/{paths.spool.name}")
+    with kept_in_bucket(paths, print):
+        assert not paths.spool.exists()
 
 
 def there(server: BucketServer, bucket: str, name: str) -> str | None:
