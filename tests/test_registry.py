@@ -143,6 +143,16 @@ def test_a_sweep_that_is_run_again_registers_nothing_new(team: Team, go: Go) -> 
     assert len(team.client.search_model_versions("name = 'films'")) == 3
 
 
+def test_what_a_version_says_of_itself_is_brought_up_to_date(team: Team) -> None:
+    team.register(2, "words")
+    made = team.champion("words")
+    team.client.update_model_version("words", "1", "what an earlier rule had said")
+    team.client.set_model_version_tag("words", "1", "kdray.rule", "{}")
+    team.register(2, "words")
+    now = team.champion("words")
+    assert (now.description, now.tags) == (made.description, made.tags)
+
+
 @pytest.mark.parametrize(
     ("tag", "why"),
     [

@@ -38,6 +38,7 @@ class Version:
     number: str
     run_id: str | None
     tags: Mapping[str, str]
+    description: str
 
 
 class Registry:
@@ -76,11 +77,14 @@ class Registry:
         What it says of itself is brought up to date, unless it is another run's.
         """
         tags = tags_of({**tags, "kdray.weights": weights})
+        description = masked(description)[:_LONGEST_DESCRIPTION]
         found = self._holding(weights) or self._made(weights, run_id, tags, description, write)
         if found.run_id == run_id:
             for name, value in tags.items():
                 if found.tags.get(name) != value:
                     self._client.set_model_version_tag(self.model, found.number, name, value)
+            if found.description != description:
+                self._client.update_model_version(self.model, found.number, description)
         return found
 
     def champion(self) -> Version | None:
@@ -115,12 +119,11 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{run.info.artifact_uri}/{path}"
-        text = masked(description)[:_LONGEST_DESCRIPTION]
-        return _version(self._client.create_model_version(self.model, source, run_id, tags, description=text))
+        return _version(self._client.create_model_version(self.model, source, run_id, tags, description=description))
 
 
 def _version(found: Any) -> Version:
-    return Version(str(found.version), found.run_id, dict(found.tags))
+    return Version(str(found.version), found.run_id, dict(found.tags), found.description or "")
 
 
 def _passes(error: Exception) -> bool:
