@@ -16,12 +16,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from kdray.errors import TeacherError
+from kdray.errors import SpecError, TeacherError
 from kdray.mirror import fetched
 from kdray.paths import StoragePaths, file_fingerprint, fingerprint, new_folder
 from kdray.tasks.task import Task
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+RESERVED = 2
+"""Rows of a table of positions that no token has: RoBERTa begins after its padding's."""
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
 
 
@@ -92,7 +94,7 @@ def adopted(
 
     A head that is missing, or that has another number of labels, is drawn anew from the seed; with `head_needed` that
     is a TeacherError instead. `outputs` says which label each of the folder's own outputs means, where that is not the
-    order of `labels`.
+    order of `labels`. Raises SpecError where it has no positions for the task's longest texts.
     """
     order = list(outputs or labels)
     key = fingerprint(weights_fingerprint(folder), list(labels), order, seed)
@@ -112,7 +114,9 @@ def adopted(
         _agree_on_padding(model, tokenizer, folder)
         save(model, tokenizer, target)
 
-    return Pretrained(kept(paths.model(key), make), key)
+    taken = Pretrained(kept(paths.model(key), make), key)
+    _check_positions(taken, task.max_length, folder)
+    return taken
 
 
 def weights_fingerprint(folder: Path) -> str:
@@ -138,6 +142,31 @@ def _agree_on_padding(model: PreTrainedModel, tokenizer: Any, folder: Path) -> N
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.pad_token_id)
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _check_positions(taken: Pretrained, max_length: int, folder: Path) -> None:
+    """Raise SpecError for texts that are longer than the model's table of positions, if its tokenizer does not."""
+    config = AutoConfig.from_pretrained(taken.folder, trust_remote_code=False)
+    positions = getattr(config, "max_position_embeddings", None) or max_length + RESERVED
+    if max_length <= positions - RESERVED or taken.tokenizer().model_max_length <= positions:
+        return
+    model = taken.model()
+    if _reads(model, max_length):  # computed positions have no end
+        return
+    shorter = range(positions, positions - RESERVED - 1, -1)
+    longest = next((length for length in shorter if _reads(model, length)), None)
+    if longest is not None:
+        raise SpecError(f"task.max_length: got {max_length}; the model of {folder} takes at most {longest} tokens.")
+
+
+def _reads(model: PreTrainedModel, length: int) -> bool:
+    no_padding = 0 if model.config.pad_token_id else 1
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.full((1, length), no_padding))
+    except (IndexError, RuntimeError):
+        return False
+    return True
 
 
 def _reorder_outputs(model: PreTrainedModel, order: list[int]) -> None:

@@ -6,8 +6,16 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from tiny_bert import TINY
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+)
 
-from kdray.errors import TeacherError
+from kdray.errors import SpecError, TeacherError
 from kdray.paths import StoragePaths
 from kdray.pretrained import Pretrained, adopted, found, kept, save, weights_fingerprint
 from kdray.tasks.text_classification import TextClassification
@@ -104,3 +112,30 @@ def test_a_tokenizer_without_padding_takes_the_configs(folder: Path, task: TextC
     save(model, tokenizer, folder)
     with pytest.raises(TeacherError, match="has a padding token"):
         adopted(folder, task, ("negative", "positive"), StoragePaths(tmp_path / "storage"), 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        (BertConfig(**TINY), 40),
+        (RobertaConfig(**TINY, pad_token_id=0), 39),  # its positions are numbered from one after the padding's
+        (LlamaConfig(**TINY, pad_token_id=0), None),  # computes them
+    ],
+)
+def test_a_model_without_positions_for_the_longest_texts_is_refused(
+    config: PreTrainedConfig, longest: int | None, teacher: Pretrained, tmp_path: Path
+) -> None:
+    """Where the tokenizer does not tell: then each text would end in an index out of range."""
+    folder, tokenizer = tmp_path / "model", teacher.tokenizer()
+    tokenizer.model_max_length = int(1e30)
+    save(AutoModelForSequenceClassification.from_config(config), tokenizer, folder)
+
+    def taken(length: int) -> Pretrained:
+        task, storage = TextClassification(max_length=length), StoragePaths(tmp_path / "storage")
+        return adopted(folder, task, ("bad", "mixed", "good"), storage, 0)
+
+    model = taken(longest or 60).model()
+    model(input_ids=torch.ones(1, longest or 60, dtype=torch.long))
+    if longest:
+        with pytest.raises(SpecError, match=f"task.max_length: got {longest + 1}; the model of .* at most {longest} "):
+            taken(longest + 1)
