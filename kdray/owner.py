@@ -34,6 +34,9 @@ BEAT_S = 5.0
 DEAD_AFTER_S = 60.0
 """Without a sign of life an owner on another machine is taken for dead; a busy file server may hold up some beats."""
 
+SETTLING_S = 2.0
+"""How long a lock may outlive its owner: a child that was forked just before lets go of it when it first runs."""
+
 _LOCKS: set[int] = set()
 """The open files that this process holds locks by; a child that is forked must not hold them, too."""
 
@@ -179,6 +182,7 @@ def _put(there: Note, me: Owner, before: Owner | None) -> None:
 
 def _locked(path: Path) -> tuple[int, bool]:
     """The open file, and whether its lock is ours; a file system may have no locks. Raises StorageError if not free."""
+    until = time.monotonic() + SETTLING_S
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # closed in programs that this process starts
         _LOCKS.add(lock)
@@ -187,6 +191,9 @@ def _locked(path: Path) -> tuple[int, bool]:
         except (BlockingIOError, PermissionError):
             owner = _owner(os.pread(lock, 10_000, 0)) or Owner()
             _closed(lock)
+            if _gone(owner) and time.monotonic() < until:
+                time.sleep(0.05)
+                continue
             raise StorageError(
                 f"{shown(path.parent)}: {owner} runs this sweep. Wait until it has ended, or stop it; to run another "
                 "sweep beside it, give this one another name (--set name=...)."
@@ -197,6 +204,19 @@ def _locked(path: Path) -> tuple[int, bool]:
         if os.fstat(lock).st_nlink:
             return lock, True
         _closed(lock)  # between opening and locking its owner let go of it and removed it
+
+
+def _gone(owner: Owner) -> bool:
+    """Whether it was a process of this machine, and is none now."""
+    if not owner.pid or owner.boot.partition(" ")[0] != _boot():
+        return False
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        pass
+    return False
 
 
 def _stop_this_process() -> None:

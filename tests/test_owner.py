@@ -24,10 +24,12 @@ from kdray.owner import Owner, owned
 HOLDING = """
 import os, subprocess, sys, time
 from pathlib import Path
-from kdray.owner import owned
+from kdray.owner import _LOCKS, owned
 
 with owned(Path(sys.argv[1]), print):
     started = subprocess.Popen(["sleep", "60"], close_fds=False)
+    if len(sys.argv) > 2:  # as one that was forked, and has not run yet
+        subprocess.Popen(["sleep", sys.argv[2]], pass_fds=_LOCKS)
     forked = os.fork()
     if not forked:
         time.sleep(60)
@@ -43,9 +45,12 @@ def file(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def holding(file: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """Another driver that owns the sweep, and its children: a program that it started, and a fork of itself."""
-    driver = subprocess.Popen([sys.executable, "-c", HOLDING, str(file)], stdout=subprocess.PIPE, text=True)
+def holding(file: Path, *lingers: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """Another driver that owns the sweep, and its children: a program that it started, and a fork of itself.
+
+    Its lock lingers for so many seconds after its death.
+    """
+    driver = subprocess.Popen([sys.executable, "-c", HOLDING, str(file), *lingers], stdout=subprocess.PIPE, text=True)
     children: list[int] = []
     try:
         assert driver.stdout
@@ -101,6 +106,17 @@ def test_a_killed_driver_whose_children_live_is_replaced_at_once(file: Path) -> 
             os.kill(pid, 0)  # alive
         (note,) = taken(file)
     assert f"pid {driver.pid}" in note
+    assert "is dead: going on in its place" in note
+
+
+def test_a_lock_that_lingers_with_a_child_is_waited_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, "SETTLING_S", 20.0)
+    with holding(file, "2") as (driver, _):
+        with pytest.raises(StorageError, match="runs this sweep"), owned(file, print):
+            pass
+        driver.kill()
+        driver.wait(timeout=20)
+        (note,) = taken(file)
     assert "is dead: going on in its place" in note
 
 

@@ -299,6 +299,16 @@ def test_a_job_that_cannot_be_pickled_is_a_sentence(one: RaySlots) -> None:
         one.run(lambda worker: iter([lock]), "unsendable")
 
 
+def test_threads_that_wait_for_one_another_sleep_soon(one: RaySlots) -> None:
+    """Else another program on one of the slot's cores holds up every step: bench/busy_machine.py."""
+
+    def told(worker: Worker) -> Iterator[Report]:
+        yield {"spins": os.environ.get("GOMP_SPINCOUNT")}
+
+    assert "GOMP_SPINCOUNT" not in os.environ
+    assert list(one.run(told, "environment")) == [{"spins": "3000"}]
+
+
 def test_what_a_job_writes_is_in_the_slots_log(one: RaySlots) -> None:
     mark = uuid.uuid4().hex
 

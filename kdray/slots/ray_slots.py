@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,14 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each slot; `_follow_cluster` looks for all
 }
+
+WORKER_ENVIRONMENT = {"GOMP_SPINCOUNT": "3000"}
+"""What workers have in their environment unless this process says otherwise.
+
+Threads of OpenMP that wait for one another spin before they sleep. Where another program has one of their cores, that
+keeps the thread they wait for from running, and a step takes up to a hundred times as long (bench/busy_machine.py). So
+they sleep soon, as libgomp has it by itself where it has more threads than cores.
+"""
 
 
 class _SlotTrainer(TorchTrainer):
@@ -251,6 +259,7 @@ class RaySlots:
                 # the board counts, for each job, how often its group died; the start has the slot's own limit
                 failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
                 logging_config=LoggingConfig(log_level="WARNING"),
+                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT | _own(WORKER_ENVIRONMENT)},
             ),
         )
 
@@ -351,6 +360,11 @@ def _board(max_failures: int, progress_s: float) -> Any:
 def _backend(asked: Shares) -> str:
     """NCCL refuses two ranks on one GPU."""
     return "cpu:gloo,cuda:nccl" if asked.gpus >= 1 else "gloo"
+
+
+def _own(names: Iterable[str]) -> dict[str, str]:
+    """What this process's environment says of these."""
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _causes(error: Exception) -> tuple[Any, ...]:
