@@ -219,10 +219,26 @@ def test_the_sweeps_page_has_a_column_for_each_searched_setting_and_the_usual_nu
     assert f"/experiments/{experiment.experiment_id}/runs?viewStateShareKey=quickstart" in page
     view = json.loads(experiment.tags["mlflow.sharedViewState.quickstart"])
     assert view["selectedColumns"] == [
-        "params.`student.depth`", "params.`distillation.temperature`", "params.`distillation.alpha`",
         "metrics.`accuracy`", "metrics.`retention`", "metrics.`latency_ms`", "metrics.`speedup`",
-        "metrics.`parameters`", "tags.`kdray.status`",
+        "metrics.`parameters`", "params.`student.depth`", "params.`distillation.temperature`",
+        "params.`distillation.alpha`", "tags.`kdray.status`",
     ]  # fmt: skip
+
+
+def test_the_sweeps_page_shows_its_trials_the_best_first(store: StoragePaths):
+    """And neither the sweep's own run, below which the UI would fold them, nor controls."""
+    tracker = sweep_of(store, "best first", [])
+    for number, retention, role in ((1, 0.8, "search"), (2, 0.9, "search"), (3, 1.0, "labels only")):
+        history = ({"epoch": 1.0, "step": 1.0, "accuracy": retention, "retention": retention},)
+        tracker.trial(trial(number=number, history=history), SETTINGS, TAGS | {"kdray.role": role})
+    tracker.end_sweep("finished")
+    client = MlflowClient(default_uri(store))
+    experiment = client.get_experiment_by_name("best first")
+    assert experiment is not None
+    view = json.loads(experiment.tags["mlflow.sharedViewState.quickstart"])
+    order = f"{view['orderByKey']} {'ASC' if view['orderByAsc'] else 'DESC'}"
+    found = client.search_runs([experiment.experiment_id], view["searchFilter"], order_by=[order])
+    assert [run.data.tags["kdray.trial"] for run in found] == ["2", "1"]
 
 
 def test_more_than_one_call_takes_is_written_in_several(store: StoragePaths):

@@ -36,22 +36,23 @@ def columns_of(record: TrialRecord) -> tuple[str, ...]:
     on_cpu = ("cpu_latency_ms",) if metrics.get("cpu_latency_ms") != metrics.get("latency_ms") else ()
     shown = [name for name in (*_SHOWN_METRICS, *on_cpu) if name in metrics]
     return (
-        *_column("params", in_order(record.params)),
         *_column("metrics", shown),
+        *_column("params", in_order(record.params)),
         *_column("tags", ["kdray.status"]),
     )
 
 
 def view(sweep: str, columns: Sequence[str]) -> tuple[str, str]:
-    """The experiment's tag, and its value, that the UI's own Share button would store: the runs of this sweep, nested,
-    with these columns."""
+    """The experiment's tag, and its value, that the UI's own Share button would store: the trials of this sweep with
+    these columns, the best first. In order of time the UI would show the sweep's own run alone, with all folded below.
+    """
     order = ["0", "attributes.`Run Name`", "runDateAndNestInfo", "duration", *columns]
     widths = {name: 40 + 8 * len(name.split("`")[1]) for name in columns}  # pixels: the heading can be read in full
     state = {
         "columnOrder": order,
         "columnWidths": {"0": 50, "attributes.`Run Name`": 220, "runDateAndNestInfo": 140, "duration": 90, **widths},
-        "searchFilter": f"tags.`kdray.sweep` = '{sweep}'",
-        "orderByKey": "attributes.start_time",
+        "searchFilter": f"tags.`kdray.sweep` = '{sweep}' and tags.`kdray.role` = 'search'",
+        "orderByKey": "metrics.`retention`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
