@@ -91,6 +91,8 @@ def narrowed(
 def lengthened(name: str, before: BaseDistribution, now: BaseDistribution) -> BaseDistribution:
     """A choice with the values of an earlier one first, in its order; any other distribution as it is.
 
+    The earlier ones stay as they are, repeated ones too: a trial's value is known by its place among them.
+
     Raises SpecError when a value of the earlier one is gone.
     """
     if not isinstance(before, CategoricalDistribution) or not isinstance(now, CategoricalDistribution):
@@ -100,7 +102,8 @@ def lengthened(name: str, before: BaseDistribution, now: BaseDistribution) -> Ba
             f"space[{name!r}]: was {list(before.choices)}, now {list(now.choices)}; a list may only grow once trials "
             "know it. Put the old values back, or give the sweep another name."
         )
-    return CategoricalDistribution(list(dict.fromkeys((*before.choices, *now.choices))))
+    new = [choice for choice in now.choices if choice not in before.choices]
+    return CategoricalDistribution([*before.choices, *new])
 
 
 def is_longer(before: Any, now: Any) -> bool:

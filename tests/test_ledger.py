@@ -348,6 +348,20 @@ def test_a_list_may_grow_and_every_trial_knows_it(tmp_path: Path, kind: str) -> 
     assert study.ask(dict(now)).params["student.depth"] in (1, 2, 3, 4)
 
 
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_a_value_that_stands_twice_in_a_list_stays_where_it_is(tmp_path: Path, kind: str) -> None:
+    """As tune.choice([2, 2, 3, 4]) does, to draw it more often."""
+    where = tmp_path / "journal.log" if kind == "journal" else f"sqlite:///{tmp_path}/ledger.db"
+    twice = DISTRIBUTIONS | {"student.depth": CategoricalDistribution([2, 2, 3, 4])}
+    first = Ledger.open(where, "reviews", OBJECTIVES)
+    first.lengthen(twice)
+    for depth in (2, 3, 4):
+        first.add({"alpha": 0.5, "student.depth": depth}, twice, COSTS, {})
+    for now in (twice, DISTRIBUTIONS | {"student.depth": CategoricalDistribution([5, 4, 3, 2])}):
+        Ledger.open(where, "reviews", OBJECTIVES).lengthen(now)
+        assert [record.params["student.depth"] for record in Ledger.read(where, "reviews").records()] == [2, 3, 4]
+
+
 def test_a_value_that_was_tried_stays(tmp_path: Path) -> None:
     ledger = filled(tmp_path)
     with pytest.raises(SpecError, match=r"space\['student.depth'\]: was \[1, 2\], now \[1, 3\]; a list may only grow"):
