@@ -30,6 +30,8 @@ class TrialRecord:
     """What befell it and did not end it, in sentences."""
     host: str = ""
     """Where it ran last; of a slot that spans several machines all of them, by rank."""
+    passed: int = 0
+    """After how many evaluations early stopping has let it go on; 0 before the first such verdict."""
     title: str = ""
     """What it is, where it is no trial of the search."""
 

@@ -245,6 +245,59 @@ def test_an_interrupted_trial_is_the_first_of_the_next_session(tmp_path: Path) -
     assert [record.params for record in records] == [record.params for record in whole]
 
 
+def pairs(folder: Path, **settings: Any) -> Study:
+    """A search in which two trials of one architecture are compared after their first evaluation."""
+    return study(folder, space={**SPACE, "student.depth": [2]}, stopping={"reduction": 2}, **settings)
+
+
+def observed(sweep: Study, accuracy: float, step: int = 10) -> tuple[int, bool]:
+    """The number of the next trial, and whether it goes on after an evaluation."""
+    asked = sweep.ask()
+    assert asked is not None
+    return asked.number, sweep.observe(asked.number, {"accuracy": accuracy, "epoch": 1, "step": step})
+
+
+def test_a_verdict_that_nobody_heard_ends_the_trial_in_the_next_session_and_is_told(tmp_path: Path) -> None:
+    first = pairs(tmp_path, trials=2)
+    (better, goes_on), (worse, stays) = observed(first, 0.9), observed(first, 0.1)
+    assert (goes_on, stays) == (True, False)  # and there it dies
+    told: list[TrialRecord] = []
+    with LocalSlots() as pool:
+        search(pool, pairs(tmp_path, trials=2), teaching, told.append)
+    states = {record.number: record.state for record in told}
+    assert states == {better: "completed", worse: "stopped"}
+    ended = next(record for record in told if record.number == worse and record.state == "stopped")
+    assert ended.ended - ended.started < 60  # the pause is no work of its
+
+
+def test_who_was_let_go_on_is_not_judged_again_by_those_who_came_later(tmp_path: Path) -> None:
+    first = pairs(tmp_path, trials=4)
+    early, goes_on = observed(first, 0.5)
+    assert goes_on
+    assert [observed(first, accuracy)[1] for accuracy in (0.6, 0.7)] == [True, True]
+    assert first.observe(early, {"accuracy": 0.5, "epoch": 1, "step": 10})  # told again, by a group that was restarted
+    again = pairs(tmp_path, trials=4).ask()
+    assert again is not None
+    assert (again.number, again.stopped) == (early, False)
+
+
+def test_trainings_of_another_length_are_no_peers(tmp_path: Path) -> None:
+    """After its first epoch of six a trial is behind one that has just ended its only one."""
+    space = {"student.depth": [2], "training.epochs": [1, 6]}
+    asked = Search(trials=20, stopping={"reduction": 2}, sampler="random", objectives=("accuracy", "latency_ms"))
+    ledger = Ledger.open(tmp_path / "journal.log", "sweep", asked.objectives)
+    sweep = Study(asked, space, ledger, costs, lambda params: params["training.epochs"])
+    long = []
+    while trial := sweep.ask():
+        epochs = trial.params["training.epochs"]
+        accuracy = 0.8 if epochs == 1 else 0.7
+        goes_on = sweep.observe(trial.number, {"accuracy": accuracy, "epoch": 1, "step": 10})
+        long += [goes_on] if epochs == 6 else []
+        sweep.finish(trial.number, "completed" if goes_on else "stopped")
+    assert len(long) > 3
+    assert all(long)  # equal among themselves
+
+
 def test_a_missing_slot_ends_the_search_and_fails_no_trial(tmp_path: Path) -> None:
     def make_job(number: int, params: dict[str, Any]) -> Job:
         raise ResourceError("slot 0 was not up after 300 s")

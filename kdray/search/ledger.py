@@ -216,6 +216,12 @@ class Ledger:
             self._set(number, "host", host)
             return self._keep(replace(self._records[number], host=host))
 
+    def set_passed(self, number: int, evaluations: int) -> TrialRecord:
+        """Note that early stopping lets the trial go on after so many evaluations."""
+        with self._lock:
+            self._set(number, "passed", evaluations)
+            return self._keep(replace(self._records[number], passed=evaluations))
+
     def finish(self, number: int, state: State, error: str | None = None) -> TrialRecord:
         """End a trial; a completed one must have every objective among its metrics."""
         with self._lock:
@@ -300,6 +306,7 @@ def _record(trial: FrozenTrial, run_id: str | None) -> TrialRecord:
         error=attrs.get("error") if state == "failed" else None,
         attempts=attrs.get("attempts", 1),
         host=attrs.get("host", ""),
+        passed=attrs.get("passed", 0),
         run_id=run_id,
         started=attrs.get("resumed", started),
         ended=trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0,

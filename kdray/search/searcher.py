@@ -118,6 +118,8 @@ class Asked:
 
     number: int
     params: dict[str, Any]
+    stopped: bool = False
+    """There is nothing to run: nobody heard any more that its last evaluation stops it. `finish` it so."""
 
 
 class Study:
@@ -149,6 +151,7 @@ class Study:
         self._spent_s, self._opened = _busy_s(records), clock()
         self._interrupted = [record.number for record in records if record.state == "running"]
         self._attempts: dict[int, int] = {}
+        self._lengths: dict[int, int] = {}
         self._again: Counter[int] = Counter()
         heeded = [self._tell_earlier(**trial) for trial in (ledger.attr(EARLIER) or {"trials": []})["trials"]]
         self.unheeded = heeded.count(False)
@@ -168,21 +171,18 @@ class Study:
 
     def ask(self) -> Asked | None:
         """The next trial, an interrupted one first; None when the budget is spent."""
-        while self._interrupted:
-            number = self._interrupted.pop(0)
-            if self.ledger[number].history and not self._goes_on(self.ledger[number]):
-                self.finish(number, "stopped")  # the verdict on its last evaluation was not heard any more
-                continue
-            return self._asked(self.ledger.resume(number))
+        if self._interrupted:
+            record = self.ledger.resume(self._interrupted.pop(0))
+            return self._asked(record, stopped=bool(record.history) and not self._goes_on(record))
         if self._spent():
             return None
         drawn = self._sampling.draw(self._keeps_constraints, self._allowed)
         costs = self._costs(drawn.params)
         return self._asked(self.ledger.add(drawn.params, self._distributions, costs, drawn.notes))
 
-    def _asked(self, record: TrialRecord) -> Asked:
+    def _asked(self, record: TrialRecord, stopped: bool = False) -> Asked:
         self._attempts[record.number] = record.attempts
-        return Asked(record.number, dict(record.params))
+        return Asked(record.number, dict(record.params), stopped)
 
     def again(self, number: int) -> bool:
         """Whoever listened to this trial died, not the trial: hand it out again, if that has not happened too often."""
@@ -240,15 +240,28 @@ class Study:
         return all(limit.holds(costs[name]) for name, limit in self.search.constraints.items())
 
     def _goes_on(self, record: TrialRecord) -> bool:
-        stopping = self.search.stopping
-        if stopping is None or (self._evaluations and len(record.history) >= self._evaluations(record.params)):
+        """The verdict on its last evaluation. One that is good stays so, whoever reaches the rung afterwards."""
+        stopping, evaluations = self.search.stopping, len(record.history)
+        if stopping is None or record.passed >= evaluations or not stopping.is_rung(evaluations):
+            return True
+        if self._evaluations and evaluations >= self._length(record):
             return True
         peers = (
             other
             for other in self.ledger.records()
             if other.costs == record.costs and other.number != record.number and other.state != "failed"
+            if self._length(other) == self._length(record)
         )
-        return stopping.keeps(record, peers, self.search.objectives[0])
+        keeps = stopping.keeps(record, peers, self.search.objectives[0])
+        if keeps:
+            self.ledger.set_passed(record.number, evaluations)
+        return keeps
+
+    def _length(self, record: TrialRecord) -> int:
+        """How many evaluations the trial makes when nothing stops it; 0 where that is not known."""
+        if record.number not in self._lengths:
+            self._lengths[record.number] = self._evaluations(record.params) if self._evaluations else 0
+        return self._lengths[record.number]
 
     def _tell(self, record: TrialRecord) -> None:
         """Let the sampler know: quality as it is, costs as places."""

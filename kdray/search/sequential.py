@@ -15,6 +15,9 @@ def search(pool: SlotPool, study: Study, make_job: MakeJob, on_change: OnChange)
     """
     while asked := study.ask():
         on_change(study.record(asked.number))
+        if asked.stopped:
+            on_change(study.finish(asked.number, "stopped"))
+            continue
         _run(pool, study, asked, make_job, on_change)
         on_change(study.finish(asked.number, "completed"))
 

@@ -1,9 +1,9 @@
 """Early stopping: asynchronous successive halving among equals.
 
-At each rung (a number of evaluations) a trial goes on only while it is among the best of those with the same costs that
-have reached this rung, so a shallow student is never stopped for being shallower. All that is needed stands in the
-histories: a verdict is the same before and after a restart. Li et al., A System for Massively Parallel
-Hyperparameter Tuning, 2020.
+At each rung (a number of evaluations) a trial goes on only while it is among the best of those with the same costs and
+as long a training that have reached this rung, so a shallow student is never stopped for being shallower. All that is
+needed stands in the ledger: a verdict is the same before and after a restart. Li et al., A System for Massively
+Parallel Hyperparameter Tuning, 2020.
 """
 
 import math
@@ -31,7 +31,7 @@ class Halving(Settings):
         return rung == evaluations
 
     def keeps(self, trial: TrialRecord, peers: Iterable[TrialRecord], metric: str) -> bool:
-        """Whether the trial goes on after its last evaluation, compared with peers of the same costs.
+        """Whether the trial goes on after its last evaluation, compared with these peers.
 
         Nobody is stopped before as many as `reduction`, itself included, have reached the rung.
         """

@@ -117,6 +117,9 @@ class Driver:
         while asked := self.study.ask():
             self.running[trial_id] = asked.number
             self.on_change(self.study.record(asked.number))
+            if asked.stopped:
+                self.finish(trial_id, "stopped")
+                continue
             try:
                 return Assignment(asked.number, cloudpickle.dumps(self.make_job(asked.number, asked.params)))
             except Exception as error:
