@@ -24,6 +24,10 @@ from kdray.slots.sizing import Growth, Node, counted, fitting, shares, words
         (SlotSettings(count=5), [Node(16, 2), Node(16, 2)], (5, 5.3333, 0.5)),
         (SlotSettings(count=3, gpus=0.6), [Node(16, 3)], (3, 5.3333, 0.6)),
         (SlotSettings(), [Node(0, 0), Node(8, 4), Node(8, 4)], (8, 2.0, 1.0)),
+        (SlotSettings(gpus=0.3), [Node(24, 4)], (12, 2.0, 0.3)),
+        (SlotSettings(gpus=2), [Node(8, 3)] * 2, (2, 8.0, 2.0)),
+        (SlotSettings(cpus=3), [Node(4, 0)] * 3, (3, 3.0, 0.0)),
+        (SlotSettings(cpus=8), [Node(16, 0), Node(4, 0), Node(4, 0)], (2, 8.0, 0.0)),
     ],
 )
 def test_shares(settings: SlotSettings, nodes: list[Node], expected: tuple[int, float, float]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from kdray.errors import JobError, KDRayError, SlotsLost
 from kdray.slots.board import Event
@@ -81,11 +81,12 @@ class RayRun:
         self.close()
 
 
-def ask(method: Any, *arguments: Any) -> Any:
-    """The board's answer. Its own ValueErrors come as they are; raises SlotsLost when it is dead."""
+def ask(method: Any, *arguments: Any, timeout: float | None = None) -> Any:
+    """The board's answer. Its own ValueErrors come as they are, as does GetTimeoutError when it says nothing for
+    `timeout` seconds; raises SlotsLost when it is dead."""
     try:
-        return ray.get(method.remote(*arguments))
-    except ValueError:
+        return ray.get(method.remote(*arguments), timeout=timeout)
+    except (ValueError, GetTimeoutError):
         raise
     except RayError as error:
         raise SlotsLost(

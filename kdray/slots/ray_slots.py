@@ -140,10 +140,10 @@ class RaySlots:
         """Return when every slot that there is room for is up, or after `timeout` seconds.
 
         Raises ResourceError when one is given up (with count="auto": when none is up), StorageError or ResourceError
-        when a machine's storage or code is another than the driver's.
+        when a machine's storage or code is another than the driver's, SlotsLost when the board dies.
         """
         try:
-            status: Status = ray.get(self._board.settled.remote(self.count), timeout=timeout)
+            status: Status = ask(self._board.settled, self.count, timeout=timeout)
         except GetTimeoutError:
             return
         if status["refused"]:

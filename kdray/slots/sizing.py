@@ -70,6 +70,8 @@ def shares(settings: SlotSettings, nodes: Iterable[Node], growth: Growth | None 
     most = growth.nodes if growth and growth.nodes else there
     cpus, gpus = sum(node.cpus for node in most), sum(node.gpus for node in most)
     count = _count(settings, cpus, gpus)
+    if settings.count == "auto" and not (growth is not None and not growth.nodes):
+        count = max(1, min(count, _most(settings, gpus, most)))
     workers = count * settings.workers
     gpu_share = _gpu_share(workers, most) if settings.gpus == "auto" else settings.gpus
     cpu_share = settings.cpus or _cpu_share(workers, gpu_share, most) or _floor(cpus / workers)
@@ -90,6 +92,12 @@ def _count(settings: SlotSettings, cpus: float, gpus: float) -> int:
     if each:
         return max(1, int(min(gpus / each / settings.workers, by_cpu)))
     return max(1, min(MOST_CPU_SLOTS, int(by_cpu)))
+
+
+def _most(settings: SlotSettings, gpus: float, nodes: tuple[Node, ...]) -> int:
+    """How many slots of the size that is asked for lie on the nodes; what is not asked for takes no room."""
+    each = float(gpus > 0) if settings.gpus == "auto" else settings.gpus
+    return fitting(nodes, Shares(1, settings.workers, settings.cpus or 0.0001, each)) // settings.workers
 
 
 def _gpu_share(workers: int, nodes: tuple[Node, ...]) -> float:
