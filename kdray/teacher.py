@@ -114,8 +114,8 @@ class FineTune:
 
     def _trained(self, worker: Worker) -> Iterator[Report]:
         rows, validation = self.tokens.rows("train"), self.tokens.rows("validation")
-        dtype = autocast_dtype(self.training.precision, worker.device)
         model = self.source.model()
+        dtype = autocast_dtype(self.training.precision, worker.device, model)
 
         def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
             size = 4 * self.training.batch_size

@@ -68,15 +68,30 @@ class Training(Settings):
         return self.learning_rate * (steps - step) / max(1, steps - warm)
 
 
-def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype | None:
-    """The type that autocast computes in on this device; None for plain float32."""
+NOT_IN_BF16 = ("deberta", "xmod")
+"""Families whose forward overflows under autocast in bf16: they mask with the least float32."""
+
+UNUSED_PARAMETERS = ("big_bird", "canine", "esm", "luke", "xlnet")
+"""Families that have parameters which their own classification never reads, and DDP would wait for gradients of."""
+
+
+def autocast_dtype(
+    precision: Literal["auto", "fp32", "bf16"], device: torch.device, model: nn.Module
+) -> torch.dtype | None:
+    """The type that autocast computes in for this model on this device; None for plain float32."""
     if precision != "auto":
         return type_of_precision[precision]
+    if _family(model) in NOT_IN_BF16:
+        return None
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = device.type == "cpu" and "avx512" in torch.backends.cpu.get_cpu_capability().lower() and _cpu_has_bf16()
     return torch.bfloat16 if fast else None
+
+
+def _family(model: nn.Module) -> str:
+    return getattr(getattr(model, "config", None), "model_type", "")
 
 
 def _cpu_has_bf16() -> bool:
@@ -235,13 +250,14 @@ class Keeping:
         return Place(**state["at"]), self._own_part(state["ranks"])
 
     def _own_part(self, ranks: list[dict[str, Any]]) -> Sums:
-        """What this rank goes on with. With another number of ranks no dropout is as it was: each draws its own."""
+        """What this rank goes on with. With another number of ranks, or from a CPU on a GPU, no dropout is as it was:
+        each draws its own."""
         worker = self.worker
         if len(ranks) != worker.world:
             return Sums()
         random = ranks[worker.rank]["random"]
         torch.set_rng_state(random["cpu"])
-        if worker.device.type == "cuda":
+        if worker.device.type == "cuda" and "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"], worker.device)
         return Sums.restored(ranks[worker.rank]["sums"], worker.device)
 
@@ -251,10 +267,11 @@ class Step:
 
     def __init__(self, model: nn.Module, training: Training, loss_of: LossOf, worker: Worker) -> None:
         self.model, self.training, self.loss_of, self.worker = model, training, loss_of, worker
-        self.wrapped = DistributedDataParallel(model) if worker.world > 1 else model
+        unused = _family(model) in UNUSED_PARAMETERS
+        self.wrapped = DistributedDataParallel(model, find_unused_parameters=unused) if worker.world > 1 else model
         self.parameters = list(model.parameters())  # to find them takes longer than to clip a small model's gradients
         self.optimizer = adamw(model, training)
-        self.dtype = autocast_dtype(training.precision, worker.device)
+        self.dtype = autocast_dtype(training.precision, worker.device, model)
 
     def __call__(self, rows: Rows, indices: np.ndarray, rate: float, sums: Sums) -> None:
         """Lower the loss on these rows; add what came of it to `sums`."""

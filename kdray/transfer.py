@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
+from transformers import PreTrainedModel
 
 from kdray.errors import JobError, StorageError
 from kdray.evaluation import predictions
@@ -175,7 +176,7 @@ class CheckSample:
             ]
         )
         difference = float(np.abs(stored - live).max() / max(1.0, float(np.abs(live).max())))
-        bf16 = autocast_dtype(self.settings.precision, worker.device) is not None
+        bf16 = autocast_dtype(self.settings.precision, worker.device, _warm(self.teacher, worker)) is not None
         if not difference <= (0.1 if bf16 else 1e-3):
             raise JobError(
                 f"transfer set {self.folder}: stored logits differ from the live teacher's by {difference:.4f} of "
@@ -188,8 +189,13 @@ def live_logits(
     teacher: Pretrained, rows: Rows, batch_size: int, precision: Literal["auto", "fp32", "bf16"], worker: Worker
 ) -> np.ndarray:
     """The model's logits for these rows, N x C float32; the model stays warm in the worker."""
-    model = worker.kept(("model", teacher.key), lambda: teacher.model().to(worker.device))
-    return predictions(model, rows, batch_size, worker, autocast_dtype(precision, worker.device))
+    model = _warm(teacher, worker)
+    return predictions(model, rows, batch_size, worker, autocast_dtype(precision, worker.device, model))
+
+
+def _warm(teacher: Pretrained, worker: Worker) -> PreTrainedModel:
+    model: PreTrainedModel = worker.kept(("model", teacher.key), lambda: teacher.model().to(worker.device))
+    return model
 
 
 def _write(path: Path, ids: np.ndarray, logits_NxC: np.ndarray) -> None:

@@ -74,7 +74,7 @@ class Trial:
         source = worker.kept(("source", self.lesson.source.key), self.lesson.source.model)
         model = self.recipe.student.build(source, self.seed)
         train, validation = self.lesson.rows("train", worker), self.lesson.rows("validation", worker)
-        dtype = autocast_dtype(training.precision, worker.device)
+        dtype = autocast_dtype(training.precision, worker.device, model)
         checkpoint = self.target.with_name("checkpoint.pt")
 
         def evaluate(model: nn.Module, last: bool) -> dict[str, float]:

@@ -13,13 +13,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
+from transformers import DebertaConfig, DebertaForSequenceClassification
 
 from kdray.errors import JobError, SpecError
 from kdray.evaluation import predictions
 from kdray.losses.distillation import Distillation, Loss
 from kdray.pretrained import Pretrained
 from kdray.tokens import Batch, TokenSet
-from kdray.training import Sums, Training, adamw, autocast_dtype, fit
+from kdray.training import Keeping, Sums, Training, adamw, autocast_dtype, fit
 from kdray.transfer import TransferSet
 from kdray.trial import Lesson, Recipe, quality
 from kdray.worker import NOTE, Ask, Report, Worker
@@ -208,9 +209,9 @@ def test_biases_and_norms_do_not_decay(bench: Bench) -> None:
 
 
 def test_bf16_learns_what_fp32_learns(bench: Bench) -> None:
-    assert autocast_dtype("bf16", CPU) is torch.bfloat16
-    assert autocast_dtype("fp32", CPU) is None
-    assert autocast_dtype("auto", CPU) in (None, torch.bfloat16)
+    assert autocast_dtype("bf16", CPU, bench.model()) is torch.bfloat16
+    assert autocast_dtype("fp32", CPU, bench.model()) is None
+    assert autocast_dtype("auto", CPU, bench.model()) in (None, torch.bfloat16)
     models = {precision: bench.model() for precision in ("fp32", "bf16")}
     losses = {
         precision: list(bench.fit(model, TRAINING.with_dotted({"precision": precision})))[-1]["train_loss"]
@@ -219,6 +220,32 @@ def test_bf16_learns_what_fp32_learns(bench: Bench) -> None:
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
     assert losses["bf16"] != losses["fp32"]
     assert {parameter.dtype for parameter in models["bf16"].parameters()} == {torch.float32}
+
+
+def test_what_a_cpu_left_goes_on_on_a_gpu(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the CPU's random state, for it knows none of a GPU."""
+    worker = Worker(device=torch.device("cuda"))
+    model = bench.model()
+    keeping = Keeping(None, TRAINING, model, adamw(model, TRAINING), worker)
+    monkeypatch.setattr(Sums, "restored", lambda kept, device: kept)
+    torch.manual_seed(5)
+    left = {"random": {"cpu": torch.get_rng_state()}, "sums": Sums()}
+    expected = torch.rand(3)
+    assert keeping._own_part([left]) is left["sums"]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_family_that_overflows_in_bf16_is_not_computed_in_it_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    model = DebertaForSequenceClassification(DebertaConfig(**sizes, num_hidden_layers=1))
+    monkeypatch.setattr("kdray.training._cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    ids, mask = torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]])
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="without overflow"):
+        model(input_ids=ids, attention_mask=mask)
+    dtype = autocast_dtype("auto", CPU, model)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        assert torch.isfinite(model(input_ids=ids, attention_mask=mask).logits).all()
 
 
 def _rank(rank: int, world: int, folder: Path, lesson: Lesson) -> None:
