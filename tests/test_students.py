@@ -12,12 +12,15 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    GPT2Config,
+    LongformerConfig,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3Config,
     RobertaConfig,
+    SmolLM3Config,
     XLMConfig,
 )
 
@@ -39,6 +42,9 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "modernbert": ModernBertConfig(**TINY, **SPECIAL, local_attention=4),
     "xlm": XLMConfig(**{**WIDE, "n_words": 64}, emb_dim=16, n_layers=LAYERS, n_heads=2, pad_token_id=0),
     "qwen3": Qwen3Config(**TINY, head_dim=8, num_key_value_heads=1, pad_token_id=0),
+    "gpt2": GPT2Config(**WIDE, n_embd=16, n_layer=LAYERS, n_head=2, pad_token_id=0),
+    "longformer": LongformerConfig(**TINY, attention_window=[4, 6, 4, 6]),
+    "smollm3": SmolLM3Config(**TINY, num_key_value_heads=1, pad_token_id=0, no_rope_layers=[1, 1, 1, 0]),
 }
 
 
@@ -136,10 +142,22 @@ def test_a_frozen_source_gives_a_student_that_learns():
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-def test_dropout_reaches_every_probability():
-    student = TransformerStudent(depth=1, dropout=0.25).build(model(FAMILIES["distilbert"]), seed=0)
+@pytest.mark.parametrize("family", ["distilbert", "gpt2"])
+def test_dropout_reaches_every_probability(family):
+    student = TransformerStudent(depth=1, dropout=0.25).build(model(FAMILIES[family]), seed=0)
     found = {module.p for module in student.modules() if isinstance(module, torch.nn.Dropout)}
     assert found == {0.25}
+
+
+def test_settings_with_one_entry_a_layer_go_with_their_layers():
+    student = TransformerStudent(depth=2, layers="evenly").build(model(FAMILIES["smollm3"]), seed=0)
+    assert student.config.no_rope_layers == [1, 0]
+    student = TransformerStudent(depth=2, layers="last").build(model(FAMILIES["longformer"]), seed=0)
+    assert student.config.attention_window == [4, 6]
+
+
+def test_dropout_is_in_the_configuration():
+    student = TransformerStudent(depth=1, dropout=0.25).build(model(FAMILIES["distilbert"]), seed=0)
     assert student.config.attention_dropout == student.config.seq_classif_dropout == 0.25
 
 

@@ -104,12 +104,16 @@ def _stacks(model: PreTrainedModel, depth: int) -> list[str]:
     return stacks
 
 
+PER_LAYER = ("attention_window", "layer_types", "mlp_layer_types", "no_rope_layers")
+"""Settings of configurations that are lists with one entry a layer."""
+
+
 def _shallower(config: Any, chosen: tuple[int, ...]) -> Any:
     """A copy of the configuration for these layers alone."""
     shallower = copy.deepcopy(config)
     shallower.num_hidden_layers = len(chosen)
     shallower.dtype = torch.float32  # AdamW's small steps are lost in the half precision of many checkpoints
-    for name in ("layer_types", "mlp_layer_types"):
+    for name in PER_LAYER:
         if types := getattr(config, name, None):
             setattr(shallower, name, [types[layer] for layer in chosen])
     return shallower
@@ -118,7 +122,7 @@ def _shallower(config: Any, chosen: tuple[int, ...]) -> Any:
 def _set_dropout(config: Any, probability: float) -> None:
     """Set every probability; one that is None follows another."""
     for name, value in config.to_dict().items():
-        if "dropout" in name and type(value) in (int, float):
+        if ("dropout" in name or "pdrop" in name) and type(value) in (int, float):
             setattr(config, name, probability)
 
 
