@@ -135,9 +135,12 @@ class Rows:
         return np.asarray(self._logits[indices], dtype=np.float32)
 
     def batch(self, indices: np.ndarray, multiple: int = 1) -> Batch:
-        """These rows, padded to the longest of them and on to a multiple, but never beyond the maximum length."""
+        """These rows, padded to the longest of them and on to a multiple, but never beyond the maximum length.
+
+        Rows without any token, as decoders' tokenizers make of empty texts, are one token of padding.
+        """
         lengths_B = self.lengths[indices]
-        longest = int(lengths_B.max())
+        longest = max(1, int(lengths_B.max()))
         width = max(longest, min(-(-longest // multiple) * multiple, self._layout.max_length))
         columns_L = np.arange(width)
         real_BxL = columns_L < lengths_B[:, None]

@@ -49,6 +49,22 @@ def test_a_batch_is_what_the_tokenizer_itself_would_give(
     assert batch.ids.tolist() == [7, 3, 99, 0]
 
 
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_texts_without_a_token_are_one_of_padding(multiple: int, tmp_path: Path) -> None:
+    """A decoder's tokenizer frames nothing, and so makes nothing of an empty text."""
+    (tmp_path / "train.jsonl").write_text('{"text": "", "label": 0}\n{"text": "good film", "label": 1}\n' * 40)
+    splits = load_splits(Data(source=str(tmp_path)), TASK)
+    tokenizer = word_tokenizer(["good film"], 50, 64)
+    tokenizer.backend_tokenizer.post_processor = None
+    rows = tokenised(splits, TASK, tokenizer, StoragePaths(tmp_path)).rows("train")
+    empty = np.flatnonzero(rows.lengths == 0)
+    assert len(empty) > 10
+    inputs = rows.batch(empty[:2], multiple).inputs
+    assert inputs["input_ids"].shape == (2, multiple)
+    assert (inputs["input_ids"] == tokenizer.pad_token_id).all()
+    assert not inputs["attention_mask"].any()
+
+
 def test_padding_goes_to_a_multiple_of_8_but_not_beyond_the_maximum(tokens: TokenSet) -> None:
     rows = tokens.rows("train")
     assert rows.lengths.max() == 12
