@@ -269,6 +269,16 @@ def test_data_that_are_gone_are_named(own: SweepPaths) -> None:
     assert "data.source /nowhere/reviews: no such file or folder" in done.err
 
 
+def test_rows_that_are_others_now_are_no_measure(own: SweepPaths, make_sweep: Callable[..., Sweep]) -> None:
+    lineage = read_json(own.lineage)
+    write_json(own.lineage, {**lineage, "data": "of before somebody added rows"})
+    card = (own.chosen / "README.md").read_bytes()
+    done = kdray("export", own.root)
+    assert done.code == 2
+    assert "its rows are others now than those that the student learnt from" in " ".join(done.err.split())
+    assert (own.chosen / "README.md").read_bytes() == card
+
+
 # With the sweep -------------------------------------------------------------------------------------------------------
 
 

@@ -3,12 +3,13 @@
 A form that cannot be made, or that does not answer as the student does, is left out, and the figures say why.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdray.data import load_splits
-from kdray.errors import ExportError, StorageError
+from kdray.errors import DataError, ExportError, StorageError
 from kdray.export.card import FILE as CARD
 from kdray.export.card import model_card
 from kdray.export.checks import EXPORT_FILE, Checks, Exported, FormFigures
@@ -30,7 +31,7 @@ def export(student: Shipped, forms: Sequence[Form], figures: Figures, screen: Sc
     """Make these forms in the student's folder, in place of those made before; PyTorch's is there already.
 
     The card tells of them. They are checked on the test split. Raises DataError when the sweep's data are not there any
-    more, ResourceError when what the forms need is not installed.
+    more, or are others, ResourceError when what the forms need is not installed.
     """
     asked = [form for form in ONNX_FORMS if form in forms]
     if asked:
@@ -59,9 +60,12 @@ def export(student: Shipped, forms: Sequence[Form], figures: Figures, screen: Sc
 
 
 def check_empty(to: Path) -> None:
-    """Raise StorageError when there is something already."""
+    """Raise StorageError when there is something already, or nothing can be put there."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StorageError(f"--to {to}: there is something already. Name a folder that is empty or not there yet.")
+    there = next(folder for folder in (to.absolute(), *to.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(f"--to {to}: you may not write into {there}. Name another place.")
 
 
 def copied(folder: Path, to: Path) -> None:
@@ -76,6 +80,11 @@ def copied(folder: Path, to: Path) -> None:
 
 def _test_rows(student: Shipped) -> Rows:
     splits = load_splits(student.data, student.task)
+    if (learnt := student.data_key) is not None and splits.key != learnt:
+        raise DataError(
+            f"data.source {student.data.source}: its rows are others now than those that the student learnt from and "
+            "was measured on, so no form can be compared by them. Restore them."
+        )
     return tokenised(splits, student.task, student.model.tokenizer(), student.paths).rows("test")
 
 

@@ -43,6 +43,11 @@ class Shipped:
             yield place
 
     @property
+    def data_key(self) -> str | None:
+        """The fingerprint of the rows that it learnt from; None of a sweep whose lineage was not written down."""
+        return str(read_json(self.paths.lineage)["data"]) if self.paths.lineage.exists() else None
+
+    @property
     def model(self) -> Pretrained:
         return Pretrained(self.folder, weights_fingerprint(self.folder))
 
