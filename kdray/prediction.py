@@ -5,11 +5,12 @@ Reading files is `sources`' business and checking cells `cells`'; in which form 
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -76,10 +77,23 @@ class Predictor:
         return [Answer(self.labels[int(row_C.argmax())], float(row_C.max())) for row_C in probabilities_NxC]
 
     def _of_batch(self, encoded: Mapping[str, list[list[int]]]) -> np.ndarray:
-        inputs = self._tokenizer.pad(dict(encoded), return_tensors="pt", return_attention_mask=True)
+        some = any(next(iter(encoded.values())))  # of empty texts alone a decoder's tokenizer makes no token at all
+        wide = {} if some else {"padding": "max_length", "max_length": 1}
+        inputs = self._tokenizer.pad(dict(encoded), return_tensors="pt", return_attention_mask=True, **wide)
         with evaluating(self._model):
             logits_BxC = self._model(**inputs).logits
         return np.asarray(torch.softmax(logits_BxC.float(), dim=-1).numpy())
+
+
+def check_text(text: str) -> str:
+    """This text of the command line. Raises DataError where it was not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{text.encode(errors='replace').decode()!r}: the text is not UTF-8. Say it in UTF-8."
+        ) from None
+    return text
 
 
 def check_pairs(student: Shipped, texts: Sequence[str], pairs: Sequence[str]) -> Sequence[str] | None:
@@ -144,8 +158,12 @@ def check_target(source: Path, target: Path) -> None:
         )
     if target.exists() and source.exists() and target.samefile(source):
         raise SpecError(f"--to {target}: is the file that is read. Name another one.")
+    if target.is_dir():
+        raise SpecError(f"--to {target}: is a folder. Name a file.")
     if not target.parent.is_dir():
         raise SpecError(f"--to {target}: there is no folder {target.parent}. Make it, or name another file.")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise SpecError(f"--to {target}: you may not write into {target.parent.absolute()}. Name another place.")
 
 
 def _line(line: bytes, number: int, student: Shipped) -> tuple[str, str | None]:
@@ -179,15 +197,25 @@ def _texts(table: Table, name: str) -> list[str]:
 
 
 def _values(column: Column) -> list[Any]:
-    """The cells as Python values; what a csv file holds beside the texts need not be UTF-8."""
-    if isinstance(column, list):
-        return column
+    """The cells as Python values; what a file holds beside the texts need not be UTF-8."""
+    if isinstance(column, list):  # half of a pair of surrogates, such as a cut emoji, is no character
+        return [cell.encode(errors="replace").decode() if isinstance(cell, str) else cell for cell in column]
     return [cell.decode(errors="replace") if isinstance(cell, bytes) else cell for cell in column.to_pylist()]
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Where a csv writer writes: it quotes what holds \\r only while that is in what it ends its lines with."""
+
+    stream: TextIO
+
+    def write(self, line: str) -> int:
+        return self.stream.write(line.removesuffix("\r\n") + "\n")
 
 
 def _write_csv(file: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
+        writer = csv.writer(_Lines(stream))
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 from test_cli import TERMINAL, Done, kdray
 from typer.testing import CliRunner
 
+from kdray.cells import text_column
 from kdray.cli import app
 from kdray.errors import DataError, SpecError
 from kdray.export import shipped
 from kdray.paths import SweepPaths
 from kdray.prediction import Predictor, check_pairs, lines_of, predict_file
+from kdray.sources import opened
 from kdray.tasks.text_classification import TextClassification
 
 TEXTS = ["a good warm film", "the dull cold bad plot", "", "witty " * 30, "music"]
@@ -152,6 +155,57 @@ def test_a_file_is_written_in_any_format(chosen: SweepPaths, tmp_path: Path) -> 
         assert list(table["stars"]) == [5, 1]
         assert list(table["predicted"]) == ["positive", "negative"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.csv", "out.jsonl", "out.parquet"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_odd_characters_keep_their_rows(chosen: SweepPaths, tmp_path: Path, ending: str) -> None:
+    """A lone carriage return within a text, and half an emoji beside it."""
+    (tmp_path / "in.jsonl").write_text('{"text": "good\\rfilm", "user": "a\\ud83d"}\n{"text": "bad", "user": "b"}\n')
+    done = kdray("predict", chosen.root, "--file", tmp_path / "in.jsonl", "--to", tmp_path / f"out.{ending}")
+    assert done.code == 0, done.err
+    (table,) = opened(str(tmp_path / f"out.{ending}"), None, None, ()).read("train")
+    assert text_column(table, "text", "task.text").to_pylist() == ["good\rfilm", "bad"]
+    assert text_column(table, "user", "task.text").to_pylist() == ["a?", "b"]
+
+
+def test_a_text_that_is_no_utf8_is_a_sentence(chosen: SweepPaths) -> None:
+    done = kdray("predict", chosen.root, "caf\udce9")
+    assert done.code == 2
+    assert "'caf?': the text is not UTF-8" in done.err
+
+
+def test_a_decoder_reads_an_empty_text(chosen: SweepPaths) -> None:
+    predictor = Predictor(shipped(chosen), "pytorch", 2)
+    predictor._tokenizer.backend_tokenizer.post_processor = None
+    assert np.isfinite(predictor.probabilities(["", ""], None)).all()
+
+
+def test_somebody_elses_sweep_answers_too(chosen: SweepPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(paths: SweepPaths) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("kdray.cli.student.log_to", refuse)
+    source = written(tmp_path, "in.jsonl", [{"text": "good"}])
+    done = kdray("predict", chosen.root, "--file", source, "--to", tmp_path / "out.jsonl")
+    assert done.code == 0, done.err
+
+
+def test_places_that_cannot_be_written_are_refused_before_anything_is_read(
+    chosen: SweepPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written(tmp_path, "in.jsonl", [{"text": "good"}])
+    (tmp_path / "folder.csv").mkdir()
+    done = kdray("predict", chosen.root, "--file", source, "--to", tmp_path / "folder.csv")
+    assert done.code == 2
+    assert "folder.csv: is a folder. Name a file." in done.err
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and may(path, mode))  # as for another user
+    done = kdray("predict", chosen.root, "--file", source, "--to", tmp_path / "out.csv")
+    assert done.code == 2
+    assert "you may not write into" in done.err
+    done = kdray("export", chosen.root, "--to", tmp_path / "new" / "student")
+    assert done.code == 2
+    assert f"you may not write into {tmp_path}" in done.err
 
 
 def test_a_file_without_a_header(chosen: SweepPaths, tmp_path: Path) -> None:

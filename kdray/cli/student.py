@@ -1,6 +1,7 @@
 """What is done with a chosen student: `kdray export`, `kdray predict` and `kdray register`."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from kdray.mirror import fetched
 from kdray.outcome import figures_of
 from kdray.owner import owned
 from kdray.paths import SweepPaths, shown, sweep_paths
-from kdray.prediction import Answer, Predictor, check_pairs, check_target, lines_of, predict_file
+from kdray.prediction import Answer, Predictor, check_pairs, check_target, check_text, lines_of, predict_file
 from kdray.records import kept_in_bucket
 from kdray.registering import register
 from kdray.screen import open_screen
@@ -76,7 +77,8 @@ def predict(
         student = shipped(_paths(sweep))
         if file is not None and to is not None:
             check_target(file, to)
-            log_to(student.paths)
+            with suppress(OSError):  # it may be somebody else's sweep: asking its student writes nothing there
+                log_to(student.paths)
             with open_screen() as screen, interruptible():
                 screen.stage(f"Predicting {file} by {form}")
                 predictor = Predictor(student, _form(form), batch_size)
@@ -84,8 +86,8 @@ def predict(
                 rows = predict_file(predictor, file, to, names, lambda done, of: screen.progress("rows", done, of))
             typer.echo(f"{rows:,} rows  {to}")
             return
-        given = texts or []
-        seconds = None if given == ["-"] else check_pairs(student, given, pair or [])
+        given = [check_text(text) for text in texts or []]
+        seconds = None if given == ["-"] else check_pairs(student, given, [check_text(text) for text in pair or []])
         predictor = Predictor(student, _form(form), batch_size)
         chunks = lines_of(sys.stdin.buffer, student) if given == ["-"] else iter([(given, seconds)])
         for some, others in chunks:
