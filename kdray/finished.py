@@ -35,8 +35,13 @@ def finished(paths: SweepPaths, place: SweepPaths, tracking_uri: str | None = No
 
 
 def ruled(rule: Choose, changes: Mapping[str, Any]) -> Choose:
-    """The rule with these changes; whoever asks for limits or the knee asks anew."""
+    """The rule with these changes; whoever asks for limits or the knee asks anew.
+
+    So does who asks for the smallest of something where nothing was to be smallest: it keeps what a rule of that kind
+    keeps by itself.
+    """
     if changes.keys() & {"at_most", "knee"}:
         return Choose(**{"otherwise": rule.otherwise, **changes})
-    kept = rule.model_dump() | ({"knee": False} if "smallest" in changes else {})
+    anew = "smallest" in changes and rule.smallest is None and rule.retention is None
+    kept = rule.model_dump(exclude={"retention"} if anew else None) | ({"knee": False} if "smallest" in changes else {})
     return Choose(**{**kept, **changes})

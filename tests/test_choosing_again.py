@@ -170,4 +170,8 @@ def test_what_a_changed_rule_keeps_of_the_former(changes: dict[str, Any], expect
 
 
 def test_who_asks_for_the_smallest_asks_for_no_knee() -> None:
-    assert ruled(Choose(knee=True), {"smallest": "size_mb"}) == Choose(smallest="size_mb", retention=None)
+    assert ruled(Choose(knee=True), {"smallest": "size_mb"}) == Choose(smallest="size_mb", retention=0.97)
+    assert ruled(Choose(knee=True, retention=0.9), {"smallest": "size_mb"}) == Choose(smallest="size_mb", retention=0.9)
+    limits = {"latency_ms": 5.0}
+    within = Choose(smallest="size_mb", at_most=limits, retention=None)
+    assert ruled(Choose(at_most=limits), {"smallest": "size_mb"}) == within
