@@ -283,7 +283,10 @@ def _json_lines(path: Path) -> Iterator[Any]:
 
 def _parquet(path: Path, columns: Sequence[str]) -> Table:
     table = pa.parquet.read_table(path)
-    features = datasets.Features.from_arrow_schema(table.schema)
+    try:
+        features = datasets.Features.from_arrow_schema(table.schema)
+    except ValueError:  # a type that datasets does not know, such as a map, has no names of classes
+        features = datasets.Features()
     return Table(str(path), dict(zip(table.column_names, table.columns, strict=True)), _class_names(features))
 
 

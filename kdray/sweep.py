@@ -76,7 +76,12 @@ class Sweep(Settings):
         return self.recipe.with_dotted(params)
 
     def varied(self, changes: Mapping[str, Any]) -> Self:
-        """A checked copy with these settings; a searched setting that is given a value is searched no more."""
+        """A checked copy with these settings; a searched setting that is given a value is searched no more.
+
+        Raises SpecError, also for a whole space: its domains have names.
+        """
+        if "space" in changes:
+            raise SpecError("space: give each domain by its own name, such as --set space.student.depth=[1,2].")
         fixed = {name: value for name, value in self.space.items() if name not in changes}
         domains = {name.removeprefix("space."): value for name, value in changes.items() if name.startswith("space.")}
         others = {name: value for name, value in changes.items() if not name.startswith("space.")}

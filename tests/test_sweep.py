@@ -98,6 +98,7 @@ def test_a_searched_setting_that_is_given_a_value_is_searched_no_more(make_sweep
         ({"space.student.depth": [0]}, "space['student.depth']: 0"),
         ({"space.student.dept": [1]}, "space['student.dept']: no such setting"),
         ({"data.source": 7}, "data.source"),
+        ({"space": {"student.depth": [1]}}, "space: give each domain by its own name, such as --set space.student"),
         ({"search.constraints.latency_ms": 5}, "search"),
     ],
 )

@@ -46,6 +46,11 @@ def log_to(paths: SweepPaths) -> None:
     logging.root.setLevel(logging.INFO)
 
 
+def wide_console() -> Console:
+    """Standard output; a file or a pipe gets whole rows."""
+    return Console() if sys.stdout.isatty() else Console(soft_wrap=True, width=160)
+
+
 def logged(sweep: str) -> SweepPaths:
     """The paths of STORAGE/NAME; where there is such a sweep, its log file has what follows."""
     paths = sweep_paths(sweep)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kdray.cli.ending import app, errors, exits, logged
+from kdray.cli.ending import app, errors, exits, logged, wide_console
 from kdray.cli.options import DEFAULT_STORAGE, UI_PORT, SweepServer
 from kdray.errors import StorageError
 from kdray.mirror import url_of
@@ -24,7 +24,7 @@ def show(
 ) -> None:
     """Print the table of a finished or running sweep."""
     with exits(), looked_at(sweep_paths(sweep)) as paths:
-        Console().print(table(figures_of(paths)))
+        wide_console().print(table(figures_of(paths)))
 
 
 @app.command("sync")

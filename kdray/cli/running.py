@@ -2,16 +2,14 @@
 
 import os
 import runpy
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from kdray.cli.ending import app, exits, log_to
+from kdray.cli.ending import app, exits, log_to, wide_console
 from kdray.cli.options import (
     DEFAULT_STORAGE,
     UI_PORT,
@@ -138,7 +136,7 @@ def run_on_screen(
 
 def conclude(outcome: Outcome) -> None:
     """Print what came out, and where it lies."""
-    console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
+    console = wide_console()
     console.print(table(outcome.figures))
     for sentence in outcome.figures.sentences:
         console.print(sentence, markup=False, highlight=False)
