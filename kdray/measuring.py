@@ -217,7 +217,7 @@ class _Clock:
 def _positions(model: PreTrainedModel, enough: int) -> int:
     """How many tokens the model has places for; `enough` where it numbers no places."""
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+        if name.endswith(("position_embeddings", ".wpe")) and isinstance(module, nn.Embedding):
             # RoBERTa and its kin number places from the padding token's id on.
             taken = 0 if module.padding_idx is None else module.padding_idx + 1
             return int(module.num_embeddings - taken)

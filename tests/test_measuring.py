@@ -9,6 +9,8 @@ from tiny_bert import TINY, tiny_bert
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     ModernBertConfig,
     ModernBertForSequenceClassification,
     PreTrainedModel,
@@ -129,6 +131,12 @@ def test_measuring_leaves_no_trace(model):
     assert torch.get_num_threads() == threads
     assert model.training
     assert model.dtype == torch.bfloat16
+
+
+def test_gpt2_is_measured_up_to_its_last_place():
+    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=12))
+    with pytest.raises(SpecError, match=r"latency\.length: got 13, but this gpt2 model reads at most 12 tokens"):
+        measured_latency(model, Latency(length=13, warmup=0, repeats=1), CPU)
 
 
 def test_roberta_is_measured_up_to_its_last_place():
