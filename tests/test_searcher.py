@@ -348,6 +348,20 @@ def test_hours_count_what_an_interrupted_trial_was_trained(tmp_path: Path) -> No
     assert again.ask() is None
 
 
+def test_hours_count_every_session_of_a_trial_that_is_interrupted_again_and_again(tmp_path: Path) -> None:
+    search_for = Search(trials=None, hours=5, stopping=None)
+    for session in range(3):  # two hours each
+        now = [0.0]
+        ledger = Ledger.open(tmp_path / "journal.log", "sweep", search_for.objectives)
+        sweep = Study(search_for, SPACE, ledger, costs, clock=lambda now=now: now[0])
+        asked = sweep.ask()
+        assert asked is not None
+        assert asked.number == 0
+        now[0] = 7200.0
+        sweep.observe(0, {"accuracy": 0.5, "step": 10.0 * session, "train_seconds": 60.0, "eval_seconds": 1.0})
+    assert sweep.ask() is None
+
+
 # Going on with it -----------------------------------------------------------------------------------------------------
 
 

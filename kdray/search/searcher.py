@@ -32,6 +32,12 @@ ATTEMPTS = 3
 EARLIER = "earlier trials"
 """The ledger's note of another sweep's trials that this one's sampler knows: `trials`, with params and metrics each."""
 
+SPENT = "seconds spent"
+"""The ledger's note of how long the search has taken in all its sessions, where `hours` limits it."""
+
+NOTE_S = 60.0
+"""At most so much of that is lost with a session that is killed."""
+
 FATAL = ("loss", "train_loss")
 """Besides the objectives: a trial that reports one of these as not finite has failed."""
 
@@ -148,7 +154,8 @@ class Study:
         narrow = narrowed(self._distributions, self._allowed)
         self._sampling = Sampling(search.sampler, search.seed, search.objectives, narrow)
         records = ledger.records()
-        self._spent_s, self._opened = _busy_s(records), clock()
+        self._spent_s = self._noted_s = max(_busy_s(records), ledger.attr(SPENT) or 0.0)
+        self._opened = clock()
         self._interrupted = [record.number for record in records if record.state == "running"]
         self._attempts: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
@@ -174,6 +181,7 @@ class Study:
         if self._interrupted:
             record = self.ledger.resume(self._interrupted.pop(0))
             return self._asked(record, stopped=bool(record.history) and not self._goes_on(record))
+        self._note_spent()
         if self._spent():
             return None
         drawn = self._sampling.draw(self._keeps_constraints, self._allowed)
@@ -201,6 +209,7 @@ class Study:
         record = self.ledger[number]
         if record.state != "running":
             return False
+        self._note_spent()
         attempts = self._attempts[number] + attempt - 1
         if attempts != record.attempts:
             self.ledger.set_attempts(number, attempts)
@@ -232,8 +241,17 @@ class Study:
 
     def _spent(self) -> bool:
         trials, hours = self.search.trials, self.search.hours
-        elapsed_s = self._spent_s + self._clock() - self._opened
-        return (trials is not None and len(self.ledger) >= trials) or (hours is not None and elapsed_s >= 3600 * hours)
+        late = hours is not None and self._elapsed_s() >= 3600 * hours
+        return (trials is not None and len(self.ledger) >= trials) or late
+
+    def _elapsed_s(self) -> float:
+        return self._spent_s + self._clock() - self._opened
+
+    def _note_spent(self) -> None:
+        """Keep how long it has taken for the next session, now and then, where that matters."""
+        if self.search.hours is not None and self._elapsed_s() >= self._noted_s + NOTE_S:
+            self._noted_s = self._elapsed_s()
+            self.ledger.set_attr(SPENT, self._noted_s)
 
     def _keeps_constraints(self, params: Mapping[str, Any]) -> bool:
         costs = self._costs(params) if self.search.constraints else {}
@@ -319,6 +337,8 @@ def _moment(metrics: Mapping[str, float]) -> str:
 
 def _busy_s(records: Iterable[TrialRecord]) -> float:
     """Seconds in which at least one of these trials ran: the wall clock of the sessions they ran in, without pauses.
+
+    At least these: of what was interrupted more than once, only the ledger's own note tells all.
 
     Of a trial that was interrupted the ledger knows when it was begun again, and how long it had been trained. Those of
     several slots were so at once, so the longest counts.
