@@ -225,6 +225,20 @@ def test_the_sweeps_page_has_a_column_for_each_searched_setting_and_the_usual_nu
     ]  # fmt: skip
 
 
+def test_files_beside_any_database_lie_in_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And not in the folder that the command was given in."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    paths, tracking = SweepPaths(tmp_path / "storage", "quickstart"), Tracking(uri=f"sqlite:///{tmp_path}/team.db")
+    tracker = open_tracker(tracking, paths, "key")
+    tracker.start_sweep({}, {})
+    tracker.end_sweep("finished")
+    experiment = MlflowClient(str(tracking.uri)).get_experiment_by_name("kdray")
+    assert experiment is not None
+    assert experiment.artifact_location == f"{paths.tracking_artifacts.as_uri()}/kdray"
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_the_sweeps_page_shows_its_trials_the_best_first(store: StoragePaths):
     """And neither the sweep's own run, below which the UI would fold them, nor controls."""
     tracker = sweep_of(store, "best first", [])

@@ -8,7 +8,8 @@ from pydantic import Field, field_validator
 from kdray.paths import StoragePaths
 from kdray.settings import Settings
 
-_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+_SERVED = ("http", "https", "databricks")
+_SCHEMES = (*_SERVED, "sqlite", "postgresql", "mysql", "mssql")
 _SECRETS = (
     (re.compile(r"://[^/@\s]+@"), "://***@"),
     (re.compile(r"([?&][^=&\s]*(?:password|passwd|token|secret)[^=&\s]*=)[^&\s]+", re.IGNORECASE), r"\1***"),
@@ -54,8 +55,9 @@ class Tracking(Settings):
         return self.uri or default_uri(storage)
 
     def artifacts_in(self, storage: StoragePaths) -> str | None:
-        """Where that store keeps files; None where its server decides."""
-        return storage.tracking_artifacts.as_uri() if self.uri in (None, default_uri(storage)) else None
+        """Where that store keeps files; None where its server decides. Beside a database alone MLflow would put them
+        into whatever folder the sweep was begun in, which a job of a cluster loses."""
+        return None if urlparse(self.uri_in(storage)).scheme in _SERVED else storage.tracking_artifacts.as_uri()
 
 
 def default_uri(storage: StoragePaths) -> str:
