@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from kdray.errors import SpecError
 from kdray.evaluation import evaluating
+from kdray.pretrained import positions
 from kdray.settings import Settings
 from kdray.worker import torch_threads
 
@@ -176,10 +177,10 @@ class _Clock:
     """A model in float32 on a device, to be timed there as the settings say."""
 
     def __init__(self, model: PreTrainedModel, latency: Latency, device: torch.device) -> None:
-        if latency.length > _positions(model, latency.length):
+        if latency.length > (most := positions(model, latency.length)):
             raise SpecError(
                 f"latency.length: got {latency.length}, but this {model.config.model_type} model reads at most "
-                f"{_positions(model, latency.length)} tokens; give a length up to that."
+                f"{most} tokens; give a length up to that."
             )
         if model.device != device or model.dtype != torch.float32:
             model = copy.deepcopy(model).to(device, torch.float32)
@@ -212,16 +213,6 @@ class _Clock:
                 torch.cuda.synchronize(self._device)  # else the clock would only see that the work was handed over
 
         return once
-
-
-def _positions(model: PreTrainedModel, enough: int) -> int:
-    """How many tokens the model has places for; `enough` where it numbers no places."""
-    for name, module in model.named_modules():
-        if name.endswith(("position_embeddings", ".wpe")) and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin number places from the padding token's id on.
-            taken = 0 if module.padding_idx is None else module.padding_idx + 1
-            return int(module.num_embeddings - taken)
-    return enough
 
 
 def _milliseconds(once: Callable[[], object]) -> float:

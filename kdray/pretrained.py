@@ -125,6 +125,16 @@ def weights_fingerprint(folder: Path) -> str:
     return file_fingerprint(*sorted(set(files)))
 
 
+def positions(model: PreTrainedModel, enough: int) -> int:
+    """How many tokens the model has places for; `enough` where it numbers no places."""
+    for name, module in model.named_modules():
+        if name.endswith(("position_embeddings", ".wpe")) and isinstance(module, nn.Embedding):
+            # RoBERTa and its kin number places from the padding token's id on.
+            taken = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings - taken)
+    return enough
+
+
 def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Write model (safetensors) and tokenizer into the folder."""
     _quieten()
@@ -147,26 +157,11 @@ def _agree_on_padding(model: PreTrainedModel, tokenizer: Any, folder: Path) -> N
 def _check_positions(taken: Pretrained, max_length: int, folder: Path) -> None:
     """Raise SpecError for texts that are longer than the model's table of positions, if its tokenizer does not."""
     config = AutoConfig.from_pretrained(taken.folder, trust_remote_code=False)
-    positions = getattr(config, "max_position_embeddings", None) or max_length + RESERVED
-    if max_length <= positions - RESERVED or taken.tokenizer().model_max_length <= positions:
-        return
-    model = taken.model()
-    if _reads(model, max_length):  # computed positions have no end
-        return
-    shorter = range(positions, positions - RESERVED - 1, -1)
-    longest = next((length for length in shorter if _reads(model, length)), None)
-    if longest is not None:
-        raise SpecError(f"task.max_length: got {max_length}; the model of {folder} takes at most {longest} tokens.")
-
-
-def _reads(model: PreTrainedModel, length: int) -> bool:
-    no_padding = 0 if model.config.pad_token_id else 1
-    try:
-        with torch.inference_mode():
-            model(input_ids=torch.full((1, length), no_padding))
-    except (IndexError, RuntimeError):
-        return False
-    return True
+    places = getattr(config, "max_position_embeddings", None) or max_length + RESERVED
+    if max_length <= places - RESERVED or taken.tokenizer().model_max_length <= places:
+        return  # without loading the model
+    if max_length > (most := positions(taken.model(), max_length)):
+        raise SpecError(f"task.max_length: got {max_length}; the model of {folder} takes at most {most} tokens.")
 
 
 def _reorder_outputs(model: PreTrainedModel, order: list[int]) -> None:
