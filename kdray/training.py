@@ -33,6 +33,12 @@ FINITE_CHECK_STEPS = 50  # on a GPU each check waits for the device
 WITHOUT_EFFECT = ("checkpoint_minutes", "checkpoint_evaluations")
 """Settings that change no number: a training may be gone on with under others."""
 
+NOT_IN_BF16 = ("deberta", "xmod")
+"""Families whose forward overflows under autocast in bf16: they mask with the least float32."""
+
+UNUSED_PARAMETERS = ("big_bird", "canine", "esm", "luke", "xlnet")
+"""Families that have parameters which their own classification never reads, and DDP would wait for gradients of."""
+
 type_of_precision = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -66,13 +72,6 @@ class Training(Settings):
         if step < warm:
             return self.learning_rate * (step + 1) / warm
         return self.learning_rate * (steps - step) / max(1, steps - warm)
-
-
-NOT_IN_BF16 = ("deberta", "xmod")
-"""Families whose forward overflows under autocast in bf16: they mask with the least float32."""
-
-UNUSED_PARAMETERS = ("big_bird", "canine", "esm", "luke", "xlnet")
-"""Families that have parameters which their own classification never reads, and DDP would wait for gradients of."""
 
 
 def autocast_dtype(

@@ -18,6 +18,9 @@ from transformers.initialization import no_init_weights
 from kdray.errors import SpecError, TeacherError
 from kdray.settings import Settings
 
+PER_LAYER = ("attention_window", "layer_types", "mlp_layer_types", "no_rope_layers")
+"""Settings of configurations that are lists with one entry a layer."""
+
 
 class TransformerStudent(Settings):
     """How deep the student is, and what its weights start from."""
@@ -102,10 +105,6 @@ def _stacks(model: PreTrainedModel, depth: int) -> list[str]:
         if isinstance(module, nn.ModuleList) and len(module) == depth and not inside:
             stacks.append(name)
     return stacks
-
-
-PER_LAYER = ("attention_window", "layer_types", "mlp_layer_types", "no_rope_layers")
-"""Settings of configurations that are lists with one entry a layer."""
 
 
 def _shallower(config: Any, chosen: tuple[int, ...]) -> Any:
