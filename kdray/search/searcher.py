@@ -267,8 +267,10 @@ class Study:
         peers = (
             other
             for other in self.ledger.records()
-            if other.costs == record.costs and other.number != record.number and other.state != "failed"
-            if self._length(other) == self._length(record)
+            if other.costs == record.costs
+            and other.number != record.number
+            and other.state != "failed"
+            and self._length(other) == self._length(record)
         )
         keeps = stopping.keeps(record, peers, self.search.objectives[0])
         if keeps:

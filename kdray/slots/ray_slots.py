@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -259,7 +259,9 @@ class RaySlots:
                 # the board counts, for each job, how often its group died; the start has the slot's own limit
                 failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
                 logging_config=LoggingConfig(log_level="WARNING"),
-                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT | _own(WORKER_ENVIRONMENT)},
+                worker_runtime_env={
+                    "env_vars": {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
+                },
             ),
         )
 
@@ -360,11 +362,6 @@ def _board(max_failures: int, progress_s: float) -> Any:
 def _backend(asked: Shares) -> str:
     """NCCL refuses two ranks on one GPU."""
     return "cpu:gloo,cuda:nccl" if asked.gpus >= 1 else "gloo"
-
-
-def _own(names: Iterable[str]) -> dict[str, str]:
-    """What this process's environment says of these."""
-    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _causes(error: Exception) -> tuple[Any, ...]:
