@@ -24,9 +24,9 @@ from machine import machine, say
 from ray import cloudpickle
 
 from kdray import FreshTransformer, SlotSettings
-from kdray.slots import RaySlots, connect, open_slots
-from kdray.slots.ray_slots import WORKER_ENVIRONMENT
-from kdray.worker import Report, Worker
+from kdray.slots.cluster import connect
+from kdray.slots.job import Report, Worker
+from kdray.slots.ray_slots import WORKER_ENVIRONMENT, RaySlots, open_slots
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker cannot import this file
 

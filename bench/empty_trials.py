@@ -24,15 +24,17 @@ from machine import machine, say
 from ray import tune
 
 from kdray import Search, Sweep
-from kdray.keeper import Keeper, tracked
-from kdray.paths import SweepPaths
-from kdray.record import TrialRecord
-from kdray.screen import NullScreen
+from kdray.evaluation.trial_record import TrialRecord
+from kdray.report.screen import NullScreen
 from kdray.search.ledger import Ledger
 from kdray.search.searcher import Study
 from kdray.search.tuning import search
-from kdray.slots import RaySlots, SlotSettings, connect, open_slots
-from kdray.worker import Report, Worker
+from kdray.slots.cluster import connect
+from kdray.slots.job import Report, Worker
+from kdray.slots.pool import SlotSettings
+from kdray.slots.ray_slots import RaySlots, open_slots
+from kdray.stages.bookkeeping import Keeper, tracked
+from kdray.storage.paths import SweepPaths
 
 EARLY = 100
 """The trial at which memory is first looked at: all is imported and warm by then."""

@@ -23,9 +23,10 @@ from typing import Any
 from machine import machine, say
 
 from kdray.errors import KDRayError
-from kdray.paths import SweepPaths, read_json
-from kdray.record import TrialRecord
+from kdray.evaluation.trial_record import TrialRecord
 from kdray.search.ledger import Ledger
+from kdray.storage.files import read_json
+from kdray.storage.paths import SweepPaths
 
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("examples_per_s", "train_seconds", "eval_seconds")
@@ -97,7 +98,15 @@ def _begun(
     sweep: Path, storage: Path, name: str, stage: int, told: set[str]
 ) -> tuple[subprocess.Popen[str], threading.Semaphore]:
     """A session, whose words go to this process's stderr, and how much news it has told from this stage on."""
-    command = [sys.executable, "-c", "from kdray.cli import app; app()", "run", str(sweep), "--storage", str(storage)]
+    command = [
+        sys.executable,
+        "-c",
+        "from kdray.cli.app import app; app()",
+        "run",
+        str(sweep),
+        "--storage",
+        str(storage),
+    ]
     command += ["--address", "local", "--set", f"name={name}", "--set", "slots.count=1"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     news = threading.Semaphore(0)

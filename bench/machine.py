@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kdray.measuring import hardware
+from kdray.evaluation.measuring import hardware
 
 VERSIONS = ("kdray", "ray", "torch", "transformers", "optuna", "mlflow")
 

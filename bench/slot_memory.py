@@ -25,12 +25,15 @@ import pyarrow as pa
 from machine import machine, say
 
 from kdray import FreshTransformer, SlotSettings, TextClassification
-from kdray.generated import GeneratedReviews
-from kdray.paths import StoragePaths
-from kdray.slots import RaySlots, connect, open_slots
-from kdray.tokens import Rows, TokenSet, epoch_batches, tokenised
-from kdray.transfer import TransferSet
-from kdray.worker import Report, Worker
+from kdray.data.batches import epoch_batches
+from kdray.data.generated import GeneratedReviews
+from kdray.data.rows import Rows
+from kdray.data.tokens import TokenSet, tokenised
+from kdray.data.transfer_set import TransferSet
+from kdray.slots.cluster import connect
+from kdray.slots.job import Report, Worker
+from kdray.slots.ray_slots import RaySlots, open_slots
+from kdray.storage.paths import StoragePaths
 
 TOKENS = 128
 BYTES_PER_ROW = TOKENS * 5 + 32
@@ -100,7 +103,7 @@ def set_mb(pid: int, *folders: Path) -> dict[str, float]:
 
 
 def transfer_set(tokens: TokenSet, folder: Path) -> TransferSet:
-    """Logits made up for every training row, in the format of `kdray.transfer`."""
+    """Logits made up for every training row, in the format of `kdray.teacher.transfer`."""
     ids = tokens.rows("train").ids
     logits = np.random.default_rng(0).normal(size=2 * len(ids)).astype(np.float32)
     table = pa.table({"id": ids, "logits": pa.FixedSizeListArray.from_arrays(pa.array(logits), 2)})

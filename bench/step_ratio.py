@@ -24,16 +24,20 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from kdray.data import load_splits
+from kdray.data.batches import epoch_batches
+from kdray.data.rows import Batch, Rows
+from kdray.data.splits import load_splits
+from kdray.data.tokens import tokenised
 from kdray.losses.distillation import Distillation
-from kdray.paths import StoragePaths
-from kdray.slots import LocalSlots
-from kdray.students.transformer import TransformerStudent
-from kdray.teacher import obtain_source
-from kdray.tokens import Batch, Rows, epoch_batches, tokenised
-from kdray.training import Training, autocast_dtype, fit
-from kdray.transfer import obtain_transfer_set
-from kdray.worker import Worker
+from kdray.models.transformer import TransformerStudent
+from kdray.slots.job import Worker
+from kdray.slots.local import LocalSlots
+from kdray.storage.paths import StoragePaths
+from kdray.teacher.teacher import obtain_source
+from kdray.teacher.transfer import obtain_transfer_set
+from kdray.training.fit import fit
+from kdray.training.precision import autocast_dtype
+from kdray.training.settings import Training
 
 DISTILLATION = Distillation(temperature=3.0, alpha=0.7)
 SEED = 0

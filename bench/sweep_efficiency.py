@@ -19,11 +19,11 @@ from machine import machine, say
 from material import parser, sweep
 
 from kdray import Sweep
-from kdray.outcome import figures_of
-from kdray.paths import SweepPaths
-from kdray.record import TrialRecord
+from kdray.evaluation.trial_record import TrialRecord
+from kdray.report.screen import NullScreen
 from kdray.run import run
-from kdray.screen import NullScreen
+from kdray.stages.choosing import figures_of
+from kdray.storage.paths import SweepPaths
 
 
 class Stages(NullScreen):

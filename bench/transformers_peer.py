@@ -37,17 +37,17 @@ from torch.nn import functional
 from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainingArguments
 
 from kdray import Search, Sweep
-from kdray.data import Splits, load_splits
-from kdray.outcome import figures_of
-from kdray.paths import SweepPaths
-from kdray.pretrained import Pretrained
-from kdray.record import TrialRecord
+from kdray.data.splits import Splits, load_splits
+from kdray.data.tokens import tokenised
+from kdray.evaluation.trial_record import TrialRecord
+from kdray.models.pretrained import Pretrained
+from kdray.models.transformer import TransformerStudent
 from kdray.run import run
-from kdray.slots import LocalSlots
-from kdray.students.transformer import TransformerStudent
-from kdray.teacher import obtain_source, obtain_teacher
-from kdray.tokens import tokenised
-from kdray.training import autocast_dtype
+from kdray.slots.local import LocalSlots
+from kdray.stages.choosing import figures_of
+from kdray.storage.paths import SweepPaths
+from kdray.teacher.teacher import obtain_source, obtain_teacher
+from kdray.training.precision import autocast_dtype
 
 DEPTH, TEMPERATURE, ALPHA, RATE = (
     "student.depth", "distillation.temperature", "distillation.alpha", "training.learning_rate",

@@ -27,8 +27,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from kdray.search.ledger import Ledger
 from kdray.search.searcher import Search, Study
 from kdray.search.tuning import search
-from kdray.slots import RaySlots, SlotSettings, connect, open_slots
-from kdray.worker import Report, Worker
+from kdray.slots.cluster import connect
+from kdray.slots.job import Report, Worker
+from kdray.slots.pool import SlotSettings
+from kdray.slots.ray_slots import RaySlots, open_slots
 
 
 @dataclass(frozen=True)

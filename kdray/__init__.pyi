@@ -1,22 +1,23 @@
 # What a sweep script imports: the one list of public names, read by type checkers and by __init__.py.
 
-from .choice import Choose
-from .cli import main
-from .confirmation import Confirm
-from .data import Data
-from .generated import FreshTransformer, GeneratedReviews
+from .choice.reruns import Confirm
+from .choice.rule import Choose
+from .cli.running import main
+from .data.generated import GeneratedReviews
+from .data.splits import Data
+from .evaluation.measuring import Latency
 from .losses.distillation import Distillation
-from .measuring import Latency
+from .models.fresh import FreshTransformer
+from .models.transformer import TransformerStudent
 from .search.searcher import Search, at_least, at_most
 from .search.stopping import Halving
-from .slots import SlotSettings
-from .students.transformer import TransformerStudent
+from .slots.pool import SlotSettings
 from .sweep import Sweep
 from .tasks.text_classification import TextClassification
-from .teacher import Teacher
-from .tracking import Tracking
-from .training import Training
-from .transfer import Transfer
+from .teacher.teacher import Teacher
+from .teacher.transfer import Transfer
+from .tracking.settings import Tracking
+from .training.settings import Training
 
 __all__ = [
     "Choose",

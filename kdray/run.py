@@ -9,32 +9,37 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from kdray.claim import claim
-from kdray.comparable import comparable_trials
-from kdray.confirmation import Control
-from kdray.confirming import Retraining
-from kdray.costs import measure_costs
-from kdray.data import Splits, load_splits
-from kdray.keeper import Keeper, tracked
-from kdray.outcome import Outcome, choose, figures_of, ship
-from kdray.owner import owned
-from kdray.paths import SweepPaths, read_json, write_json
-from kdray.pretrained import Pretrained
-from kdray.records import kept_in_bucket
-from kdray.registering import registered
-from kdray.report import write_report
-from kdray.screen import NullScreen, Screen, Timed
+from kdray.choice.controls import Control
+from kdray.data.splits import Splits, load_splits
+from kdray.evaluation.costs import measure_costs
+from kdray.models.pretrained import Pretrained
+from kdray.models.student_sources import student_sources
+from kdray.report.files import write_report
+from kdray.report.screen import NullScreen, Screen, Timed
+from kdray.search.claim import claim
 from kdray.search.ledger import Ledger
 from kdray.search.searcher import Study
 from kdray.search.searching import search
-from kdray.slots import LocalSlots, SlotPool, connect, open_slots
-from kdray.students.source import student_sources
+from kdray.slots.cluster import connect
+from kdray.slots.job import NOTE, Report
+from kdray.slots.local import LocalSlots
+from kdray.slots.pool import SlotPool
+from kdray.slots.ray_slots import open_slots
+from kdray.stages.bookkeeping import Keeper, tracked
+from kdray.stages.choosing import Outcome, choose, figures_of, ship
+from kdray.stages.registering import registered
+from kdray.stages.retraining import Retraining
+from kdray.stages.warm_start import comparable_trials
+from kdray.storage.bucket_copies import kept_in_bucket
+from kdray.storage.files import read_json, write_json
+from kdray.storage.owner import owned
+from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
-from kdray.teacher import check_quality, obtain_source, obtain_teacher
-from kdray.tracking import masked, origin
-from kdray.transfer import obtain_transfer_set
-from kdray.trial import Lesson, Trial
-from kdray.worker import NOTE, Report
+from kdray.teacher.teacher import check_quality, obtain_source, obtain_teacher
+from kdray.teacher.transfer import obtain_transfer_set
+from kdray.tracking.origin import origin
+from kdray.tracking.settings import masked
+from kdray.training.trial import Lesson, Trial
 
 
 def run(

@@ -10,23 +10,23 @@ from typing import Any, Self
 from optuna.distributions import distribution_to_json, json_to_distribution
 from pydantic import Field, model_validator
 
-from kdray.choice import Choose
-from kdray.confirmation import Confirm
-from kdray.data import Data, Splits
+from kdray.choice.reruns import Confirm
+from kdray.choice.rule import Choose
+from kdray.data.splits import Data, Splits
 from kdray.errors import SpecError, did_you_mean
+from kdray.evaluation.measuring import KNOWN, Latency
 from kdray.losses.distillation import Distillation
-from kdray.measuring import KNOWN, Latency
+from kdray.models.transformer import TransformerStudent
 from kdray.search.searcher import Search
+from kdray.search.space import Space, architectures, check_space, distributions, domains
 from kdray.settings import Settings, dotted
-from kdray.slots import SlotSettings
-from kdray.space import Space, architectures, check_space, distributions, domains
-from kdray.students.transformer import TransformerStudent
+from kdray.slots.pool import SlotSettings
 from kdray.tasks.text_classification import TextClassification
-from kdray.teacher import Teacher
-from kdray.tracking import Tracking
-from kdray.training import WITHOUT_EFFECT, Training
-from kdray.transfer import Transfer
-from kdray.trial import Recipe
+from kdray.teacher.teacher import Teacher
+from kdray.teacher.transfer import Transfer
+from kdray.tracking.settings import Tracking
+from kdray.training.settings import WITHOUT_EFFECT, Training
+from kdray.training.trial import Recipe
 
 COMPARED = ("agreement", "retention", "loss")
 MAY_CHANGE = {

@@ -13,27 +13,29 @@ from typing import Any
 
 import pytest
 import torch
-from bucket_server import BucketServer
 
-from kdray.confirmation import Confirm
-from kdray.data import Data, Splits, load_splits
-from kdray.generated import FreshTransformer
-from kdray.measuring import Latency
-from kdray.mirror import ROOT
-from kdray.paths import StoragePaths, SweepPaths
-from kdray.pretrained import Pretrained
+from kdray.choice.reruns import Confirm
+from kdray.data.splits import Data, Splits, load_splits
+from kdray.data.tokens import TokenSet, tokenised
+from kdray.data.transfer_set import TransferSet
+from kdray.evaluation.measuring import Latency
+from kdray.models.fresh import FreshTransformer
+from kdray.models.pretrained import Pretrained
+from kdray.models.transformer import TransformerStudent
 from kdray.run import run
 from kdray.search.searcher import Search
-from kdray.slots import LocalSlots, SlotSettings
-from kdray.students.transformer import TransformerStudent
+from kdray.slots.local import LocalSlots
+from kdray.slots.pool import SlotSettings
+from kdray.storage.mirror import ROOT
+from kdray.storage.paths import StoragePaths, SweepPaths
 from kdray.sweep import Sweep
 from kdray.tasks.text_classification import TextClassification
-from kdray.teacher import Teacher, obtain_source, obtain_teacher
-from kdray.tokens import TokenSet, tokenised
-from kdray.tracking import Tracking
-from kdray.training import Training
-from kdray.transfer import Transfer, TransferSet, obtain_transfer_set
-from kdray.trial import Lesson, Recipe
+from kdray.teacher.teacher import Teacher, obtain_source, obtain_teacher
+from kdray.teacher.transfer import Transfer, obtain_transfer_set
+from kdray.tracking.settings import Tracking
+from kdray.training.settings import Training
+from kdray.training.trial import Lesson, Recipe
+from tests.storage.bucket_server import BucketServer
 
 GOOD, BAD = ("good", "warm", "witty", "fresh"), ("bad", "cold", "dull", "stale")
 OTHER = ["the", "a", "film", "plot", "cast", "music", "script", "with", "and", "of", "this", "that", "its"]

@@ -11,27 +11,27 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
 from mlflow import MlflowClient
 
-from kdray.choice import Choose
-from kdray.data import Data
+from kdray.choice.rule import Choose
+from kdray.data.splits import Data
 from kdray.errors import DataError, Refused, ResourceError, SpecError, StorageError, SweepFailed, TeacherError
-from kdray.outcome import Outcome, figures_of
-from kdray.owner import owned
-from kdray.paths import SweepPaths
-from kdray.pretrained import Pretrained, save
-from kdray.record import TrialRecord
+from kdray.evaluation.trial_record import TrialRecord
+from kdray.models.pretrained import Pretrained, save
+from kdray.report.screen import NullScreen
 from kdray.run import run
-from kdray.screen import NullScreen
 from kdray.search.searcher import Search, at_most
 from kdray.search.stopping import Halving
-from kdray.slots import SlotSettings
+from kdray.slots.pool import SlotSettings
+from kdray.stages.choosing import Outcome, figures_of
+from kdray.storage.owner import owned
+from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
 from kdray.tasks.text_classification import TextClassification
-from kdray.teacher import Teacher
-from kdray.tracking import Tracking
-from kdray.training import Training
+from kdray.teacher.teacher import Teacher
+from kdray.tracking.settings import Tracking
+from kdray.training.settings import Training
+from tests.conftest import TINY
 
 MakeSweep = Callable[..., Sweep]
 TIMES = ("examples_per_s", "train_seconds", "eval_seconds")
@@ -169,7 +169,7 @@ def test_the_same_again_does_nothing_twice(finished: Outcome, copied: Path, go: 
 def test_a_sweep_that_goes_on_elsewhere_keeps_the_costs_of_where_it_began(
     finished: Outcome, copied: Path, go: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdray.costs.hardware", lambda device=None: "another machine")
+    monkeypatch.setattr("kdray.evaluation.costs.hardware", lambda device=None: "another machine")
     extended = go(storage=copied, search=Search(trials=4, stopping=None)).figures
     assert (extended.conditions, extended.teacher) == (finished.figures.conditions, finished.figures.teacher)
     costs = {record.params["student.depth"]: record.costs for record in finished.figures.records}
@@ -318,7 +318,7 @@ class NoTraining:
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdray.training.Step", NoTraining)
+    monkeypatch.setattr("kdray.training.fit.Step", NoTraining)
 
 
 @pytest.mark.usefixtures("untrained")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from ray import tune
 
-from kdray.choice import Choose
-from kdray.data import Splits
+from kdray.choice.rule import Choose
+from kdray.data.splits import Splits
 from kdray.errors import SpecError
 from kdray.search.searcher import Search, at_least, at_most
 from kdray.sweep import Sweep

@@ -1,12 +1,11 @@
-"""The command line: `main(sweep)` for sweep scripts, and the `kdray` command; printing, logging and exit codes.
+"""The command line: `main(sweep)` for sweep scripts, the `kdray` command, printing, logging and exit codes.
 
-`ending`: how every command logs and ends. `options`: what several of them are told. `running`: run, choose. `looking`:
-show, sync, ui. `student`: export, predict, register.
+In reading order:
+
+- `app`       the `kdray` command: the list of its subcommands
+- `options`   arguments and options that several subcommands share
+- `ending`    how every command logs, prints errors and ends: exit codes
+- `running`   `main(sweep)`, `kdray run`, `kdray choose`
+- `looking`   `kdray show`, `kdray sync`, `kdray ui`
+- `student`   `kdray export`, `kdray predict`, `kdray register`
 """
-
-from kdray.cli.ending import app, exits
-from kdray.cli.running import main, settings_of
-
-from kdray.cli import looking, student  # isort: skip  (their commands are listed after `run`)
-
-__all__ = ["app", "exits", "looking", "main", "settings_of", "student"]

@@ -14,19 +14,15 @@ import typer
 from rich.console import Console
 
 from kdray.errors import KDRayError, storage_error
-from kdray.interrupts import EXIT_CODE
-from kdray.paths import SweepPaths, sweep_paths
-from kdray.tracking import command_line
+from kdray.slots.interrupts import EXIT_CODE
+from kdray.storage.paths import SweepPaths, sweep_paths
+from kdray.tracking.origin import command_line
 
 log = logging.getLogger(__name__)
 logging.getLogger("kdray").addHandler(
     logging.NullHandler()
 )  # else Python prints errors itself until there is a log file
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
-app = typer.Typer(
-    help="Distil a large NLP model into the best small one.", no_args_is_help=True, add_completion=False,
-    pretty_exceptions_enable=False,
-)  # fmt: skip
 
 CHATTERERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggingface_hub")
 """Libraries that put handlers of their own on the screen."""

@@ -6,19 +6,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kdray.cli.ending import app, errors, exits, logged, wide_console
+from kdray.cli.ending import errors, exits, logged, wide_console
 from kdray.cli.options import DEFAULT_STORAGE, UI_PORT, SweepServer
 from kdray.errors import StorageError
-from kdray.mirror import url_of
-from kdray.outcome import figures_of
-from kdray.paths import StoragePaths, storage_path, sweep_paths
-from kdray.records import looked_at
-from kdray.report import table
-from kdray.screen import open_screen
-from kdray.tracking import Synced, sync, ui_command
+from kdray.report.screen import open_screen
+from kdray.report.table import table
+from kdray.stages.choosing import figures_of
+from kdray.storage.bucket_copies import looked_at
+from kdray.storage.mirror import url_of
+from kdray.storage.paths import StoragePaths, storage_path, sweep_paths
+from kdray.tracking.page import ui_command
+from kdray.tracking.sync import Synced, sync
 
 
-@app.command()
 def show(
     sweep: Annotated[str, typer.Argument(help="STORAGE/NAME: the folder of a finished or running sweep.")],
 ) -> None:
@@ -27,7 +27,6 @@ def show(
         wide_console().print(table(figures_of(paths)))
 
 
-@app.command("sync")
 def sync_sweep(
     sweep: Annotated[str, typer.Argument(help="STORAGE/NAME: the folder of a sweep that has ended.")],
     tracking_uri: SweepServer = None,
@@ -43,7 +42,6 @@ def sync_sweep(
             console.print(line, markup=False)
 
 
-@app.command()
 def ui(
     storage: Annotated[
         str, typer.Argument(help="The storage whose trials to look at.", envvar="KDRAY_STORAGE")

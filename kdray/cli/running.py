@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdray.cli.ending import app, exits, log_to, wide_console
+from kdray.cli.ending import exits, log_to, wide_console
 from kdray.cli.options import (
     DEFAULT_STORAGE,
     UI_PORT,
@@ -26,15 +26,15 @@ from kdray.cli.options import (
     Trials,
 )
 from kdray.errors import KDRayError, SpecError
-from kdray.finished import finished, ruled
-from kdray.interrupts import interruptible
-from kdray.outcome import Outcome
-from kdray.paths import SweepPaths, shown, storage_path, sweep_paths
-from kdray.records import looked_at
-from kdray.report import table
+from kdray.report.screen import open_screen
+from kdray.report.table import table
 from kdray.run import run
-from kdray.screen import open_screen
 from kdray.settings import parsed
+from kdray.slots.interrupts import interruptible
+from kdray.stages.choosing import Outcome
+from kdray.stages.choosing_again import finished, ruled
+from kdray.storage.bucket_copies import looked_at
+from kdray.storage.paths import SweepPaths, shown, storage_path, sweep_paths
 from kdray.sweep import Sweep
 
 STOPPING = "Stopping: what runs writes a checkpoint first. Ctrl-C or SIGTERM once more ends it at once."
@@ -58,7 +58,6 @@ def main(sweep: Sweep) -> None:
     script()
 
 
-@app.command("run")
 def run_file(
     file: Annotated[Path, typer.Argument(help="A Python file that defines a Sweep.")],
     smoke: Smoke = False, trials: Trials = None, set_: Set = None, storage: Storage = DEFAULT_STORAGE,
@@ -72,7 +71,6 @@ def run_file(
     )  # fmt: skip
 
 
-@app.command("choose")
 def choose_again(
     sweep: SweepFolder,
     retention: Annotated[float | None, typer.Option(help="Least share of the teacher's quality to keep.")] = None,

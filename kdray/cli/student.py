@@ -8,23 +8,25 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kdray.cli.ending import app, exits, log_to, logged
+from kdray.cli.ending import exits, log_to, logged
 from kdray.cli.options import SweepFolder, SweepServer
 from kdray.errors import ExportError, SpecError, did_you_mean
-from kdray.export import FORMS, Exported, Form, check_empty, copied, export, shipped
-from kdray.interrupts import interruptible
-from kdray.mirror import fetched
-from kdray.outcome import figures_of
-from kdray.owner import owned
-from kdray.paths import SweepPaths, shown, sweep_paths
-from kdray.prediction import Answer, Predictor, check_pairs, check_target, check_text, lines_of, predict_file
-from kdray.records import kept_in_bucket
-from kdray.registering import register
-from kdray.screen import open_screen
-from kdray.wording import heading, number
+from kdray.evaluation.formatting import heading, number
+from kdray.export.checks import Exported
+from kdray.export.exporting import check_empty, copied, export
+from kdray.export.forms import FORMS, Form
+from kdray.export.prediction import Answer, Predictor, check_pairs, check_target, check_text, lines_of, predict_file
+from kdray.export.shipped import shipped
+from kdray.report.screen import open_screen
+from kdray.slots.interrupts import interruptible
+from kdray.stages.choosing import figures_of
+from kdray.stages.registering import register
+from kdray.storage.bucket_copies import kept_in_bucket
+from kdray.storage.mirror import fetched
+from kdray.storage.owner import owned
+from kdray.storage.paths import SweepPaths, shown, sweep_paths
 
 
-@app.command("export")
 def export_student(
     sweep: SweepFolder,
     form: Annotated[
@@ -55,7 +57,6 @@ def export_student(
             raise ExportError("; ".join(f"{form}: {why}" for form, why in exported.missing.items()) + ".")
 
 
-@app.command()
 def predict(
     sweep: SweepFolder,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; - reads lines.")] = None,
@@ -95,7 +96,6 @@ def predict(
                 typer.echo(_answer_line(text, answer))
 
 
-@app.command("register")
 def register_student(
     sweep: SweepFolder,
     replace: Annotated[bool, typer.Option("--replace", help="Make it champion, whatever the rule says.")] = False,

@@ -10,18 +10,19 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from kdray.data.sources import HUB_NAME
+from kdray.evaluation.formatting import heading, number, setting
+from kdray.evaluation.statistics import Interval
+from kdray.evaluation.trial_record import TrialRecord
 from kdray.export.checks import EXPORT_FILE, Exported, exported_in
 from kdray.export.forms import FOLDER
 from kdray.export.shipped import Shipped
-from kdray.paths import read_json
-from kdray.record import TrialRecord
-from kdray.report import Figures, confirmed
+from kdray.report import confirmed
+from kdray.report.figures import Figures
 from kdray.settings import dotted
-from kdray.sources import HUB_NAME
-from kdray.statistics import Interval
-from kdray.training import WITHOUT_EFFECT
-from kdray.trial import Recipe
-from kdray.wording import heading, number, setting
+from kdray.storage.files import read_json
+from kdray.training.settings import WITHOUT_EFFECT
+from kdray.training.trial import Recipe
 
 FILE = "README.md"
 HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "mcc": "matthews_correlation"}

@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdray.confusion import CLASSIFIED
-from kdray.evaluation import agreement, evaluating, predictions
+from kdray.data.rows import Rows
+from kdray.evaluation.measuring import conditions, hardware, per_second, synthetic, timed
+from kdray.evaluation.outputs import agreement, evaluating, predictions
+from kdray.evaluation.statistics import CLASSIFIED, Interval, classified, difference, interval
 from kdray.export.forms import FILES, Form
 from kdray.export.shipped import Shipped
-from kdray.measuring import conditions, hardware, per_second, synthetic, timed
-from kdray.paths import read_json
-from kdray.statistics import Interval, classified, difference, interval
+from kdray.slots.job import Worker, torch_threads
+from kdray.storage.files import read_json
 from kdray.tasks.task import Task
-from kdray.tokens import Rows
-from kdray.worker import Worker, torch_threads
 
 EXPORT_FILE = "export.json"
 BATCH = 32

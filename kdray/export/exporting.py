@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdray.data import load_splits
+from kdray.data.rows import Rows
+from kdray.data.splits import load_splits
+from kdray.data.tokens import tokenised
 from kdray.errors import DataError, ExportError, StorageError
 from kdray.export.card import FILE as CARD
 from kdray.export.card import model_card
@@ -16,10 +18,9 @@ from kdray.export.checks import EXPORT_FILE, Checks, Exported, FormFigures
 from kdray.export.forms import FILES, FOLDER, Form, OnnxModel, require
 from kdray.export.graphs import NEEDED, write_int8, write_onnx
 from kdray.export.shipped import Shipped
-from kdray.paths import new_folder, write_json
-from kdray.report import Figures
-from kdray.screen import Screen
-from kdray.tokens import Rows, tokenised
+from kdray.report.figures import Figures
+from kdray.report.screen import Screen
+from kdray.storage.files import new_folder, write_json
 
 ONNX_FORMS: tuple[Form, ...] = ("onnx", "int8")
 CALLED = {"onnx": "ONNX", "int8": "ONNX in int8"}

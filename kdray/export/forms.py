@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kdray.errors import ResourceError, StorageError
-from kdray.pretrained import Pretrained
+from kdray.models.pretrained import Pretrained
 
 Form: TypeAlias = Literal["pytorch", "onnx", "int8"]
 FORMS: tuple[Form, ...] = get_args(Form)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from kdray.errors import ExportError
+from kdray.evaluation.measuring import synthetic
 from kdray.export.forms import require
-from kdray.measuring import synthetic
-from kdray.pretrained import Pretrained
+from kdray.models.pretrained import Pretrained
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 EXAMPLE = (2, 7)  # rows and tokens: 1 would be taken for fixed

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdray.claim import settings_in
-from kdray.data import Data
+from kdray.data.splits import Data
 from kdray.errors import StorageError
+from kdray.evaluation.measuring import Latency
 from kdray.export.forms import FOLDER
-from kdray.measuring import Latency
-from kdray.paths import SweepPaths, file_fingerprint, new_folder, read_json, shown
-from kdray.pretrained import Pretrained, weights_fingerprint
+from kdray.models.pretrained import Pretrained, weights_fingerprint
+from kdray.search.claim import settings_in
+from kdray.storage.files import file_fingerprint, new_folder, read_json
+from kdray.storage.paths import SweepPaths, shown
 from kdray.tasks.text_classification import TextClassification
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from kdray.confirmation import Confirmed, Verdict
-from kdray.wording import bounded
+from kdray.choice.verdict import Confirmed, Verdict
+from kdray.evaluation.formatting import bounded
 
 
 def about(verdict: Verdict) -> str:

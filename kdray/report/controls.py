@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-from kdray.confirmation import Control, Role
+from kdray.choice.controls import Control
+from kdray.choice.reruns import Role
+from kdray.evaluation.formatting import heading, headings, number, setting
 from kdray.report.figures import Figures
-from kdray.wording import heading, headings, number, setting
 
 ABOUT = (
     "The best trial of each architecture on the front, and the same student on labels only, and with default "

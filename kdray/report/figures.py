@@ -6,9 +6,10 @@ Nothing of that is worked out here.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdray.confirmation import Control, Verdict
-from kdray.measuring import COSTS, ON_CPU
-from kdray.record import TrialRecord
+from kdray.choice.controls import Control
+from kdray.choice.verdict import Verdict
+from kdray.evaluation.measuring import COSTS, ON_CPU
+from kdray.evaluation.trial_record import TrialRecord
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,20 @@
-"""The report as files for people and programs: report.md and results.csv."""
+"""The report as files for people and programs: report.html, report.md, results.csv and front.png."""
 
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from kdray.confirmation import Verdict
-from kdray.record import TrialRecord
+from kdray.choice.verdict import Verdict
+from kdray.evaluation.formatting import cut, heading, headings, number, settings, status
+from kdray.evaluation.trial_record import TrialRecord
 from kdray.report import confirmed, controls
 from kdray.report.figures import Figures
+from kdray.report.front import front_picture
+from kdray.report.page import page
 from kdray.report.table import cells
-from kdray.wording import cut, heading, headings, number, settings, status
+from kdray.storage.files import new_folder
 
 
 def results_csv(figures: Figures) -> str:
@@ -111,3 +115,12 @@ def _trials(figures: Figures, records: Sequence[TrialRecord]) -> str:
 def _markdown_table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *rows]
     return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def write_report(figures: Figures, folder: Path) -> None:
+    """Write report.html, report.md, results.csv and front.png; the folder is replaced as a whole."""
+    with new_folder(folder) as place:
+        (place / "results.csv").write_text(results_csv(figures), encoding="utf-8")
+        (place / "report.md").write_text(markdown(figures), encoding="utf-8")
+        front_picture(figures).savefig(place / "front.png", dpi=150)
+        (place / "report.html").write_text(page(figures), encoding="utf-8")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
-from kdray.record import TrialRecord
+from kdray.evaluation.formatting import heading
+from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
-from kdray.wording import heading
 
 FRONT, CHOSEN, TEACHER, OTHER, CONTROL = "#1f6fb4", "#e4572e", "#222222", "#9aa5b1", "#7a5195"
 

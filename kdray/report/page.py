@@ -9,12 +9,12 @@ import plotly.io
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from kdray.confirmation import Verdict
-from kdray.record import TrialRecord
+from kdray.choice.verdict import Verdict
+from kdray.evaluation.formatting import cut, duration, heading, headings, number, status
+from kdray.evaluation.trial_record import TrialRecord
 from kdray.report import confirmed, controls, plots
 from kdray.report.figures import Figures
 from kdray.report.table import cells, teacher_cells
-from kdray.wording import cut, duration, heading, headings, number, status
 
 PLOTS: tuple[tuple[str, str, Callable[[Figures], go.Figure | None]], ...] = (
     ("Quality and cost", "Every trial on the validation rows; no trial on the front is beaten in both. Crosses are the "

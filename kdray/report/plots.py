@@ -5,8 +5,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdray.measuring import COSTS
-from kdray.record import TrialRecord
+from kdray.evaluation.formatting import bounded, heading, headings, number, setting, status
+from kdray.evaluation.measuring import COSTS
+from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
 from kdray.report.front import (
     CHOSEN,
@@ -20,8 +21,7 @@ from kdray.report.front import (
     groups,
     points,
     wide,
-)  # fmt: skip
-from kdray.wording import bounded, heading, headings, number, setting, status
+)
 
 SYMBOLS = {"*": "star", "o": "circle", "D": "diamond"}
 CONTROLS = {"labels only": CONTROL, "default distillation": "#2a9d8f"}

@@ -5,9 +5,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdray.record import TrialRecord
+from kdray.evaluation.formatting import cut, heading, headings, number, setting, status
+from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
-from kdray.wording import cut, heading, headings, number, setting, status
 
 MARKS = {"chosen": "★", "front": "●", "": ""}
 _PLACE_STYLES = {"chosen": "bold green", "front": "cyan"}

@@ -1,14 +1,18 @@
-"""The search: what is tried, what is kept of it, and who runs it.
+"""What is tried next, what is kept of every trial, and who runs the trials.
 
-- `searcher`    the settings, and the study that the drivers below ask and tell
-- `sampling`    how trials are drawn: Optuna's samplers
-- `ledger`      the durable record of all trials: an Optuna study
-- `storage`     where that is kept: a journal file, or a database
-- `stopping`    early stopping among trials of the same costs
-- `searching`   runs a search on a pool, by one of the two drivers
-- `tuning`      the driver for slots on a cluster: Ray Tune
-- `sequential`  the driver without Ray: one trial after the other in this process
-- `running`     what the drivers share
-- `importance`  which setting matters
-- `quiet`       Optuna without its remarks
+In reading order:
+
+- `space`        the searched settings: Ray Tune domains, Optuna distributions, the architectures they make
+- `searcher`     Search; the study that hands out trials and takes their evaluations
+- `sampling`     draws trials with Optuna's samplers
+- `stopping`     Halving: early stopping among trials of equal costs and equal length
+- `ledger`       the durable record of all trials: an Optuna study
+- `storage`      opens the journal file or database that the ledger is kept in
+- `claim`        which sweep a folder belongs to, and whether it may be continued
+- `searching`    runs a search on a pool, with one of the two drivers
+- `tuning`       the driver for slots on a cluster: Ray Tune
+- `sequential`   the driver without Ray: one trial after the other in this process
+- `running`      what both drivers share
+- `importance`   which setting matters most
+- `quiet`        silences Optuna's log messages
 """

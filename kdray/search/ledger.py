@@ -24,11 +24,11 @@ from optuna.study import Study, StudyDirection, create_study, delete_study, load
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdray.errors import StorageError
-from kdray.pareto import direction
-from kdray.record import State, TrialRecord
+from kdray.evaluation.pareto import direction
+from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.search.quiet import quiet_optuna
+from kdray.search.space import lengthened
 from kdray.search.storage import OUTAGE_S, Where, insisting, open_storage, relist
-from kdray.space import lengthened
 
 STATES: dict[TrialState, State] = {
     TrialState.RUNNING: "running",

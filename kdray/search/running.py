@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from kdray.errors import JobError, KDRayError, ResourceError, SlotsLost, StorageError
-from kdray.record import TrialRecord
+from kdray.evaluation.trial_record import TrialRecord
+from kdray.slots.job import Job, Report
 from kdray.slots.pool import SlotClient
-from kdray.worker import Job, Report
 
 MakeJob: TypeAlias = Callable[[int, dict[str, Any]], Job]
 """The job of the trial with this number and these settings. What it raises is the reason why that trial failed."""

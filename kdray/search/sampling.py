@@ -25,7 +25,7 @@ from optuna.samplers import (
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from kdray.pareto import direction
+from kdray.evaluation.pareto import direction
 from kdray.search.quiet import quiet_optuna
 
 SamplerName: TypeAlias = Literal["tpe", "random", "gp", "nsga2", "nsga3", "cmaes", "qmc"]

@@ -17,14 +17,14 @@ from typing import Any, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from kdray.errors import SpecError
-from kdray.record import State, TrialRecord
+from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.search.ledger import OPTUNA_STATES, Ledger
 from kdray.search.sampling import SamplerName, Sampling
+from kdray.search.space import Space, architectures, distributions, narrowed
 from kdray.search.stopping import Halving
 from kdray.search.storage import ledger_url
 from kdray.settings import Names, Settings
-from kdray.space import Space, architectures, distributions, narrowed
-from kdray.worker import NOTE
+from kdray.slots.job import NOTE
 
 ATTEMPTS = 3
 """How often a trial is handed out again in one session whose listener died."""

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from kdray.pareto import direction
-from kdray.record import TrialRecord
+from kdray.evaluation.pareto import direction
+from kdray.evaluation.trial_record import TrialRecord
 from kdray.settings import Settings
 
 

@@ -21,8 +21,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 
 from kdray.errors import StorageError
-from kdray.interrupts import heard, held
-from kdray.paths import replaced_file
+from kdray.slots.interrupts import heard, held
+from kdray.storage.files import replaced_file
 
 log = logging.getLogger(__name__)
 

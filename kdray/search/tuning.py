@@ -20,12 +20,12 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from kdray.errors import SlotsLost
-from kdray.interrupts import taken_by
-from kdray.paths import scratch_folder
-from kdray.record import State
+from kdray.evaluation.trial_record import State
 from kdray.search.running import ENDS_THE_SEARCH, MakeJob, OnChange, Told, job_name, reason, told
 from kdray.search.searcher import Study
+from kdray.slots.interrupts import taken_by
 from kdray.slots.pool import SlotClient, SlotPool
+from kdray.storage.files import scratch_folder
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV, JSON and TensorBoard files cost more than the rest of Tune

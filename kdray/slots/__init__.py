@@ -1,28 +1,17 @@
-"""Slots: workers that start once, stay warm, and do whatever jobs they are handed, one after the other.
+"""Who works: slots are workers that start once, stay warm, and run one job after another.
 
-- `pool`         the seam: settings, and what every pool promises
-- `local`        one slot in this process
-- `cluster`      which Ray this is, and how its resources divide into slots
-- `ray_slots`    slots on that Ray: Ray Train worker groups; the only place where Ray Train is asked for anything
-- `board`        where jobs wait for slots and reports for who asked
-- `serving`      what each worker of a slot does
-- `controlling`  how Ray Train's controller of a slot can be ended
-- `talking`      how the workers of one slot find each other
+In reading order:
+
+- `job`           the seam between slots and jobs: Job, Report, Worker
+- `pool`          SlotSettings; what every pool of slots promises
+- `local`         one slot in this process, without Ray
+- `cluster`       joins or starts Ray; which machines it has
+- `sizing`        how the processors of a cluster are divided into slots
+- `ray_slots`     slots on Ray: Ray Train worker groups
+- `board`         the actor that hands jobs to slots and reports to whoever asked (`board_state`: what it keeps)
+- `client`        submits jobs to the board and reads their reports
+- `serving`       what each worker of a slot runs
+- `joining`       checks that a worker sees the driver's storage and runs the driver's code
+- `talking`       how the workers of a slot find each other, and how its Ray Train controller is ended
+- `interrupts`    Ctrl-C and SIGTERM
 """
-
-from kdray.slots.cluster import ClusterInfo, connect
-from kdray.slots.local import LocalSlots
-from kdray.slots.pool import JobRun, SlotClient, SlotPool, SlotSettings
-from kdray.slots.ray_slots import RaySlots, open_slots
-
-__all__ = [
-    "ClusterInfo",
-    "JobRun",
-    "LocalSlots",
-    "RaySlots",
-    "SlotClient",
-    "SlotPool",
-    "SlotSettings",
-    "connect",
-    "open_slots",
-]

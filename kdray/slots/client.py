@@ -9,8 +9,8 @@ from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayError
 
 from kdray.errors import JobError, KDRayError, SlotsLost
-from kdray.slots.board import Event
-from kdray.worker import Ask, Job, Report
+from kdray.slots.board_state import Event
+from kdray.slots.job import Ask, Job, Report
 
 
 class RayClient:

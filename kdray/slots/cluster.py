@@ -16,7 +16,7 @@ import ray
 import yaml
 
 from kdray.errors import ResourceError
-from kdray.interrupts import handlers_kept
+from kdray.slots.interrupts import handlers_kept
 from kdray.slots.sizing import Growth, Node, counted
 
 MOST_NODES = 1000

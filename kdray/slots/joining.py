@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from kdray.errors import Refused, ResourceError, StorageError
-from kdray.mirror import fetched
+from kdray.storage.mirror import fetched
 
 PACKAGES = ("torch", "transformers")
 SEEN_WITHIN_S = 15.0

@@ -11,9 +11,9 @@ from typing import Any, Self
 import torch
 
 from kdray.errors import JobError
-from kdray.interrupts import taken_by
+from kdray.slots.interrupts import taken_by
+from kdray.slots.job import Ask, Job, Report, Worker
 from kdray.slots.pool import job_error
-from kdray.worker import Ask, Job, Report, Worker
 
 
 class LocalSlots:

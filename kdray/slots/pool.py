@@ -2,7 +2,7 @@
 
 A job is handed to a pool under a name and its reports come back one by one. Whether a pool is this process
 (`local`) or worker groups on a Ray cluster (`ray_slots`) makes no difference to who asks. What a job is stands in
-`kdray.worker`; what it computes is no business of a slot's.
+`kdray.slots.job`; what it computes is no business of a slot's.
 """
 
 import traceback
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from kdray.errors import JobError, KDRayError, storage_error
 from kdray.settings import Settings
-from kdray.worker import Job, Report
+from kdray.slots.job import Job, Report
 
 
 class SlotSettings(Settings):

@@ -26,18 +26,18 @@ from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdray.errors import ResourceError, SlotsLost
-from kdray.paths import scratch_folder
 from kdray.slots import board as board_module
-from kdray.slots.board import Board, Status
+from kdray.slots.board import Board
+from kdray.slots.board_state import Status
 from kdray.slots.client import RayClient, RayRun, ask, cause, unpickled
 from kdray.slots.cluster import alive_nodes, growth, nodes
-from kdray.slots.controlling import Introduction
+from kdray.slots.job import Ask, Job
 from kdray.slots.joining import Common
 from kdray.slots.pool import SlotSettings
 from kdray.slots.serving import Post, serve
 from kdray.slots.sizing import MOST_CPU_SLOTS, Node, Shares, counted, fitting, shares
-from kdray.slots.talking import OverTheNodesNetwork
-from kdray.worker import Ask, Job
+from kdray.slots.talking import Introduction, OverTheNodesNetwork
+from kdray.storage.files import scratch_folder
 
 chatter = logging.getLogger("ray.slots")
 """What Ray says of a failure, at its usual length, goes where the rest of its talk does: see cluster.connect."""

@@ -25,11 +25,11 @@ from ray.train.torch import get_device
 from ray.util.placement_group import get_current_placement_group
 
 from kdray.errors import KDRayError, StorageError
-from kdray.mirror import send
-from kdray.slots.board import Assignment, Member
+from kdray.slots.board_state import Assignment, Member
+from kdray.slots.job import Ask, Job, Worker
 from kdray.slots.joining import Common
 from kdray.slots.pool import job_error
-from kdray.worker import Ask, Job, Worker
+from kdray.storage.mirror import send
 
 logger = logging.getLogger(__name__)
 

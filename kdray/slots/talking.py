@@ -5,12 +5,14 @@ on two machines would wait for each other for ever. NCCL looks for a network by 
 """
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.execution.callback import ControllerCallback
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 
@@ -42,3 +44,16 @@ class OverTheNodesNetwork(TorchConfig):
     @property
     def backend_cls(self) -> type[_TorchBackend]:
         return _OverTheNodesNetwork
+
+
+@dataclass
+class Introduction(ControllerCallback):
+    """Runs in the controller as it starts; it does not start when the board is gone."""
+
+    board: Any
+    slot: int
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """See ControllerCallback."""
+        me = ray.get_runtime_context().current_actor
+        ray.get(self.board.introduce.remote(self.slot, me))

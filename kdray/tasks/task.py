@@ -1,6 +1,6 @@
 """What a task is: the seam between one kind of labelled text and everything that loads, trains and measures.
 
-Which files and splits there are is `kdray.data`'s business; what is compared with the teacher is `evaluation`'s.
+Which files and splits there are is `kdray.data.splits`'s business; what is compared with the teacher is `evaluation`'s.
 """
 
 from collections.abc import Sequence

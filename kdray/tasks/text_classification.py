@@ -1,6 +1,6 @@
 """Text classification: one label for a sentence, or for a pair of sentences.
 
-Leaves loading the rows and giving each label its number to `kdray.data`.
+Leaves loading the rows and giving each label its number to `kdray.data.splits`.
 """
 
 from collections.abc import Sequence

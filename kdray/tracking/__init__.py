@@ -1,40 +1,18 @@
-"""A sweep in MLflow: what its runs ought to hold is spooled on disk and sent by a thread, or later by `kdray sync`.
+"""A sweep in MLflow: runs, artifacts and the model registry, sent by a thread through a spool on disk.
 
-`content` is what a run ought to hold, `spool` the file, `sender` brings a store up to it, `mlflow_tracker` and `sync`
-decide when. `registry` is MLflow's model registry, `mlflow_model` what a version of a model holds.
+In reading order:
+
+- `tracker`          Tracker: what a sweep tells of itself
+- `settings`         Tracking: where runs go, and how long a server may be silent
+- `content`          what a run should hold, and what of it is new
+- `spool`            what MLflow has not received yet, as a file
+- `sender`           brings an MLflow store up to date
+- `mlflow_tracker`   the tracker that writes the spool and sends it while the sweep runs
+- `sync`             sends a spool later: `kdray sync`
+- `ids`              the run ids that the ledger keeps
+- `origin`           the command, the commit and the versions
+- `page`             the sweep's page in MLflow's user interface
+- `database`         makes the SQLite database of a storage
+- `registry`         versions of a registered model, and the alias `champion`
+- `mlflow_model`     a student as an MLflow model
 """
-
-from kdray.tracking.ids import key_of, note_runs, sweep_run
-from kdray.tracking.mlflow_model import write_mlflow_model
-from kdray.tracking.mlflow_tracker import open_tracker
-from kdray.tracking.origin import command_line, git_commit, origin, versions
-from kdray.tracking.page import ui_command
-from kdray.tracking.registry import Registry, Version
-from kdray.tracking.settings import Tracking, default_uri, masked
-from kdray.tracking.spool import Target
-from kdray.tracking.sync import Synced, sync
-from kdray.tracking.tracker import Ending, NullTracker, Tracker
-
-__all__ = [
-    "Ending",
-    "NullTracker",
-    "Registry",
-    "Synced",
-    "Target",
-    "Tracker",
-    "Tracking",
-    "Version",
-    "command_line",
-    "default_uri",
-    "git_commit",
-    "key_of",
-    "masked",
-    "note_runs",
-    "open_tracker",
-    "origin",
-    "sweep_run",
-    "sync",
-    "ui_command",
-    "versions",
-    "write_mlflow_model",
-]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdray.record import State, TrialRecord
+from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.tracking.settings import masked
 from kdray.tracking.tracker import Ending
 

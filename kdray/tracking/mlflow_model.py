@@ -13,7 +13,7 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import ColSpec, Schema
 from transformers import pipeline
 
-from kdray.pretrained import Pretrained
+from kdray.models.pretrained import Pretrained
 from kdray.tasks.text_classification import TextClassification
 
 _PACKAGES = ("torch", "transformers", "safetensors")

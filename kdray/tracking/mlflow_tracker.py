@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdray.mirror import url_of
-from kdray.paths import SweepPaths, shown
-from kdray.record import TrialRecord
+from kdray.evaluation.trial_record import TrialRecord
+from kdray.storage.mirror import url_of
+from kdray.storage.paths import SweepPaths, shown
 from kdray.tracking.content import STATUS, Content, TrackedRun, params_of, points, tags_of, trial_content
 from kdray.tracking.origin import source_tags
 from kdray.tracking.page import page_of

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from kdray.owner import user
+from kdray.storage.owner import user
 from kdray.tracking.settings import masked
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from kdray.paths import StoragePaths
-from kdray.record import TrialRecord
+from kdray.evaluation.formatting import in_order
+from kdray.evaluation.trial_record import TrialRecord
+from kdray.storage.paths import StoragePaths
 from kdray.tracking.settings import default_uri
-from kdray.wording import in_order
 
 _SHOWN_METRICS = ("accuracy", "retention", "latency_ms", "speedup", "parameters")
 

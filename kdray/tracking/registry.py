@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from kdray.errors import TrackingError
-from kdray.paths import StoragePaths
+from kdray.storage.paths import StoragePaths
 from kdray.tracking.content import tags_of
 from kdray.tracking.sender import limit_requests, reason
 from kdray.tracking.settings import Tracking, masked

@@ -20,9 +20,9 @@ from urllib.parse import quote
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 
-from kdray.mirror import fetched
-from kdray.paths import SweepPaths
-from kdray.record import TrialRecord
+from kdray.evaluation.trial_record import TrialRecord
+from kdray.storage.mirror import fetched
+from kdray.storage.paths import SweepPaths
 from kdray.tracking.content import Content, Point, TrackedRun
 from kdray.tracking.database import make_database
 from kdray.tracking.page import columns_of, view

@@ -5,8 +5,8 @@ from urllib.parse import urlparse
 
 from pydantic import Field, field_validator
 
-from kdray.paths import StoragePaths
 from kdray.settings import Settings
+from kdray.storage.paths import StoragePaths
 
 _SERVED = ("http", "https", "databricks")
 _SCHEMES = (*_SERVED, "sqlite", "postgresql", "mysql", "mssql")

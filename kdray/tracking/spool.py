@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Self
 
 from kdray.errors import SpecError, StorageError
-from kdray.paths import SweepPaths, read_json, write_json
+from kdray.storage.files import read_json, write_json
+from kdray.storage.paths import SweepPaths
 from kdray.tracking.content import Content
 from kdray.tracking.settings import Tracking, masked
 from kdray.tracking.tracker import Ending

@@ -10,13 +10,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kdray.claim import reopened
 from kdray.errors import StorageError, TrackingError
-from kdray.mirror import listed
-from kdray.owner import owned
-from kdray.paths import SweepPaths, shown
-from kdray.records import kept_in_bucket
+from kdray.search.claim import reopened
 from kdray.search.ledger import Ledger
+from kdray.storage.bucket_copies import kept_in_bucket
+from kdray.storage.mirror import listed
+from kdray.storage.owner import owned
+from kdray.storage.paths import SweepPaths, shown
 from kdray.tracking.content import STATUS, Content, TrackedRun, trial_content
 from kdray.tracking.ids import key_of, note_runs, sweep_run
 from kdray.tracking.sender import Sender, Sent, reason

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
-from kdray.record import TrialRecord
+from kdray.evaluation.trial_record import TrialRecord
 
 Ending: TypeAlias = Literal["finished", "failed", "interrupted"]
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.night import SWEEP
 
-from cluster.hosts import Network, missing
-from cluster.onprem import Cluster, give_uv
-from kdray.pretrained import Pretrained
+from kdray.models.pretrained import Pretrained
+from tests.cluster.hosts import Network, missing
+from tests.cluster.onprem import Cluster, give_uv
+from tests.faults.night import SWEEP
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.hosts import CHECKOUT, Machine, Network
 from kdray.errors import KDRayError
-from kdray.paths import SweepPaths
-from kdray.record import TrialRecord
+from kdray.evaluation.trial_record import TrialRecord
 from kdray.search.ledger import Ledger
+from kdray.storage.paths import SweepPaths
+from tests.cluster.hosts import CHECKOUT, Machine, Network
 
 LIMIT_S = 900
 """For a sweep on three hosts that share two cores with whatever else runs."""

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.hosts import Network, missing, remove_leftovers
-from cluster.onprem import until
+from tests.cluster.hosts import Network, missing, remove_leftovers
+from tests.cluster.onprem import until
 
 pytestmark = pytest.mark.cluster
 
 MAKER = """
 import sys
 sys.path.insert(0, {tests!r})
-from cluster.hosts import Network
+from tests.cluster.hosts import Network
 network = Network()
 print(network.folder, network.host(1).pid, flush=True)
 sys.stdin.read()
@@ -57,7 +57,7 @@ def test_hosts_reach_each_other_and_nothing_else() -> None:
 
 
 def test_hosts_end_with_a_run_that_is_killed_and_the_next_one_clears_up() -> None:
-    maker = MAKER.format(tests=str(Path(__file__).parents[1]))
+    maker = MAKER.format(tests=str(Path(__file__).parents[2]))
     process = subprocess.Popen([sys.executable, "-c", maker], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     folder, pid = process.stdout.readline().split()

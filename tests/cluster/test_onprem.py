@@ -10,10 +10,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from faults.night import numbers
 
-from cluster.hosts import Machine, Network
-from cluster.onprem import LAPTOP, Cluster, until
+from tests.cluster.hosts import Machine, Network
+from tests.cluster.onprem import LAPTOP, Cluster, until
+from tests.faults.night import numbers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("plugs")]
 log = logging.getLogger(__name__)

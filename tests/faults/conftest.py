@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from faults.night import SWEEP, Night, numbers
-from kdray.pretrained import Pretrained
+from kdray.models.pretrained import Pretrained
+from tests.faults.night import SWEEP, Night, numbers
 
 RECOVERIES = pytest.StashKey[dict[str, list[float]]]()
 

@@ -16,9 +16,9 @@ import pytest
 from mlflow import MlflowClient
 
 from kdray.errors import KDRayError
-from kdray.paths import SweepPaths
-from kdray.record import TrialRecord
+from kdray.evaluation.trial_record import TrialRecord
 from kdray.search.ledger import Ledger
+from kdray.storage.paths import SweepPaths
 
 LIMIT_S = 180
 TIMES = ("examples_per_s", "train_seconds", "eval_seconds")

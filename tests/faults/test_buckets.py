@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bucket_server import BucketServer, on_node
 from ray.cluster_utils import Cluster
 
-from faults.night import LIMIT_S, Night, numbers, until
-from kdray.bucket import FOLDER
-from kdray.mirror import ROOT, mirror_of
-from kdray.paths import SweepPaths
+from kdray.storage.bucket import FOLDER
+from kdray.storage.mirror import ROOT, mirror_of
+from kdray.storage.paths import SweepPaths
+from tests.faults.night import LIMIT_S, Night, numbers, until
+from tests.storage.bucket_server import BucketServer, on_node
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
-HASTY = "from kdray import owner, records\nowner.DEAD_AFTER_S, records.COPY_S = 4.0, 0.5\n"
+HASTY = "from kdray.storage import owner, records\nowner.DEAD_AFTER_S, records.COPY_S = 4.0, 0.5\n"
 
 
 class BucketNight(Night):

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from faults.night import LIMIT_S, TIMES, Night, numbers, until
-from kdray.checkpoint import read_checkpoint
 from kdray.errors import StorageError
-from kdray.paths import read_json
+from kdray.storage.files import read_json
+from kdray.training.checkpoint import read_checkpoint
+from tests.faults.night import LIMIT_S, TIMES, Night, numbers, until
 
 pytestmark = pytest.mark.faults
 STEPS_PER_EPOCH = 40
@@ -55,16 +55,16 @@ def test_a_driver_killed_ten_times_gives_the_table_of_one_that_was_not(night: Ni
 
 COUNTING = """
 import os, signal
-import kdray.trial
+import kdray.training.trial
 
-fit = kdray.trial.fit
+fit = kdray.training.trial.fit
 
 def counting(*arguments):
     with open("fits.txt", "a") as file:
         file.write("fit\\n")
     return fit(*arguments)
 
-kdray.trial.fit = counting
+kdray.training.trial.fit = counting
 """
 DYING = """
 from kdray.search.ledger import Ledger
@@ -95,7 +95,7 @@ def test_a_trial_that_ended_unrecorded_is_not_trained_again(night: Night, undist
 
 
 DYING_AGAIN = """
-from kdray.confirming import RerunBook
+from kdray.stages.retraining import RerunBook
 
 record = RerunBook.record
 

@@ -17,18 +17,18 @@ import optuna
 import pytest
 from typer.testing import CliRunner
 
-from faults.night import numbers, until
-from faults.postgres import Cluster, postgres_cluster
-from kdray.cli import app
+from kdray.cli.app import app
 from kdray.errors import StorageError
-from kdray.outcome import figures_of
-from kdray.paths import SweepPaths
-from kdray.record import TrialRecord
+from kdray.evaluation.trial_record import TrialRecord
+from kdray.report.screen import NullScreen
 from kdray.run import run
-from kdray.screen import NullScreen
 from kdray.search.searcher import Search
-from kdray.slots import SlotSettings
+from kdray.slots.pool import SlotSettings
+from kdray.stages.choosing import figures_of
+from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
+from tests.faults.night import numbers, until
+from tests.faults.postgres import Cluster, postgres_cluster
 
 pytestmark = pytest.mark.faults
 MakeSweep = Callable[..., Sweep]
@@ -37,10 +37,10 @@ DRIVER = """
 import pickle, subprocess, sys
 from pathlib import Path
 import torch
-from kdray.cli import exits
-from kdray.paths import SweepPaths
+from kdray.cli.ending import exits
+from kdray.storage.paths import SweepPaths
 from kdray.run import run
-from kdray.screen import PlainScreen
+from kdray.report.screen import PlainScreen
 
 torch.set_num_threads(1)
 nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

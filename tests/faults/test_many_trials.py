@@ -10,12 +10,14 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from kdray.record import TrialRecord
+from kdray.evaluation.trial_record import TrialRecord
 from kdray.search.ledger import Ledger
 from kdray.search.searcher import Search, Study
 from kdray.search.searching import search
-from kdray.slots import SlotSettings, connect, open_slots
-from kdray.worker import Report, Worker
+from kdray.slots.cluster import connect
+from kdray.slots.job import Report, Worker
+from kdray.slots.pool import SlotSettings
+from kdray.slots.ray_slots import open_slots
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
 pytestmark = [pytest.mark.faults, pytest.mark.slow]

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import Door, Fate, Server
-from told import ToldSweep, assert_all_told, runs_in, wait_until
 from typer.testing import CliRunner
 
-from kdray.cli import app
-from kdray.paths import SweepPaths
+from kdray.cli.app import app
 from kdray.search.ledger import Ledger
-from kdray.tracking import Tracking
+from kdray.storage.paths import SweepPaths
+from kdray.tracking.settings import Tracking
+from tests.tracking.mlflow_server import Door, Fate, Server
+from tests.tracking.told import ToldSweep, assert_all_told, runs_in, wait_until
 
 pytestmark = pytest.mark.faults
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -229,10 +229,10 @@ def test_what_a_server_that_was_gone_for_the_whole_sweep_missed_is_sent_by_kdray
 
 DRIVER = """
 import sys, time
-from kdray.paths import SweepPaths
-from kdray.tracking import Tracking
+from kdray.storage.paths import SweepPaths
+from kdray.tracking.settings import Tracking
 from pathlib import Path
-from told import ToldSweep
+from tests.tracking.told import ToldSweep
 
 storage, uri, experiment, unsent = sys.argv[1:]
 sweep = ToldSweep(SweepPaths(Path(storage), "told"), Tracking(uri=uri, experiment=experiment, timeout_s=2))
@@ -249,7 +249,7 @@ time.sleep(300)
 
 def killed_driver(paths: SweepPaths, tracking: Tracking, how: str) -> None:
     """A driver of one finished and one running trial that is killed when it has told all, or when all is sent."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", DRIVER, str(paths.storage), str(tracking.uri), tracking.experiment, how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as driver:
         try:

@@ -16,10 +16,12 @@ import ray
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
-from faults.night import LIMIT_S, until
 from kdray.errors import JobError, StorageError
-from kdray.slots import RaySlots, SlotSettings, connect, open_slots
-from kdray.worker import Ask, Report, Worker
+from kdray.slots.cluster import connect
+from kdray.slots.job import Ask, Report, Worker
+from kdray.slots.pool import SlotSettings
+from kdray.slots.ray_slots import RaySlots, open_slots
+from tests.faults.night import LIMIT_S, until
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
 pytestmark = [pytest.mark.faults, pytest.mark.slow]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from faults.night import LIMIT_S, Night, numbers, until
-from kdray.checkpoint import read_checkpoint
+from kdray.training.checkpoint import read_checkpoint
+from tests.faults.night import LIMIT_S, Night, numbers, until
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -98,7 +98,7 @@ WRITING = """
 import sys
 from pathlib import Path
 import torch
-from kdray.checkpoint import write_checkpoint
+from kdray.training.checkpoint import write_checkpoint
 print("ready", flush=True)
 for number in range(1000):
     write_checkpoint(Path(sys.argv[1]), {"number": number, "weights": torch.full((4_000_000,), float(number))})

@@ -1,0 +1,80 @@
+"""A small Transformer with random weights, and a word tokenizer made from the texts it will learn."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from kdray.settings import Settings
+
+
+class FreshTransformer(Settings):
+    """A BERT with random weights, and a tokenizer of whole words made from the texts that it is to learn."""
+
+    layers: int = Field(4, ge=1)
+    width: int = Field(64, ge=8)
+    heads: int = Field(4, ge=1)
+    feed_forward: int = Field(128, ge=8)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    vocabulary: int = Field(2000, ge=16)
+    """At most so many words, the most frequent ones; the others become one unknown word."""
+    spread: float = Field(0.05, gt=0)
+    """The standard deviation of the first weights. BERT's 0.02 is for a width of 768; narrow layers need more."""
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} cannot be shared by {self.heads} heads; give a multiple of it.")
+        return self
+
+    def create(
+        self, texts: Sequence[str], labels: Sequence[str], max_length: int, seed: int
+    ) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast]:
+        """A model that has learnt nothing, for texts of up to `max_length` words, and its tokenizer."""
+        tokenizer = word_tokenizer(texts, self.vocabulary, max_length)
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.feed_forward,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            max_position_embeddings=max_length,
+            initializer_range=self.spread,
+            pad_token_id=tokenizer.pad_token_id,
+            id2label=dict(enumerate(labels)),
+            label2id={label: number for number, label in enumerate(labels)},
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return BertForSequenceClassification(config), tokenizer
+
+
+def word_tokenizer(texts: Sequence[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of lower-case words and punctuation, framed the way BERT does for one text or a pair."""
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.normalizer = normalizers.BertNormalizer(lowercase=True)
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words.train_from_iterator(
+        texts, trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    )
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, words.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )

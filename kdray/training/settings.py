@@ -1,0 +1,48 @@
+"""Training: the settings of a training. They are explained here and used by `fit` and `step`."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from kdray.settings import Settings
+
+WITHOUT_EFFECT = ("checkpoint_minutes", "checkpoint_evaluations")
+"""Settings that change no number: a training may be gone on with under others."""
+
+
+class Training(Settings):
+    """How a model is trained: AdamW, linear warm-up and decay, length-bucketed batches."""
+
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(32, ge=1)
+    """Rows in one optimiser step, over all workers of the slot together."""
+    learning_rate: float = Field(5e-5, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Not applied to biases and normalisation weights."""
+    clip_norm: float = Field(1.0, gt=0)
+    evaluations_per_epoch: int = Field(1, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 autocast where the processor or GPU computes in it. The last evaluation is always fp32."""
+    checkpoint_minutes: float = Field(5.0, ge=0)
+    """Longest time between two checkpoints: what a dead worker costs at most. 0: none by the clock."""
+    checkpoint_evaluations: int = Field(0, ge=0)
+    """Evaluations between two checkpoints, besides those by the clock. 0: none."""
+
+    def evaluations(self, rows: int) -> int:
+        """How many evaluations a training on so many rows makes that nothing stops."""
+        return self.epochs * len(_marks(math.ceil(rows / self.batch_size), self.evaluations_per_epoch))
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of the step (from 0) out of so many."""
+        warm = max(1, round(self.warmup * steps)) if self.warmup else 0
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        return self.learning_rate * (steps - step) / max(1, steps - warm)
+
+
+def _marks(steps_per_epoch: int, evaluations: int) -> set[int]:
+    """After how many batches of an epoch the model is evaluated; always after the last."""
+    return {math.ceil(steps_per_epoch * part / evaluations) for part in range(1, evaluations + 1)}

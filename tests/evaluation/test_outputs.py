@@ -1,0 +1,94 @@
+"""Predictions come in row order, whatever the batches and ranks."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from kdray.data.rows import Batch
+from kdray.evaluation.outputs import agreement, predictions
+from kdray.slots.job import Worker
+from tests.models.tiny_bert import tiny_bert
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return tiny_bert()
+
+
+@dataclass
+class FewRows:
+    """Rows of different lengths, as `predictions` reads them."""
+
+    texts: list[torch.Tensor]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(text) for text in self.texts], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def batch(self, indices: np.ndarray, multiple: int = 1) -> Batch:
+        ids = torch.nn.utils.rnn.pad_sequence([self.texts[row] for row in indices], batch_first=True)
+        inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+        return Batch(inputs, torch.zeros(len(indices), dtype=torch.long), indices)
+
+
+@pytest.fixture
+def rows() -> FewRows:
+    random = torch.Generator().manual_seed(0)
+    return FewRows([torch.randint(1, 50, (length,), generator=random) for length in (9, 3, 17, 3, 8, 21, 5)])
+
+
+class Rank(Worker):
+    """One rank of a group whose ranks are threads."""
+
+    def gathered(self, value: Any) -> list[Any]:
+        values, barrier = self.warm["group"]
+        values[self.rank] = value
+        barrier.wait(timeout=60)
+        return values
+
+
+def test_predictions_are_each_row_s_own_logits(model, rows):
+    alone = torch.cat([model(text[None]).logits for text in rows.texts]).detach().numpy()
+    found = predictions(model, rows, 3, Worker(), None)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, 6])
+def test_predictions_do_not_depend_on_the_number_of_ranks(model, rows, world):
+    group = ([None] * world, Barrier(world))
+    ranks = [Rank(rank, world, warm={"group": group}) for rank in range(world)]
+    with ThreadPoolExecutor(world) as threads:
+        found = list(threads.map(lambda rank: predictions(model, rows, 2, rank, None), ranks))
+    alone = predictions(model, rows, 2, Worker(), None)
+    assert all(np.array_equal(logits, alone) for logits in found)
+
+
+def test_predictions_leave_the_model_in_its_mode(model, rows):
+    model.train()
+    first, again = (predictions(model, rows, 3, Worker(), None) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert model.training
+    assert model(rows.texts[0][None]).logits.requires_grad
+
+
+def test_predictions_under_autocast_are_close_and_float32(model, rows):
+    half = predictions(model, rows, 3, Worker(), torch.bfloat16)
+    exact = predictions(model, rows, 3, Worker(), None)
+    assert half.dtype == np.float32
+    assert not np.array_equal(half, exact)
+    np.testing.assert_allclose(half, exact, atol=0.2)
+
+
+def test_agreement_is_the_share_of_equal_classes():
+    ours, theirs = np.array([[1.0, 0], [0, 1], [3, 2], [0, 1]]), np.array([[9.0, 0], [0, 9], [2, 3], [0, 2]])
+    assert agreement(ours, theirs) == 0.75

@@ -1,0 +1,385 @@
+"""The exported forms are the same student, the figures say how fast, and the card works where kdray is not."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from kdray.evaluation.statistics import Interval
+from kdray.export import card, exporting, forms, graphs
+from kdray.export.card import write_card
+from kdray.export.checks import EXPORT_FILE, Exported, FormFigures, exported_in
+from kdray.export.forms import OnnxModel
+from kdray.export.shipped import keep_forms, shipped
+from kdray.models.pretrained import Pretrained, save
+from kdray.run import run
+from kdray.search.searcher import Search
+from kdray.slots.pool import SlotSettings
+from kdray.stages.choosing import figures_of
+from kdray.storage.files import read_json, write_json
+from kdray.storage.mirror import ROOT
+from kdray.storage.owner import owned
+from kdray.storage.paths import SweepPaths, storage_path, sweep_paths
+from kdray.sweep import Sweep
+from tests.cli.test_cli import Done, kdray
+
+ONNX, INT8 = "onnx/model.onnx", "onnx/model_quantized.onnx"
+TINY: dict[str, Any] = {
+    "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
+    "max_position_embeddings": 64, "num_labels": 3, "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "roberta": {"pad_token_id": 1},
+    "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 2},
+    "modernbert": {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2, "local_attention": 8},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def exported(chosen: SweepPaths, tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
+    """The sweep with both forms beside its student, for looking at."""
+    paths = _copy(chosen, tmp_path_factory.mktemp("exported"))
+    done = kdray("export", paths.root)
+    assert done.code == 0, done.err
+    return paths
+
+
+@pytest.fixture
+def own(chosen: SweepPaths, tmp_path: Path) -> SweepPaths:
+    """The ended sweep, to be changed."""
+    return _copy(chosen, tmp_path / "storage")
+
+
+@pytest.fixture
+def own_exported(exported: SweepPaths, tmp_path: Path) -> SweepPaths:
+    return _copy(exported, tmp_path / "storage")
+
+
+def _copy(paths: SweepPaths, to: Path) -> SweepPaths:
+    shutil.copytree(paths.storage, to, dirs_exist_ok=True)
+    return SweepPaths(to, paths.name)
+
+
+def _figures(paths: SweepPaths) -> Exported:
+    found = exported_in(paths.chosen / "onnx" / EXPORT_FILE)
+    assert found is not None
+    return found
+
+
+def _form(found: Exported, name: Any) -> FormFigures:
+    figures = found.of(name)
+    assert figures is not None
+    return figures
+
+
+def _inputs(rows: int, length: int, vocabulary: int, padding: int) -> dict[str, torch.Tensor]:
+    ids = torch.randint(3, vocabulary, (rows, length), generator=torch.Generator().manual_seed(length))
+    mask = torch.ones_like(ids)
+    if rows > 1 and length > 1:
+        mask[1, length // 2 :], ids[1, length // 2 :] = 0, padding
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+# The forms ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_form_is_the_same_student_and_is_measured(exported: SweepPaths) -> None:
+    found = _figures(exported)
+    assert (found.split, found.rows, found.missing) == ("test", 48, {})
+    assert [figures.form for figures in found.forms] == ["pytorch", "onnx", "int8"]
+    assert _form(found, "onnx").agreement == 1.0
+    assert _form(found, "onnx").largest_difference < 1e-4
+    assert _form(found, "int8").agreement > 0.9
+    assert 0 < _form(found, "int8").largest_difference < 1
+    measured = read_json(exported.choice)["measured"]["test"]
+    for figures in found.forms:
+        assert figures.size_mb == (exported.chosen / figures.file).stat().st_size / 1e6
+        assert 0 < figures.latency_ms <= figures.latency_p95_ms
+        assert figures.throughput_per_s > 0
+        assert figures.metrics["accuracy"] == pytest.approx(
+            measured["accuracy"], abs=0 if figures.form != "int8" else 0.1
+        )
+        assert figures.metrics["accuracy"] in figures.intervals["accuracy"]
+        assert figures.difference is not None
+    assert _form(found, "int8").size_mb < _form(found, "onnx").size_mb
+    assert "16 tokens each, 1 thread, float32 (int8: weights in int8), " in found.conditions
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 16), (2, 7), (5, 3)])
+def test_an_onnx_student_reads_any_number_and_length_of_texts(exported: SweepPaths, rows: int, length: int) -> None:
+    student = Pretrained(exported.chosen, "")
+    model = student.model()
+    inputs = _inputs(rows, length, model.config.vocab_size, model.config.pad_token_id)
+    with torch.inference_mode():
+        expected = model(**inputs).logits
+    found = OnnxModel(exported.chosen / ONNX, threads=1)(**inputs).logits
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family: str, own: SweepPaths, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**TINY, **FAMILIES[family]})
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    save(model, Pretrained(own.chosen, "").tokenizer(), tmp_path / "model")
+    graphs.write_onnx(Pretrained(tmp_path / "model", ""), tmp_path / "model.onnx")
+    for rows, length in ((1, 5), (3, 20)):
+        inputs = _inputs(rows, length, 60, config.pad_token_id)
+        if family == "gpt2":  # reads token types where they are given, as kdray does when the tokenizer makes them
+            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        with torch.inference_mode():
+            expected = model(**inputs).logits
+        np.testing.assert_allclose(OnnxModel(tmp_path / "model.onnx", 1)(**inputs).logits, expected, atol=1e-5)
+
+
+def test_the_command_says_what_it_made(own: SweepPaths, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    done = kdray("export", own.root, "--form", "int8", "--to", tmp_path / "there")
+    assert done.code == 0, done.err
+    for part in ("pytorch ", "int8 ", "agreement", "largest difference", "On 48 test rows", str(tmp_path / "there")):
+        assert part in done.out
+    assert "onnx " not in done.out
+    assert sorted(path.name for path in (own.chosen / "onnx").iterdir()) == [EXPORT_FILE, "model_quantized.onnx"]
+    assert (tmp_path / "there" / INT8).read_bytes() == (own.chosen / INT8).read_bytes()
+    assert {"README.md", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (tmp_path / "there").iterdir()
+    }
+    assert capfd.readouterr().err == ""  # exporter and quantiser talk to the log file
+    refused = kdray("export", own.root, "--to", tmp_path / "there")
+    assert refused.code == 2
+    assert f"--to {tmp_path / 'there'}: there is something already" in refused.err
+
+
+def test_what_is_exported_names_no_place_on_this_machine(exported: SweepPaths) -> None:
+    for file in (
+        *exported.chosen.rglob("*.onnx"),
+        exported.chosen / "README.md",
+        exported.chosen / "onnx" / EXPORT_FILE,
+    ):
+        content = file.read_bytes()
+        assert b"site-packages" not in content
+        assert str(exported.storage).encode() not in content
+        assert str(Path.home()).encode() + b"/" not in content
+
+
+# What cannot be -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_a_graph_stays_a_folder(own: SweepPaths, capfd: pytest.CaptureFixture[str]) -> None:
+    """Longformer pads to its window in a way that the exporter cannot follow."""
+    student = Pretrained(own.chosen, "")
+    tokenizer, vocabulary = student.tokenizer(), student.model().config.vocab_size
+    config = AutoConfig.for_model(
+        "longformer", **{**TINY, "num_labels": 2, "vocab_size": vocabulary}, attention_window=4
+    )
+    config.id2label = dict(enumerate(("negative", "positive")))
+    save(AutoModelForSequenceClassification.from_config(config), tokenizer, own.chosen)
+    done = kdray("export", own.root)
+    assert done.code == 1
+    assert "kdray: onnx: this longformer model has no ONNX graph: " in done.err
+    assert len([line for line in done.err.splitlines() if line.startswith("kdray: ")]) == 1
+    assert capfd.readouterr().err == ""
+    found = _figures(own)
+    assert set(found.missing) == {"onnx", "int8"}
+    assert [figures.form for figures in found.forms] == ["pytorch"]
+    assert [path.name for path in (own.chosen / "onnx").iterdir()] == [EXPORT_FILE]
+    assert "Not there: onnx, for this longformer model" in (own.chosen / "README.md").read_text()
+    assert student.model().config.model_type == "longformer"
+
+
+@pytest.mark.parametrize("forms", [("onnx",), ("int8",), ("onnx", "int8")])
+def test_a_graph_that_answers_otherwise_is_not_kept_in_any_form(own: SweepPaths, teacher: Pretrained, forms: tuple[str],
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(exporting, "write_onnx", lambda student, file: graphs.write_onnx(teacher, file))
+    done = kdray("export", own.root, *(word for form in forms for word in ("--form", form)))
+    assert done.code == 1
+    for form in forms:
+        assert f"{form}: the ONNX graph does not answer as the student does: a logit is off by" in done.err
+    assert [path.name for path in (own.chosen / "onnx").iterdir()] == [EXPORT_FILE]
+
+
+def test_a_copy_goes_into_an_empty_folder_that_cannot_be_replaced(own: SweepPaths, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    assert kdray("export", own.root, "--form", "onnx", "--to", ".").code == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_choice_whose_student_is_not_there_yet_is_no_students_choice(own: SweepPaths) -> None:
+    """As when another rule has chosen, and the process was killed before it shipped."""
+    choice = {**read_json(own.choice), "chosen": 1}
+    choice.pop("measured")
+    write_json(own.choice, choice)
+    for command in (("export", own.root), ("predict", own.root, "a text")):
+        done = kdray(*command)
+        assert done.code == 2
+        assert "trial 1 was chosen, and its student has not been put into chosen/ yet" in done.err
+
+
+def test_without_the_extra_the_sentence_has_the_command(own: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
+    done = kdray("export", own.root)
+    assert done.code == 2
+    assert done.err.endswith("kdray: ONNX needs onnxscript, not installed here: pip install 'kdray[onnx]'\n")
+    assert not (own.chosen / "onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [
+        (lambda paths: shutil.rmtree(paths.root), "there is no sweep here; give STORAGE/NAME"),
+        (lambda paths: shutil.rmtree(paths.chosen), "there is no chosen student yet"),
+        (lambda paths: paths.settings.write_text("{"), "not a readable JSON file"),
+    ],
+)
+def test_what_is_no_ended_sweep_is_refused(own: SweepPaths, spoil: Callable[[SweepPaths], Any], part: str) -> None:
+    spoil(own)
+    for command in (["export", own.root], ["predict", own.root, "a text"]):
+        done = kdray(*command)
+        assert done.code == 2
+        assert part in done.err
+        assert "Traceback" not in done.err + done.out
+
+
+def test_an_unknown_form_and_a_running_sweep_are_refused(own: SweepPaths) -> None:
+    done = kdray("export", own.root, "--form", "onx")
+    assert done.code == 2
+    assert "--form onx: no such form; did you mean 'onnx'?" in done.err
+    with owned(own.owner, lambda said: None):
+        done = kdray("export", own.root)
+    assert done.code == 2
+    assert not (own.chosen / "onnx").exists()
+
+
+def test_data_that_are_gone_are_named(own: SweepPaths) -> None:
+    settings = read_json(own.settings)
+    settings["data"]["source"] = "/nowhere/reviews"
+    own.settings.write_text(str(settings).replace("'", '"').replace("None", "null").replace("True", "true")
+                            .replace("False", "false"))  # fmt: skip
+    done = kdray("export", own.root)
+    assert done.code == 2
+    assert "data.source /nowhere/reviews: no such file or folder" in done.err
+
+
+def test_rows_that_are_others_now_are_no_measure(own: SweepPaths, make_sweep: Callable[..., Sweep]) -> None:
+    lineage = read_json(own.lineage)
+    write_json(own.lineage, {**lineage, "data": "of before somebody added rows"})
+    card = (own.chosen / "README.md").read_bytes()
+    done = kdray("export", own.root)
+    assert done.code == 2
+    assert "its rows are others now than those that the student learnt from" in " ".join(done.err.split())
+    assert (own.chosen / "README.md").read_bytes() == card
+
+
+# With the sweep -------------------------------------------------------------------------------------------------------
+
+
+def test_forms_stay_with_their_weights(own_exported: SweepPaths, make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep(search=Search(trials=1, stopping=None), slots=SlotSettings(cpus=1))
+    before = (own_exported.chosen / INT8).read_bytes()
+    run(sweep, own_exported, local=True)  # nothing is left to do
+    assert (own_exported.chosen / INT8).read_bytes() == before
+    assert "onnx/model_quantized.onnx" in (own_exported.chosen / "README.md").read_text()
+
+
+def test_forms_of_other_weights_are_dropped(own_exported: SweepPaths, teacher: Pretrained, tmp_path: Path) -> None:
+    keep_forms(own_exported.chosen, Path(shutil.copytree(teacher.folder, tmp_path / "now")))
+    assert not (tmp_path / "now" / "onnx").exists()
+
+
+def test_a_student_in_a_bucket_is_whole_on_another_machine(
+    bucket: str, make_sweep: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = make_sweep(search=Search(trials=1, stopping=None), slots=SlotSettings(cpus=1))
+    run(sweep, SweepPaths(storage_path(bucket), sweep.name), local=True)
+    folder = f"{bucket}/{sweep.name}"
+    done = kdray("export", folder, "--form", "int8")
+    assert done.code == 0, done.err
+    assert f"Student  {folder}/chosen" in done.out
+    answer = kdray("predict", folder, "good", "--form", "int8").out
+    monkeypatch.setenv(ROOT, str(tmp_path / "other"))
+    assert kdray("predict", folder, "good", "--form", "int8").out == answer != ""
+    there = sweep_paths(folder).chosen
+    assert str(tmp_path / "other") in str(there)
+    assert "model_quantized.onnx" in (there / "README.md").read_text()
+
+
+# The card -------------------------------------------------------------------------------------------------------------
+
+
+def _card(paths: SweepPaths) -> tuple[dict[str, Any], str]:
+    _, head, text = (paths.chosen / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(head), text
+
+
+def test_a_sweep_ends_with_a_card(chosen: SweepPaths) -> None:
+    head, text = _card(chosen)
+    assert head["pipeline_tag"] == "text-classification"
+    assert head["library_name"] == "transformers"
+    assert "license" not in head
+    measured = read_json(chosen.choice)["measured"]["test"]
+    (result,) = head["model-index"][0]["results"]
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == pytest.approx(
+        {"accuracy": measured["accuracy"], "f1": measured["macro_f1"], "matthews_correlation": measured["mcc"]},
+        abs=1e-6,
+    )
+    assert result["dataset"]["split"] == "test"
+    assert "negative, positive" in text
+    assert "1 thread, float32" in text
+    assert "| `distillation.temperature` | 2.00 |" in text
+    assert "onnxruntime" not in text
+
+
+def test_a_card_has_intervals_when_they_are_known(own_exported: SweepPaths) -> None:
+    file = own_exported.chosen / "onnx" / EXPORT_FILE
+    found = _figures(own_exported)
+    intervals = {"accuracy": Interval(0.9, 0.81, 0.95), "macro_f1": Interval(1.0, 1.0, 1.0)}
+    pytorch = replace(_form(found, "pytorch"), intervals=intervals)
+    write_json(file, replace(found, forms=(pytorch, *found.forms[1:])).written())
+    write_card(shipped(own_exported), figures_of(own_exported))
+    text = _card(own_exported)[1]
+    assert "[0.8100, 0.9500]" in text
+    assert "[1.0000, 1.0000]" not in text  # draws that are all alike say nothing
+    assert "bootstrap over the 48 rows" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("stanfordnlp/sst2", "stanfordnlp/sst2"), ("/home/anna/secret/tickets", "tickets"), ("./tickets", "tickets"),
+        ("~/models/bert-large", "bert-large"), ("../a/b/c", "c"),
+    ],
+)  # fmt: skip
+def test_a_card_tells_no_paths(name: str, public: str) -> None:
+    assert card._public(name) == public
+
+
+def test_the_card_s_code_runs_where_kdray_is_not(exported: SweepPaths) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", _card(exported)[1], re.DOTALL)
+    assert len(blocks) == 2
+    assert all(len(block.splitlines()) <= 12 for block in blocks)
+    printed = [_run(block, exported.chosen).out for block in blocks]
+    lines = [line.split("\t") for line in kdray("predict", exported.root, "one text", "another one").out.splitlines()]
+    assert eval(printed[0]) == [(label, pytest.approx(float(p), abs=1e-4)) for label, p, _ in lines]
+    label = shipped(exported).task.model_labels(exported.chosen)[int(np.argmax(eval(printed[1])))]
+    assert label == kdray("predict", exported.root, "one text", "--form", "int8").out.split("\t")[0]
+
+
+def _run(block: str, folder: Path) -> Done:
+    script = f"import sys; sys.modules['kdray'] = None\n{block}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return Done(done.returncode, done.stdout, done.stderr)

@@ -1,0 +1,141 @@
+"""Models are found as folders of safetensors, copied whole into the cache, and known by what is in them."""
+
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+)
+
+from kdray.errors import SpecError, TeacherError
+from kdray.models.pretrained import Pretrained, adopted, found, kept, save, weights_fingerprint
+from kdray.storage.paths import StoragePaths
+from kdray.tasks.text_classification import TextClassification
+from tests.models.tiny_bert import TINY
+
+
+@pytest.fixture
+def folder(teacher: Pretrained, tmp_path: Path) -> Path:
+    """A copy of the teacher that a test may spoil."""
+    return Path(shutil.copytree(teacher.folder, tmp_path / "model"))
+
+
+def refused(name: str | Path) -> str:
+    with pytest.raises(TeacherError) as caught:
+        found(str(name), None, "teacher.model")
+    assert str(caught.value).startswith("teacher.model ")
+    return str(caught.value)
+
+
+def test_a_folder_is_found_and_loaded(folder: Path) -> None:
+    assert found(str(folder), None, "teacher.model") == folder
+    model = Pretrained(folder, "key").model()
+    assert not model.training
+    assert model.dtype == torch.float32
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert Pretrained(folder, "key").layers == 4
+    assert Pretrained(folder, "key").tokenizer()("good film")["input_ids"][0] != 0
+
+
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert "no weights in it; model.safetensors is missing" in refused(folder)
+
+
+def test_a_folder_with_pickled_weights_alone_is_refused(folder: Path, teacher: Pretrained) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(teacher.model().state_dict(), folder / "pytorch_model.bin")
+    said = refused(folder)
+    assert "only pickled weights (pytorch_model.bin)" in said
+    assert "save_pretrained" in said
+
+
+def test_pickled_weights_beside_safetensors_are_not_touched(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"would raise if it were loaded")
+    assert Pretrained(found(str(folder), None, "teacher.model"), "key").model().num_labels == 2
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    assert "no config.json in it" in refused(tmp_path)
+    for name in (tmp_path / "nowhere", "./nowhere", "~/nowhere", "a/b/c"):
+        assert "no such folder" in refused(name)
+    (tmp_path / "file").touch()
+    assert "no such folder" in refused(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["someone/nothing", "nothing", "not a name!"])
+def test_a_hub_that_does_not_have_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    said = refused(name)
+    assert f"teacher.model {name}: neither a local folder nor a model that the hub gave" in said
+    assert "\n" not in said
+
+
+def test_the_cache_is_made_once_and_whole(tmp_path: Path) -> None:
+    def half(folder: Path) -> None:
+        (folder / "a").touch()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        kept(tmp_path / "cache", half)
+    assert not list(tmp_path.iterdir())
+    assert (kept(tmp_path / "cache", lambda folder: (folder / "b").touch()) / "b").exists()
+    assert kept(tmp_path / "cache", half) == tmp_path / "cache"
+
+
+def test_the_fingerprint_is_of_weights_configuration_and_tokenizer(folder: Path, teacher: Pretrained) -> None:
+    before = weights_fingerprint(folder)
+    assert before == weights_fingerprint(teacher.folder)
+    (folder / "README.md").write_text("words")
+    assert weights_fingerprint(folder) == before
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:-1] + b" ")
+        assert weights_fingerprint(folder) != before
+        (folder / name).write_bytes(whole)
+
+
+def test_a_tokenizer_without_padding_takes_the_configs(folder: Path, task: TextClassification, tmp_path: Path) -> None:
+    model, tokenizer = Pretrained(folder, "").model(), Pretrained(folder, "").tokenizer()
+    padding, tokenizer.pad_token = tokenizer.pad_token, None
+    save(model, tokenizer, folder)
+    taken = adopted(folder, task, ("negative", "positive"), StoragePaths(tmp_path / "storage"), 0)
+    assert taken.tokenizer().pad_token == padding
+    model.config.pad_token_id = None
+    save(model, tokenizer, folder)
+    with pytest.raises(TeacherError, match="has a padding token"):
+        adopted(folder, task, ("negative", "positive"), StoragePaths(tmp_path / "storage"), 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        (BertConfig(**TINY), 40),
+        (RobertaConfig(**TINY, pad_token_id=0), 39),  # its positions are numbered from one after the padding's
+        (LlamaConfig(**TINY, pad_token_id=0), None),  # computes them
+    ],
+)
+def test_a_model_without_positions_for_the_longest_texts_is_refused(
+    config: PreTrainedConfig, longest: int | None, teacher: Pretrained, tmp_path: Path
+) -> None:
+    """Where the tokenizer does not tell: then each text would end in an index out of range."""
+    folder, tokenizer = tmp_path / "model", teacher.tokenizer()
+    tokenizer.model_max_length = int(1e30)
+    save(AutoModelForSequenceClassification.from_config(config), tokenizer, folder)
+
+    def taken(length: int) -> Pretrained:
+        task, storage = TextClassification(max_length=length), StoragePaths(tmp_path / "storage")
+        return adopted(folder, task, ("bad", "mixed", "good"), storage, 0)
+
+    model = taken(longest or 60).model()
+    model(input_ids=torch.ones(1, longest or 60, dtype=torch.long))
+    if longest:
+        with pytest.raises(SpecError, match=f"task.max_length: got {longest + 1}; the model of .* at most {longest} "):
+            taken(longest + 1)

@@ -1,0 +1,215 @@
+"""Students are cut from every family so that plain transformers loads them again and gets the same logits."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    GPT2Config,
+    LongformerConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    RobertaConfig,
+    SmolLM3Config,
+    XLMConfig,
+)
+
+from kdray.errors import SpecError, TeacherError
+from kdray.models.transformer import TransformerStudent
+
+LAYERS = 4
+WIDE = {"vocab_size": 64, "max_position_embeddings": 32, "id2label": {0: "bad", 1: "fair", 2: "good"}}
+TINY = {**WIDE, "hidden_size": 16, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 24}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+RELATIVE = {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "pos_att_type": ["p2c"]}
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "bert": BertConfig(**TINY),
+    "roberta": RobertaConfig(**TINY),
+    "distilbert": DistilBertConfig(**WIDE, dim=16, n_layers=LAYERS, n_heads=2, hidden_dim=24),
+    "electra": ElectraConfig(**TINY, embedding_size=8),
+    "mpnet": MPNetConfig(**TINY),
+    "deberta-v2": DebertaV2Config(**TINY, **RELATIVE, conv_kernel_size=3, position_biased_input=False),
+    "modernbert": ModernBertConfig(**TINY, **SPECIAL, local_attention=4),
+    "xlm": XLMConfig(**{**WIDE, "n_words": 64}, emb_dim=16, n_layers=LAYERS, n_heads=2, pad_token_id=0),
+    "qwen3": Qwen3Config(**TINY, head_dim=8, num_key_value_heads=1, pad_token_id=0),
+    "gpt2": GPT2Config(**WIDE, n_embd=16, n_layer=LAYERS, n_head=2, pad_token_id=0),
+    "longformer": LongformerConfig(**TINY, attention_window=[4, 6, 4, 6]),
+    "smollm3": SmolLM3Config(**TINY, num_key_value_heads=1, pad_token_id=0, no_rope_layers=[1, 1, 1, 0]),
+}
+
+
+def model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A model whose every weight is random, norms and biases too, so that a wrong copy shows."""
+    torch.manual_seed(seed)
+    made = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(std=0.3)
+    return made
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    ids = torch.tensor([[1, 5, 9, 33, 7, 8, 2], [1, 40, 41, 42, 2, 0, 0]])
+    with torch.inference_mode():
+        return model(input_ids=ids, attention_mask=(ids != 0).long()).logits
+
+
+@pytest.fixture(params=FAMILIES)
+def source(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return model(FAMILIES[request.param])
+
+
+@pytest.mark.parametrize("layers", ["evenly", "first", "last", "random"])
+def test_a_saved_student_is_loaded_as_it_was(source, layers, tmp_path):
+    student = TransformerStudent(depth=2, layers=layers, dropout=0.0).build(source, seed=1)
+    student.save_pretrained(tmp_path)
+    loaded, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert torch.equal(logits(loaded.eval()), logits(student))
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert loaded.config.num_hidden_layers == 2
+    assert loaded.config.id2label == {0: "bad", 1: "fair", 2: "good"}
+    assert torch.isfinite(logits(student)).all()
+
+
+def test_a_student_of_full_depth_is_the_source(source):
+    assert torch.equal(logits(TransformerStudent().build(source, seed=0)), logits(source))
+
+
+def test_first_layers_are_the_source_without_its_last_ones(source):
+    student = TransformerStudent(depth=1, layers="first").build(source, seed=0)
+    kept, whole = student.state_dict(), source.state_dict()
+    assert len(kept) < len(whole)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in kept.items())
+
+
+def test_the_source_is_untouched_by_training_its_student(source):
+    before, config = {name: tensor.clone() for name, tensor in source.state_dict().items()}, source.config.to_dict()
+    student = TransformerStudent(depth=2, dropout=0.3).build(source, seed=0)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
+    assert source.config.to_dict() == config
+
+
+def test_layers_stand_in_the_order_of_the_source():
+    source = model(FAMILIES["bert"])
+    student = TransformerStudent(depth=2, layers="last").build(source, seed=0)
+    weights = [layer.output.dense.weight for layer in student.bert.encoder.layer]
+    expected = [layer.output.dense.weight for layer in source.bert.encoder.layer[2:]]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights, expected, strict=True))
+
+
+def test_modernbert_layers_keep_their_kind_of_attention():
+    source = model(FAMILIES["modernbert"])
+    student = TransformerStudent(depth=2, layers="last").build(source, seed=0)
+    assert student.config.layer_types == source.config.layer_types[2:] == ["sliding_attention", "full_attention"]
+    assert [layer.attention_type for layer in student.model.layers] == student.config.layer_types
+
+
+def test_random_weights_depend_on_the_seed_alone():
+    source, random = model(FAMILIES["bert"]), TransformerStudent(depth=2, layers="random")
+    state = torch.get_rng_state()
+    first = random.build(source, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    again, other = random.build(source, seed=1), random.build(source, seed=2)
+    assert torch.equal(logits(first), logits(again))
+    assert not torch.equal(logits(first), logits(other))
+    assert not torch.equal(first.bert.embeddings.word_embeddings.weight, source.bert.embeddings.word_embeddings.weight)
+
+
+def test_a_half_precision_source_gives_a_float32_student(tmp_path):
+    student = TransformerStudent(depth=1).build(model(FAMILIES["bert"]).to(torch.bfloat16), seed=0)
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+    student.save_pretrained(tmp_path)
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path).dtype == torch.float32
+
+
+def test_a_frozen_source_gives_a_student_that_learns():
+    student = TransformerStudent(depth=1).build(model(FAMILIES["bert"]).requires_grad_(False), seed=0)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("family", ["distilbert", "gpt2"])
+def test_dropout_reaches_every_probability(family):
+    student = TransformerStudent(depth=1, dropout=0.25).build(model(FAMILIES[family]), seed=0)
+    found = {module.p for module in student.modules() if isinstance(module, torch.nn.Dropout)}
+    assert found == {0.25}
+
+
+def test_settings_with_one_entry_a_layer_go_with_their_layers():
+    student = TransformerStudent(depth=2, layers="evenly").build(model(FAMILIES["smollm3"]), seed=0)
+    assert student.config.no_rope_layers == [1, 0]
+    student = TransformerStudent(depth=2, layers="last").build(model(FAMILIES["longformer"]), seed=0)
+    assert student.config.attention_window == [4, 6]
+
+
+def test_dropout_is_in_the_configuration():
+    student = TransformerStudent(depth=1, dropout=0.25).build(model(FAMILIES["distilbert"]), seed=0)
+    assert student.config.attention_dropout == student.config.seq_classif_dropout == 0.25
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"depth": 6}, (0, 2, 4, 7, 9, 11)),
+        ({"depth": 2}, (0, 11)),
+        ({"depth": 1}, (0,)),
+        ({"depth": 2, "layers": "first"}, (0, 1)),
+        ({"depth": 2, "layers": "last"}, (10, 11)),
+        ({}, tuple(range(12))),
+    ],
+)
+def test_chosen_layers(settings, expected):
+    assert TransformerStudent(**settings).chosen_layers(12) == expected
+
+
+@given(st.integers(1, 60), st.data(), st.sampled_from(["evenly", "first", "last", "random"]))
+def test_chosen_layers_are_distinct_and_in_order(source_layers, data, layers):
+    depth = data.draw(st.integers(1, source_layers))
+    chosen = TransformerStudent(depth=depth, layers=layers).chosen_layers(source_layers)
+    assert len(set(chosen)) == depth
+    assert list(chosen) == sorted(chosen)
+    assert 0 <= chosen[0] <= chosen[-1] < source_layers
+
+
+def test_only_depth_makes_an_architecture():
+    same = [TransformerStudent(depth=12), TransformerStudent(), TransformerStudent(layers="last", dropout=0.1)]
+    assert len({str(student.architecture(12)) for student in same}) == 1
+    assert TransformerStudent(depth=2).architecture(12) != TransformerStudent(depth=3).architecture(12)
+
+
+def test_a_depth_the_source_does_not_have_is_refused():
+    with pytest.raises(SpecError, match=r"student\.depth: got 5.*allowed are 1 to 4"):
+        TransformerStudent(depth=5).build(model(FAMILIES["bert"]), seed=0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("depth", 0), ("dropout", 1.0), ("layers", "middle")])
+def test_wrong_settings_are_refused(name, value):
+    with pytest.raises(SpecError, match=rf"TransformerStudent\.{name}: got"):
+        TransformerStudent(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AlbertConfig(**TINY, embedding_size=8, num_hidden_groups=1),
+        BartConfig(**WIDE, d_model=16, encoder_layers=4, decoder_layers=4, encoder_ffn_dim=16, decoder_ffn_dim=16),
+    ],
+    ids=["albert", "bart"],
+)
+def test_a_source_without_one_stack_of_layers_is_refused(config):
+    with pytest.raises(TeacherError, match=f"{config.model_type} model cannot be made shallower"):
+        TransformerStudent(depth=2).build(model(config), seed=0)

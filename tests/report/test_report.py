@@ -1,0 +1,179 @@
+"""What came out: the table, and the files of the report."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kdray.choice.controls import Control
+from kdray.evaluation.formatting import headings, setting
+from kdray.evaluation.trial_record import State, TrialRecord
+from kdray.report.controls import ABOUT, ROLES
+from kdray.report.figures import Figures
+from kdray.report.files import markdown, results_csv, write_report
+from kdray.report.page import page
+from kdray.report.plots import front_plot
+from kdray.report.table import table
+
+TEACHER = {"accuracy": 0.887, "latency_ms": 8.2, "parameters": 22_713_986.0}
+
+
+def trial(
+    number: int, depth: int, accuracy: float, state: State = "completed", error: str | None = None
+) -> TrialRecord:
+    params = {
+        "distillation.temperature": 1.5 + number,
+        "distillation.alpha": 0.7,
+        "student.depth": depth,
+        "training.learning_rate": 1.234567e-4,
+    }
+    evaluation = {"epoch": 2.0, "step": 432.0, "accuracy": accuracy, "retention": accuracy / 0.887}
+    costs = {"latency_ms": 0.8 * depth, "speedup": 8.2 / (0.8 * depth), "parameters": 1.2e7 + 1.8e6 * depth}
+    return TrialRecord(number, params, state, (evaluation,), costs, error, started=100.0, ended=160.0)
+
+
+RECORDS = (
+    trial(0, 1, 0.81),
+    trial(1, 3, 0.86),
+    trial(2, 2, 0.85),
+    trial(3, 2, 0.79, "stopped"),
+    trial(4, 3, float("nan"), "failed", "loss is nan | at epoch 2\nsecond line"),
+)
+FIGURES = Figures(
+    "tiny", TEACHER, RECORDS, front=(0, 1, 2), chosen=2, sentences=("Trial 002 is the fastest that keeps 95 %.",),
+    searched=tuple(RECORDS[0].params),
+)  # fmt: skip
+
+
+def printed(figures: Figures, width: int = 140) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table(figures))
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_the_table_begins_with_the_teacher_then_ranks_the_trials_by_quality():
+    lines = [" ".join(line.split()) for line in printed(FIGURES) if line.strip()]
+    assert lines[1] == "trial depth T alpha lr accuracy retention latency speed-up parameters status"
+    assert lines[3] == "teacher 0.8870 100.0% 8.20 ms 1.0 x 22.7 M"
+    assert [line[:5] for line in lines[4:7]] == ["● 001", "★ 002", "● 000"]
+    assert lines[5] == "★ 002 2 3.50 0.70 1.2e-4 0.8500 95.8% 1.60 ms 5.1 x 15.6 M completed"
+    assert lines[7].startswith("003")
+    assert lines[7].endswith("stopped at epoch 2")
+    assert lines[8].startswith("004")
+    assert "failed: loss is nan" in lines[8]
+
+
+def test_latency_is_stated_with_how_it_was_measured():
+    measured = replace(FIGURES, conditions="latency of 1 example a pass, 64 tokens each, 1 thread, some processor")
+    assert any("measured: latency of 1 example a pass" in line for line in printed(measured))
+    assert "Measured: latency of 1 example a pass" in markdown(measured)
+    assert "easured" not in "".join(printed(FIGURES)) + markdown(FIGURES)
+
+
+def test_where_a_gpu_was_measured_the_cpus_figures_stand_beside_it():
+    def both(metrics, **cpu):
+        return {**metrics, "cpu_latency_ms": 40.0, **cpu}
+
+    records = [replace(r, costs=both(r.costs)) for r in RECORDS]
+    on_gpu = replace(FIGURES, teacher=both(TEACHER), records=records)
+    assert any("CPU latency" in line for line in printed(on_gpu, width=200))
+    assert "| CPU latency | 40.0 ms | 40.0 ms |" in markdown(on_gpu)
+    alike = replace(FIGURES, teacher=both(TEACHER, cpu_latency_ms=TEACHER["latency_ms"]), records=records)
+    assert "CPU latency" not in "".join(printed(alike, width=200)) + markdown(alike) + page(alike)
+
+
+def test_a_narrow_terminal_cuts_the_right_end_and_no_number():
+    chosen = next(line for line in printed(FIGURES, width=80) if "★" in line)
+    assert " ".join(chosen.split()).startswith("★ 002 2 3.50 0.70 1.2e-4 0.8500")
+
+
+def test_names_are_no_markup():
+    figures = replace(FIGURES, name="runs[/old]", searched=("student.checkpoint",), records=[
+        replace(RECORDS[0], params={"student.checkpoint": "models[v2]/small"})
+    ])  # fmt: skip
+    text = " ".join(" ".join(printed(figures)).split())
+    assert "runs[/old]" in text
+    assert "models[v2]/small" in text
+
+
+def test_a_sweep_without_results_has_a_table_and_a_report(tmp_path: Path):
+    failed = TrialRecord(0, dict(RECORDS[0].params), "failed", error="out of memory")
+    figures = Figures("none", {}, [failed], searched=tuple(failed.params))
+    assert any("failed: out of memory" in line for line in printed(figures))
+    write_report(figures, tmp_path / "report")
+    assert "out of memory" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_the_csv_keeps_every_trial_in_full_precision_under_dotted_names():
+    rows = list(csv.DictReader(io.StringIO(results_csv(FIGURES))))
+    assert [row["trial"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert [row["place"] for row in rows] == ["front", "front", "chosen", "", ""]
+    assert float(rows[1]["training.learning_rate"]) == 1.234567e-4
+    assert float(rows[1]["latency_ms"]) == 0.8 * 3
+    assert rows[4]["error"] == "loss is nan | at epoch 2\nsecond line"
+
+
+def test_the_report_says_the_choice_compares_with_the_teacher_and_lists_failures(tmp_path: Path):
+    write_report(FIGURES, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Trial 002 is the fastest that keeps 95 %." in text
+    assert "| accuracy | 0.8870 | 0.8500 |" in text
+    assert "- trial 004: loss is nan | at epoch 2 second line" in text
+    tables = [line for line in text.splitlines() if line.startswith("| 00")]
+    assert {line.count("|") for line in tables} == {12}
+
+
+def test_the_fronts_controls_stand_beside_its_trials_the_cheapest_first():
+    controls = [
+        Control(trial=2, role="labels only", metrics={"accuracy": 0.83}),
+        Control(trial=2, role="default distillation", metrics={"accuracy": 0.84}),
+        Control(trial=0, role="labels only", metrics={"accuracy": 0.78}),
+        Control(trial=0, role="default distillation", error="out of\nmemory"),
+    ]
+    figures = replace(FIGURES, controls=controls)
+    text = markdown(figures)
+    lines = text[text.index("## What distillation and the search bring") :].splitlines()
+    assert lines[4] == "| trial | depth | latency | accuracy, as searched | labels only | default distillation |"
+    assert lines[6] == "| 000 | 1 | 0.80 ms | 0.8100 | 0.7800 | failed |"
+    assert lines[7] == "| 002 | 2 | 1.60 ms | 0.8500 | 0.8300 | 0.8400 |"
+    assert lines[9] == "- trial 000, default distillation: out of memory"
+    assert [list(drawn.y) for drawn in front_plot(figures).data if drawn.name in ROLES] == [[0.83, 0.78], [0.84]]
+    assert "What distillation and the search bring" not in markdown(FIGURES)
+    about = ABOUT.partition("(")[0]
+    assert about in page(figures)
+    assert about not in page(FIGURES)
+
+
+def test_the_picture_is_a_png_and_the_page_needs_no_network(tmp_path: Path):
+    write_report(FIGURES, tmp_path / "report")
+    assert (tmp_path / "report" / "front.png").read_bytes().startswith(b"\x89PNG")
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "trial 002" in html
+    assert "T 3.50" in html
+    assert 'src="http' not in html
+
+
+def test_writing_again_replaces_the_report(tmp_path: Path):
+    folder = tmp_path / "report"
+    write_report(FIGURES, folder)
+    (folder / "old").touch()
+    write_report(FIGURES, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["front.png", "report.html", "report.md", "results.csv"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.9e-4, "1.9e-4"), (0.0, "0.000"), (3.14159, "3.14"), (12.34, "12.3"), (250000.0, "2.5e5"), (2, "2")],
+)  # fmt: skip
+def test_settings_are_written_short(value: object, text: str):
+    assert setting(value) == text
+
+
+def test_headings_tell_settings_of_the_same_name_apart():
+    names = ["a.rate", "b.rate", "training.batch_size", "student.depth"]
+    assert headings(names) == {
+        "student.depth": "depth", "a.rate": "a.rate", "b.rate": "b.rate", "training.batch_size": "batch size",
+    }  # fmt: skip

@@ -1,0 +1,86 @@
+"""How the processors of a cluster divide into slots, and what is refused."""
+
+from typing import Any
+
+import pytest
+
+from kdray.errors import ResourceError, SpecError
+from kdray.slots.pool import SlotSettings
+from kdray.slots.sizing import Growth, Node, counted, fitting, shares, words
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "expected"),
+    [
+        (SlotSettings(), [Node(2, 0)], (2, 1.0, 0.0)),
+        (SlotSettings(count=2), [Node(8, 0)], (2, 4.0, 0.0)),
+        (SlotSettings(count=1, workers=2), [Node(2, 0)], (1, 1.0, 0.0)),
+        (SlotSettings(count=2), [Node(2, 0)] * 3, (2, 2.0, 0.0)),
+        (SlotSettings(count=3), [Node(1, 0), Node(4, 0)], (3, 1.3333, 0.0)),
+        (SlotSettings(), [Node(64, 0)], (8, 8.0, 0.0)),
+        (SlotSettings(), [Node(16, 1)], (1, 16.0, 1.0)),
+        (SlotSettings(count=4), [Node(16, 1)], (4, 4.0, 0.25)),
+        (SlotSettings(gpus=0.5), [Node(16, 2)], (4, 4.0, 0.5)),
+        (SlotSettings(count=5), [Node(16, 2), Node(16, 2)], (5, 5.3333, 0.5)),
+        (SlotSettings(count=3, gpus=0.6), [Node(16, 3)], (3, 5.3333, 0.6)),
+        (SlotSettings(), [Node(0, 0), Node(8, 4), Node(8, 4)], (8, 2.0, 1.0)),
+        (SlotSettings(gpus=0.3), [Node(24, 4)], (12, 2.0, 0.3)),
+        (SlotSettings(gpus=2), [Node(8, 3)] * 2, (2, 8.0, 2.0)),
+        (SlotSettings(cpus=3), [Node(4, 0)] * 3, (3, 3.0, 0.0)),
+        (SlotSettings(cpus=8), [Node(16, 0), Node(4, 0), Node(4, 0)], (2, 8.0, 0.0)),
+    ],
+)
+def test_shares(settings: SlotSettings, nodes: list[Node], expected: tuple[int, float, float]) -> None:
+    divided = shares(settings, nodes)
+    assert (divided.count, divided.cpus, divided.gpus) == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [SlotSettings(count=5), SlotSettings(cpus=3), SlotSettings(count=1, gpus=1), SlotSettings(workers=5)],
+)
+def test_more_than_there_is_is_refused_unless_the_cluster_grows(settings: SlotSettings) -> None:
+    if settings.count == 5:
+        settings = settings.model_copy(update={"cpus": 1})
+    if settings.workers == 5:
+        settings = settings.model_copy(update={"cpus": 1})
+    with pytest.raises(ResourceError, match="The cluster has 2 nodes with 2 CPUs"):
+        shares(settings, [Node(2, 0)] * 2)
+    assert shares(settings, [Node(2, 0)] * 2, growth=Growth((Node(8, 2),) * 2))
+
+
+def test_no_share_lies_on_two_gpus() -> None:
+    with pytest.raises(ResourceError, match="1 node with 16 CPUs and 3 GPUs"):
+        shares(SlotSettings(count=4, gpus=0.6), [Node(16, 3)])
+
+
+def test_more_than_it_can_grow_to_is_refused() -> None:
+    with pytest.raises(ResourceError, match="can grow to 1 node with 16 CPUs"):
+        shares(SlotSettings(count=4, cpus=8), [Node(2, 0)], growth=Growth((Node(16, 0),)))
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"workers": 0}, {"gpus": -1}, {"cpus": 0}, {"count": "many"}])
+def test_settings_that_make_no_slot_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=f"SlotSettings.{next(iter(wrong))}"):
+        SlotSettings(**wrong)
+
+
+def test_a_cluster_that_begins_without_workers_is_divided_by_the_machines_it_can_have() -> None:
+    head, worker = Node(8, 0), Node(16, 4)
+    divided = shares(SlotSettings(), [head], Growth((head, worker, worker)))
+    assert (divided.count, divided.cpus, divided.gpus) == (8, 4.0, 1.0)
+    assert fitting([head], divided) == 0
+    assert fitting([head, worker], divided) == 4
+
+
+def test_what_only_the_autoscaler_knows_is_taken_as_asked() -> None:
+    asked = SlotSettings(count=4, cpus=7, gpus=1)
+    assert shares(asked, [Node(4, 0)], Growth(())).count == 4
+    with pytest.raises(ResourceError, match="asked for 4 slots of 1 worker with 7 CPUs and 1 GPUs each"):
+        shares(asked, [Node(4, 0)])
+
+
+def test_machines_in_words() -> None:
+    assert words([]) == "no nodes"
+    assert words([Node(2, 0), Node(8, 1), Node(2, 0)]) == "2 nodes with 2 CPUs, 1 node with 8 CPUs and 1 GPUs"
+    assert counted(0, "slot") == "0 slots"

@@ -1,0 +1,458 @@
+"""The promises of the slots: no report lost, a stop within a step, errors end jobs, deaths restart them, no hang."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+import torch.distributed as dist
+from ray import cloudpickle
+
+from kdray.errors import DataError, JobError, ResourceError
+from kdray.slots.cluster import connect
+from kdray.slots.job import Ask, Report, Worker
+from kdray.slots.local import LocalSlots
+from kdray.slots.pool import SlotPool, SlotSettings
+from kdray.slots.ray_slots import RaySlots, open_slots
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
+
+LIMIT_S = 120
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Report 1..n from each rank, with what a test wants to know of the worker."""
+
+    n: int
+    key: str = ""
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        for i in range(self.n):
+            yield {"i": i, "key": self.key, "pid": os.getpid()}
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """Steps of 20 ms for ever, with one report at the start; writes how many steps it took when it is stopped."""
+
+    folder: Path
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        yield {"pid": os.getpid()}
+        steps = 0
+        while not worker.stopping():
+            time.sleep(0.02)
+            steps += 1
+            (self.folder / f"steps-{worker.rank}").write_text(str(steps))
+        (self.folder / f"stopped-{worker.rank}").write_text(str(time.time()))
+
+
+@dataclass(frozen=True)
+class Raising:
+    error: Exception
+    rank: int | None = None
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        yield {"pid": os.getpid()}
+        if self.rank in (None, worker.rank):
+            raise self.error
+        worker.gathered("waiting for the rank that failed")
+
+
+@dataclass(frozen=True)
+class Dying:
+    """Killed like by the kernel, the first `times` times it is run; then well."""
+
+    folder: Path
+    times: int
+    rank: int = 0
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        yield {"i": 0, "pid": os.getpid()}
+        worker.gathered(0)
+        deaths = len(list(self.folder.glob("death-*")))
+        if worker.rank == self.rank and deaths < self.times:
+            (self.folder / f"death-{deaths}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        worker.gathered(0)
+        yield {"i": 1, "pid": os.getpid()}
+
+
+def sum_of_ranks(worker: Worker) -> Iterator[Report]:
+    total = torch.tensor(float(worker.rank + 1))
+    dist.all_reduce(total)
+    yield {"total": total.item(), "world": worker.world, "pids": worker.gathered(os.getpid())}
+
+
+def arithmetic(worker: Worker) -> Iterator[Report]:
+    """Sums whose last bits depend on the number of threads."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(300, 300, generator=generator)
+    yield {"sum": float((a @ a @ a).sum()), "threads": torch.get_num_threads()}
+
+
+def warm_count(worker: Worker) -> Iterator[Report]:
+    calls = worker.kept("calls", list)
+    calls.append(1)
+    yield {"calls": len(calls), "pid": os.getpid()}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    info = connect("local", False, tmp_path_factory.mktemp("logs"))
+    yield tmp_path_factory.mktemp("storage")
+    info.close()
+
+
+@pytest.fixture(scope="module")
+def two_pools(cluster: Path) -> Iterator[tuple[RaySlots, RaySlots]]:
+    """A slot of one worker, and a slot of two; they start at the same time."""
+    single = SlotSettings(count=1, cpus=1, max_failures=1)
+    double = SlotSettings(count=1, workers=2, cpus=1, max_failures=1)
+    with (
+        open_slots(single, cluster / "one-logs") as one,
+        open_slots(double, cluster / "two-logs") as two,
+    ):
+        yield one, two
+
+
+@pytest.fixture
+def one(two_pools: tuple[RaySlots, RaySlots]) -> RaySlots:
+    two_pools[0].wait(LIMIT_S)
+    return two_pools[0]
+
+
+@pytest.fixture
+def two(two_pools: tuple[RaySlots, RaySlots]) -> RaySlots:
+    two_pools[1].wait(LIMIT_S)
+    return two_pools[1]
+
+
+@pytest.fixture(params=["local", "ray"])
+def pool(request: pytest.FixtureRequest) -> SlotPool:
+    """What every pool promises is tested on both."""
+    return LocalSlots() if request.param == "local" else request.getfixturevalue("one")
+
+
+def exists(path: Path, limit_s: float = 30) -> bool:
+    until = time.monotonic() + limit_s
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.005)
+    return path.exists()
+
+
+# ---- every pool ----
+
+
+def test_no_report_is_lost_or_reordered_over_200_jobs(pool: SlotPool) -> None:
+    for number in range(200):
+        reports = list(pool.run(Counting(n=number % 4, key=str(number)), f"job {number}"))
+        assert [(r["i"], r["key"]) for r in reports] == [(i, str(number)) for i in range(number % 4)]
+
+
+def test_an_error_ends_the_job_and_says_where_and_the_slot_stays_warm(pool: SlotPool) -> None:
+    (before,) = pool.run(warm_count, "before")
+    with pytest.raises(JobError, match=r"broken: ZeroDivisionError: by nought \(.*test_slots.py:\d+\)"):
+        list(pool.run(Raising(ZeroDivisionError("by nought")), "broken"))
+    (after,) = pool.run(warm_count, "after")
+    assert after == {"calls": before["calls"] + 1, "pid": before["pid"]}
+
+
+def test_our_own_errors_arrive_as_themselves(pool: SlotPool) -> None:
+    with pytest.raises(DataError, match=r"^row 3: no text$"):
+        list(pool.run(Raising(DataError("row 3: no text")), "bad data"))
+
+
+def test_closing_the_iterator_stops_the_job_and_frees_its_slot(pool: SlotPool, tmp_path: Path) -> None:
+    run = pool.run(Stepping(tmp_path), "closed")
+    next(run)
+    run.close()
+    assert list(run) == []
+    assert len(list(pool.run(Counting(2), "next"))) == 2
+
+
+@dataclass(frozen=True)
+class Suspending:
+    """Steps of 20 ms until it is asked to end; writes what it was asked for."""
+
+    folder: Path
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        yield {}
+        while (ask := worker.asked()) < Ask.SUSPEND:
+            time.sleep(0.02)
+        (self.folder / "asked").write_text(ask.name)
+
+
+@pytest.mark.parametrize(("how", "ask"), [("close", "SUSPEND"), ("cancel", "END"), ("suspend", "SUSPEND")])
+def test_who_stops_a_job_says_whether_it_will_be_gone_on_with(
+    pool: SlotPool, tmp_path: Path, how: str, ask: str
+) -> None:
+    run = pool.run(Suspending(tmp_path), f"{how} me")
+    next(run)
+    if how == "close":
+        run.close()
+    else:
+        threading.Timer(0.1, getattr(pool, how), [f"{how} me"]).start()
+        assert list(run) == []
+    assert exists(tmp_path / "asked")
+    assert until_written(tmp_path / "asked") == ask
+
+
+def until_written(path: Path, limit_s: float = 5) -> str:
+    until = time.monotonic() + limit_s
+    while not path.read_text() and time.monotonic() < until:
+        time.sleep(0.005)
+    return path.read_text()
+
+
+def test_a_name_is_free_again_when_its_job_has_ended(pool: SlotPool) -> None:
+    for _ in range(2):
+        assert len(list(pool.run(Counting(2), "the same"))) == 2
+
+
+def test_a_name_in_use_is_refused(pool: SlotPool, tmp_path: Path) -> None:
+    run = pool.run(Stepping(tmp_path), "taken")
+    next(run)
+    with pytest.raises(JobError, match="taken: a job of this name is running"):
+        list(pool.run(Counting(1), "taken"))
+    run.close()
+
+
+def test_local_and_ray_slots_give_the_same_numbers(one: RaySlots) -> None:
+    assert list(LocalSlots(threads=1).run(arithmetic, "a")) == list(one.run(arithmetic, "a"))
+
+
+# ---- this process ----
+
+
+def test_a_local_job_is_cancelled_between_two_steps_from_another_thread(tmp_path: Path) -> None:
+    slots = LocalSlots()
+    run = slots.run(Stepping(tmp_path), "stop me")
+    next(run)
+    threading.Timer(0.1, slots.cancel, ["stop me"]).start()
+    assert list(run) == []
+    assert (tmp_path / "stopped-0").exists()
+
+
+def test_local_slots_restore_the_threads_of_their_process() -> None:
+    before = torch.get_num_threads()
+    (report,) = LocalSlots(threads=before + 1).run(arithmetic, "a")
+    assert report["threads"] == before + 1
+    assert torch.get_num_threads() == before
+
+
+# ---- worker groups ----
+
+
+def test_cancel_ends_the_waiting_asker_at_once_and_the_job_within_a_step(one: RaySlots, tmp_path: Path) -> None:
+    run = one.run(Stepping(tmp_path), "stop me")
+    next(run)
+    assert exists(tmp_path / "steps-0")
+    rest: list[list[Report]] = []
+    asker = threading.Thread(target=lambda: rest.append(list(run)))
+    asker.start()
+    asked = time.time()
+    one.cancel("stop me")
+    asker.join(5)
+    assert rest == [[]]
+    assert exists(tmp_path / "stopped-0")
+    assert float((tmp_path / "stopped-0").read_text()) - asked < 0.5
+    assert len(list(one.run(Counting(1), "next"))) == 1
+
+
+def test_a_job_that_waits_for_a_slot_can_be_cancelled(one: RaySlots, tmp_path: Path) -> None:
+    busy = one.run(Stepping(tmp_path), "busy")
+    next(busy)
+    waiting = one.run(Counting(1), "waiting")
+    one.cancel("waiting")
+    assert list(waiting) == []
+    busy.close()
+
+
+def test_jobs_can_be_handed_over_before_their_reports_are_read(one: RaySlots) -> None:
+    runs = [one.run(Counting(2, str(number)), f"ahead {number}") for number in range(5)]
+    assert [[r["key"] for r in run] for run in runs] == [[str(number)] * 2 for number in range(5)]
+
+
+def test_any_process_of_the_cluster_can_hand_over_jobs(one: RaySlots) -> None:
+    client = one.client()
+
+    @ray.remote(num_cpus=0.001)
+    def elsewhere() -> list[int]:
+        return [report["i"] for report in client.run(Counting(3), "from elsewhere")]
+
+    assert ray.get(elsewhere.remote(), timeout=LIMIT_S) == [0, 1, 2]
+
+
+def test_a_job_that_cannot_be_pickled_is_a_sentence(one: RaySlots) -> None:
+    lock = threading.Lock()
+    with pytest.raises(JobError, match="unsendable: the job cannot be sent"):
+        one.run(lambda worker: iter([lock]), "unsendable")
+
+
+def test_threads_that_wait_for_one_another_sleep_soon(one: RaySlots) -> None:
+    """Else another program on one of the slot's cores holds up every step: bench/busy_machine.py."""
+
+    def told(worker: Worker) -> Iterator[Report]:
+        yield {"spins": os.environ.get("GOMP_SPINCOUNT")}
+
+    assert list(one.run(told, "environment")) == [{"spins": os.environ.get("GOMP_SPINCOUNT", "3000")}]
+
+
+def test_what_a_job_writes_is_in_the_slots_log(one: RaySlots) -> None:
+    mark = uuid.uuid4().hex
+
+    def loud(worker: Worker) -> Iterator[Report]:
+        os.write(2, f"{mark}\n".encode())
+        yield {}
+
+    list(one.run(loud, "loud"))
+    assert mark in (one.logs / "slot-0-rank-0.log").read_text()
+
+
+def test_a_killed_worker_is_replaced_and_does_its_job_again(one: RaySlots, tmp_path: Path) -> None:
+    run = one.run(Dying(tmp_path, times=1), "killed once")
+    reports = list(run)
+    assert [r["i"] for r in reports] == [0, 0, 1]
+    assert run.attempts == 2
+    assert reports[0]["pid"] != reports[1]["pid"]
+
+
+def test_a_job_that_keeps_killing_its_slot_fails_and_the_slot_goes_on(one: RaySlots, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="poison: its worker died each of the 2 times"):
+        list(one.run(Dying(tmp_path, times=9), "poison"))
+    assert len(list(one.run(Counting(1), "after the poison"))) == 1
+
+
+def test_two_workers_train_one_job_together(two: RaySlots) -> None:
+    (report,) = two.run(sum_of_ranks, "sum")
+    assert (report["total"], report["world"], len(set(report["pids"]))) == (3.0, 2, 2)
+
+
+def test_two_workers_stop_together(two: RaySlots, tmp_path: Path) -> None:
+    run = two.run(Stepping(tmp_path), "stop us")
+    next(run)
+    two.cancel("stop us")
+    assert exists(tmp_path / "stopped-0")
+    assert exists(tmp_path / "stopped-1")
+    assert (tmp_path / "steps-0").exists() == (tmp_path / "steps-1").exists()
+    assert len(list(two.run(sum_of_ranks, "next"))) == 1
+
+
+def test_an_error_that_all_ranks_raise_keeps_the_group(two: RaySlots) -> None:
+    (before,) = two.run(sum_of_ranks, "before")
+    with pytest.raises(JobError, match=r"^not this one$"):
+        list(two.run(Raising(JobError("not this one")), "all"))
+    (after,) = two.run(sum_of_ranks, "after")
+    assert after == before
+
+
+def test_an_error_of_one_rank_ends_the_job_and_starts_the_group_anew(two: RaySlots) -> None:
+    (before,) = two.run(sum_of_ranks, "before")
+    with pytest.raises(JobError, match="alone: KeyError: 'mine'"):
+        list(two.run(Raising(KeyError("mine"), rank=1), "alone"))
+    (after,) = two.run(sum_of_ranks, "after")
+    assert not set(after["pids"]) & set(before["pids"])
+
+
+@pytest.mark.slow
+def test_a_killed_peer_is_a_death_not_an_error(two: RaySlots, tmp_path: Path) -> None:
+    run = two.run(Dying(tmp_path, times=1, rank=1), "peer killed")
+    assert [r["i"] for r in run] == [0, 0, 1]
+    assert run.attempts == 2
+
+
+def test_more_than_the_cluster_has_is_refused_at_once(cluster: Path) -> None:
+    with (
+        pytest.raises(ResourceError, match=r"asked for 1 slot of 9 workers with 1 CPUs.*has 1 node with 4 CPUs"),
+        open_slots(SlotSettings(count=1, workers=9, cpus=1), cluster),
+    ):
+        pass
+
+
+def test_a_slot_that_does_not_start_is_an_error_not_a_hang(two: RaySlots, cluster: Path) -> None:
+    settings = SlotSettings(count=1, cpus=4, start_timeout_s=2)  # the other slots hold three of the four CPUs
+    with open_slots(settings, cluster / "stuck-logs") as stuck:
+        with pytest.raises(ResourceError, match=r"slot 0 was not up after 2 s: it waits for 1 workers"):
+            list(stuck.run(Counting(1), "never"))
+        with pytest.raises(ResourceError, match="free now"):
+            stuck.wait(LIMIT_S)
+
+
+QUIET = """
+import os, sys
+from pathlib import Path
+from kdray.slots.pool import SlotSettings
+from kdray.slots.cluster import connect
+from kdray.slots.ray_slots import open_slots
+def job(worker):
+    print("worker chatter")
+    yield {"pid": os.getpid()}
+    if os.environ.get("ENDLESS"):
+        import time
+        time.sleep(1000)
+folder = Path(sys.argv[1])
+info = connect("local", False, folder / "logs")
+with open_slots(SlotSettings(count=1), folder / "logs") as slots:
+    print(next(slots.run(job, "job")).keys())
+info.close()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_used_slots_says_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    mark = f"KDRAY_TEST={uuid.uuid4().hex}"
+    script = tmp_path / "quiet.py"
+    script.write_text(QUIET)
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, **dict([mark.split("=")]), "TMPDIR": str(tmp_path / "tmp")}
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("dict_keys(['pid'])\n", "", 0)
+    assert "worker chatter" in (tmp_path / "logs" / "slot-0-rank-0.log").read_text()
+    assert not list((tmp_path / "tmp").glob("kdray-*"))
+    assert gone(lambda: not marked(mark))
+
+
+def gone(nothing_left: Callable[[], bool], limit_s: float = 20) -> bool:
+    until = time.monotonic() + limit_s
+    while not nothing_left() and time.monotonic() < until:
+        time.sleep(0.1)
+    return nothing_left()
+
+
+def marked(mark: str) -> list[str]:
+    """The processes that inherited this variable."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_closing_ends_a_worker_that_does_not_stop(cluster: Path, two: RaySlots) -> None:
+    def deaf(worker: Worker) -> Iterator[Report]:
+        yield {"pid": os.getpid()}
+        time.sleep(1000)
+
+    with open_slots(SlotSettings(count=1, cpus=1, stop_timeout_s=0.2), cluster / "deaf-logs") as slots:
+        pid = next(slots.run(deaf, "deaf"))["pid"]
+        slots.close()
+    assert gone(lambda: not Path(f"/proc/{pid}").exists())

@@ -1,0 +1,80 @@
+"""Files are whole or absent, fingerprints depend on content alone, and a storage that cannot be written is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from kdray.errors import StorageError
+from kdray.storage.files import file_fingerprint, fingerprint, new_folder, read_json, replaced_file, write_json
+from kdray.storage.paths import StoragePaths, SweepPaths, storage_path
+
+
+def test_a_storage_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage_path("a/b") == tmp_path / "a" / "b"
+    assert storage_path(f"file://{tmp_path}/with%20space") == tmp_path / "with space"
+    assert (tmp_path / "with space").is_dir()
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+@pytest.mark.parametrize("storage", ["file", "file/below", "/proc/kdray"])
+def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path, storage: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match=r"cannot be written \(.+\)\. Name a folder .* with --storage"):
+        storage_path(tmp_path / storage)
+
+
+def test_another_kind_of_storage_is_refused() -> None:
+    with pytest.raises(StorageError, match=r"a local or shared folder, or to a bucket \(s3://, gs://\), not there"):
+        storage_path("ftp://host/x")
+
+
+def test_all_of_a_sweep_lies_below_its_name(tmp_path: Path) -> None:
+    paths = SweepPaths(tmp_path, "one")
+    own = [
+        paths.settings,
+        paths.owner,
+        paths.journal,
+        paths.chosen,
+        paths.choice,
+        paths.report,
+        paths.logs,
+        paths.student(7),
+    ]
+    assert all(path.is_relative_to(tmp_path / "one") for path in own)
+    shared = [paths.tokens("k"), paths.model("k"), paths.teacher("k"), paths.transfer("k"), paths.cost("k")]
+    assert len({*own, *shared}) == 13
+    assert shared[:2] == [StoragePaths(tmp_path).tokens("k"), SweepPaths(tmp_path, "other").model("k")]
+
+
+def test_fingerprints_depend_on_values_alone(tmp_path: Path) -> None:
+    assert fingerprint({"a": 1, "b": (2, 3)}) == fingerprint({"b": [2, 3], "a": 1})
+    assert len({fingerprint(1), fingerprint("1"), fingerprint(1, None), fingerprint([1])}) == 4
+    (tmp_path / "a").write_bytes(b"12")
+    (tmp_path / "b").write_bytes(b"3")
+    (tmp_path / "c").write_bytes(b"12")
+    a, b, c = (tmp_path / name for name in "abc")
+    assert file_fingerprint(a, b) == file_fingerprint(c, b) != file_fingerprint(b, a)
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
+    write_json(tmp_path / "deep" / "x.json", {"a": 1})
+    with pytest.raises(FileNotFoundError), replaced_file(tmp_path / "deep" / "x.json") as temporary:
+        temporary.with_name("nothing").rename(temporary)
+    assert read_json(tmp_path / "deep" / "x.json") == {"a": 1}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.json"]
+
+
+def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with new_folder(tmp_path / "folder") as folder:
+            (folder / content).touch()
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "folder") as folder:
+        (folder / "half" / "way").touch()
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["folder", "folder/new"]
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text('{"a": ')
+    with pytest.raises(StorageError, match=r"sweep\.json: not a readable JSON file .* --fresh"):
+        read_json(tmp_path / "sweep.json")

@@ -1,0 +1,359 @@
+"""A sweep in MLflow, read back from a real store as a user's notebook would."""
+
+import json
+import os
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from kdray.errors import SpecError
+from kdray.evaluation.trial_record import TrialRecord
+from kdray.storage.paths import StoragePaths, SweepPaths
+from kdray.tracking.mlflow_tracker import open_tracker
+from kdray.tracking.origin import git_commit, source_tags, versions
+from kdray.tracking.page import ui_command
+from kdray.tracking.settings import Tracking, default_uri
+from kdray.tracking.tracker import NullTracker, Tracker
+from tests.tracking.told import wait_until
+
+SETTINGS = {"student.layers": "evenly", "training.epochs": 3, "distillation.logit_mse": 0.0}
+TAGS = {"kdray.task": "text_classification", "kdray.teacher": "tiny"}
+
+
+def trial(number: int = 7, **changes: object) -> TrialRecord:
+    params = {"student.depth": 2, "distillation.temperature": 3.5, "distillation.alpha": 0.7}
+    history = tuple(
+        {"epoch": float(n), "step": 216.0 * n, "accuracy": accuracy, "retention": accuracy / 0.9, "train_seconds": 5.0}
+        for n, accuracy in enumerate((0.81, 0.82, 0.83), start=1)
+    )
+    costs = {"latency_ms": 1.6, "speedup": 5.1, "parameters": 15e6}
+    record = TrialRecord(number, params, "completed", history, costs, None, 1, None, 1_760_000_000.0, 1_760_000_030.0)
+    return replace(record, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> StoragePaths:
+    """One storage for the module: making the database's schema takes seconds."""
+    return StoragePaths(tmp_path_factory.mktemp("storage"))
+
+
+def tracker_of(store: StoragePaths, experiment: str) -> Tracker:
+    """Of the sweep `quickstart` in this storage; each test has an experiment of its own, and that is the key, too."""
+    return open_tracker(Tracking(experiment=experiment), SweepPaths(store.storage, "quickstart"), experiment)
+
+
+def sweep_of(store: StoragePaths, experiment: str, records: list[TrialRecord], run_id: str | None = None) -> Tracker:
+    tracker = tracker_of(store, experiment)
+    tracker.start_sweep({"search.trials": 24}, TAGS, run_id)
+    for record in records:
+        tracker.trial(record, SETTINGS, TAGS)
+    return tracker
+
+
+def wait_until_sent(store: StoragePaths, limit_s: float = 60) -> None:
+    spool = SweepPaths(store.storage, "quickstart").spool
+    wait_until(lambda: spool.stat().st_size == 0, limit_s, "the spool was not emptied")
+
+
+def runs(store: StoragePaths, experiment: str) -> dict[str, Run]:
+    client = MlflowClient(default_uri(store))
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
+
+
+def history(store: StoragePaths, run: Run, metric: str) -> list[tuple[int, float]]:
+    found = MlflowClient(default_uri(store)).get_metric_history(run.info.run_id, metric)
+    return [(point.step, point.value) for point in found]
+
+
+def test_a_trial_is_a_nested_run_with_all_that_is_needed_to_compare_it(store: StoragePaths):
+    sweep_of(store, "nested", [trial()]).end_sweep("finished")
+    found = runs(store, "nested")
+    parent, child = found["quickstart"], found["trial 007 depth 2"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.params == {
+        "student.layers": "evenly", "training.epochs": "3", "distillation.logit_mse": "0.0",
+        "student.depth": "2", "distillation.temperature": "3.5", "distillation.alpha": "0.7",
+    }  # fmt: skip
+    wanted = {"accuracy": 0.83, "retention": 0.83 / 0.9, "latency_ms": 1.6, "speedup": 5.1, "parameters": 15e6}
+    assert {name: child.data.metrics[name] for name in wanted} == pytest.approx(wanted)
+    assert history(store, child, "accuracy") == [(216, 0.81), (432, 0.82), (648, 0.83)]
+    assert (child.info.status, parent.info.status) == ("FINISHED", "FINISHED")
+    assert child.info.end_time - child.info.start_time == 30_000
+    assert {**TAGS, "kdray.sweep": "quickstart", "kdray.status": "completed"}.items() <= child.data.tags.items()
+    assert parent.data.params == {"search.trials": "24"}
+
+
+def test_stopped_and_failed_trials_are_told_apart_and_say_why(store: StoragePaths):
+    stopped, failed = trial(1, state="stopped"), trial(2, state="failed", history=(), error="loss is nan at epoch 2")
+    sweep_of(store, "ends", [stopped, failed]).end_sweep("finished")
+    found = runs(store, "ends")
+    assert found["trial 001 depth 2"].info.status == "KILLED"
+    assert found["trial 001 depth 2"].data.tags["kdray.status"] == "stopped"
+    assert found["trial 002 depth 2"].info.status == "FAILED"
+    assert found["trial 002 depth 2"].data.tags["kdray.error"] == "loss is nan at epoch 2"
+
+
+def test_saying_the_same_again_writes_nothing_twice_and_a_longer_record_adds_the_rest(store: StoragePaths):
+    whole = trial()
+    begun = trial(state="running", history=whole.history[:1], ended=0.0)
+    sweep_of(store, "again", [begun, begun, whole, whole]).end_sweep("finished")
+    found = runs(store, "again")
+    assert len(found) == 2
+    assert [step for step, _ in history(store, found["trial 007 depth 2"], "accuracy")] == [216, 432, 648]
+
+
+def test_a_resumed_sweep_goes_on_in_the_same_runs(store: StoragePaths):
+    whole = trial()
+    begun = trial(state="running", history=whole.history[:2], ended=0.0)
+    first = sweep_of(store, "resumed", [begun, trial(8)])
+    first.end_sweep("interrupted")
+    before = first.run_ids()
+    assert {run.info.status for run in runs(store, "resumed").values()} == {"KILLED", "FINISHED"}
+
+    second = sweep_of(store, "resumed", [replace(whole, started=whole.started + 60), trial(9)], before[None])
+    second.sweep(params={"search.trials": 48})
+    second.end_sweep("finished")
+    assert second.run_ids()[7] == before[7]
+    found = runs(store, "resumed")
+    assert sorted(found) == ["quickstart", "trial 007 depth 2", "trial 008 depth 2", "trial 009 depth 2"]
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert [step for step, _ in history(store, found["trial 007 depth 2"], "accuracy")] == [216, 432, 648]
+    assert found["quickstart"].data.tags["changed.search.trials"] == "48"
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch):
+    """As in a container that runs as `-u 12345`."""
+    monkeypatch.setattr("getpass.getuser", lambda: {}["no such user"])
+    assert source_tags()["mlflow.user"] == str(os.getuid())
+
+
+def test_a_report_that_was_written_anew_replaces_the_old_one(store: StoragePaths, tmp_path: Path):
+    """The spool still names the folder, by which alone nobody sees that it has changed."""
+    report = tmp_path / "report"
+    report.mkdir()
+    tracker = sweep_of(store, "report", [])
+    for text in ("the first choice", "the second choice"):
+        (report / "report.md").write_text(text)
+        tracker.log_artifacts(report, "report")
+        wait_until_sent(store)
+    tracker.end_sweep("finished")
+    run = runs(store, "report")["quickstart"]
+    client = MlflowClient(default_uri(store))
+    assert Path(client.download_artifacts(run.info.run_id, "report/report.md")).read_text() == "the second choice"
+
+
+def test_a_value_that_a_resumed_sweep_measures_anew_replaces_the_old_one(store: StoragePaths):
+    for value, ending in ((0.8, "interrupted"), (0.8, "interrupted"), (0.9, "finished")):
+        tracker = sweep_of(store, "anew", [])
+        tracker.sweep(metrics={"chosen.test.accuracy": value})
+        tracker.end_sweep(ending)  # type: ignore[arg-type]
+    run = runs(store, "anew")["quickstart"]
+    assert run.data.metrics == {"chosen.test.accuracy": 0.9}
+    assert [value for _, value in history(store, run, "chosen.test.accuracy")] == [0.8, 0.9]
+
+
+def test_a_sweeps_run_that_was_deleted_is_made_anew_and_its_trials_move_to_it(store: StoragePaths):
+    first = sweep_of(store, "deleted-run", [trial(7), trial(8)])
+    first.end_sweep("finished")
+    before = first.run_ids()
+    MlflowClient(default_uri(store)).delete_run(str(before[None]))
+    second = sweep_of(store, "deleted-run", [trial(7), trial(8)], before[None])
+    second.end_sweep("finished")
+    found = runs(store, "deleted-run")
+    assert found["quickstart"].info.run_id != before[None]
+    assert found["quickstart"].data.params == {"search.trials": "24"}
+    children = [found["trial 007 depth 2"], found["trial 008 depth 2"]]
+    assert [run.info.run_id for run in children] == [before[7], before[8]]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {found["quickstart"].info.run_id}
+
+
+def test_a_trials_run_that_is_deleted_under_way_is_made_anew_with_all_it_held(store: StoragePaths):
+    whole = trial()
+    tracker = sweep_of(store, "deleted-trial", [trial(state="running", history=whole.history[:1], ended=0.0)])
+    wait_until_sent(store)
+    before = str(tracker.run_ids()[7])
+    MlflowClient(default_uri(store)).delete_run(before)
+    tracker.trial(whole, SETTINGS, TAGS)
+    tracker.end_sweep("finished")
+    run = runs(store, "deleted-trial")["trial 007 depth 2"]
+    assert run.info.run_id == tracker.run_ids()[7] != before
+    assert history(store, run, "accuracy") == [(216, 0.81), (432, 0.82), (648, 0.83)]
+    assert run.data.params["student.layers"] == "evenly"
+
+
+def test_an_experiment_that_was_deleted_is_restored(store: StoragePaths):
+    first = sweep_of(store, "deleted", [trial()])
+    first.end_sweep("finished")
+    client = MlflowClient(default_uri(store))
+    client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
+    second = sweep_of(store, "deleted", [trial(), trial(8)], first.run_ids()[None])
+    second.end_sweep("finished")
+    assert first.run_ids().items() <= second.run_ids().items()
+    assert len(runs(store, "deleted")) == 3
+
+
+def test_folders_become_artifacts_below_the_storage(store: StoragePaths, tmp_path: Path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "config.json").write_text("{}")
+    tracker = sweep_of(store, "artifacts", [trial()])
+    tracker.log_artifacts(tmp_path / "student", "student", trial=7)
+    tracker.log_artifacts(tmp_path / "student", "chosen")
+    tracker.end_sweep("finished")
+    run_id = runs(store, "artifacts")["trial 007 depth 2"].info.run_id
+    files = MlflowClient(default_uri(store)).list_artifacts(run_id, "student")
+    assert [file.path for file in files] == ["student/config.json"]
+    assert len(list(store.tracking_artifacts.glob("artifacts/*/artifacts/*/config.json"))) == 2
+
+
+def test_the_sweeps_page_has_a_column_for_each_searched_setting_and_the_usual_numbers(store: StoragePaths):
+    tracker = sweep_of(store, "page", [trial()])
+    tracker.end_sweep("finished")
+    experiment = MlflowClient(default_uri(store)).get_experiment_by_name("page")
+    assert experiment is not None
+    page = tracker.page()
+    assert page is not None
+    assert f"/experiments/{experiment.experiment_id}/runs?viewStateShareKey=quickstart" in page
+    view = json.loads(experiment.tags["mlflow.sharedViewState.quickstart"])
+    assert view["selectedColumns"] == [
+        "metrics.`accuracy`", "metrics.`retention`", "metrics.`latency_ms`", "metrics.`speedup`",
+        "metrics.`parameters`", "params.`student.depth`", "params.`distillation.temperature`",
+        "params.`distillation.alpha`", "tags.`kdray.status`",
+    ]  # fmt: skip
+
+
+def test_files_beside_any_database_lie_in_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And not in the folder that the command was given in."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    paths, tracking = SweepPaths(tmp_path / "storage", "quickstart"), Tracking(uri=f"sqlite:///{tmp_path}/team.db")
+    tracker = open_tracker(tracking, paths, "key")
+    tracker.start_sweep({}, {})
+    tracker.end_sweep("finished")
+    experiment = MlflowClient(str(tracking.uri)).get_experiment_by_name("kdray")
+    assert experiment is not None
+    assert experiment.artifact_location == f"{paths.tracking_artifacts.as_uri()}/kdray"
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_the_sweeps_page_shows_its_trials_the_best_first(store: StoragePaths):
+    """And neither the sweep's own run, below which the UI would fold them, nor controls."""
+    tracker = sweep_of(store, "best first", [])
+    for number, retention, role in ((1, 0.8, "search"), (2, 0.9, "search"), (3, 1.0, "labels only")):
+        history = ({"epoch": 1.0, "step": 1.0, "accuracy": retention, "retention": retention},)
+        tracker.trial(trial(number=number, history=history), SETTINGS, TAGS | {"kdray.role": role})
+    tracker.end_sweep("finished")
+    client = MlflowClient(default_uri(store))
+    experiment = client.get_experiment_by_name("best first")
+    assert experiment is not None
+    view = json.loads(experiment.tags["mlflow.sharedViewState.quickstart"])
+    order = f"{view['orderByKey']} {'ASC' if view['orderByAsc'] else 'DESC'}"
+    found = client.search_runs([experiment.experiment_id], view["searchFilter"], order_by=[order])
+    assert [run.data.tags["kdray.trial"] for run in found] == ["2", "1"]
+
+
+def test_more_than_one_call_takes_is_written_in_several(store: StoragePaths):
+    steps = tuple({"epoch": n / 100, "step": float(n), "accuracy": 0.5} for n in range(1, 901))
+    many = {f"group.setting_{n}": "x" * 5999 for n in range(120)}
+    tracker = tracker_of(store, "many")
+    tracker.start_sweep(many, {f"tag{n}": "y" * 9000 for n in range(60)})
+    tracker.trial(trial(history=steps), {}, {})
+    tracker.end_sweep("finished")
+    found = runs(store, "many")
+    assert len(found["quickstart"].data.params) == 120
+    assert found["quickstart"].data.tags["tag59"].endswith("…")
+    assert len(history(store, found["trial 007 depth 2"], "accuracy")) == 900
+
+
+def test_no_password_is_written(store: StoragePaths):
+    tracker = tracker_of(store, "passwords")
+    tracker.start_sweep({"search.storage": "postgresql://me:secret@db/x"}, {"at": "https://u:secret@h"})
+    tracker.end_sweep("finished")
+    run = runs(store, "passwords")["quickstart"]
+    assert run.data.params["search.storage"] == "postgresql://***@db/x"
+    assert "secret" not in str(run.data.tags)
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["refuses", "never answers"])
+def test_a_dead_server_holds_nothing_up_and_is_said_once(silent: bool, tmp_path: Path):
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        if silent:
+            unheard.listen()  # connections are taken, and no word is said
+        uri = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        paths, said = SweepPaths(tmp_path, "quickstart"), list[str]()
+        tracker = open_tracker(Tracking(uri=uri, timeout_s=1, patience_s=4), paths, "key", said.append)
+        begun = time.monotonic()
+        tracker.start_sweep({}, {})
+        for number in range(100):
+            tracker.trial(trial(number), SETTINGS, TAGS)
+        assert time.monotonic() - begun < 1
+        tracker.end_sweep("finished")
+    assert time.monotonic() - begun < 12
+    assert tracker.run_ids() == {}
+    reason = "no answer within 1 s" if silent else "the connection is refused"
+    first, last = said
+    assert first.startswith(f"MLflow at {uri} cannot be written to ({reason}). The sweep goes on")
+    assert f"did not take the last changes of 101 of 101 runs ({reason})" in last
+    assert last.endswith(f"kdray sync {paths.root}")
+    assert paths.spool.stat().st_size > 0
+
+
+def test_one_run_that_is_not_taken_holds_up_no_other_and_no_end(store: StoragePaths):
+    paths, said = SweepPaths(store.storage, "refused"), list[str]()
+    tracker = open_tracker(Tracking(experiment="refused", patience_s=3), paths, "refused", said.append)
+    tracker.start_sweep({"search.trials": 24}, {})
+    for record in (trial(7), trial(8, costs={"no$name": 1.0}), trial(9)):
+        tracker.trial(record, SETTINGS, TAGS)
+    wait_until(lambda: 9 in tracker.run_ids(), 60, "the last trial has no run")
+    begun = time.monotonic()
+    tracker.end_sweep("finished")
+    assert time.monotonic() - begun < 30
+    found = runs(paths, "refused")
+    assert {run.info.status for name, run in found.items() if not name.startswith("trial 008")} == {"FINISHED"}
+    assert len(found["trial 009 depth 2"].data.metrics) > 5
+    assert "did not take the last changes of 1 of 4 runs" in said[-1]
+    assert "no$name" in said[-1]
+
+
+def test_what_a_server_could_not_take_reaches_it_once_it_is_back(store: StoragePaths, monkeypatch: pytest.MonkeyPatch):
+    tracker = tracker_of(store, "outage")
+    real, failures = MlflowClient.log_batch, iter(range(2))
+
+    def failing(self: MlflowClient, *args: object, **kwargs: object) -> object:
+        if next(failures, None) is not None:
+            raise ConnectionError("server is away")
+        return real(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MlflowClient, "log_batch", failing)
+    tracker.start_sweep({"search.trials": 24}, {})
+    tracker.trial(trial(), SETTINGS, TAGS)
+    wait_until_sent(store)
+    tracker.end_sweep("finished")
+    found = runs(store, "outage")
+    assert len(found) == 2
+    assert found["quickstart"].data.params == {"search.trials": "24"}
+    assert len(history(store, found["trial 007 depth 2"], "accuracy")) == 3
+
+
+def test_tracking_can_be_switched_off_and_an_unknown_store_is_refused(tmp_path: Path):
+    assert isinstance(open_tracker(Tracking(enabled=False), SweepPaths(tmp_path, "quickstart"), "key"), NullTracker)
+    with pytest.raises(SpecError, match=r"Tracking\.uri: MLflow has no store at 'ftp://x'; allowed: http://"):
+        Tracking(uri="ftp://x")
+
+
+def test_the_ui_listens_on_loopback_only(tmp_path: Path):
+    command = ui_command(tmp_path, 5001)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert f"sqlite:///{tmp_path}/mlflow.db" in command
+
+
+def test_versions_and_commit_are_told_where_there_are_any(tmp_path: Path):
+    assert versions()["version.torch"].startswith("2.")
+    assert git_commit(tmp_path) is None

@@ -1,0 +1,127 @@
+"""A sweep that only tells: ledger and tracker of a real one, without training; and what MLflow must hold then."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.distributions import IntDistribution
+
+from kdray.evaluation.trial_record import State, TrialRecord
+from kdray.search.ledger import Ledger
+from kdray.storage.files import write_json
+from kdray.storage.paths import SweepPaths
+from kdray.tracking.ids import key_of, note_runs, sweep_run
+from kdray.tracking.mlflow_tracker import open_tracker
+from kdray.tracking.settings import Tracking
+from kdray.tracking.tracker import Ending
+
+SETTINGS = {"student.layers": "evenly", "training.epochs": 3}
+STATUS = {"running": "RUNNING", "completed": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+class ToldSweep:
+    """One session of a sweep; a second one in the same folder goes on with it."""
+
+    def __init__(self, paths: SweepPaths, tracking: Tracking) -> None:
+        self.paths, self.said, self.longest_call_s = paths, list[str](), 0.0
+        write_json(paths.settings, {"search": {"objectives": ["accuracy"]}, "space": {}})
+        self.ledger = Ledger.open(paths.journal, paths.name, ["accuracy"])
+        self.tracker = open_tracker(tracking, paths, key_of(self.ledger), self.said.append)
+        self._timed(lambda: self.tracker.start_sweep({"search.trials": 3}, {}, sweep_run(self.ledger)))
+        for record in self.ledger.records():
+            self.tell(record)
+
+    def trials(self, *numbers: int, state: State = "completed") -> None:
+        """Trials that run to their end: two evaluations each, half a second apart by their own count."""
+        for number in numbers:
+            if number >= len(self.ledger):
+                self.begin()
+            self.evaluate(number, 10)
+            self.evaluate(number, 20)
+            self.finish(number, state)
+
+    def begin(self) -> None:
+        """A trial begins."""
+        depths = {"student.depth": IntDistribution(1, 4)}
+        self.tell(self.ledger.add({"student.depth": 2}, depths, {"latency_ms": 1.5}, {}))
+
+    def evaluate(self, number: int, step: int) -> None:
+        """A trial is evaluated."""
+        metrics = {"epoch": step / 10, "step": float(step), "accuracy": 0.8 + step / 1000, "train_seconds": 0.5}
+        self.tell(self.ledger.record(number, metrics))
+
+    def finish(self, number: int, state: State = "completed") -> None:
+        """A trial ends."""
+        self.tell(self.ledger.finish(number, state, "it broke" if state == "failed" else None))
+
+    def tell(self, record: TrialRecord) -> None:
+        """Tell the tracker of it, as `Keeper` does."""
+        self._timed(lambda: self.tracker.trial(record, SETTINGS, {"kdray.task": "text_classification"}))
+        note_runs(self.ledger, self.tracker.run_ids())
+
+    def figures(self, folder: Path | None = None) -> None:
+        """What the sweep's own run is told."""
+        self._timed(lambda: self.tracker.sweep(metrics={"teacher.accuracy": 0.9}))
+        if folder:
+            self._timed(lambda: self.tracker.log_artifacts(folder, "report"))
+
+    def end(self, ending: Ending = "finished") -> None:
+        """The session ends."""
+        self.tracker.end_sweep(ending)
+        note_runs(self.ledger, self.tracker.run_ids())
+
+    def wait_until_sent(self, limit_s: float = 90) -> None:
+        """Wait until the store has taken everything."""
+        wait_until(lambda: self.paths.spool.stat().st_size == 0, limit_s, "the spool was not emptied")
+
+    def _timed(self, call: Callable[[], None]) -> None:
+        begun = time.monotonic()
+        call()
+        self.longest_call_s = max(self.longest_call_s, time.monotonic() - begun)
+
+
+def wait_until(true: Callable[[], bool], limit_s: float, otherwise: str) -> None:
+    """Wait for it, but not for ever."""
+    limit = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < limit, f"{otherwise} within {limit_s} s"
+        time.sleep(0.02)
+
+
+def runs_in(store: str, experiment: str) -> dict[str | None, Run]:
+    """The runs of an experiment, by trial number as written; None for the sweep's. There is one of each."""
+    client = MlflowClient(store)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    runs = list(client.search_runs([found.experiment_id]))
+    by_trial = {run.data.tags.get("kdray.trial"): run for run in runs}
+    assert len(by_trial) == len(runs), [run.info.run_name for run in runs]
+    return by_trial
+
+
+def assert_all_told(paths: SweepPaths, store: str, experiment: str, status: str = "FINISHED") -> None:
+    """Every trial has exactly one run, with what the ledger has of it: values, times, and how it ended."""
+    ledger = Ledger.read(paths.journal, paths.name)
+    runs = runs_in(store, experiment)
+    assert set(runs) == {None, *(str(record.number) for record in ledger.records())}
+    sweep = runs[None]
+    assert (sweep.info.status, sweep.info.run_id) == (status, ledger.attr("mlflow_run"))
+    assert sweep.data.params == {"search.trials": "3"}
+    for record in ledger.records():
+        run = runs[str(record.number)]
+        assert run.info.run_id == record.run_id
+        assert run.data.tags["mlflow.parentRunId"] == sweep.info.run_id
+        assert run.data.params == {"student.layers": "evenly", "training.epochs": "3", "student.depth": "2"}
+        assert run.data.metrics == pytest.approx({k: v for k, v in record.metrics.items() if k != "step"})
+        assert run.info.start_time == int(record.started * 1000)
+        if record.state != "running":
+            assert run.info.status == STATUS[record.state]
+            assert run.info.end_time == pytest.approx(record.ended * 1000, rel=0, abs=2000)
+        points = MlflowClient(store).get_metric_history(run.info.run_id, "accuracy")
+        told = [
+            (e["step"], e["accuracy"], int((record.started + 0.5 * n) * 1000)) for n, e in enumerate(record.history, 1)
+        ]
+        assert [(point.step, point.value, point.timestamp) for point in points] == told

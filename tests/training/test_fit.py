@@ -1,0 +1,314 @@
+"""One loop for teachers and students: what it reports, that it goes on where it was cut off, and that ranks add up."""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
+from transformers import DebertaConfig, DebertaForSequenceClassification
+
+from kdray.data.rows import Batch
+from kdray.data.tokens import TokenSet
+from kdray.data.transfer_set import TransferSet
+from kdray.errors import JobError, SpecError
+from kdray.evaluation.outputs import predictions
+from kdray.evaluation.quality import quality
+from kdray.losses.distillation import Distillation, Loss
+from kdray.models.pretrained import Pretrained
+from kdray.slots.job import NOTE, Ask, Report, Worker
+from kdray.training.checkpoint import Keeping, Sums
+from kdray.training.fit import fit
+from kdray.training.precision import autocast_dtype
+from kdray.training.settings import Training
+from kdray.training.step import adamw
+from kdray.training.trial import Lesson, Recipe
+
+TRAINING = Training(epochs=2, batch_size=32, learning_rate=1e-3, precision="fp32", checkpoint_evaluations=1)
+DISTILLATION = Distillation(alpha=0.7, logit_mse=0.1)
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Bench:
+    """A student of two layers over rows with logits, to be trained again and again."""
+
+    source: Pretrained
+    tokens: TokenSet
+    transfer: TransferSet
+
+    def model(self) -> nn.Module:
+        return Recipe().with_dotted({"student.depth": 2, "student.dropout": 0.1}).student.build(self.source.model(), 0)
+
+    def fit(self, model: nn.Module, training: Training = TRAINING, seed: int = 0, **changes: Any) -> Iterator[Report]:
+        def loss_of(logits: torch.Tensor, batch: Batch) -> Loss:
+            return DISTILLATION.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
+
+        rows = self.transfer.rows(self.tokens, "train")
+        rest = {"evaluate": lambda model, last: {"last": float(last)}, "worker": Worker()} | changes
+        return fit(model, rows, training, loss_of, seed=seed, **rest)
+
+
+@pytest.fixture
+def bench(teacher: Pretrained, tokens: TokenSet, transfer: TransferSet) -> Bench:
+    return Bench(teacher, tokens, transfer)
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def timeless(reports: list[Report]) -> list[Report]:
+    times = ("examples_per_s", "train_seconds", "eval_seconds")
+    return [{name: value for name, value in report.items() if name not in times} for report in reports]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("learning_rate", 0), ("learning_rate", -1e-4), ("epochs", 0), ("batch_size", 0), ("warmup", 1.0),
+     ("clip_norm", 0), ("precision", "fp16"), ("learning_rate", float("inf"))],
+)  # fmt: skip
+def test_bad_settings_are_refused(setting: str, value: Any) -> None:
+    with pytest.raises(SpecError, match=rf"Training\.{setting}: got"):
+        Training(**{setting: value})
+
+
+def test_the_rate_rises_and_falls() -> None:
+    training = Training(learning_rate=1.0, warmup=0.2)
+    rates = [training.rate(step, 20) for step in range(20)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:] == [(20 - step) / 16 for step in range(4, 20)]
+    assert [Training(learning_rate=1.0, warmup=0).rate(step, 4) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def test_a_report_for_each_evaluation(bench: Bench) -> None:
+    training = TRAINING.with_dotted({"evaluations_per_epoch": 3, "batch_size": 64})
+    reports = list(bench.fit(without_dropout(bench.model()), training))
+    assert [report["step"] for report in reports] == [2, 4, 5, 7, 9, 10]
+    assert [report["epoch"] for report in reports] == [0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
+    assert [report["last"] for report in reports] == [0, 0, 0, 0, 0, 1]
+    assert reports[-1]["train_loss"] < reports[0]["train_loss"]
+    for report in reports:
+        shares = [report[f"share_{name}"] for name in ("soft", "hard", "logit_mse")]
+        assert sum(shares) == pytest.approx(1)
+        assert min(shares) > 0
+
+
+def test_the_loss_reported_is_the_mean_of_all_rows(bench: Bench) -> None:
+    """With a rate that changes nothing, it is the loss of the untrained model; 320 rows make a short last batch."""
+    model, rows = without_dropout(bench.model()).eval(), bench.transfer.rows(bench.tokens, "train")
+    batch = rows.batch(np.arange(len(rows)))
+    with torch.inference_mode():
+        logits = model(**batch.inputs).logits
+        expected = DISTILLATION.loss(logits, batch.teacher_logits_BxC, batch.labels_B).total_B.mean()
+    training = Training(epochs=1, batch_size=48, learning_rate=1e-30, precision="fp32", weight_decay=0)
+    (report,) = bench.fit(model, training)
+    assert report["train_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights(bench: Bench) -> None:
+    models = [bench.model() for _ in range(3)]
+    reports = [list(bench.fit(model, seed=seed)) for model, seed in zip(models, (1, 1, 2), strict=True)]
+    assert timeless(reports[0]) == timeless(reports[1]) != timeless(reports[2])
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+@pytest.mark.parametrize("cut_after", [1, 2, 3])
+def test_a_training_that_is_cut_off_goes_on_as_if_it_had_not_been(bench: Bench, tmp_path: Path, cut_after: int) -> None:
+    """Dropout and the order of rows included. 10 steps an epoch, evaluated after 5; all evaluations are told again."""
+    training = TRAINING.with_dotted({"evaluations_per_epoch": 2})
+    whole, first, second = bench.model(), bench.model(), bench.model()
+    expected = timeless(list(bench.fit(whole, training)))
+    cut = bench.fit(first, training, checkpoint=tmp_path / "at.pt")
+    for _ in range(cut_after):
+        next(cut)
+    cut.close()
+    torch.manual_seed(99)
+    assert timeless(list(bench.fit(second, training, checkpoint=tmp_path / "at.pt"))) == expected
+    assert torch.equal(weights(second), weights(whole))
+
+
+@pytest.mark.parametrize("step", [1, 7, 10, 13, 19])
+def test_a_training_suspended_at_any_step_goes_on_from_that_step(bench: Bench, tmp_path: Path, step: int) -> None:
+    """Within an epoch, too: what was summed up since the last evaluation is kept."""
+    whole, first, second = bench.model(), bench.model(), bench.model()
+    expected = timeless(list(bench.fit(whole)))
+    without = TRAINING.with_dotted({"checkpoint_evaluations": 0})
+    told = list(bench.fit(first, without, worker=asked_at(step, Ask.SUSPEND), checkpoint=tmp_path / "at.pt"))
+    assert timeless(told) == expected[: step // 10]
+    worker = Worker()
+    assert timeless(list(bench.fit(second, without, worker=worker, checkpoint=tmp_path / "at.pt"))) == expected
+    assert worker.beats == 20 - step
+    assert torch.equal(weights(second), weights(whole))
+
+
+def test_a_checkpoint_by_the_clock_is_written_within_an_epoch(bench: Bench, tmp_path: Path) -> None:
+    training = TRAINING.with_dotted({"checkpoint_evaluations": 0, "checkpoint_minutes": 1e-9})
+    first = bench.fit(bench.model(), training, worker=asked_at(5, Ask.END), checkpoint=tmp_path / "at.pt")
+    assert list(first) == []
+    worker = Worker()
+    assert len(list(bench.fit(bench.model(), TRAINING, worker=worker, checkpoint=tmp_path / "at.pt"))) == 2
+    assert worker.beats == 16
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", ["truncated", "a byte flipped", "empty"])
+def test_a_damaged_checkpoint_is_said_and_never_used(bench: Bench, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "at.pt"
+    list(bench.fit(bench.model(), worker=asked_at(12, Ask.SUSPEND), checkpoint=path))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes({"truncated": data[:-100], "a byte flipped": data, "empty": b""}[damage])
+    first, *rest = bench.fit(bench.model(), checkpoint=path)
+    assert re.fullmatch(r".*at.pt: the checkpoint is damaged: .* began again from its start\.", first[NOTE])
+    assert timeless(rest) == timeless(list(bench.fit(bench.model())))
+
+
+def test_no_checkpoint_before_its_time(bench: Bench, tmp_path: Path) -> None:
+    training = TRAINING.with_dotted({"checkpoint_evaluations": 0, "evaluations_per_epoch": 5})
+    list(bench.fit(bench.model(), training, checkpoint=tmp_path / "at.pt"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e38])
+def test_a_loss_that_is_not_finite_ends_the_job(bench: Bench, rate: float) -> None:
+    with pytest.raises(JobError, match=r"not finite \(nan or inf\) by step \d+; try a lower learning rate"):
+        list(bench.fit(bench.model(), TRAINING.with_dotted({"learning_rate": rate})))
+
+
+def asked_at(step: int, ask: Ask) -> Worker:
+    """A worker that is told this from the given step on."""
+    worker = Worker()
+    worker.told = lambda: ask if worker.beats >= step else Ask.NOTHING
+    return worker
+
+
+def test_a_stop_is_obeyed_at_the_next_step(bench: Bench, tmp_path: Path) -> None:
+    worker = asked_at(4, Ask.END)
+    assert list(bench.fit(bench.model(), worker=worker, checkpoint=tmp_path / "at.pt")) == []
+    assert worker.beats == 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_biases_and_norms_do_not_decay(bench: Bench) -> None:
+    model = bench.model()
+    decaying, others = adamw(model, Training(weight_decay=0.1)).param_groups
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in others["params"])
+    assert not any("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in decaying["params"])
+    assert len(decaying["params"]) + len(others["params"]) == len(names)
+
+
+def test_bf16_learns_what_fp32_learns(bench: Bench) -> None:
+    assert autocast_dtype("bf16", CPU, bench.model()) is torch.bfloat16
+    assert autocast_dtype("fp32", CPU, bench.model()) is None
+    assert autocast_dtype("auto", CPU, bench.model()) in (None, torch.bfloat16)
+    models = {precision: bench.model() for precision in ("fp32", "bf16")}
+    losses = {
+        precision: list(bench.fit(model, TRAINING.with_dotted({"precision": precision})))[-1]["train_loss"]
+        for precision, model in models.items()
+    }
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
+    assert losses["bf16"] != losses["fp32"]
+    assert {parameter.dtype for parameter in models["bf16"].parameters()} == {torch.float32}
+
+
+def test_what_a_cpu_left_goes_on_on_a_gpu(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the CPU's random state, for it knows none of a GPU."""
+    worker = Worker(device=torch.device("cuda"))
+    model = bench.model()
+    keeping = Keeping(None, TRAINING, model, adamw(model, TRAINING), worker)
+    monkeypatch.setattr(Sums, "restored", lambda kept, device: kept)
+    torch.manual_seed(5)
+    left = {"random": {"cpu": torch.get_rng_state()}, "sums": Sums()}
+    expected = torch.rand(3)
+    assert keeping._own_part([left]) is left["sums"]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_family_that_overflows_in_bf16_is_not_computed_in_it_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    model = DebertaForSequenceClassification(DebertaConfig(**sizes, num_hidden_layers=1))
+    monkeypatch.setattr("kdray.training.precision._cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    ids, mask = torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]])
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="without overflow"):
+        model(input_ids=ids, attention_mask=mask)
+    dtype = autocast_dtype("auto", CPU, model)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        assert torch.isfinite(model(input_ids=ids, attention_mask=mask).logits).all()
+
+
+def _rank(rank: int, world: int, folder: Path, lesson: Lesson) -> None:
+    """One of the processes of a slot: trains a student without dropout and writes what rank 0 has at the end."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    reports, model = _trained(lesson, Worker(rank, world))
+    if rank == 0:
+        torch.save({"reports": reports, "weights": weights(model)}, folder / "done.pt")
+    dist.destroy_process_group()
+
+
+def _trained(lesson: Lesson, worker: Worker) -> tuple[list[Report], nn.Module]:
+    """Batches of 33 rows: the ranks' parts differ in size, and the last batch, of 23, is short."""
+    recipe = Recipe().with_dotted({"student.depth": 2, "student.dropout": 0.0})
+    model = recipe.student.build(lesson.source.model(), 0)
+    training = TRAINING.with_dotted({"batch_size": 33, "epochs": 1, "evaluations_per_epoch": 2})
+    validation = lesson.rows("validation", worker)
+
+    def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
+        return quality(lesson.task, predictions(model, validation, 32, worker, None), validation)
+
+    def loss_of(logits: torch.Tensor, batch: Batch) -> Loss:
+        return recipe.distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
+
+    return list(fit(model, lesson.rows("train", worker), training, loss_of, evaluate, worker, 0)), model
+
+
+def test_two_workers_equal_one(lesson: Lesson, tmp_path: Path) -> None:
+    expected, model = _trained(lesson, Worker())
+    context = torch.multiprocessing.start_processes(
+        _rank, (2, tmp_path, lesson), nprocs=2, join=False, start_method="spawn"
+    )
+    deadline = time.monotonic() + 120
+    try:
+        while not context.join(timeout=5):
+            assert time.monotonic() < deadline, "the two workers did not end"
+    finally:
+        for process in context.processes:
+            process.kill()
+    done = torch.load(tmp_path / "done.pt", weights_only=True)
+    assert len(done["reports"]) == len(expected) == 2
+    for report, alone in zip(timeless(done["reports"]), timeless(expected), strict=True):
+        assert report == pytest.approx(alone, rel=1e-4)
+    apart = torch.dist(done["weights"], weights(model)) / weights(model).norm()
+    assert apart < 1e-3  # AdamW makes much of the last digit where a gradient is all but zero
+
+
+@pytest.mark.parametrize(("rows", "per_epoch", "expected"), [(40, 2, 6), (10, 2, 3), (11, 5, 6), (160, 10, 30)])
+def test_as_many_evaluations_are_expected_as_are_made(rows: int, per_epoch: int, expected: int) -> None:
+    """Of an epoch with fewer steps than evaluations each step is followed by one."""
+    assert Training(epochs=3, batch_size=10, evaluations_per_epoch=per_epoch).evaluations(rows) == expected
+
+
+def test_a_rank_without_rows_adds_nothing_to_the_loss() -> None:
+    sums = Sums()
+    loss = Loss(torch.ones(1), {"hard": torch.tensor(0.7)})
+    sums.add(loss, 1, torch.tensor(1.0))
+    sums.add(loss, 0, torch.tensor(1.0))
+    assert (sums.rows, float(sums.norm), float(sums.terms["hard"])) == (1, 2.0, pytest.approx(0.7))
