@@ -27,13 +27,13 @@ from kdray import Search, Sweep
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.screen import NullScreen
 from kdray.search.ledger import Ledger
-from kdray.search.searcher import Study
-from kdray.search.tuning import search
+from kdray.search.planner import Planner
+from kdray.search.tune_driver import run_with_tune
 from kdray.slots.cluster import connect
 from kdray.slots.job import Report, Worker
 from kdray.slots.pool import SlotSettings
 from kdray.slots.ray_slots import RaySlots, open_slots
-from kdray.stages.bookkeeping import Keeper, tracked
+from kdray.stages.bookkeeping import Bookkeeper, open_sweep_run
 from kdray.storage.paths import SweepPaths
 
 EARLY = 100
@@ -74,15 +74,15 @@ def costs(params: Any) -> dict[str, float]:
 def searched(sweep: Sweep, paths: SweepPaths, slots: RaySlots) -> Watch:
     """Run the empty trials with all that `run` has."""
     ledger, watch = Ledger.open(paths.journal, sweep.name, sweep.search.objectives), Watch()
-    with tracked(sweep, paths, ledger, lambda sentence: None) as tracker:
-        study = Study(sweep.search, sweep.space, ledger, costs)
-        keeper = Keeper(sweep, paths, ledger, tracker, NullScreen())
+    with open_sweep_run(sweep, paths, ledger, lambda sentence: None) as tracker:
+        study = Planner(sweep.search, sweep.space, ledger, costs)
+        keeper = Bookkeeper(sweep, paths, ledger, tracker, NullScreen())
 
         def changed(record: TrialRecord) -> None:
-            keeper.take(record)
+            keeper.update(record)
             watch.take(record)
 
-        search(slots, study, lambda number, params: Empty(params["distillation.alpha"]), changed)
+        run_with_tune(slots, study, lambda number, params: Empty(params["distillation.alpha"]), changed)
     assert all(record.state == "completed" for record in ledger.records())
     return watch
 

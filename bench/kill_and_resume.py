@@ -63,11 +63,19 @@ def main() -> int:
         tables = {name: _table(Path(storage), name) for name in ("disturbed", "undisturbed")}
         verdicts = {name: _confirmed(Path(storage), name) for name in tables}
     equal = tables["disturbed"] == tables["undisturbed"] and verdicts["disturbed"] == verdicts["undisturbed"]
-    figures: dict[str, Any] = {"equal": equal, "kills": killed, "trials": len(tables["undisturbed"]),
-               "confirmed": len(verdicts["undisturbed"])}  # fmt: skip
+    figures: dict[str, Any] = {
+        "equal": equal,
+        "kills": killed,
+        "trials": len(tables["undisturbed"]),
+        "confirmed": len(verdicts["undisturbed"]),
+    }
     figures |= {"disturbed_s": disturbed_s, "undisturbed_s": quiet_s}
-    say("a sweep that is killed again and again ends with the table of one left in peace", disturbed_s / quiet_s,
-        figures, on)  # fmt: skip
+    say(
+        "a sweep that is killed again and again ends with the table of one left in peace",
+        disturbed_s / quiet_s,
+        figures,
+        on,
+    )
     return 0 if equal and killed == asked.kills else 1
 
 

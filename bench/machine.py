@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kdray.evaluation.measuring import hardware
+from kdray.evaluation.measuring import hardware_name
 
 VERSIONS = ("kdray", "ray", "torch", "transformers", "optuna", "mlflow")
 
@@ -18,7 +18,7 @@ def machine() -> dict[str, Any]:
     """Processor (or GPU), cores, torch threads of this process, versions; a `load` near the cores spoils any figure."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
-        "processor": hardware(device),
+        "processor": hardware_name(device),
         "cores": len(os.sched_getaffinity(0)),
         "torch_threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),

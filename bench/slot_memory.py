@@ -28,7 +28,7 @@ from kdray import FreshTransformer, SlotSettings, TextClassification
 from kdray.data.batches import epoch_batches
 from kdray.data.generated import GeneratedReviews
 from kdray.data.rows import Rows
-from kdray.data.tokens import TokenSet, tokenised
+from kdray.data.tokens import TokenSet, tokenise
 from kdray.data.transfer_set import TransferSet
 from kdray.slots.cluster import connect
 from kdray.slots.job import Report, Worker
@@ -66,7 +66,7 @@ class Read:
     def __call__(self, worker: Worker) -> Iterator[Report]:
         warm_up(self.tokens.rows("validation"))
         before = own_mb()
-        rows = worker.kept("rows", lambda: self.transfer.rows(self.tokens, "train"))
+        rows = worker.cached("rows", lambda: self.transfer.rows(self.tokens, "train"))
         for indices in epoch_batches(rows.lengths, BATCH, seed=0, epoch=0):
             rows.batch(indices)
         yield {"pid": os.getpid(), "before_mb": before}
@@ -132,7 +132,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name:
         paths, texts = StoragePaths(Path(name)), Texts(int(options.megabytes * 1e6 / BYTES_PER_ROW))
         _, tokenizer = FreshTransformer().create(texts.columns("validation")["text"], texts.labels, TOKENS, 0)
-        tokens = tokenised(texts, TextClassification(max_length=TOKENS), tokenizer, paths)
+        tokens = tokenise(texts, TextClassification(max_length=TOKENS), tokenizer, paths)
         transfer = transfer_set(tokens, paths.transfer("made-up"))
         size = sum(f.stat().st_size for d in (tokens.folder, transfer.folder) for f in d.glob("train*.arrow")) / 1e6
         cluster = connect("local", False, Path(name) / "logs")

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from kdray.data.batches import epoch_batches
 from kdray.data.rows import Batch, Rows
 from kdray.data.splits import load_splits
-from kdray.data.tokens import tokenised
+from kdray.data.tokens import tokenise
 from kdray.losses.distillation import Distillation
 from kdray.models.transformer import TransformerStudent
 from kdray.slots.job import Worker
@@ -82,10 +82,14 @@ def bare(model: PreTrainedModel, batches: list[Batch], training: Training, dtype
 def fitted(model: PreTrainedModel, rows: Rows, training: Training, worker: Worker) -> None:
     """The same with kdray."""
     reports = fit(
-        model, rows, training,
+        model,
+        rows,
+        training,
         lambda logits, batch: DISTILLATION.loss(logits, batch.teacher_logits_BxC, batch.labels_B),
-        lambda model, last: {}, worker, SEED,
-    )  # fmt: skip
+        lambda model, last: {},
+        worker,
+        SEED,
+    )
     for _ in reports:
         pass
 
@@ -124,9 +128,13 @@ def compared(source: PreTrainedModel, depth: int, rows: Rows, training: Training
         difference = max(difference, *(float((a - b).detach().abs().max()) for a, b in pairs))
     ratios = [fit / bare for fit, bare in zip(by_fit[1:], by_bare[1:], strict=True)]
     return Compared(
-        statistics.median(by_fit[1:]), statistics.median(by_bare[1:]), statistics.median(ratios),
-        min(ratios), max(ratios), difference,
-    )  # fmt: skip
+        statistics.median(by_fit[1:]),
+        statistics.median(by_bare[1:]),
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        difference,
+    )
 
 
 def seconds(device: torch.device) -> float:
@@ -141,7 +149,7 @@ def material(options: argparse.Namespace, folder: Path, worker_slots: LocalSlots
     asked, paths = sweep(options), StoragePaths(folder)
     splits = load_splits(asked.data, asked.task)
     source = obtain_source(asked.teacher, asked.task, splits, paths, SEED)
-    tokens = tokenised(splits, asked.task, source.tokenizer(), paths)
+    tokens = tokenise(splits, asked.task, source.tokenizer(), paths)
     transfer = obtain_transfer_set(asked.transfer, source, tokens, paths, worker_slots, lambda done, shards: None)
     return source.model().to(worker_slots.worker.device), transfer.rows(tokens, "train")
 

@@ -21,8 +21,8 @@ from material import parser, sweep
 from kdray import Sweep
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.screen import NullScreen
-from kdray.run import run
-from kdray.stages.choosing import figures_of
+from kdray.run import RunOptions, run
+from kdray.stages.choosing import read_figures
 from kdray.storage.paths import SweepPaths
 
 
@@ -70,10 +70,10 @@ def search_figures(records: Sequence[TrialRecord]) -> dict[str, float]:
 def whole_figures(asked: Sweep, paths: SweepPaths) -> dict[str, object]:
     """Run the sweep; what can be told only of one's own."""
     stages, cpu = Stages(), time.process_time()
-    run(asked, paths, screen=stages, address="local")
+    run(asked, paths, RunOptions(address="local"), screen=stages)
     took, cpu = stages.seconds(), time.process_time() - cpu
-    busy = sum(map(pure_seconds, figures_of(paths).records))
-    slots = most_at_once(figures_of(paths).records)
+    busy = sum(map(pure_seconds, read_figures(paths).records))
+    slots = most_at_once(read_figures(paths).records)
     whole = sum(took.values())
     return {
         "whole_s": whole,
@@ -94,7 +94,7 @@ def main() -> None:
             asked = sweep(options)
             paths = SweepPaths(Path(name), asked.name)
             whole = whole_figures(asked, paths)
-        figures = figures_of(paths)
+        figures = read_figures(paths)
     found = search_figures(figures.records)
     say(
         "efficiency of a sweep: training and evaluation / (slots x wall), over the search",

@@ -38,20 +38,23 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, Trai
 
 from kdray import Search, Sweep
 from kdray.data.splits import Splits, load_splits
-from kdray.data.tokens import tokenised
+from kdray.data.tokens import tokenise
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.models.pretrained import Pretrained
 from kdray.models.transformer import TransformerStudent
-from kdray.run import run
+from kdray.run import RunOptions, run
 from kdray.slots.local import LocalSlots
-from kdray.stages.choosing import figures_of
+from kdray.stages.choosing import read_figures
 from kdray.storage.paths import SweepPaths
 from kdray.teacher.teacher import obtain_source, obtain_teacher
 from kdray.training.precision import autocast_dtype
 
 DEPTH, TEMPERATURE, ALPHA, RATE = (
-    "student.depth", "distillation.temperature", "distillation.alpha", "training.learning_rate",
-)  # fmt: skip
+    "student.depth",
+    "distillation.temperature",
+    "distillation.alpha",
+    "training.learning_rate",
+)
 
 
 # ---- the peer ----
@@ -197,7 +200,7 @@ def ready_teacher(asked: Sweep, folder: Path) -> Pretrained:
     paths = SweepPaths(folder, "teacher")
     splits = load_splits(asked.data, asked.task)
     source = obtain_source(asked.teacher, asked.task, splits, paths, asked.seed)
-    tokens = tokenised(splits, asked.task, source.tokenizer(), paths)
+    tokens = tokenise(splits, asked.task, source.tokenizer(), paths)
     with LocalSlots(threads=os.cpu_count() or 1) as slots:
         return obtain_teacher(asked.teacher, source, asked.task, tokens, paths, asked.seed, slots, lambda report: None)
 
@@ -206,9 +209,9 @@ def with_kdray(asked: Sweep, folder: Path) -> tuple[Done, Sequence[TrialRecord]]
     """The whole sweep, in a storage of its own."""
     started = time.perf_counter()
     paths = SweepPaths(folder, asked.name)
-    run(asked, paths, address="local")
+    run(asked, paths, RunOptions(address="local"))
     seconds = time.perf_counter() - started
-    records = figures_of(paths).records
+    records = read_figures(paths).records
     return Done(seconds, [record.metrics["accuracy"] for record in records]), records
 
 
@@ -226,7 +229,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name:
         folder, asked = Path(name), sweep(options, search_of(options))
         teacher = ready_teacher(asked, folder)
-        taught = asked.varied({"teacher.model": str(teacher.folder), "teacher.training": None})
+        taught = asked.with_changes({"teacher.model": str(teacher.folder), "teacher.training": None})
         kdray, records = with_kdray(taught, folder / "kdray")
         splits = load_splits(asked.data, asked.task)
         peer = Peer(asked, teacher, splits, folder / "peer", options.by_length)

@@ -25,8 +25,9 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from kdray.search.ledger import Ledger
-from kdray.search.searcher import Search, Study
-from kdray.search.tuning import search
+from kdray.search.planner import Planner
+from kdray.search.settings import Search
+from kdray.search.tune_driver import run_with_tune
 from kdray.slots.cluster import connect
 from kdray.slots.job import Report, Worker
 from kdray.slots.pool import SlotSettings
@@ -44,10 +45,12 @@ class Empty:
 def warm_seconds(slots: RaySlots, trials: int, folder: Path) -> float:
     """Of one trial, through the whole search."""
     settings = Search(trials=trials, objectives=("accuracy",), sampler="random", stopping=None)
-    study = Study(settings, {"x": tune.uniform(0, 1)}, Ledger.open(folder / "journal", "warm", ("accuracy",)), costless)
+    planner = Planner(
+        settings, {"x": tune.uniform(0, 1)}, Ledger.open(folder / "journal", "warm", ("accuracy",)), costless
+    )
     started = time.perf_counter()
-    search(slots, study, lambda number, params: Empty(), lambda record: None)
-    assert all(record.state == "completed" for record in study.records())
+    run_with_tune(slots, planner, lambda number, params: Empty(), lambda record: None)
+    assert all(record.state == "completed" for record in planner.records())
     return (time.perf_counter() - started) / trials
 
 

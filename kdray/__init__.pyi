@@ -9,7 +9,7 @@ from .evaluation.measuring import Latency
 from .losses.distillation import Distillation
 from .models.fresh import FreshTransformer
 from .models.transformer import TransformerStudent
-from .search.searcher import Search, at_least, at_most
+from .search.settings import Search, at_least, at_most
 from .search.stopping import Halving
 from .slots.pool import SlotSettings
 from .sweep import Sweep

@@ -15,6 +15,9 @@ from kdray.errors import SpecError, did_you_mean
 
 S = TypeVar("S", bound="Settings")
 
+MAY_CHANGE: dict[str, Any] = {"may_change": True}
+"""The `json_schema_extra` of a setting that changes no number of a trial; another value may continue a sweep."""
+
 
 class Settings(BaseModel):
     """Frozen, strict about names; a mistake is a SpecError with a sentence for each wrong value."""
@@ -35,19 +38,43 @@ class Settings(BaseModel):
         return _changed(self, changes, self, "")
 
 
-def dotted(settings: Settings, prefix: str = "") -> dict[str, Any]:
+def names_that_may_change(settings: Settings, prefix: str = "") -> set[str]:
+    """The dotted names of the settings, or groups of settings, that are marked with `MAY_CHANGE`."""
+    names: set[str] = set()
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if field.json_schema_extra == MAY_CHANGE:
+            names.add(f"{prefix}{name}")
+        elif isinstance(value, Settings):
+            names |= names_that_may_change(value, f"{prefix}{name}.")
+    return names
+
+
+def identifying_values(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON, without those that may change: what fingerprints and identities are made of."""
+    values = settings.model_dump(mode="json")
+    for name in names_that_may_change(settings):
+        *groups, last = name.split(".")
+        holder = values
+        for group in groups:
+            holder = holder[group]
+        del holder[last]
+    return values
+
+
+def dotted_values(settings: Settings, prefix: str = "") -> dict[str, Any]:
     """Dotted name -> value, for every setting below this one."""
     flat: dict[str, Any] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, Settings):
-            flat |= dotted(value, f"{prefix}{name}.")
+            flat |= dotted_values(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
     return flat
 
 
-def parsed(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """The value written in `--set name=text`: JSON where it is JSON (1e-4, true, null, [1,2]), else the text itself."""
     try:
         return json.loads(text)
@@ -69,7 +96,7 @@ def _changed(settings: S, changes: Mapping[str, Any], root: Settings, prefix: st
     for name, value in changes.items():
         head, _, rest = name.partition(".")
         if head not in values or (rest and not isinstance(values[head], Settings | dict)):
-            known, unknown = dotted(root), prefix + name
+            known, unknown = dotted_values(root), prefix + name
             raise SpecError(f"{unknown}: no such setting; {did_you_mean(unknown, known, _beside(unknown, known))}")
         if rest and isinstance(values[head], Settings):
             nested.setdefault(head, {})[rest] = value

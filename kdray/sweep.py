@@ -14,33 +14,21 @@ from kdray.choice.reruns import Confirm
 from kdray.choice.rule import Choose
 from kdray.data.splits import Data, Splits
 from kdray.errors import SpecError, did_you_mean
-from kdray.evaluation.measuring import KNOWN, Latency
+from kdray.evaluation.measuring import ARCHITECTURE_METRICS, Latency
 from kdray.losses.distillation import Distillation
 from kdray.models.transformer import TransformerStudent
-from kdray.search.searcher import Search
+from kdray.search.settings import Search
 from kdray.search.space import Space, architectures, check_space, distributions, domains
-from kdray.settings import Settings, dotted
+from kdray.settings import MAY_CHANGE, Settings, dotted_values, identifying_values
 from kdray.slots.pool import SlotSettings
 from kdray.tasks.text_classification import TextClassification
 from kdray.teacher.teacher import Teacher
 from kdray.teacher.transfer import Transfer
 from kdray.tracking.settings import Tracking
-from kdray.training.settings import WITHOUT_EFFECT, Training
+from kdray.training.settings import Training
 from kdray.training.trial import Recipe
 
 COMPARED = ("agreement", "retention", "loss")
-MAY_CHANGE = {
-    "slots": True,
-    "tracking": True,
-    "smoke": True,
-    "search": {"trials", "hours"},
-    "choose": True,
-    "confirm": True,
-    "training": set(WITHOUT_EFFECT),
-    "teacher": {"training": set(WITHOUT_EFFECT)},
-}
-"""What a sweep may be gone on with: more trials, other slots, another rule. (Lists in `space` may grow, says `claim`.)
-Anything else makes it another sweep."""
 
 
 class Sweep(Settings):
@@ -58,12 +46,12 @@ class Sweep(Settings):
     """Dotted name of a trial's setting -> Ray Tune domain, or a list of values."""
     search: Search = Search()
     latency: Latency = Latency()
-    choose: Choose = Choose()
-    confirm: Confirm = Confirm()
-    slots: SlotSettings = SlotSettings()
-    tracking: Tracking = Tracking()
+    choose: Choose = Field(Choose(), json_schema_extra=MAY_CHANGE)
+    confirm: Confirm = Field(Confirm(), json_schema_extra=MAY_CHANGE)
+    slots: SlotSettings = Field(SlotSettings(), json_schema_extra=MAY_CHANGE)
+    tracking: Tracking = Field(Tracking(), json_schema_extra=MAY_CHANGE)
     seed: int = Field(0, ge=0)
-    smoke: dict[str, Any] = Field(default_factory=dict)
+    smoke: dict[str, Any] = Field(default_factory=dict, json_schema_extra=MAY_CHANGE)
     """Settings by dotted name that make the same sweep small: what --smoke sets."""
 
     @property
@@ -75,7 +63,7 @@ class Sweep(Settings):
         """What the trial with these searched settings is told."""
         return self.recipe.with_dotted(params)
 
-    def varied(self, changes: Mapping[str, Any]) -> Self:
+    def with_changes(self, changes: Mapping[str, Any]) -> Self:
         """A checked copy with these settings; a searched setting that is given a value is searched no more.
 
         Raises SpecError, also for a whole space: its domains have names.
@@ -87,20 +75,20 @@ class Sweep(Settings):
         others = {name: value for name, value in changes.items() if not name.startswith("space.")}
         return self.with_dotted(others | {"space": fixed | domains})
 
-    def small(self) -> Self:
+    def smoke_copy(self) -> Self:
         """The sweep that --smoke runs: the same code over fewer rows, trials and slots, under a name of its own."""
         model = self.tracking.model
         names = {"name": f"{self.name}-smoke", "tracking.model": model and f"{model}-smoke"}
-        return self.varied({**self.smoke, **names})
+        return self.with_changes({**self.smoke, **names})
 
     def identity(self) -> dict[str, Any]:
         """What makes it this sweep and no other, as JSON; two sweeps with the same one may share a folder."""
-        fixed = self.model_dump(mode="json", exclude={**MAY_CHANGE, "space": True})  # type: ignore[arg-type]
+        fixed = identifying_values(self.model_copy(update={"space": {}}))
         domains = {name: json.loads(distribution_to_json(d)) for name, d in distributions(self.space).items()}
         return {**fixed, "space": domains}
 
     @classmethod
-    def identified(cls, identity: Mapping[str, Any], **fields: Any) -> Self:
+    def from_identity(cls, identity: Mapping[str, Any], **fields: Any) -> Self:
         """The sweep with this identity, and these fields where that says nothing.
 
         Raises SpecError for one that this version of kdray does not understand.
@@ -114,9 +102,9 @@ class Sweep(Settings):
         """Every student that the space can make, as far as its shape goes."""
         return [self.recipe_of(params).student for params in architectures(self.space)]
 
-    def written(self) -> dict[str, Any]:
+    def as_params(self) -> dict[str, Any]:
         """Every setting by dotted name, domains in words: for the record."""
-        flat = {name: value for name, value in dotted(self).items() if name not in ("space", "smoke")}
+        flat = {name: value for name, value in dotted_values(self).items() if name not in ("space", "smoke")}
         domains = {f"space.{name}": getattr(value, "domain_str", value) for name, value in self.space.items()}
         return flat | domains
 
@@ -142,9 +130,9 @@ class Sweep(Settings):
         return self
 
     def _check_metrics(self, quality: tuple[str, ...], when: str) -> None:
-        measured = (*quality, *COMPARED, *KNOWN)
+        measured = (*quality, *COMPARED, *ARCHITECTURE_METRICS)
         asked = {f"search.objectives {name!r}": (name, measured) for name in self.search.objectives}
-        asked |= {f"search.constraints {name!r}": (name, KNOWN) for name in self.search.constraints}
+        asked |= {f"search.constraints {name!r}": (name, ARCHITECTURE_METRICS) for name in self.search.constraints}
         asked |= {f"choose {name!r}": (name, measured) for name in self.choose.metrics}
         for where, (name, allowed) in asked.items():
             if name not in allowed:

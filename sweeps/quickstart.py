@@ -29,7 +29,7 @@ from kdray import (
     TextClassification,
     Training,
     main,
-)  # fmt: skip
+)
 
 sweep = Sweep(
     name="quickstart",

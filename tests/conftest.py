@@ -1,4 +1,4 @@
-"""Tiny real things that tests share: labelled rows, a teacher of four layers, its transfer set, a lesson, a sweep.
+"""Tiny real things that tests share: labelled rows, a teacher of four layers, its transfer set, a trial_inputs, a sweep.
 
 They are made once a session, on slots in this process, in a few seconds. Nobody writes into what is shared: a test that
 changes files makes its own.
@@ -16,25 +16,25 @@ import torch
 
 from kdray.choice.reruns import Confirm
 from kdray.data.splits import Data, Splits, load_splits
-from kdray.data.tokens import TokenSet, tokenised
+from kdray.data.tokens import TokenSet, tokenise
 from kdray.data.transfer_set import TransferSet
 from kdray.evaluation.measuring import Latency
 from kdray.models.fresh import FreshTransformer
 from kdray.models.pretrained import Pretrained
 from kdray.models.transformer import TransformerStudent
-from kdray.run import run
-from kdray.search.searcher import Search
+from kdray.run import RunOptions, run
+from kdray.search.settings import Search
 from kdray.slots.local import LocalSlots
 from kdray.slots.pool import SlotSettings
 from kdray.storage.mirror import ROOT
 from kdray.storage.paths import StoragePaths, SweepPaths
 from kdray.sweep import Sweep
 from kdray.tasks.text_classification import TextClassification
-from kdray.teacher.teacher import Teacher, obtain_source, obtain_teacher
-from kdray.teacher.transfer import Transfer, obtain_transfer_set
+from kdray.teacher.teacher import FineTuning, Teacher, obtain_source, obtain_teacher
+from kdray.teacher.transfer import Labelling, Transfer, obtain_transfer_set
 from kdray.tracking.settings import Tracking
 from kdray.training.settings import Training
-from kdray.training.trial import Lesson, Recipe
+from kdray.training.trial import Recipe, TrialInputs
 from tests.storage.bucket_server import BucketServer
 
 GOOD, BAD = ("good", "warm", "witty", "fresh"), ("bad", "cold", "dull", "stale")
@@ -136,27 +136,31 @@ def source(teacher_settings: Teacher, task: TextClassification, splits: Splits, 
 
 @pytest.fixture(scope="session")
 def tokens(splits: Splits, task: TextClassification, source: Pretrained, storage: StoragePaths) -> TokenSet:
-    return tokenised(splits, task, source.tokenizer(), storage)
+    return tokenise(splits, task, source.tokenizer(), storage)
 
 
 @pytest.fixture(scope="session")
 def teacher(
-    teacher_settings: Teacher, source: Pretrained, task: TextClassification, tokens: TokenSet, storage: StoragePaths,
+    teacher_settings: Teacher,
+    source: Pretrained,
+    task: TextClassification,
+    tokens: TokenSet,
+    storage: StoragePaths,
     slots: LocalSlots,
-) -> Pretrained:  # fmt: skip
+) -> Pretrained:
     """A teacher that has learnt its task, though not perfectly."""
-    return obtain_teacher(teacher_settings, source, task, tokens, storage, 0, slots, lambda report: None)
+    return obtain_teacher(teacher_settings, FineTuning(source, tokens, task, 0), storage, slots, lambda report: None)
 
 
 @pytest.fixture(scope="session")
 def transfer(teacher: Pretrained, tokens: TokenSet, storage: StoragePaths, slots: LocalSlots) -> TransferSet:
     settings = Transfer(precision="fp32", shard_rows=128)
-    return obtain_transfer_set(settings, teacher, tokens, storage, slots, lambda done, shards: None)
+    return obtain_transfer_set(Labelling(settings, teacher, tokens), storage, slots, lambda done, shards: None)
 
 
 @pytest.fixture(scope="session")
-def lesson(task: TextClassification, teacher: Pretrained, tokens: TokenSet, transfer: TransferSet) -> Lesson:
-    return Lesson(task, teacher, tokens, transfer)
+def trial_inputs(task: TextClassification, teacher: Pretrained, tokens: TokenSet, transfer: TransferSet) -> TrialInputs:
+    return TrialInputs(task, teacher, tokens, transfer)
 
 
 @pytest.fixture(scope="session")
@@ -194,4 +198,4 @@ def make_sweep(data_folder: Path, teacher: Pretrained, recipe: Recipe) -> Callab
 def chosen(make_sweep: Callable[..., Sweep], tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
     """A sweep that has ended with a chosen student, for looking at."""
     sweep = make_sweep(search=Search(trials=1, stopping=None), slots=SlotSettings(cpus=1))
-    return run(sweep, SweepPaths(tmp_path_factory.mktemp("chosen"), sweep.name), local=True).paths
+    return run(sweep, SweepPaths(tmp_path_factory.mktemp("chosen"), sweep.name), RunOptions(local=True)).paths

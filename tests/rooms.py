@@ -15,9 +15,27 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "kdray"
 
 ORDER = [
-    "errors", "settings", "storage", "slots", "tasks", "data", "models", "losses", "evaluation", "training", "teacher",
-    "search", "choice", "tracking", "report", "export", "sweep", "stages", "run", "cli",
-]  # fmt: skip
+    "errors",
+    "settings",
+    "storage",
+    "slots",
+    "tasks",
+    "data",
+    "models",
+    "losses",
+    "evaluation",
+    "training",
+    "teacher",
+    "search",
+    "choice",
+    "tracking",
+    "report",
+    "export",
+    "sweep",
+    "stages",
+    "run",
+    "cli",
+]
 """Each room may import the rooms before it; the modules of one room may import each other."""
 
 
@@ -113,8 +131,14 @@ def drawing(package: Path = PACKAGE) -> str:
         lines.append(f"    {'':<12} imports {', '.join(sorted(room.imports, key=names.index)) or 'nothing'}")
     arrows = sum(len(room.imports) for room in all_rooms.values())
     between_files = sum(len(modules_imported(path, package)) for path in modules(package))
-    return "\n".join([*lines, "", f"{len(names)} rooms, {arrows} arrows between them; {_circles(all_rooms.values())}",
-                      f"{len(modules(package))} files, {between_files} arrows between them"])  # fmt: skip
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{len(names)} rooms, {arrows} arrows between them; {_circles(all_rooms.values())}",
+            f"{len(modules(package))} files, {between_files} arrows between them",
+        ]
+    )
 
 
 def _circles(all_rooms: Iterable[Room]) -> str:

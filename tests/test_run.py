@@ -17,14 +17,15 @@ from kdray.choice.rule import Choose
 from kdray.data.splits import Data
 from kdray.errors import DataError, Refused, ResourceError, SpecError, StorageError, SweepFailed, TeacherError
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.models.pretrained import Pretrained, save
+from kdray.models.pretrained import Pretrained, save_model
 from kdray.report.screen import NullScreen
-from kdray.run import run
-from kdray.search.searcher import Search, at_most
+from kdray.run import RunOptions, run
+from kdray.search.settings import Search, at_most
 from kdray.search.stopping import Halving
 from kdray.slots.pool import SlotSettings
-from kdray.stages.choosing import Outcome, figures_of
-from kdray.storage.owner import owned
+from kdray.stages.reading import read_figures
+from kdray.stages.shipping import Outcome
+from kdray.storage.owner import own_sweep
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
 from kdray.tasks.text_classification import TextClassification
@@ -44,7 +45,7 @@ def go(make_sweep: MakeSweep, tmp_path: Path) -> Callable[..., Outcome]:
 
     def run_it(storage: Path = tmp_path, fresh: bool = False, **fields: Any) -> Outcome:
         sweep = make_sweep(**{"slots": ONE_THREAD} | fields)
-        return run(sweep, SweepPaths(storage, sweep.name), fresh=fresh, local=True)
+        return run(sweep, SweepPaths(storage, sweep.name), RunOptions(fresh=fresh, local=True))
 
     return run_it
 
@@ -53,7 +54,7 @@ def go(make_sweep: MakeSweep, tmp_path: Path) -> Callable[..., Outcome]:
 def finished(make_sweep: MakeSweep, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """A sweep that has run to its end, for looking at."""
     sweep = make_sweep(slots=ONE_THREAD)
-    return run(sweep, SweepPaths(tmp_path_factory.mktemp("finished"), "tiny"), local=True)
+    return run(sweep, SweepPaths(tmp_path_factory.mktemp("finished"), "tiny"), RunOptions(local=True))
 
 
 @pytest.fixture
@@ -76,10 +77,16 @@ class Noting(NullScreen):
 def numbers(records: list[TrialRecord]) -> list[Any]:
     """All of the table but what a clock says."""
     return [
-        (r.number, r.params, r.state, r.error, r.costs["parameters"],
-         [{name: value for name, value in metrics.items() if name not in TIMES} for metrics in r.history])
+        (
+            r.number,
+            r.params,
+            r.state,
+            r.error,
+            r.costs["parameters"],
+            [{name: value for name, value in metrics.items() if name not in TIMES} for metrics in r.history],
+        )
         for r in records
-    ]  # fmt: skip
+    ]
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -138,8 +145,10 @@ def test_the_same_on_ray(finished: Outcome, make_sweep: MakeSweep, tmp_path: Pat
     outcome = run(sweep, SweepPaths(tmp_path, "tiny"))
     assert numbers(outcome.figures.records) == numbers(finished.figures.records)
     front = set(outcome.figures.front) & set(finished.figures.front)
-    weights = [[paths.student(number) / "model.safetensors" for number in sorted(front)]
-               for paths in (outcome.paths, finished.paths)]  # fmt: skip
+    weights = [
+        [paths.student(number) / "model.safetensors" for number in sorted(front)]
+        for paths in (outcome.paths, finished.paths)
+    ]
     assert [file.read_bytes() for file in weights[0]] == [file.read_bytes() for file in weights[1]]
 
 
@@ -169,7 +178,7 @@ def test_the_same_again_does_nothing_twice(finished: Outcome, copied: Path, go: 
 def test_a_sweep_that_goes_on_elsewhere_keeps_the_costs_of_where_it_began(
     finished: Outcome, copied: Path, go: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdray.evaluation.costs.hardware", lambda device=None: "another machine")
+    monkeypatch.setattr("kdray.evaluation.costs.hardware_name", lambda device=None: "another machine")
     extended = go(storage=copied, search=Search(trials=4, stopping=None)).figures
     assert (extended.conditions, extended.teacher) == (finished.figures.conditions, finished.figures.teacher)
     costs = {record.params["student.depth"]: record.costs for record in finished.figures.records}
@@ -207,7 +216,7 @@ def test_it_may_begin_with_what_another_sweep_found(copied: Path, make_sweep: Ma
         search = Search(trials=trials, stopping=None, warm_start=str(copied / "tiny"))
         sweep = make_sweep(name=name, slots=ONE_THREAD, search=search)
         screen = Noting()
-        return screen.notes, run(sweep, SweepPaths(tmp_path / "new", name), screen=screen, local=True)
+        return screen.notes, run(sweep, SweepPaths(tmp_path / "new", name), RunOptions(local=True), screen=screen)
 
     notes, whole = warm("whole", 4)
     said = f"The sampler knows 3 of the 3 trials of {copied / 'tiny'}."
@@ -267,11 +276,11 @@ def test_a_running_sweep_is_left_alone(
     finished: Outcome, copied: Path, go: Callable[..., Outcome], fresh: bool
 ) -> None:
     with (
-        owned(copied / "tiny" / "owner.json", print),
+        own_sweep(copied / "tiny" / "owner.json", print),
         pytest.raises(StorageError, match=rf"pid {os.getpid()}, since .* runs this sweep"),
     ):
         go(storage=copied, fresh=fresh)
-    assert figures_of(SweepPaths(copied, "tiny")) == finished.figures
+    assert read_figures(SweepPaths(copied, "tiny")) == finished.figures
     assert go(storage=copied).figures == finished.figures
 
 
@@ -293,7 +302,7 @@ def test_a_label_mapping_that_is_offered_can_be_given_under_the_same_name(
         model.classifier.weight.copy_(model.classifier.weight.flip(0))
         model.classifier.bias.copy_(model.classifier.bias.flip(0))
     model.config.id2label, model.config.label2id = {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}
-    save(model, teacher.tokenizer(), tmp_path / "teacher")
+    save_model(model, teacher.tokenizer(), tmp_path / "teacher")
     with pytest.raises(TeacherError, match=r"Say --set teacher\.labels=positive,negative\.$"):
         go(teacher=Teacher(model=str(tmp_path / "teacher")))
     named = Teacher(model=str(tmp_path / "teacher"), labels=("positive", "negative"))
@@ -330,11 +339,14 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"task": TextClassification(text="words")}, DataError, "words"),
         ({"teacher": Teacher(model="./nowhere")}, TeacherError, "teacher.model ./nowhere: no such folder"),
         ({"teacher": Teacher(model=TINY)}, TeacherError, "must be trained"),
-        ({"search": Search(objectives=("accuracy", "mcc"), constraints={"parameters": at_most(9)})}, SpecError,
-         "search.constraints['parameters']: at most 9 is kept by none of the 2 architectures"),
+        (
+            {"search": Search(objectives=("accuracy", "mcc"), constraints={"parameters": at_most(9)})},
+            SpecError,
+            "search.constraints['parameters']: at most 9 is kept by none of the 2 architectures",
+        ),
         ({"space": {"student.checkpoint": ["./nowhere"]}}, TeacherError, "student.checkpoint ./nowhere: no such"),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused_before_any_training(
     go: Callable[..., Outcome], fields: dict[str, Any], error: type[Refused], part: str
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field, model_validator
 
 from kdray.errors import SpecError
-from kdray.settings import Names, Settings, dotted, parsed
+from kdray.settings import Names, Settings, dotted_values, parse_value
 
 
 class Inner(Settings):
@@ -40,10 +40,15 @@ def refused(changes: dict[str, Any]) -> str:
 
 
 def test_every_knob_has_one_dotted_name() -> None:
-    assert dotted(OUTER) == {
-        "inner.temperature": 2.0, "inner.alpha": 0.5, "optional": None, "names": ("a", "b"), "limits": {},
-        "epochs": 3, "name": "x",
-    }  # fmt: skip
+    assert dotted_values(OUTER) == {
+        "inner.temperature": 2.0,
+        "inner.alpha": 0.5,
+        "optional": None,
+        "names": ("a", "b"),
+        "limits": {},
+        "epochs": 3,
+        "name": "x",
+    }
 
 
 def test_a_changed_copy_leaves_the_original() -> None:
@@ -86,9 +91,18 @@ def test_a_mistake_in_python_names_the_class() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-4", 1e-4), ("3", 3), ("true", True), ("null", None), ("None", None), ("none", "none"), ("[1, 2]", [1, 2]),
-        ("a,b", "a,b"), ("google-bert/bert", "google-bert/bert"), ('"7"', "7"), ("", ""),
+        ("1e-4", 1e-4),
+        ("3", 3),
+        ("true", True),
+        ("null", None),
+        ("None", None),
+        ("none", "none"),
+        ("[1, 2]", [1, 2]),
+        ("a,b", "a,b"),
+        ("google-bert/bert", "google-bert/bert"),
+        ('"7"', "7"),
+        ("", ""),
     ],
-)  # fmt: skip
+)
 def test_the_value_on_a_command_line(text: str, value: Any) -> None:
-    assert parsed(text) == value
+    assert parse_value(text) == value

@@ -10,7 +10,7 @@ from ray import tune
 from kdray.choice.rule import Choose
 from kdray.data.splits import Splits
 from kdray.errors import SpecError
-from kdray.search.searcher import Search, at_least, at_most
+from kdray.search.settings import Search, at_least, at_most
 from kdray.sweep import Sweep
 
 MakeSweep = Callable[..., Sweep]
@@ -31,7 +31,7 @@ MakeSweep = Callable[..., Sweep]
         ({"training.epochs": 3}, ["space['training.epochs']: got 3", "A fixed value is a setting of the sweep"]),
         ({}, ["space"]),
     ],
-)  # fmt: skip
+)
 def test_a_bad_space_is_refused(make_sweep: MakeSweep, space: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(SpecError) as caught:
         make_sweep(space=space)
@@ -70,10 +70,15 @@ def test_what_two_labels_have_and_more_do_not(make_sweep: MakeSweep, splits: Spl
 
 def test_any_setting_can_be_varied(make_sweep: MakeSweep) -> None:
     sweep = make_sweep()
-    changed = sweep.varied({
-        "distillation.temperature": 4, "teacher.above_chance": 0.1, "search.constraints.latency_ms": {"at_most": 5},
-        "search.objectives": "accuracy,parameters", "data.columns": "text,label",
-    })  # fmt: skip
+    changed = sweep.with_changes(
+        {
+            "distillation.temperature": 4,
+            "teacher.above_chance": 0.1,
+            "search.constraints.latency_ms": {"at_most": 5},
+            "search.objectives": "accuracy,parameters",
+            "data.columns": "text,label",
+        }
+    )
     assert changed.recipe.distillation.temperature == 4
     assert changed.search.objectives == ("accuracy", "parameters")
     assert changed.search.constraints["latency_ms"].at_most == 5
@@ -82,10 +87,10 @@ def test_any_setting_can_be_varied(make_sweep: MakeSweep) -> None:
 
 
 def test_a_searched_setting_that_is_given_a_value_is_searched_no_more(make_sweep: MakeSweep) -> None:
-    fixed = make_sweep().varied({"student.depth": 1})
+    fixed = make_sweep().with_changes({"student.depth": 1})
     assert set(fixed.space) == {"training.learning_rate"}
     assert fixed.recipe_of({"training.learning_rate": 1e-4}).student.depth == 1
-    wider = make_sweep().varied({"space.student.depth": [1, 2, 3]})
+    wider = make_sweep().with_changes({"space.student.depth": [1, 2, 3]})
     assert [student.depth for student in wider.students] == [1, 2, 3]
 
 
@@ -104,39 +109,46 @@ def test_a_searched_setting_that_is_given_a_value_is_searched_no_more(make_sweep
 )
 def test_a_bad_variation_is_refused(make_sweep: MakeSweep, changes: dict[str, Any], part: str) -> None:
     with pytest.raises(SpecError) as caught:
-        make_sweep().varied(changes)
+        make_sweep().with_changes(changes)
     assert part in str(caught.value)
     assert "Sweep." not in str(caught.value)
 
 
 def test_smoke_is_the_same_sweep_but_small(make_sweep: MakeSweep) -> None:
-    small = make_sweep().small()
+    small = make_sweep().smoke_copy()
     assert (small.name, small.data.max_rows, small.training.epochs, small.search.trials) == ("tiny-smoke", 64, 1, 2)
     assert small.space == make_sweep().space
     with pytest.raises(SpecError, match=r"training\.epoch: no such setting"):
-        make_sweep(smoke={"training.epoch": 1}).small()
+        make_sweep(smoke={"training.epoch": 1}).smoke_copy()
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"search.trials": 50}, {"search.hours": 2}, {"slots.count": 3}, {"tracking.uri": "http://127.0.0.1:5000"},
+        {"search.trials": 50},
+        {"search.hours": 2},
+        {"slots.count": 3},
+        {"tracking.uri": "http://127.0.0.1:5000"},
         {"choose.retention": 0.5},
     ],
-)  # fmt: skip
+)
 def test_what_may_change_when_a_sweep_goes_on(make_sweep: MakeSweep, changes: dict[str, Any]) -> None:
-    assert make_sweep().varied(changes).identity() == make_sweep().identity()
+    assert make_sweep().with_changes(changes).identity() == make_sweep().identity()
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"training.epochs": 5}, {"space.student.depth": [1, 2, 3]}, {"seed": 1}, {"search.sampler": "random"},
-        {"task.max_length": 12}, {"data.max_rows": 50},
+        {"training.epochs": 5},
+        {"space.student.depth": [1, 2, 3]},
+        {"seed": 1},
+        {"search.sampler": "random"},
+        {"task.max_length": 12},
+        {"data.max_rows": 50},
     ],
-)  # fmt: skip
+)
 def test_what_makes_another_sweep(make_sweep: MakeSweep, changes: dict[str, Any]) -> None:
-    assert make_sweep().varied(changes).identity() != make_sweep().identity()
+    assert make_sweep().with_changes(changes).identity() != make_sweep().identity()
 
 
 def test_the_identity_is_the_same_when_read_back(make_sweep: MakeSweep) -> None:
@@ -145,7 +157,7 @@ def test_the_identity_is_the_same_when_read_back(make_sweep: MakeSweep) -> None:
 
 
 def test_what_is_written_down_has_every_setting_and_domain(make_sweep: MakeSweep) -> None:
-    written = make_sweep(space={"student.depth": [1, 2], "distillation.alpha": tune.uniform(0, 1)}).written()
+    written = make_sweep(space={"student.depth": [1, 2], "distillation.alpha": tune.uniform(0, 1)}).as_params()
     assert written["space.student.depth"] == [1, 2]
     assert "0" in str(written["space.distillation.alpha"])
     assert {"training.learning_rate", "distillation.temperature", "teacher.above_chance", "seed"} <= set(written)

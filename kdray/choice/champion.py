@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from kdray.choice.rule import Choose
-from kdray.evaluation.formatting import heading, numbers
-from kdray.evaluation.measuring import ON_CPU, SPEEDUPS
+from kdray.evaluation.formatting import format_metrics, heading
+from kdray.evaluation.measuring import CPU_METRICS, SPEEDUP_METRICS
 from kdray.evaluation.pareto import dominates
 from kdray.evaluation.trial_record import TrialRecord
 
-CLOCK = (*ON_CPU, *ON_CPU.values(), *SPEEDUPS)
+CLOCK_METRICS = (*CPU_METRICS, *CPU_METRICS.values(), *SPEEDUP_METRICS)
 """What depends on the machine and on how it was measured, and so is compared under the same conditions only."""
-SHAPE = ("parameters", "multiply_adds")
+SHAPE_METRICS = ("parameters", "multiply_adds")
 
 
-class Standing(BaseModel):
+class RegisteredFigures(BaseModel):
     """A confirmed student's figures, as the tags of its version keep them."""
 
     model_config = ConfigDict(frozen=True)
@@ -44,7 +44,7 @@ class Standing(BaseModel):
         return {"kdray.figures": json.dumps(figures), **named}
 
     @classmethod
-    def read(cls, tags: Mapping[str, str]) -> "Standing | None":
+    def read(cls, tags: Mapping[str, str]) -> "RegisteredFigures | None":
         """What the tags of a version say; None where nobody has written them, or not so."""
         try:
             named = {name: tags[f"kdray.{name}"] for name in ("teacher_weights", "test_rows", "measured")}
@@ -52,26 +52,28 @@ class Standing(BaseModel):
         except (KeyError, TypeError, ValueError):
             return None
 
-    def beside(self, other: "Standing") -> dict[str, float]:
+    def beside(self, other: "RegisteredFigures") -> dict[str, float]:
         """Its figures as they were, had it been measured beside the other one: against the same teacher.
 
         Two students of one shape are equally fast, whatever two clocks said of them.
         """
         figures = dict(self.student)
-        if all(figures.get(name) == other.student.get(name) for name in SHAPE):
-            figures |= {name: other.student[name] for name in CLOCK if name in other.student}
+        if all(figures.get(name) == other.student.get(name) for name in SHAPE_METRICS):
+            figures |= {name: other.student[name] for name in CLOCK_METRICS if name in other.student}
         taught = other.teacher[other.metric]
         figures["retention"] = figures[other.metric] / taught if taught else 0.0
-        return figures | {name: other.teacher[of] / figures[of] for name, of in SPEEDUPS.items() if of in figures}
+        return figures | {
+            name: other.teacher[of] / figures[of] for name, of in SPEEDUP_METRICS.items() if of in figures
+        }
 
 
 @dataclass(frozen=True)
-class Contest:
+class ChampionComparison:
     """A student that would be champion, by the rule of the sweep that chose it, and the champion there is."""
 
     rule: Choose
-    newcomer: Standing
-    champion: Standing | None
+    newcomer: RegisteredFigures
+    champion: RegisteredFigures | None
     """None where nothing is known of it."""
 
     def objection(self) -> str | None:
@@ -80,11 +82,11 @@ class Contest:
             return "the champion has no figures to compare by"
         return self._incomparable(self.champion) or self._no_better(self.champion)
 
-    def _incomparable(self, champion: Standing) -> str | None:
+    def _incomparable(self, champion: RegisteredFigures) -> str | None:
         asked = self.rule.compared
         if champion.test_rows != self.newcomer.test_rows:
             return "they were measured on different test rows"
-        clock = [heading(name) for name in asked if name in CLOCK]
+        clock = [heading(name) for name in asked if name in CLOCK_METRICS]
         if clock and champion.measured != self.newcomer.measured:
             return (
                 f"the {' and '.join(clock)} of the champion cannot be compared, for it was measured otherwise "
@@ -95,11 +97,11 @@ class Contest:
         missing = [name for name in (self.newcomer.metric, *asked) if name not in champion.student]
         return f"nothing is known of the champion's {' and '.join(missing)}" if missing else None
 
-    def _no_better(self, champion: Standing) -> str | None:
+    def _no_better(self, champion: RegisteredFigures) -> str | None:
         ours, theirs = self.newcomer.beside(self.newcomer), champion.beside(self.newcomer)
         if _ranks_first(self.rule, ours, theirs):
             return None
-        shown = [numbers(figures, self.rule.compared) for figures in (ours, theirs)]
+        shown = [format_metrics(figures, self.rule.compared) for figures in (ours, theirs)]
         return f"by the rule this one is no better on the same test rows: {shown[0]}, against {shown[1]}"
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from kdray.choice.reruns import Rerun, Role, controls_of
-from kdray.choice.rule import front_numbers
+from kdray.choice.reruns import Rerun, Role, control_recipes
+from kdray.choice.rule import front_trials
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.models.transformer import TransformerStudent
 from kdray.training.trial import Recipe
@@ -29,12 +29,14 @@ class Control(BaseModel):
     error: str | None = None
 
 
-def front_controls(
-    records: Sequence[TrialRecord], objectives: Sequence[str],
-    recipe_of: Callable[[Mapping[str, object]], Recipe], seed: int,
-) -> list[Rerun]:  # fmt: skip
+def controls_of_front(
+    records: Sequence[TrialRecord],
+    objectives: Sequence[str],
+    recipe_of: Callable[[Mapping[str, object]], Recipe],
+    seed: int,
+) -> list[Rerun]:
     """All that must be trained for the front of these objectives; of the first, a student's quality, more is better."""
-    numbers = front_numbers(records, objectives)
+    numbers = front_trials(records, objectives)
     on_front = [record for record in records if record.number in numbers]
     best: dict[TransformerStudent, TrialRecord] = {}
     for record in sorted(on_front, key=lambda record: (-record.metrics[objectives[0]], record.number)):
@@ -42,5 +44,5 @@ def front_controls(
     return [
         Rerun(record.number, role, seed, recipe)
         for record in best.values()
-        for role, recipe in controls_of(recipe_of(record.params), recipe_of({})).items()
+        for role, recipe in control_recipes(recipe_of(record.params), recipe_of({})).items()
     ]

@@ -14,23 +14,22 @@ import numpy as np
 from pydantic import Field
 
 from kdray.errors import JobError
-from kdray.evaluation.outputs import predictions
+from kdray.evaluation.outputs import compute_logits
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.losses.distillation import Distillation
 from kdray.models.pretrained import Pretrained
-from kdray.settings import Settings
+from kdray.settings import Settings, identifying_values
 from kdray.slots.job import NOTE, Report, Worker
 from kdray.slots.pool import SlotPool
-from kdray.storage.files import fingerprint, replaced_file
-from kdray.storage.mirror import fetched, remove
-from kdray.training.settings import WITHOUT_EFFECT
-from kdray.training.trial import Recipe, Trial, reports_file, reports_of
+from kdray.storage.files import fingerprint, replace_file
+from kdray.storage.mirror import fetch, remove
+from kdray.training.trial import Recipe, Trial, read_reports, reports_file
 
 Role: TypeAlias = Literal["candidate", "labels only", "default distillation"]
 """The controls answer two questions: what the teacher's outputs are good for, and what the search is."""
 
-ANSWERS = "test.npy"
-BATCH = 128
+ANSWERS_FILE = "test.npy"
+TEST_BATCH_SIZE = 128
 
 
 class Confirm(Settings):
@@ -58,13 +57,13 @@ class Rerun:
     @property
     def key(self) -> str:
         """The same for all that would be trained alike."""
-        return fingerprint(self.recipe.model_dump(mode="json", exclude={"training": set(WITHOUT_EFFECT)}), self.seed)
+        return fingerprint(identifying_values(self.recipe), self.seed)
 
     def __str__(self) -> str:
         return f"trial {self.trial:03d}{'' if self.role == 'candidate' else f', {self.role}'}, seed {self.seed}"
 
 
-def reruns(
+def planned_reruns(
     confirm: Confirm, candidates: Sequence[TrialRecord], recipe_of: Callable[[Mapping[str, object]], Recipe], seed: int
 ) -> list[Rerun]:
     """All that must be trained for these candidates; `recipe_of` tells what searched settings come to."""
@@ -73,25 +72,24 @@ def reruns(
         tuned = recipe_of(record.params)
         recipes: dict[Role, Recipe] = {"candidate": tuned}
         if confirm.controls:
-            recipes |= controls_of(tuned, recipe_of({}))
+            recipes |= control_recipes(tuned, recipe_of({}))
         seeds = range(seed + 1, seed + 1 + confirm.seeds)
         runs += [Rerun(record.number, role, each, recipe) for each in seeds for role, recipe in recipes.items()]
     return runs
 
 
-def controls_of(tuned: Recipe, untuned: Recipe) -> dict[Role, Recipe]:
+def control_recipes(tuned: Recipe, untuned: Recipe) -> dict[Role, Recipe]:
     """The same student on labels alone, and with distillation as it comes and settings that nothing has searched; for
     as many epochs."""
-    labels_only = tuned.distillation.model_copy(update={"alpha": 0.0, "logit_mse": 0.0})
     training = untuned.training.model_copy(update={"epochs": tuned.training.epochs})
     return {
-        "labels only": tuned.model_copy(update={"distillation": labels_only}),
+        "labels only": tuned.model_copy(update={"distillation": tuned.distillation.labels_only()}),
         "default distillation": Recipe(student=tuned.student, distillation=Distillation(), training=training),
     }
 
 
 @dataclass(frozen=True)
-class Retrained:
+class RerunResult:
     """What came of a rerun."""
 
     reports: tuple[Report, ...] = ()
@@ -102,7 +100,7 @@ class Retrained:
 
 
 @dataclass(frozen=True)
-class AnswerTest:
+class TrainAndTest:
     """The job that trains a student and lets it answer the test rows, in fp32; the logits lie beside it (N x C)."""
 
     trial: Trial
@@ -110,16 +108,18 @@ class AnswerTest:
     def __call__(self, worker: Worker) -> Iterator[Report]:
         yield from self.trial(worker)
         student = self.trial.target
-        if not worker.agreed(fetched(student).exists()):
+        if not worker.broadcast(fetch(student).exists()):
             return  # it was suspended
-        rows = self.trial.lesson.rows("test", worker)
-        logits_NxC = predictions(Pretrained(student, "").model().to(worker.device), rows, BATCH, worker, None)
+        rows = self.trial.inputs.rows("test", worker)
+        logits_NxC = compute_logits(
+            Pretrained(student, "").model().to(worker.device), rows, TEST_BATCH_SIZE, worker, None
+        )
         if worker.rank == 0:
-            with replaced_file(student.with_name(ANSWERS)) as temporary, temporary.open("wb") as file:
+            with replace_file(student.with_name(ANSWERS_FILE)) as temporary, temporary.open("wb") as file:
                 np.save(file, logits_NxC, allow_pickle=False)
 
 
-def rerun_all(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[Rerun, Retrained], None]) -> None:
+def run_reruns(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[Rerun, RerunResult], None]) -> None:
     """Train all of these that are not done, as many at a time as there are slots.
 
     Of controls the reports and answers are kept, and no weights. `on_end` hears of each, from this thread. Raises what
@@ -129,28 +129,28 @@ def rerun_all(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[R
     candidates = {run.key for run in trials if run.role == "candidate"}
     stopped = threading.Event()
 
-    def train(key: str) -> Retrained:
+    def train(key: str) -> RerunResult:
         student = trials[alike[key]].target
-        if fetched(reports_file(student)).exists():
-            kept = fetched(student).exists()
-            if answers_of(student) is not None and (kept or key not in candidates):
-                return Retrained(reports_of(student))
+        if fetch(reports_file(student)).exists():
+            kept = fetch(student).exists()
+            if read_answers(student) is not None and (kept or key not in candidates):
+                return RerunResult(read_reports(student))
             if not kept:  # a control, which may be a candidate now, or one that was stopped before it had answered
-                remove(student.with_name(ANSWERS))
+                remove(student.with_name(ANSWERS_FILE))
                 remove(reports_file(student))
         if stopped.is_set():
-            return Retrained()
-        job = pool.run(AnswerTest(trials[alike[key]]), f"confirm-{key}")
+            return RerunResult()
+        job = pool.run(TrainAndTest(trials[alike[key]]), f"confirm-{key}")
         if stopped.is_set():
             pool.suspend(f"confirm-{key}")
         reports: list[Report] = []
         try:
             reports += (report for report in job if NOTE not in report)
         except JobError as error:
-            return Retrained(tuple(reports), job.host, str(error))
-        if key not in candidates and answers_of(student) is not None:
+            return RerunResult(tuple(reports), job.host, str(error))
+        if key not in candidates and read_answers(student) is not None:
             remove(student)
-        return Retrained(tuple(reports), job.host)
+        return RerunResult(tuple(reports), job.host)
 
     with ThreadPoolExecutor(pool.count) as threads:
         try:
@@ -164,8 +164,8 @@ def rerun_all(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[R
             raise
 
 
-def answers_of(student: Path) -> np.ndarray | None:
+def read_answers(student: Path) -> np.ndarray | None:
     """The logits (N x C) that a student gave for the test rows; None where there are none yet."""
-    file = fetched(student.with_name(ANSWERS))
+    file = fetch(student.with_name(ANSWERS_FILE))
     answers: np.ndarray | None = np.load(file, allow_pickle=False) if file.exists() else None
     return answers

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from kdray.errors import SpecError, did_you_mean
-from kdray.evaluation.formatting import heading, number
-from kdray.evaluation.pareto import MINIMIZED, direction, front, knee_distances
+from kdray.evaluation.formatting import format_metric, heading
+from kdray.evaluation.pareto import MINIMIZED, direction, knee_distances, pareto_front
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.settings import Settings
 
@@ -78,7 +78,7 @@ class Choose(Settings):
         if self.retention is not None and keeps < self.retention:
             said.append(f"keeps {keeps:.1%} of the teacher ({100 * self.retention:g}% asked for)")
         return said + [
-            f"has {number(name, metrics[name])} {heading(name)} (at most {number(name, limit)} asked for)"
+            f"has {format_metric(name, metrics[name])} {heading(name)} (at most {format_metric(name, limit)} asked for)"
             for name, limit in self.at_most.items()
             if metrics[name] > limit
         ]
@@ -122,23 +122,26 @@ class Choice:
     sentence: str
 
 
-def front_numbers(records: Sequence[TrialRecord], objectives: Sequence[str]) -> set[int]:
+def front_trials(records: Sequence[TrialRecord], objectives: Sequence[str]) -> set[int]:
     """The numbers of the completed trials that no other completed trial beats in all objectives."""
     completed = [record for record in records if record.state == "completed"]
-    return {completed[index].number for index in front([record.metrics for record in completed], objectives)}
+    return {completed[index].number for index in pareto_front([record.metrics for record in completed], objectives)}
 
 
 def candidates(records: Sequence[TrialRecord], rule: Choose, most: int) -> list[TrialRecord]:
     """Who may be chosen: the front's members that satisfy the rule, best first; the nearest where none does."""
-    on_front = front_numbers(records, rule.compared)
+    on_front = front_trials(records, rule.compared)
     able = [record for record in records if record.number in on_front]
     return (rule.ranked(able) or rule.nearest(able)[:1])[:most]
 
 
-def chosen(
-    records: Sequence[TrialRecord], rule: Choose, teacher: Mapping[str, float], kind: str = "finished student",
+def apply_rule(
+    records: Sequence[TrialRecord],
+    rule: Choose,
+    teacher: Mapping[str, float],
+    kind: str = "finished student",
     bends: Mapping[int, float] | None = None,
-) -> Choice:  # fmt: skip
+) -> Choice:
     """Apply the rule to the completed trials; `kind` is what they are in the sentence, `bends` as `Choose.ranked` says.
 
     Raises SpecError for a metric that they do not have.
@@ -170,7 +173,7 @@ def _signed(record: TrialRecord, name: str) -> float:
 def _asked(rule: Choose, verb: str = "keeps", has: str = "has") -> str:
     """What the rule asks of every student."""
     parts = [] if rule.retention is None else [f"{verb} {100 * rule.retention:g}% of the teacher"]
-    parts += [f"{has} at most {number(name, limit)} {heading(name)}" for name, limit in rule.at_most.items()]
+    parts += [f"{has} at most {format_metric(name, limit)} {heading(name)}" for name, limit in rule.at_most.items()]
     return " and ".join(parts) or f"{has} what was asked for"
 
 
@@ -186,7 +189,8 @@ def _reason(record: TrialRecord, rule: Choose) -> str:
         return f"lies nearest to where the front of {heading(rule.best)} over {heading(rule.cost)} bends"
     if rule.smallest is None:
         return f"has the best {rule.best}"
-    return f"has the smallest {heading(rule.smallest)} of them ({number(rule.smallest, record.metrics[rule.smallest])})"
+    smallest = format_metric(rule.smallest, record.metrics[rule.smallest])
+    return f"has the smallest {heading(rule.smallest)} of them ({smallest})"
 
 
 def _what(record: TrialRecord, rule: Choose, teacher: Mapping[str, float]) -> str:

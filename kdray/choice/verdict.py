@@ -5,24 +5,32 @@ gain whose interval holds zero is not shown, and the sentence says so.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from kdray.choice.reruns import Rerun, Role
-from kdray.choice.rule import Choice, Choose, chosen
+from kdray.choice.rule import Choice, Choose, apply_rule
 from kdray.data.rows import Rows
-from kdray.evaluation.formatting import bounded, in_points
-from kdray.evaluation.quality import quality
-from kdray.evaluation.statistics import Counted, Interval, classified, difference, interval, mcnemar, ratio
+from kdray.evaluation.formatting import format_interval, format_points
+from kdray.evaluation.quality import student_quality
+from kdray.evaluation.statistics import (
+    CountMetric,
+    Interval,
+    bootstrap_difference,
+    bootstrap_interval,
+    bootstrap_ratio,
+    classification_metric,
+    mcnemar,
+)
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.tasks.task import Task
 
 FEW_ROWS = 200
 
 
-class Confirmed(BaseModel):
+class ConfirmedStudent(BaseModel):
     """One student over its seeds, on the test rows."""
 
     model_config = ConfigDict(frozen=True)
@@ -47,7 +55,7 @@ class Gain(BaseModel):
     difference: Interval
 
 
-class Against(BaseModel):
+class PairedTest(BaseModel):
     """The chosen student beside the next candidate, on rows that only one of them has right."""
 
     model_config = ConfigDict(frozen=True)
@@ -66,99 +74,129 @@ class Verdict(BaseModel):
     metric: str
     rows: int
     teacher: Interval
-    confirmed: list[Confirmed]
+    confirmed: list[ConfirmedStudent]
     chosen: int | None
     satisfied: bool
     sentences: list[str]
     gains: list[Gain] = []
-    against: Against | None = None
+    against: PairedTest | None = None
     flattered: float | None = None
     """The metric on the validation rows when the chosen trial was found, less the confirmed one."""
     failed: dict[str, str] = {}
     """What could not be trained again, and why."""
 
     @property
-    def winner(self) -> Confirmed | None:
+    def winner(self) -> ConfirmedStudent | None:
         """The chosen student's confirmed figures; None where none was chosen, or none could be trained again."""
         return next((c for c in self.confirmed if (c.trial, c.role) == (self.chosen, "candidate")), None)
 
 
-def judged(
-    answers: Mapping[Rerun, np.ndarray], failed: Mapping[Rerun, str], rows: Rows, task: Task,
-    candidates: Sequence[TrialRecord], rule: Choose, costs: Mapping[str, float],
-) -> Verdict:  # fmt: skip
-    """Apply the rule to the confirmed figures; to the search's when not one candidate was trained again to its end.
+@dataclass(frozen=True)
+class ConfirmationAnswers:
+    """What the reruns of a confirmation answered on the test rows."""
 
-    `answers` are logits (N x C) for the test rows, `costs` the teacher's.
+    logits: Mapping[Rerun, np.ndarray]
+    """Run -> its logits (N x C)."""
+    failed: Mapping[Rerun, str]
+    """Run -> why it failed."""
+    rows: Rows
+    task: Task
+
+
+def reach_verdict(
+    answers: ConfirmationAnswers, candidates: Sequence[TrialRecord], rule: Choose, teacher: Mapping[str, float]
+) -> Verdict:
+    """Apply the rule to the confirmed figures; to the figures of the search where no candidate could be trained again.
+
+    `teacher` are the teacher's metrics and costs, as the search knows them.
     """
-    court = _Court(answers, rows, task, rule)
-    confirmed = [court.confirmed(record, role) for record in candidates for role in court.roles(record.number)]
+    figures = _ConfirmedFigures(answers, rule)
+    confirmed = [figures.student(record, role) for record in candidates for role in figures.roles(record.number)]
     tested = {each.trial: each.metrics for each in confirmed if each.role == "candidate"}
     records = [
         replace(record, history=(*record.history, tested[record.number]))
         for record in candidates
         if record.number in tested
     ]
-    # The knee is the whole front's, which the search knows: of these it is the first that still has what is asked for.
-    bends = {record.number: -float(place) for place, record in enumerate(candidates)}
+    # A knee belongs to the whole front, which only the search has seen. Candidates come in the order of the rule, so
+    # among those that still satisfy it the first one is nearest to the knee.
+    knee_scores = {record.number: -float(place) for place, record in enumerate(candidates)}
     if records:
-        choice = chosen(records, rule, {**costs, **court.taught}, "confirmed student", bends)
+        choice = apply_rule(records, rule, {**teacher, **figures.teacher_metrics}, "confirmed student", knee_scores)
     else:
-        choice = chosen(candidates, rule, costs, "candidate", bends)
+        choice = apply_rule(candidates, rule, teacher, "candidate", knee_scores)
     verdict = Verdict(
-        metric=court.metric, rows=len(rows), teacher=court.teacher, confirmed=confirmed, chosen=choice.number,
-        satisfied=choice.satisfied, sentences=[], failed={str(run): why for run, why in failed.items()},
-    )  # fmt: skip
+        metric=figures.metric,
+        rows=len(answers.rows),
+        teacher=figures.teacher,
+        confirmed=confirmed,
+        chosen=choice.number,
+        satisfied=choice.satisfied,
+        sentences=[],
+        failed={str(run): why for run, why in answers.failed.items()},
+    )
     if (winner := verdict.winner) is not None:
         found = next(record for record in candidates if record.number == winner.trial)
-        flattered = found.metrics[court.metric] - winner.metric.estimate if court.metric in found.metrics else None
-        ranked = [record.number for record in (rule.ranked(records, bends) or rule.nearest(records))]
-        against = next((court.against(winner.trial, other) for other in ranked if other != winner.trial), None)
-        gains = [court.gain(winner.trial, role) for role in court.roles(winner.trial) if role != "candidate"]
+        flattered = found.metrics[figures.metric] - winner.metric.estimate if figures.metric in found.metrics else None
+        ranked = [record.number for record in (rule.ranked(records, knee_scores) or rule.nearest(records))]
+        others = [number for number in ranked if number != winner.trial]
+        against = figures.paired_test(winner.trial, others[0]) if others else None
+        gains = [figures.gain(winner.trial, role) for role in figures.roles(winner.trial) if role != "candidate"]
         verdict = verdict.model_copy(update={"gains": gains, "against": against, "flattered": flattered})
     return verdict.model_copy(update={"sentences": _sentences(verdict, choice)})
 
 
-class _Court:
-    """All answers, and the rows they are measured on."""
+class _ConfirmedFigures:
+    """The figures of students and teacher on the test rows."""
 
-    def __init__(self, answers: Mapping[Rerun, np.ndarray], rows: Rows, task: Task, rule: Choose) -> None:
-        self.answers, self.rows, self.task, self.rule = answers, rows, task, rule
-        self.metric = task.metric_names(2)[0]
-        self.taught_NxC = rows.teacher_logits(np.arange(len(rows)))
-        self.taught = task.metrics(self.taught_NxC, rows.labels)
-        self.teacher = interval(self._measured([self.taught_NxC]))
+    def __init__(self, answers: ConfirmationAnswers, rule: Choose) -> None:
+        self._answers, self._rule = answers, rule
+        self._rows, self._task = answers.rows, answers.task
+        self.metric = self._task.quality
+        teacher_NxC = self._rows.teacher_logits(np.arange(len(self._rows)))
+        self._teacher = self._resampled([teacher_NxC])
+        self.teacher_metrics = self._task.metrics(teacher_NxC, self._rows.labels)
+        self.teacher = bootstrap_interval(self._teacher)
 
     def roles(self, trial: int) -> list[Role]:
-        return list(dict.fromkeys(run.role for run in self.answers if run.trial == trial))
+        """The roles in which runs of this trial, or controls of it, have answered."""
+        return list(dict.fromkeys(run.role for run in self._answers.logits if run.trial == trial))
 
-    def confirmed(self, record: TrialRecord, role: Role) -> Confirmed:
+    def student(self, record: TrialRecord, role: Role) -> ConfirmedStudent:
+        """One student over its seeds."""
         logits = self._logits(record.number, role)
-        student = self._measured(logits)
-        each = [quality(self.task, logits_NxC, self.rows) for logits_NxC in logits]
+        resampled = self._resampled(logits)
+        each = [student_quality(self._task, logits_NxC, self._rows) for logits_NxC in logits]
         metrics = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
-        return Confirmed(
-            trial=record.number, role=role, seeds=len(logits), metric=interval(student),
-            retention=ratio(student, self._measured([self.taught_NxC])), metrics=metrics,
-            misses=self.rule.misses({**record.metrics, **metrics}),
-        )  # fmt: skip
+        return ConfirmedStudent(
+            trial=record.number,
+            role=role,
+            seeds=len(logits),
+            metric=bootstrap_interval(resampled),
+            retention=bootstrap_ratio(resampled, self._teacher),
+            metrics=metrics,
+            misses=self._rule.misses({**record.metrics, **metrics}),
+        )
 
     def gain(self, trial: int, over: Role) -> Gain:
-        ours, theirs = (self._measured(self._logits(trial, role)) for role in ("candidate", over))
-        return Gain(over=over, difference=difference(ours, theirs))
+        """How much better the candidate is than its control."""
+        ours, theirs = (self._resampled(self._logits(trial, role)) for role in ("candidate", over))
+        return Gain(over=over, difference=bootstrap_difference(ours, theirs))
 
-    def against(self, trial: int, other: int) -> Against:
-        """By the first seed of each: the test is of two classifiers, not of two recipes."""
-        right = [self._logits(each, "candidate")[0].argmax(1) == self.rows.labels for each in (trial, other)]
+    def paired_test(self, trial: int, other: int) -> PairedTest:
+        """McNemar's test of two candidates, by the first seed of each: it compares two classifiers, not two recipes."""
+        right = [self._logits(each, "candidate")[0].argmax(1) == self._rows.labels for each in (trial, other)]
         found = mcnemar(*right)
-        return Against(trial=other, only_chosen=found.only_first, only_other=found.only_second, p=found.p)
+        return PairedTest(trial=other, only_chosen=found.only_first, only_other=found.only_second, p=found.p)
 
     def _logits(self, trial: int, role: str) -> list[np.ndarray]:
-        runs = sorted((run for run in self.answers if (run.trial, run.role) == (trial, role)), key=lambda run: run.seed)
-        return [self.answers[run] for run in runs]
+        """The logits of each seed, in the order of the seeds."""
+        runs = [run for run in self._answers.logits if (run.trial, run.role) == (trial, role)]
+        return [self._answers.logits[run] for run in sorted(runs, key=lambda run: run.seed)]
 
-    def _measured(self, logits: Sequence[np.ndarray]) -> Counted:
-        return classified(self.metric, np.stack([one.argmax(1) for one in logits]), self.rows.labels)
+    def _resampled(self, logits: Sequence[np.ndarray]) -> CountMetric:
+        answers_SxN = np.stack([one.argmax(1) for one in logits])
+        return classification_metric(self.metric, answers_SxN, self._rows.labels)
 
 
 def _sentences(verdict: Verdict, choice: Choice) -> list[str]:
@@ -166,10 +204,11 @@ def _sentences(verdict: Verdict, choice: Choice) -> list[str]:
     winner = verdict.winner
     if winner is not None:
         seeds = f"{winner.seeds} seed{'s' * (winner.seeds > 1)}"
+        metric = format_interval(verdict.metric, winner.metric)
+        retention = format_interval("retention", winner.retention)
         said.append(
             f"Trained again over {seeds} and measured on {verdict.rows:,} test rows that nothing was chosen by: "
-            f"{verdict.metric} {bounded(verdict.metric, winner.metric)}, {bounded('retention', winner.retention)} of "
-            "the teacher's."
+            f"{verdict.metric} {metric}, {retention} of the teacher's."
         )
         said += [_gain(gain) for gain in verdict.gains]
     elif not any(each.role == "candidate" for each in verdict.confirmed):
@@ -201,4 +240,4 @@ def _gain(gain: Gain) -> str:
         "default distillation": ("Due to the search", "the same student with distillation as it comes"),
     }[gain.over]
     shown = "" if gain.difference.low > 0 else "; it is worse" if gain.difference.high < 0 else "; no gain is shown"
-    return f"{due}: {in_points(gain.difference)} over {over}{shown}."
+    return f"{due}: {format_points(gain.difference)} over {over}{shown}."

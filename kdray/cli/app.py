@@ -3,6 +3,7 @@
 import typer
 
 from kdray.cli.looking import show, sync_sweep, ui
+from kdray.cli.options import flat
 from kdray.cli.running import choose_again, run_file
 from kdray.cli.student import export_student, predict, register_student
 
@@ -12,11 +13,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("run")(run_file)
-app.command("choose")(choose_again)
+app.command("run")(flat(run_file))
+app.command("choose")(flat(choose_again))
 app.command("show")(show)
 app.command("sync")(sync_sweep)
 app.command("ui")(ui)
 app.command("export")(export_student)
-app.command("predict")(predict)
+app.command("predict")(flat(predict))
 app.command("register")(register_student)

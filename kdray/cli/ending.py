@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("kdray").addHandler(
     logging.NullHandler()
 )  # else Python prints errors itself until there is a log file
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+stderr_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 CHATTERERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggingface_hub")
 """Libraries that put handlers of their own on the screen."""
@@ -47,7 +47,7 @@ def wide_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(soft_wrap=True, width=160)
 
 
-def logged(sweep: str) -> SweepPaths:
+def open_log_of(sweep: str) -> SweepPaths:
     """The paths of STORAGE/NAME; where there is such a sweep, its log file has what follows."""
     paths = sweep_paths(sweep)
     if paths.settings.exists():
@@ -55,7 +55,7 @@ def logged(sweep: str) -> SweepPaths:
     return paths
 
 
-class exits:  # noqa: N801  (used as `with exits():`)
+class exit_on_error:  # noqa: N801  (used as `with exits():`)
     """Turn an error into a sentence on stderr and the exit code; the traceback goes to the log file."""
 
     def __init__(self, storage: str = "the storage") -> None:
@@ -68,10 +68,10 @@ class exits:  # noqa: N801  (used as `with exits():`)
     ) -> None:
         error = (error and storage_error(error, self.storage)) or error
         if isinstance(error, KDRayError):
-            say(error)
+            print_error(error)
             raise SystemExit(error.exit_code) from None
         if isinstance(error, KeyboardInterrupt):
-            errors.print(
+            stderr_console.print(
                 f"Interrupted; nothing is lost. To go on from here:\n    {resume_command(sys.argv)}", markup=False
             )
             raise SystemExit(EXIT_CODE) from None
@@ -84,15 +84,15 @@ def resume_command(arguments: Sequence[str]) -> str:
     return command_line([argument for argument in arguments if argument != "--fresh"])
 
 
-def say(error: KDRayError) -> None:
+def print_error(error: KDRayError) -> None:
     """Print an error as a sentence."""
     log.error("".join(traceback.format_exception(error)))
-    errors.print(f"kdray: {error}", markup=False)
+    stderr_console.print(f"kdray: {error}", markup=False)
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if isinstance(error, KDRayError):
-        say(error)
+        print_error(error)
         raise SystemExit(error.exit_code)
     sys.__excepthook__(kind, error, trace)
 

@@ -1,6 +1,7 @@
 """What is done with a chosen student: `kdray export`, `kdray predict` and `kdray register`."""
 
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -8,23 +9,23 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kdray.cli.ending import exits, log_to, logged
-from kdray.cli.options import SweepFolder, SweepServer
+from kdray.cli.ending import exit_on_error, log_to, open_log_of
+from kdray.cli.options import PredictGroup, SweepFolder, SweepServer
 from kdray.errors import ExportError, SpecError, did_you_mean
-from kdray.evaluation.formatting import heading, number
-from kdray.export.checks import Exported
-from kdray.export.exporting import check_empty, copied, export
+from kdray.evaluation.formatting import format_metric, heading
+from kdray.export.checks import ExportResult
+from kdray.export.exporting import check_empty, copy_student, export_forms
 from kdray.export.forms import FORMS, Form
-from kdray.export.prediction import Answer, Predictor, check_pairs, check_target, check_text, lines_of, predict_file
-from kdray.export.shipped import shipped
+from kdray.export.prediction import Answer, Predictor, check_pairs, check_target, check_text, predict_file, read_lines
+from kdray.export.shipped import Shipped, read_shipped
 from kdray.report.screen import open_screen
-from kdray.slots.interrupts import interruptible
-from kdray.stages.choosing import figures_of
-from kdray.stages.registering import register
-from kdray.storage.bucket_copies import kept_in_bucket
-from kdray.storage.mirror import fetched
-from kdray.storage.owner import owned
-from kdray.storage.paths import SweepPaths, shown, sweep_paths
+from kdray.slots.interrupts import handle_signals
+from kdray.stages.reading import read_figures
+from kdray.stages.registering import register_finished
+from kdray.storage.bucket_copies import sync_with_bucket
+from kdray.storage.mirror import fetch
+from kdray.storage.owner import own_sweep
+from kdray.storage.paths import SweepPaths, display_path, sweep_paths
 
 
 def export_student(
@@ -35,65 +36,68 @@ def export_student(
     to: Annotated[Path | None, typer.Option(help="Copy the student's whole folder there.", metavar="DIR")] = None,
 ) -> None:
     """Write the chosen student as ONNX, check that it is still the same student, and measure it."""
-    with exits():
+    with exit_on_error():
         paths = _paths(sweep)
         forms = [_form(name) for name in form or ("onnx", "int8")]
-        student = shipped(paths)
+        student = read_shipped(paths)
         if to is not None:
             check_empty(to)
         log_to(paths)
         with (
-            open_screen() as screen, interruptible(), owned(paths.owner, screen.note),
-            kept_in_bucket(paths, screen.note),
-        ):  # fmt: skip
-            exported = export(student, forms, figures_of(paths), screen)
+            open_screen() as screen,
+            handle_signals(),
+            own_sweep(paths.owner, screen.note),
+            sync_with_bucket(paths, screen.note),
+        ):
+            exported = export_forms(student, forms, read_figures(paths), screen)
             if to is not None:
-                copied(student.folder, to)
+                copy_student(student.folder, to)
         console = Console(soft_wrap=True, highlight=False)
-        for line in exported_lines(exported):
+        for line in describe_exported(exported):
             console.print(line, markup=False)
-        console.print(f"\nStudent  {to or shown(student.folder)}", markup=False)
+        console.print(f"\nStudent  {to or display_path(student.folder)}", markup=False)
         if exported.missing:
             raise ExportError("; ".join(f"{form}: {why}" for form, why in exported.missing.items()) + ".")
 
 
 def predict(
     sweep: SweepFolder,
+    options: PredictGroup,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; - reads lines.")] = None,
-    pair: Annotated[
-        list[str] | None, typer.Option(help="The second text of a pair, once for each text.", metavar="TEXT")
-    ] = None,
-    file: Annotated[Path | None, typer.Option(help="Read csv, tsv, txt, json, jsonl or parquet.")] = None,
-    to: Annotated[Path | None, typer.Option(help="Write csv, jsonl or parquet.", metavar="FILE")] = None,
-    columns: Annotated[
-        str | None, typer.Option(help="Names of the columns of a file without a header.", metavar="A,B")
-    ] = None,
-    form: Annotated[str, typer.Option(help="pytorch, onnx or int8.")] = "pytorch",
-    batch_size: Annotated[int, typer.Option(help="Texts at once.", min=1)] = 64,
 ) -> None:
     """Ask the chosen student: label, probability and text of each, with tabs between; or a file to a file."""
-    with exits():
-        if bool(texts) == bool(file) or bool(file) != bool(to):
+    with exit_on_error():
+        if bool(texts) == bool(options.file) or bool(options.file) != bool(options.to):
             raise SpecError("predict: give texts, or - for lines of standard input, or --file FILE and --to FILE.")
-        student = shipped(_paths(sweep))
-        if file is not None and to is not None:
-            check_target(file, to)
-            with suppress(OSError):  # it may be somebody else's sweep: asking its student writes nothing there
-                log_to(student.paths)
-            with open_screen() as screen, interruptible():
-                screen.stage(f"Predicting {file} by {form}")
-                predictor = Predictor(student, _form(form), batch_size)
-                names = tuple(name.strip() for name in columns.split(",")) if columns else ()
-                rows = predict_file(predictor, file, to, names, lambda done, of: screen.progress("rows", done, of))
-            typer.echo(f"{rows:,} rows  {to}")
-            return
-        given = [check_text(text) for text in texts or []]
-        seconds = None if given == ["-"] else check_pairs(student, given, [check_text(text) for text in pair or []])
-        predictor = Predictor(student, _form(form), batch_size)
-        chunks = lines_of(sys.stdin.buffer, student) if given == ["-"] else iter([(given, seconds)])
-        for some, others in chunks:
-            for text, answer in zip(some, predictor.answers(some, others), strict=True):
-                typer.echo(_answer_line(text, answer))
+        student = read_shipped(_paths(sweep))
+        if options.file is not None and options.to is not None:
+            _predict_file(student, options, options.file, options.to)
+        else:
+            _predict_texts(student, options, texts or [])
+
+
+def _predict_file(student: Shipped, options: PredictGroup, file: Path, to: Path) -> None:
+    check_target(file, to)
+    with suppress(OSError):  # it may be somebody else's sweep: to ask its student writes nothing there
+        log_to(student.paths)
+    with open_screen() as screen, handle_signals():
+        screen.stage(f"Predicting {file} by {options.form}")
+        predictor = Predictor(student, _form(options.form), options.batch_size)
+        names = tuple(name.strip() for name in options.columns.split(",")) if options.columns else ()
+        rows = predict_file(predictor, file, to, names, lambda done, of: screen.progress("rows", done, of))
+    typer.echo(f"{rows:,} rows  {to}")
+
+
+def _predict_texts(student: Shipped, options: PredictGroup, texts: list[str]) -> None:
+    given = [check_text(text) for text in texts]
+    if given == ["-"]:
+        chunks: Iterable[tuple[Sequence[str], Sequence[str] | None]] = read_lines(sys.stdin.buffer, student)
+    else:
+        chunks = [(given, check_pairs(student, given, [check_text(text) for text in options.pair or []]))]
+    predictor = Predictor(student, _form(options.form), options.batch_size)
+    for some, others in chunks:
+        for text, answer in zip(some, predictor.answers(some, others), strict=True):
+            typer.echo(_answer_line(text, answer))
 
 
 def register_student(
@@ -105,21 +109,21 @@ def register_student(
     tracking_uri: SweepServer = None,
 ) -> None:
     """Put the chosen student into MLflow's model registry; the better one, by its sweep's rule, is champion."""
-    with exits():
-        paths = logged(sweep)
-        with open_screen() as screen, interruptible():
+    with exit_on_error():
+        paths = open_log_of(sweep)
+        with open_screen() as screen, handle_signals():
             screen.stage("Registry")
-            came = register(paths, tracking_uri, model, replace, screen.note)
+            came = register_finished(paths, tracking_uri, model, replace, screen.note)
         typer.echo(f"Registry {came}")
 
 
-def exported_lines(exported: Exported) -> list[str]:
+def describe_exported(exported: ExportResult) -> list[str]:
     """What `kdray export` has made, in words: a line a form, and how it was measured."""
     quality = next(iter(exported.forms[0].metrics))
     lines = []
     for made in exported.forms:
         parts = [
-            f"{name} {number(metric, value)}"
+            f"{name} {format_metric(metric, value)}"
             for name, metric, value in (
                 ("", "size_mb", made.size_mb),
                 ("latency", "latency_ms", made.latency_ms),
@@ -152,5 +156,5 @@ def _paths(sweep: str) -> SweepPaths:
     """Where the sweep lies; of one in a bucket, what is needed of it is fetched."""
     paths = sweep_paths(sweep)
     for path in (paths.settings, *paths.records, paths.chosen):
-        fetched(path)
+        fetch(path)
     return paths

@@ -111,13 +111,13 @@ def _text_fault(cell: Any) -> str | None:
     if cell is None:
         return "the cell is empty (null)"
     if not isinstance(cell, str | bytes):
-        return f"{shown(cell)} is not a text"
+        return f"{short_repr(cell)} is not a text"
     try:
         _ = cell.decode() if isinstance(cell, bytes) else cell.encode()
     except UnicodeDecodeError as error:
         return f"byte {error.object[error.start]:#04x} is not UTF-8"
     except UnicodeEncodeError:
-        return f"{shown(cell)} holds half a character (a lone surrogate)"
+        return f"{short_repr(cell)} holds half a character (a lone surrogate)"
     return None
 
 
@@ -170,7 +170,7 @@ def _label_name(cell: Any, class_names: Sequence[str] | None) -> str | None:
     return name
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value in a sentence, shortened."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -52,7 +52,9 @@ class Source(Protocol):
         ...
 
 
-def opened(source: str | GeneratedReviews, config: str | None, revision: str | None, columns: Sequence[str]) -> Source:
+def open_source(
+    source: str | GeneratedReviews, config: str | None, revision: str | None, columns: Sequence[str]
+) -> Source:
     """The source of this name. Raises DataError when there is none."""
     if isinstance(source, GeneratedReviews):
         return Generated(source)
@@ -217,7 +219,7 @@ def _delimited(path: Path, columns: Sequence[str]) -> Table:
     return Table(str(path), dict(zip(names, table.columns, strict=True)))
 
 
-def line_of(line: bytes, where: str) -> str:
+def decode_line(line: bytes, where: str) -> str:
     """The text of a line, without its end. Raises DataError, with where it stands, when it is not UTF-8."""
     try:
         return line.decode("utf-8-sig").rstrip("\r\n")
@@ -230,7 +232,7 @@ def _header(path: Path) -> tuple[list[str], int]:
     """The names in the first line that is not empty, and how many lines there are up to it."""
     with path.open("rb") as file:
         count, line = next(((count, line) for count, line in enumerate(file, 1) if line.strip()), (1, b""))
-    text = line_of(line, f"{path}, header")
+    text = decode_line(line, f"{path}, header")
     if path.suffix == ".csv":
         return next(csv.reader([text]), [""]), count
     return text.split(DELIMITERS[path.suffix]), count

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from kdray.data.cells import UNLABELLED, LabelCells, label_column, shown, text_column
+from kdray.data.cells import UNLABELLED, LabelCells, label_column, short_repr, text_column
 from kdray.data.generated import GeneratedReviews
-from kdray.data.sources import Source, Table, opened
+from kdray.data.sources import Source, Table, open_source
 from kdray.errors import DataError, did_you_mean
 from kdray.settings import Names, Settings
 from kdray.storage.files import fingerprint
@@ -81,7 +81,7 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckedTable:
     """The checked rows of one table."""
 
     where: str
@@ -93,7 +93,7 @@ class Part:
 
 def load_splits(data: Data, task: Task) -> Splits:
     """The rows of a sweep. Raises DataError for anything that cannot be read or learnt from: file, row, column."""
-    source = opened(data.source, data.config, data.revision, data.columns)
+    source = open_source(data.source, data.config, data.revision, data.columns)
     tables = {role: source.read(split) for role, split in _roles(source, data).items()}
     named = next((t.class_names[task.label] for t in tables[TRAIN] if task.label in t.class_names), None)
     parts = {role: [_part(table, task, role, named) for table in some] for role, some in tables.items()}
@@ -146,18 +146,18 @@ def _split(source: Source, role: str, wanted: str | None) -> str | None:
     return split
 
 
-def _part(table: Table, task: Task, role: str, class_names: Sequence[str] | None) -> Part:
+def _part(table: Table, task: Task, role: str, class_names: Sequence[str] | None) -> CheckedTable:
     text = text_column(table, task.text, "task.text")
     pairs = text_column(table, task.pair, "task.pair") if task.pair else None
     if role == TEST and task.label not in table.columns:
-        return Part(table.where, text, pairs, None)
-    return Part(
+        return CheckedTable(table.where, text, pairs, None)
+    return CheckedTable(
         table.where, text, pairs, label_column(table, task.label, table.class_names.get(task.label, class_names))
     )
 
 
 def _numbered(
-    train: list[Part], task: Task, class_names: Sequence[str] | None
+    train: list[CheckedTable], task: Task, class_names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """The labels in order, and the number of each name that stands in the data. Raises DataError."""
     found = {name for part in train if part.labels for name in part.labels.names if name is not None}
@@ -171,14 +171,14 @@ def _numbered(
     return tuple(order), numbers
 
 
-def _unlabelled(test: list[Part], numbers: Mapping[str, int]) -> bool:
+def _unlabelled(test: list[CheckedTable], numbers: Mapping[str, int]) -> bool:
     """Whether no row has a label: no such column, or -1 everywhere where train has no -1."""
     unknown = {None} if str(UNLABELLED) in numbers else {None, str(UNLABELLED)}
     rows = any(len(part.texts) for part in test)
     return rows and all(part.labels is None or set(part.labels.names) <= unknown for part in test)
 
 
-def _rows(parts: list[Part], numbers: Mapping[str, int], notes: list[str]) -> pa.Table:
+def _rows(parts: list[CheckedTable], numbers: Mapping[str, int], notes: list[str]) -> pa.Table:
     """One table of a split's rows. Rows without a label are left out, and a note says so."""
     numbered = np.concatenate([_numbers(part, numbers) for part in parts])
     columns = {"id": pa.array(np.arange(len(numbered))), "text": pa.chunked_array([part.texts for part in parts])}
@@ -192,7 +192,7 @@ def _rows(parts: list[Part], numbers: Mapping[str, int], notes: list[str]) -> pa
     return table.filter(pa.array(numbered != UNLABELLED))
 
 
-def _numbers(part: Part, numbers: Mapping[str, int]) -> np.ndarray:
+def _numbers(part: CheckedTable, numbers: Mapping[str, int]) -> np.ndarray:
     """Each row's label as its number, -1 where there is none. Raises DataError for a name that has no number."""
     if part.labels is None:
         raise DataError(f"{part.where}: no label column, but other files of this split have one.")
@@ -200,14 +200,14 @@ def _numbers(part: Part, numbers: Mapping[str, int]) -> np.ndarray:
         if name is not None and name not in numbers:
             row = int(np.flatnonzero(part.labels.codes == code)[0])
             raise DataError(
-                f"{part.where}, row {row + 1}: label {shown(name)} is neither in task.labels nor in train, which has "
+                f"{part.where}, row {row + 1}: label {short_repr(name)} is neither in task.labels nor in train, which has "
                 f"{', '.join(numbers)}. Mend the row, or name every label in task.labels."
             )
     known = [UNLABELLED if name is None else numbers[name] for name in part.labels.names]
     return np.array(known, np.int64)[part.labels.codes]
 
 
-def _check(table: pa.Table, labels: Sequence[str], train: pa.Table, role: str, parts: list[Part]) -> None:
+def _check(table: pa.Table, labels: Sequence[str], train: pa.Table, role: str, parts: list[CheckedTable]) -> None:
     """Raise DataError for a split that is empty, of one class, or with a label that train does not have."""
     where = parts[0].where
     if table.num_rows == 0:

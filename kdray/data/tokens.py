@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from kdray.data.rows import Layout, Rows
 from kdray.errors import TeacherError
-from kdray.storage.files import file_fingerprint, fingerprint, new_folder, write_json
-from kdray.storage.mirror import fetched
+from kdray.storage.files import file_fingerprint, fingerprint, replace_folder, write_json
+from kdray.storage.mirror import fetch
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.task import Task
 
@@ -59,7 +59,7 @@ class TokenSet:
 
     def rows(self, split: str) -> Rows:
         """One split, memory-mapped."""
-        return Rows(fetched(self.folder) / f"{split}.arrow", self.layout)
+        return Rows(fetch(self.folder) / f"{split}.arrow", self.layout)
 
     def check_tokenizer(self, tokenizer: Any, owner: str) -> None:
         """Raise TeacherError when this tokenizer would give other ids; `owner` names whose it is."""
@@ -70,20 +70,20 @@ class TokenSet:
             )
 
 
-def tokenised(splits: LabelledText, task: Task, tokenizer: Any, paths: StoragePaths) -> TokenSet:
+def tokenise(splits: LabelledText, task: Task, tokenizer: Any, paths: StoragePaths) -> TokenSet:
     """The token ids of these splits, from the storage's cache when they are there and sound.
 
     Cached by content: rows, labels, tokenizer, maximum length. Raises SpecError for a tokenizer that cannot be used.
     """
     own = tokenizer_key(tokenizer)
     key = fingerprint(FORMAT, task.name, task.max_length, splits.key, own)
-    folder = fetched(paths.tokens(key))
+    folder = fetch(paths.tokens(key))
     cached = _read(folder, key)
     if cached and cached.tokenizer_key == own and all(_same_ids(cached, s, splits, task, tokenizer) for s in SPLITS):
         return cached
     if folder.exists():
         logger.warning("%s: incomplete, or made by another version of the tokenizer; made anew.", folder)
-    with new_folder(folder) as temporary:
+    with replace_folder(folder) as temporary:
         padding: dict[str, int] = {}
         for split in SPLITS:
             table = _encoded(splits.columns(split), task, tokenizer)

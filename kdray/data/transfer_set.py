@@ -13,12 +13,12 @@ import pyarrow as pa
 from kdray.data.rows import Rows
 from kdray.data.tokens import TokenSet
 from kdray.errors import StorageError
-from kdray.storage.mirror import gathered
+from kdray.storage.mirror import fetch_files
 
 SPLITS = ("train", "validation", "test")
 
 
-class Logits:
+class StoredLogits:
     """The stored logits of one split, memory-mapped; `logits[indices]` is float32, K x C."""
 
     def __init__(self, files: list[Path]) -> None:
@@ -59,8 +59,8 @@ class TransferSet:
 
     folder: Path
 
-    def logits(self, split: str) -> Logits:
-        return Logits(sorted(gathered(self.folder).glob(f"{split}-*.arrow")))
+    def logits(self, split: str) -> StoredLogits:
+        return StoredLogits(sorted(fetch_files(self.folder).glob(f"{split}-*.arrow")))
 
     def rows(self, tokens: TokenSet, split: str) -> Rows:
         """The token ids of a split with the teacher's logits."""

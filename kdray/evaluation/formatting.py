@@ -35,7 +35,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def settings_in_order(names: Iterable[str]) -> list[str]:
     """Settings as they are shown: depth, temperature, alpha, learning rate, then the others by name."""
     first = list(_SETTINGS)
     return sorted(names, key=lambda name: (first.index(name) if name in first else len(first), name))
@@ -43,7 +43,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def headings(names: Iterable[str]) -> dict[str, str]:
     """Dotted name -> the shortest heading that tells these settings apart, in the order they are shown."""
-    ordered = in_order(names)
+    ordered = settings_in_order(names)
     tails = Counter(name.rpartition(".")[2] for name in ordered)
     return {name: _SETTINGS.get(name) or _tail(name, tails) for name in ordered}
 
@@ -53,26 +53,26 @@ def heading(metric: str) -> str:
     return _NUMBERS[metric][0] if metric in _NUMBERS else metric.replace("_", " ")
 
 
-def number(metric: str, value: float | None) -> str:
+def format_metric(metric: str, value: float | None) -> str:
     """A metric's value with its unit and no more digits than mean something; a dash where there is none."""
     if value is None:
         return "-"
     return _NUMBERS[metric][1](value) if metric in _NUMBERS else f"{value:.4f}"
 
 
-def bounded(metric: str, interval: Interval) -> str:
+def format_interval(metric: str, interval: Interval) -> str:
     """A metric's value with its interval: 0.8985 (95%: 0.8840 to 0.9105)."""
-    low, high = number(metric, interval.low), number(metric, interval.high)
-    return f"{number(metric, interval.estimate)} ({interval.level:.0%}: {low} to {high})"
+    low, high = format_metric(metric, interval.low), format_metric(metric, interval.high)
+    return f"{format_metric(metric, interval.estimate)} ({interval.level:.0%}: {low} to {high})"
 
 
-def in_points(difference: Interval) -> str:
+def format_points(difference: Interval) -> str:
     """A difference of shares in percentage points, with its interval: +0.2 points (95%: -0.8 to +1.2)."""
     estimate, low, high = (100 * value for value in (difference.estimate, difference.low, difference.high))
     return f"{estimate:+.1f} points ({difference.level:.0%}: {low:+.1f} to {high:+.1f})"
 
 
-def setting(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting's value: three digits are enough to tell trials apart."""
     if not isinstance(value, float):
         return str(value)
@@ -82,17 +82,17 @@ def setting(value: Any) -> str:
     return _three_digits(value)
 
 
-def settings(params: Mapping[str, Any]) -> str:
+def format_settings(params: Mapping[str, Any]) -> str:
     """The settings of a trial in a line: depth 2, T 3.12, alpha 0.70, lr 1.9e-4."""
-    return ", ".join(f"{short} {setting(params[name])}" for name, short in headings(params).items())
+    return ", ".join(f"{short} {format_setting(params[name])}" for name, short in headings(params).items())
 
 
-def numbers(metrics: Mapping[str, float], names: Iterable[str]) -> str:
+def format_metrics(metrics: Mapping[str, float], names: Iterable[str]) -> str:
     """Those of the named metrics that are there, in a line."""
-    return ", ".join(f"{heading(name)} {number(name, metrics[name])}" for name in names if name in metrics)
+    return ", ".join(f"{heading(name)} {format_metric(name, metrics[name])}" for name in names if name in metrics)
 
 
-def status(record: TrialRecord) -> str:
+def format_status(record: TrialRecord) -> str:
     """How a trial stands or ended: running, completed, stopped at epoch 1, failed: why."""
     if record.state == "failed":
         return f"failed: {record.error or 'no reason was given'}"
@@ -101,7 +101,7 @@ def status(record: TrialRecord) -> str:
     return record.state
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """45 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
@@ -111,7 +111,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def cut(text: str, longest: int) -> str:
+def shorten(text: str, longest: int) -> str:
     """The text in one line of at most so many characters."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"

@@ -21,24 +21,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from kdray.errors import SpecError
-from kdray.evaluation.outputs import evaluating
-from kdray.models.pretrained import positions
+from kdray.evaluation.outputs import evaluation_mode
+from kdray.models.pretrained import count_positions
 from kdray.settings import Settings
 from kdray.slots.job import torch_threads
 
 SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64"}
 
-ON_CPU = {
+CPU_METRICS = {
     "latency_ms": "cpu_latency_ms",
     "latency_p95_ms": "cpu_latency_p95_ms",
     "throughput_per_s": "cpu_throughput_per_s",
 }
 """What a clock says on the device that a model is trained on, and its name on the CPU beside it."""
-COSTS = (*ON_CPU, "multiply_adds", "parameters", "size_mb", *ON_CPU.values())
+COST_METRICS = (*CPU_METRICS, "multiply_adds", "parameters", "size_mb", *CPU_METRICS.values())
 """What an architecture costs. Without a GPU the CPU's figures are the device's own."""
-SPEEDUPS = {"speedup": "latency_ms", "cpu_speedup": "cpu_latency_ms"}
+SPEEDUP_METRICS = {"speedup": "latency_ms", "cpu_speedup": "cpu_latency_ms"}
 """Beside a teacher: what its latency over the student's is called."""
-KNOWN = (*COSTS, *SPEEDUPS)
+ARCHITECTURE_METRICS = (*COST_METRICS, *SPEEDUP_METRICS)
 """All that is known of an architecture before it is trained."""
 
 THROUGHPUT_MS, THROUGHPUT_CALLS = 1000, 30
@@ -68,7 +68,7 @@ class LatencyResult:
     p95: float
 
 
-def conditions(latency: Latency, hardware: str, precision: str = "float32", cpu: str = "") -> str:
+def describe_conditions(latency: Latency, hardware: str, precision: str = "float32", cpu: str = "") -> str:
     """How the figures were taken, in words, to stand beside them; `cpu`, where the hardware is another."""
     tokens = f"{latency.length} {_of('token', latency.length)} each"
     threads = f"{latency.threads} {_of('thread', latency.threads)}"
@@ -79,12 +79,12 @@ def conditions(latency: Latency, hardware: str, precision: str = "float32", cpu:
     )
 
 
-def parameters(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     """The number of parameters; those used in two places count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def size_mb(model: nn.Module) -> float:
+def safetensors_size_mb(model: nn.Module) -> float:
     """The size of the model's safetensors file in millions of bytes, without writing it."""
     unique = {tensor.data_ptr(): (name, tensor) for name, tensor in reversed(model.state_dict().items())}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -102,20 +102,20 @@ def size_mb(model: nn.Module) -> float:
     return (8 + -(-header_bytes // 8) * 8 + end) / 1e6
 
 
-def multiply_adds(model: PreTrainedModel, length: int) -> float:
+def count_multiply_adds(model: PreTrainedModel, length: int) -> float:
     """The multiply-adds of a forward pass over one example of so many tokens.
 
     Counted are matrix products (linear layers, attention) and convolutions, as torch's FlopCounterMode sees them;
     additions, activations, normalisation and look-ups in the embeddings are not.
     """
-    inputs = synthetic(model, 1, length, model.device)
+    inputs = synthetic_inputs(model, 1, length, model.device)
     # Fused attention for the CPU is not in the counter's list: it must be seen as the matrix products that it is.
-    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**inputs)
     return counter.get_total_flops() / 2
 
 
-def measured_latency(model: PreTrainedModel, latency: Latency, device: torch.device) -> LatencyResult:
+def measure_latency(model: PreTrainedModel, latency: Latency, device: torch.device) -> LatencyResult:
     """The time of a forward pass on synthetic full-length examples, on this device; the model is not changed.
 
     Raises SpecError when the model cannot read examples of that length.
@@ -123,21 +123,21 @@ def measured_latency(model: PreTrainedModel, latency: Latency, device: torch.dev
     return _Clock(model, latency, device).latency()
 
 
-def costs(model: PreTrainedModel, latency: Latency, device: torch.device) -> dict[str, float]:
+def measure_model(model: PreTrainedModel, latency: Latency, device: torch.device) -> dict[str, float]:
     """What an architecture costs: `COSTS`, in milliseconds, examples a second, multiply-adds an example, and MB."""
     clock = _Clock(model, latency, device)
     own = clock.figures()
     on_cpu = own if device.type == "cpu" else _Clock(model, latency, torch.device("cpu")).figures()
     return {
         **own,
-        "multiply_adds": multiply_adds(clock.model, latency.length),
-        "parameters": parameters(model),
-        "size_mb": size_mb(model),
-        **{name: on_cpu[of] for of, name in ON_CPU.items()},
+        "multiply_adds": count_multiply_adds(clock.model, latency.length),
+        "parameters": count_parameters(model),
+        "size_mb": safetensors_size_mb(model),
+        **{name: on_cpu[of] for of, name in CPU_METRICS.items()},
     }
 
 
-def timed(once: Callable[[], object], latency: Latency) -> LatencyResult:
+def time_calls(once: Callable[[], object], latency: Latency) -> LatencyResult:
     """How long one call takes: percentiles over `repeats` calls, after `warmup` calls that do not count."""
     for _ in range(latency.warmup):
         once()
@@ -145,7 +145,7 @@ def timed(once: Callable[[], object], latency: Latency) -> LatencyResult:
     return LatencyResult(float(p50), float(p95))
 
 
-def per_second(once: Callable[[], object], examples: int) -> float:
+def measure_throughput(once: Callable[[], object], examples: int) -> float:
     """How many examples a second go through, when each call takes so many: by the median of a second's calls."""
     once()
     times: list[float] = []
@@ -154,7 +154,7 @@ def per_second(once: Callable[[], object], examples: int) -> float:
     return 1000 * examples / float(np.median(times))
 
 
-def hardware(device: torch.device | None = None) -> str:
+def hardware_name(device: torch.device | None = None) -> str:
     """The name of what this device computes on: the GPU's, or the processor's. None: the CPU."""
     if device is not None and device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -164,7 +164,7 @@ def hardware(device: torch.device | None = None) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def synthetic(model: PreTrainedModel, examples: int, length: int, device: torch.device) -> dict[str, Tensor]:
+def synthetic_inputs(model: PreTrainedModel, examples: int, length: int, device: torch.device) -> dict[str, Tensor]:
     """Full examples of tokens that are not padding, the same each time."""
     shape = (examples, length)
     ids = torch.randint(model.config.vocab_size - 1, shape, generator=torch.Generator().manual_seed(0))
@@ -177,7 +177,7 @@ class _Clock:
     """A model in float32 on a device, to be timed there as the settings say."""
 
     def __init__(self, model: PreTrainedModel, latency: Latency, device: torch.device) -> None:
-        if latency.length > (most := positions(model, latency.length)):
+        if latency.length > (most := count_positions(model, latency.length)):
             raise SpecError(
                 f"latency.length: got {latency.length}, but this {model.config.model_type} model reads at most "
                 f"{most} tokens; give a length up to that."
@@ -194,18 +194,18 @@ class _Clock:
     def latency(self) -> LatencyResult:
         """Of a pass."""
         once = self._passing(self.settings.batch_size)
-        with evaluating(self.model), torch_threads(self.settings.threads):
-            return timed(once, self.settings)
+        with evaluation_mode(self.model), torch_threads(self.settings.threads):
+            return time_calls(once, self.settings)
 
     def throughput(self) -> float:
         """In examples a second."""
         examples = self.settings.throughput_batch_size
         once = self._passing(examples)
-        with evaluating(self.model), torch_threads(self.settings.threads):
-            return per_second(once, examples)
+        with evaluation_mode(self.model), torch_threads(self.settings.threads):
+            return measure_throughput(once, examples)
 
     def _passing(self, examples: int) -> Callable[[], None]:
-        inputs = synthetic(self.model, examples, self.settings.length, self._device)
+        inputs = synthetic_inputs(self.model, examples, self.settings.length, self._device)
 
         def once() -> None:
             self.model(**inputs)

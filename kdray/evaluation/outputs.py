@@ -15,7 +15,7 @@ from kdray.data.rows import Rows
 from kdray.slots.job import Worker
 
 
-def predictions(
+def compute_logits(
     model: nn.Module, rows: Rows, batch_size: int, worker: Worker, autocast: torch.dtype | None
 ) -> np.ndarray:
     """The logits of all rows (N x C, float32, in row order), on every rank. A collective call.
@@ -24,14 +24,14 @@ def predictions(
     """
     share = ordered_batches(rows.lengths, batch_size)[worker.rank :: worker.world]
     outputs: list[Tensor] = []
-    with evaluating(model), torch.autocast(worker.device.type, dtype=autocast, enabled=autocast is not None):
+    with evaluation_mode(model), torch.autocast(worker.device.type, dtype=autocast, enabled=autocast is not None):
         for indices in share:
-            inputs = rows.batch(indices, worker.multiple).to(worker.device).inputs
+            inputs = rows.batch(indices, worker.pad_multiple).to(worker.device).inputs
             outputs.append(model(**inputs).logits)
-            worker.beats += 1
+            worker.progress += 1
     # One copy from the device at the end: copying each batch would wait for it.
     logits = torch.cat(outputs).float().cpu().numpy() if outputs else None
-    return _in_row_order(len(rows), worker.gathered((share, logits)))
+    return _in_row_order(len(rows), worker.all_gather((share, logits)))
 
 
 def agreement(student_logits_NxC: np.ndarray, teacher_logits_NxC: np.ndarray) -> float:
@@ -40,7 +40,7 @@ def agreement(student_logits_NxC: np.ndarray, teacher_logits_NxC: np.ndarray) ->
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode without gradients, and back in its mode afterwards."""
     training = model.training
     model.eval()

@@ -33,7 +33,7 @@ def dominates(point: Mapping[str, float], other: Mapping[str, float], objectives
     return bool(np.all(ours <= theirs) and np.any(ours < theirs))
 
 
-def front(points: Sequence[Mapping[str, float]], objectives: Sequence[str]) -> list[int]:
+def pareto_front(points: Sequence[Mapping[str, float]], objectives: Sequence[str]) -> list[int]:
     """The indices, in order, of the points that none dominates; a point that lacks an objective is never among them."""
     signed_NxM = _signed(points, objectives)
     complete_N = np.isfinite(signed_NxM).all(axis=1)
@@ -54,7 +54,7 @@ def knee_distances(points: Sequence[Mapping[str, float]], quality: str, cost: st
     """
     values_Nx2 = _signed(points, (cost, quality)) * (1.0, -1.0)
     distances = [-np.inf] * len(points)
-    on_front = front(points, (cost, quality))
+    on_front = pareto_front(points, (cost, quality))
     if on_front:
         lowest_2, highest_2 = values_Nx2[on_front].min(axis=0), values_Nx2[on_front].max(axis=0)
         spread_2 = np.where(highest_2 > lowest_2, highest_2 - lowest_2, 1.0)

@@ -9,7 +9,7 @@ from kdray.evaluation.outputs import agreement
 from kdray.tasks.task import Task
 
 
-def quality(task: Task, logits_NxC: np.ndarray, rows: Rows) -> dict[str, float]:
+def student_quality(task: Task, logits_NxC: np.ndarray, rows: Rows) -> dict[str, float]:
     """The task's metrics, the hard loss, and how the student compares with the teacher on these rows."""
     taught_NxC = rows.teacher_logits(np.arange(len(rows)))
     metrics, teacher = task.metrics(logits_NxC, rows.labels), task.metrics(taught_NxC, rows.labels)

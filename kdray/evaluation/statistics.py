@@ -44,7 +44,7 @@ class Interval:
         return self.high - self.low
 
 
-class Measured(Protocol):
+class ResampledMetric(Protocol):
     """A candidate's metric on any draw of the rows."""
 
     @property
@@ -64,7 +64,7 @@ class Measured(Protocol):
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountMetric:
     """A metric that is a function of counts summed over rows: quick, for a draw is one matrix product."""
 
     counts_SxNxK: tuple[sparse.csr_array, ...]
@@ -90,7 +90,7 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Computed:
+class ComputedMetric:
     """Any metric, computed anew for every draw and seed: slow."""
 
     metric: Metric
@@ -116,13 +116,13 @@ class Computed:
         return np.array([[self.metric(one[rows], self.labels_N[rows]) for one in self.outputs_SxN] for rows in drawn])
 
 
-def classified(metric: str, answers_SxN: np.ndarray, labels_N: np.ndarray) -> Counted:
+def classification_metric(metric: str, answers_SxN: np.ndarray, labels_N: np.ndarray) -> CountMetric:
     """The accuracy, macro_f1 or mcc of classes that were answered, by one seed (N) or several (S x N).
 
     All three are functions of the confusion matrix, whose cells are counts of rows. Raises SpecError for another name.
     """
-    if metric not in CLASSIFIED:
-        raise SpecError(f"statistics: no quick metric {metric!r}; {did_you_mean(metric, CLASSIFIED)}")
+    if metric not in CONFUSION_METRICS:
+        raise SpecError(f"statistics: no quick metric {metric!r}; {did_you_mean(metric, CONFUSION_METRICS)}")
     answers_SxN = np.atleast_2d(answers_SxN)
     if answers_SxN.shape[1] != len(labels_N):
         raise ValueError(f"answers for {answers_SxN.shape[1]} rows, labels for {len(labels_N)}: they must be the same.")
@@ -131,29 +131,44 @@ def classified(metric: str, answers_SxN: np.ndarray, labels_N: np.ndarray) -> Co
     ones = np.ones(len(labels_N))
     shape = (len(labels_N), classes**2)
     cells = (sparse.csr_array((ones, (rows, labels_N * classes + one)), shape=shape) for one in answers_SxN)
-    of_matrix = CLASSIFIED[metric]
-    return Counted(tuple(cells), lambda sums: of_matrix(sums.reshape(*sums.shape[:-1], classes, classes)))
+    of_matrix = CONFUSION_METRICS[metric]
+    return CountMetric(tuple(cells), lambda sums: of_matrix(sums.reshape(*sums.shape[:-1], classes, classes)))
 
 
-def interval(
-    measured: Measured, *, method: Method = "bca", resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+def bootstrap_interval(
+    measured: ResampledMetric,
+    *,
+    method: Method = "bca",
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
 ) -> Interval:
     """Where a metric would lie on other rows (and, for several seeds, with others): the mean over seeds."""
     return _interval([measured], lambda values_MxR: values_MxR[0], method, resamples, level, seed)
 
 
-def ratio(
-    student: Measured, teacher: Measured, *, method: Method = "bca", resamples: int = RESAMPLES, level: float = LEVEL,
+def bootstrap_ratio(
+    student: ResampledMetric,
+    teacher: ResampledMetric,
+    *,
+    method: Method = "bca",
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
     seed: int = 0,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """Where retention lies: the student's metric over the teacher's, both on the same draws of the rows."""
     return _interval([student, teacher], _retention, method, resamples, level, seed)
 
 
-def difference(
-    first: Measured, second: Measured, *, method: Method = "bca", resamples: int = RESAMPLES, level: float = LEVEL,
+def bootstrap_difference(
+    first: ResampledMetric,
+    second: ResampledMetric,
+    *,
+    method: Method = "bca",
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
     seed: int = 0,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """Where the first's metric minus the second's lies, both on the same draws of the rows; each draws its own seeds.
 
     An interval across zero: these rows do not tell the two apart.
@@ -187,9 +202,13 @@ def mcnemar(right_first_N: np.ndarray, right_second_N: np.ndarray) -> McNemar:
 
 
 def _interval(
-    candidates: Sequence[Measured], combined: Callable[[np.ndarray], np.ndarray], method: Method, resamples: int,
-    level: float, seed: int,
-) -> Interval:  # fmt: skip
+    candidates: Sequence[ResampledMetric],
+    combined: Callable[[np.ndarray], np.ndarray],
+    method: Method,
+    resamples: int,
+    level: float,
+    seed: int,
+) -> Interval:
     """The percentile or BCa interval of a function of the candidates' metrics (M x R to R)."""
     rows = candidates[0].rows
     if any(candidate.rows != rows for candidate in candidates):
@@ -226,7 +245,7 @@ def _corrected(
     return np.asarray(norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))))
 
 
-def _left_out(candidates: Sequence[Measured], combined: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _left_out(candidates: Sequence[ResampledMetric], combined: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The statistic without each of the rows in turn."""
     rows = candidates[0].rows
     if rows == 1:
@@ -240,7 +259,7 @@ def _left_out(candidates: Sequence[Measured], combined: Callable[[np.ndarray], n
     return np.concatenate(found)
 
 
-def _drawn(candidates: Sequence[Measured], count: int, random: np.random.Generator) -> np.ndarray:
+def _drawn(candidates: Sequence[ResampledMetric], count: int, random: np.random.Generator) -> np.ndarray:
     """M x count: each candidate's metric on the same draws of rows, averaged over a draw of its own seeds.
 
     Of S seeds S - 1 are drawn, for S would make the spread between seeds too small by (S - 1) / S, which with three
@@ -257,7 +276,7 @@ def _drawn(candidates: Sequence[Measured], count: int, random: np.random.Generat
     return np.stack(found)
 
 
-def _means(candidates: Sequence[Measured], weights_RxN: np.ndarray) -> np.ndarray:
+def _means(candidates: Sequence[ResampledMetric], weights_RxN: np.ndarray) -> np.ndarray:
     return np.stack([candidate.values(weights_RxN).mean(axis=1) for candidate in candidates])
 
 
@@ -267,7 +286,7 @@ def _weights(count: int, rows: int, random: np.random.Generator) -> np.ndarray:
     return np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows)
 
 
-def _parts(total: int, candidates: Sequence[Measured]) -> list[int]:
+def _parts(total: int, candidates: Sequence[ResampledMetric]) -> list[int]:
     """`total` draws in parts of a bearable size."""
     size = max(1, min(total, CELLS // max(candidate.cells for candidate in candidates)))
     return [size] * (total // size) + ([total % size] if total % size else [])
@@ -307,4 +326,4 @@ def mcc(confusion_CxC: np.ndarray) -> np.ndarray:
     return np.divide(shared, np.sqrt(spread), out=np.zeros_like(shared), where=spread > 0)
 
 
-CLASSIFIED = {"accuracy": accuracy, "macro_f1": macro_f1, "mcc": mcc}
+CONFUSION_METRICS = {"accuracy": accuracy, "macro_f1": macro_f1, "mcc": mcc}

@@ -11,17 +11,15 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from kdray.data.sources import HUB_NAME
-from kdray.evaluation.formatting import heading, number, setting
+from kdray.evaluation.formatting import format_metric, format_setting, heading
 from kdray.evaluation.statistics import Interval
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.export.checks import EXPORT_FILE, Exported, exported_in
+from kdray.export.checks import EXPORT_FILE, ExportResult, read_export_result
 from kdray.export.forms import FOLDER
 from kdray.export.shipped import Shipped
 from kdray.report import confirmed
 from kdray.report.figures import Figures
-from kdray.settings import dotted
-from kdray.storage.files import read_json
-from kdray.training.settings import WITHOUT_EFFECT
+from kdray.settings import dotted_values, names_that_may_change
 from kdray.training.trial import Recipe
 
 FILE = "README.md"
@@ -38,8 +36,8 @@ def write_card(student: Shipped, figures: Figures) -> None:
 def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
     """The card's text, for this folder, in which the student and its forms lie."""
     chosen = next(record for record in figures.records if record.number == figures.chosen)
-    exported = exported_in(folder / FOLDER / EXPORT_FILE)
-    measured = read_json(student.paths.choice).get("measured", {})
+    exported = read_export_result(folder / FOLDER / EXPORT_FILE)
+    measured = student.decision.measured or {}
     labels = student.task.model_labels(student.folder)
     data, teacher = _data_name(student.settings), _teacher_name(student.settings)
     parts = [
@@ -72,11 +70,17 @@ def _metadata(student: Shipped, figures: Figures, measured: Mapping[str, Mapping
     split = "test" if "test" in measured else "validation"
     results = [
         EvalResult(
-            task_type=pipeline, dataset_type=data, dataset_name=data, dataset_split=split,
-            metric_type=HUB_METRICS[name], metric_name=heading(name), metric_value=round(value, 6),
+            task_type=pipeline,
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split=split,
+            metric_type=HUB_METRICS[name],
+            metric_name=heading(name),
+            metric_value=round(value, 6),
         )
-        for name, value in measured.get(split, {}).items() if name in HUB_METRICS
-    ]  # fmt: skip
+        for name, value in measured.get(split, {}).items()
+        if name in HUB_METRICS
+    ]
     card = ModelCardData(
         library_name="transformers",
         pipeline_tag=pipeline,
@@ -106,13 +110,14 @@ with torch.inference_mode():
 print([(model.config.id2label[int(row.argmax())], round(float(row.max()), 4)) for row in probabilities])"""
 
 
-def _onnx_parts(student: Shipped, exported: Exported | None) -> list[str]:
+def _onnx_parts(student: Shipped, exported: ExportResult | None) -> list[str]:
     form = exported and (exported.of("int8") or exported.of("onnx"))
     if not form:
         return []
-    return [
-        "Without PyTorch, by onnxruntime:",
-        _block(f"""import numpy as np
+    return (
+        [
+            "Without PyTorch, by onnxruntime:",
+            _block(f"""import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
@@ -123,11 +128,14 @@ session = onnxruntime.InferenceSession("{form.file}")
 known = {{"input_ids": text.ids, "attention_mask": text.attention_mask, "token_type_ids": text.type_ids}}
 inputs = {{entry.name: np.array([known[entry.name]]) for entry in session.get_inputs()}}
 print(session.run(["logits"], inputs)[0][0].tolist())"""),
-    ] if (student.folder / "tokenizer.json").exists() else []  # fmt: skip
+        ]
+        if (student.folder / "tokenizer.json").exists()
+        else []
+    )
 
 
 def _quality_table(
-    figures: Figures, chosen: TrialRecord, measured: Mapping[str, Mapping[str, float]], exported: Exported | None
+    figures: Figures, chosen: TrialRecord, measured: Mapping[str, Mapping[str, float]], exported: ExportResult | None
 ) -> str:
     intervals = _intervals(exported)
     validation = measured.get("validation", chosen.metrics)
@@ -135,20 +143,22 @@ def _quality_table(
     names = [name for name in (*HUB_METRICS, "agreement", "retention") if name in validation]
     rows = [
         [
-            heading(name), number(name, figures.teacher.get(name, 1.0 if name == "retention" else None)),
-            number(name, validation.get(name)), number(name, test.get(name)) + _bounds(name, intervals.get(name)),
+            heading(name),
+            format_metric(name, figures.teacher.get(name, 1.0 if name == "retention" else None)),
+            format_metric(name, validation.get(name)),
+            format_metric(name, test.get(name)) + _bounds(name, intervals.get(name)),
         ]
         for name in names
-    ]  # fmt: skip
+    ]
     return _table(["", "teacher, validation", "student, validation", "student, test"], rows)
 
 
-def _intervals(exported: Exported | None) -> Mapping[str, Interval]:
+def _intervals(exported: ExportResult | None) -> Mapping[str, Interval]:
     pytorch = exported.of("pytorch") if exported is not None else None
     return pytorch.intervals if pytorch is not None else {}
 
 
-def _interval_note(exported: Exported | None) -> list[str]:
+def _interval_note(exported: ExportResult | None) -> list[str]:
     if exported is None or not _intervals(exported):
         return []
     return [
@@ -166,27 +176,42 @@ def _confirmed_parts(figures: Figures) -> list[str]:
 
 def _cost_table(figures: Figures, chosen: TrialRecord) -> str:
     rows = [
-        [heading(name), number(name, figures.teacher.get(name)), number(name, chosen.metrics.get(name))]
-        for name in figures.costs if name in chosen.metrics
-    ]  # fmt: skip
+        [heading(name), format_metric(name, figures.teacher.get(name)), format_metric(name, chosen.metrics.get(name))]
+        for name in figures.costs
+        if name in chosen.metrics
+    ]
     return _table(["", "teacher", "student"], rows)
 
 
-def _form_parts(exported: Exported | None) -> list[str]:
+def _form_parts(exported: ExportResult | None) -> list[str]:
     if exported is None or len(exported.forms) + len(exported.missing) < 2:
         return []
     quality = next(iter(exported.forms[0].metrics))
-    titles = ["form", "file", "size", "latency", "p95 latency", "throughput", heading(quality), "agreement",
-              "largest difference of a logit"]  # fmt: skip
+    titles = [
+        "form",
+        "file",
+        "size",
+        "latency",
+        "p95 latency",
+        "throughput",
+        heading(quality),
+        "agreement",
+        "largest difference of a logit",
+    ]
     rows = [
         [
-            form.form, f"`{form.file}`", number("size_mb", form.size_mb), number("latency_ms", form.latency_ms),
-            number("latency_p95_ms", form.latency_p95_ms), number("throughput_per_s", form.throughput_per_s),
-            number(quality, form.metrics[quality]) + _bounds(quality, form.intervals.get(quality)),
-            number("agreement", form.agreement), f"{form.largest_difference:.2g}",
+            form.form,
+            f"`{form.file}`",
+            format_metric("size_mb", form.size_mb),
+            format_metric("latency_ms", form.latency_ms),
+            format_metric("latency_p95_ms", form.latency_p95_ms),
+            format_metric("throughput_per_s", form.throughput_per_s),
+            format_metric(quality, form.metrics[quality]) + _bounds(quality, form.intervals.get(quality)),
+            format_metric("agreement", form.agreement),
+            f"{form.largest_difference:.2g}",
         ]
         for form in exported.forms
-    ]  # fmt: skip
+    ]
     missing = [f"Not there: {form}, for {why}." for form, why in exported.missing.items()]
     said = (
         f"Its forms, measured beside each other on the {exported.rows:,} {exported.split} rows ({exported.conditions}):"
@@ -196,14 +221,16 @@ def _form_parts(exported: Exported | None) -> list[str]:
 
 def _settings(student: Shipped, chosen: TrialRecord) -> list[list[str]]:
     told = {name: student.settings.get(name, {}) for name in Recipe.model_fields}
-    recipe = dotted(Recipe(**told).with_dotted(chosen.params))
-    silent = {f"training.{name}" for name in WITHOUT_EFFECT}
-    said = {name: value for name, value in recipe.items() if value is not None and name not in silent}
-    return [[f"`{name}`", _shown(name, value)] for name, value in said.items()]
+    recipe = Recipe(**told).with_dotted(chosen.params)
+    left_out = names_that_may_change(recipe)
+    listed = {
+        name: value for name, value in dotted_values(recipe).items() if value is not None and name not in left_out
+    }
+    return [[f"`{name}`", _shown(name, value)] for name, value in listed.items()]
 
 
 def _shown(name: str, value: Any) -> str:
-    return _public(value) if name == "student.checkpoint" else setting(value)
+    return _public(value) if name == "student.checkpoint" else format_setting(value)
 
 
 def _teacher_name(settings: Mapping[str, Any]) -> str:
@@ -223,7 +250,11 @@ def _public(name: str) -> str:
 
 def _bounds(metric: str, bounds: Interval | None) -> str:
     """In brackets; none where every draw was alike, for then the rows say nothing about how sure the figure is."""
-    return f" [{number(metric, bounds.low)}, {number(metric, bounds.high)}]" if bounds and bounds.width else ""
+    return (
+        f" [{format_metric(metric, bounds.low)}, {format_metric(metric, bounds.high)}]"
+        if bounds and bounds.width
+        else ""
+    )
 
 
 def _block(code: str) -> str:

@@ -10,9 +10,21 @@ import torch
 from torch import nn
 
 from kdray.data.rows import Rows
-from kdray.evaluation.measuring import conditions, hardware, per_second, synthetic, timed
-from kdray.evaluation.outputs import agreement, evaluating, predictions
-from kdray.evaluation.statistics import CLASSIFIED, Interval, classified, difference, interval
+from kdray.evaluation.measuring import (
+    describe_conditions,
+    hardware_name,
+    measure_throughput,
+    synthetic_inputs,
+    time_calls,
+)
+from kdray.evaluation.outputs import agreement, compute_logits, evaluation_mode
+from kdray.evaluation.statistics import (
+    CONFUSION_METRICS,
+    Interval,
+    bootstrap_difference,
+    bootstrap_interval,
+    classification_metric,
+)
 from kdray.export.forms import FILES, Form
 from kdray.export.shipped import Shipped
 from kdray.slots.job import Worker, torch_threads
@@ -48,7 +60,7 @@ class FormFigures:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What came of an export."""
 
     split: str
@@ -68,23 +80,25 @@ class Exported:
         return asdict(self)
 
 
-def exported_in(file: Path) -> Exported | None:
+def read_export_result(file: Path) -> ExportResult | None:
     """What was written of an export; None where there was none."""
     if not file.exists():
         return None
     known = read_json(file)
     forms = tuple(
-        FormFigures(**{
-            **figures,
-            "intervals": {name: Interval(**bounds) for name, bounds in figures["intervals"].items()},
-            "difference": figures["difference"] and Interval(**figures["difference"]),
-        })
+        FormFigures(
+            **{
+                **figures,
+                "intervals": {name: Interval(**bounds) for name, bounds in figures["intervals"].items()},
+                "difference": figures["difference"] and Interval(**figures["difference"]),
+            }
+        )
         for figures in known["forms"]
-    )  # fmt: skip
-    return Exported(**{**known, "forms": forms})
+    )
+    return ExportResult(**{**known, "forms": forms})
 
 
-class Checks:
+class FormChecker:
     """Measures forms of one student, PyTorch first: what it says is what the others are held against."""
 
     def __init__(self, student: Shipped, rows: Rows, split: str) -> None:
@@ -95,41 +109,52 @@ class Checks:
     def __call__(self, form: Form, model: nn.Module, file: Path) -> FormFigures:
         """The figures of this form, which was read from this file."""
         latency, task, labels = self._student.latency, self._student.task, self._rows.labels
-        logits_NxC = predictions(model, self._rows, BATCH, Worker(), None)
+        logits_NxC = compute_logits(model, self._rows, BATCH, Worker(), None)
         expected_NxC = logits_NxC if self._expected is None else self._expected
         self._expected = expected_NxC
         once = self._passing(model, latency.batch_size)
         many = self._passing(model, latency.throughput_batch_size)
-        with evaluating(model), torch_threads(latency.threads):
-            passes, throughput = timed(once, latency), per_second(many, latency.throughput_batch_size)
+        with evaluation_mode(model), torch_threads(latency.threads):
+            passes, throughput = time_calls(once, latency), measure_throughput(many, latency.throughput_batch_size)
         return FormFigures(
-            form, FILES[form], _size_mb(file), passes.p50, passes.p95, throughput,
-            task.metrics(logits_NxC, labels), _intervals(task, logits_NxC, labels),
-            agreement(logits_NxC, expected_NxC), float(np.abs(logits_NxC - expected_NxC).max()),
+            form,
+            FILES[form],
+            _size_mb(file),
+            passes.p50,
+            passes.p95,
+            throughput,
+            task.metrics(logits_NxC, labels),
+            _intervals(task, logits_NxC, labels),
+            agreement(logits_NxC, expected_NxC),
+            float(np.abs(logits_NxC - expected_NxC).max()),
             _difference(task, logits_NxC, expected_NxC, labels),
-        )  # fmt: skip
+        )
 
-    def conclusion(self, forms: list[FormFigures], missing: dict[str, str]) -> Exported:
+    def conclusion(self, forms: list[FormFigures], missing: dict[str, str]) -> ExportResult:
         """All of it."""
-        how = conditions(self._student.latency, hardware(), "float32 (int8: weights in int8)")
-        return Exported(self._split, len(self._rows), how, tuple(forms), missing)
+        how = describe_conditions(self._student.latency, hardware_name(), "float32 (int8: weights in int8)")
+        return ExportResult(self._split, len(self._rows), how, tuple(forms), missing)
 
     def _passing(self, model: nn.Module, examples: int) -> Callable[[], object]:
-        inputs = synthetic(self._synthetic, examples, self._student.latency.length, torch.device("cpu"))
+        inputs = synthetic_inputs(self._synthetic, examples, self._student.latency.length, torch.device("cpu"))
         return lambda: model(**inputs)
 
 
 def _intervals(task: Task, logits_NxC: np.ndarray, labels_N: np.ndarray) -> dict[str, Interval]:
-    names = [name for name in task.metric_names(logits_NxC.shape[1]) if name in CLASSIFIED]
-    return {name: interval(classified(name, logits_NxC.argmax(axis=1), labels_N)) for name in names}
+    names = [name for name in task.metric_names(logits_NxC.shape[1]) if name in CONFUSION_METRICS]
+    return {
+        name: bootstrap_interval(classification_metric(name, logits_NxC.argmax(axis=1), labels_N)) for name in names
+    }
 
 
 def _difference(task: Task, ours_NxC: np.ndarray, theirs_NxC: np.ndarray, labels_N: np.ndarray) -> Interval | None:
-    first = task.metric_names(ours_NxC.shape[1])[0]
-    if first not in CLASSIFIED:
+    if task.quality not in CONFUSION_METRICS:
         return None
-    ours, theirs = (classified(first, logits_NxC.argmax(axis=1), labels_N) for logits_NxC in (ours_NxC, theirs_NxC))
-    return difference(ours, theirs)
+    ours, theirs = (
+        classification_metric(task.quality, logits_NxC.argmax(axis=1), labels_N)
+        for logits_NxC in (ours_NxC, theirs_NxC)
+    )
+    return bootstrap_difference(ours, theirs)
 
 
 def _size_mb(file: Path) -> float:

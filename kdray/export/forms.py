@@ -28,7 +28,7 @@ FILES: dict[Form, str] = {
 INSTALL = "pip install 'kdray[onnx]'"
 
 
-def opened_form(student: Pretrained, form: Form, threads: int = 0) -> nn.Module:
+def open_form(student: Pretrained, form: Form, threads: int = 0) -> nn.Module:
     """The student in this form, called like a transformers model. `threads`: of an ONNX session; 0: all there are.
 
     Raises StorageError for a form that has not been exported, ResourceError when what runs it is not installed.
@@ -41,7 +41,7 @@ def opened_form(student: Pretrained, form: Form, threads: int = 0) -> nn.Module:
     return OnnxModel(file, threads)
 
 
-def require(libraries: Sequence[str]) -> None:
+def require_installed(libraries: Sequence[str]) -> None:
     """Raise ResourceError with the command that installs them when one of these libraries is not there."""
     lacking = [name for name in libraries if importlib.util.find_spec(name) is None]
     if lacking:
@@ -53,7 +53,7 @@ class OnnxModel(nn.Module):
 
     def __init__(self, file: Path, threads: int = 0) -> None:
         super().__init__()
-        require(["onnxruntime"])
+        require_installed(["onnxruntime"])
         import onnxruntime  # noqa: PLC0415  (an extra)
 
         options = onnxruntime.SessionOptions()

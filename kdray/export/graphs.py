@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from kdray.errors import ExportError
-from kdray.evaluation.measuring import synthetic
-from kdray.export.forms import require
+from kdray.evaluation.measuring import synthetic_inputs
+from kdray.export.forms import require_installed
 from kdray.models.pretrained import Pretrained
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -27,10 +27,10 @@ def write_onnx(student: Pretrained, file: Path) -> None:
 
     Raises ExportError, with the reason, for a model that has no such graph; ResourceError without the extra.
     """
-    require(NEEDED)
+    require_installed(NEEDED)
     model = student.model()
     model.config.use_cache = False  # of a decoder; a cache is no output of a classifier
-    inputs = synthetic(model, *EXAMPLE, torch.device("cpu"))
+    inputs = synthetic_inputs(model, *EXAMPLE, torch.device("cpu"))
     inputs["attention_mask"][1, -2:] = 0
     known = inspect.signature(model.forward).parameters
     names = [name for name in student.tokenizer().model_input_names if name in known]
@@ -39,9 +39,15 @@ def write_onnx(student: Pretrained, file: Path) -> None:
     try:
         with _quiet():
             program = torch.onnx.export(
-                model, args=(), kwargs=example, input_names=names, output_names=["logits"], dynamic_shapes=axes,
-                dynamo=True, verbose=False,
-            )  # fmt: skip
+                model,
+                args=(),
+                kwargs=example,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_shapes=axes,
+                dynamo=True,
+                verbose=False,
+            )
             _forget_origin(program.model)  # type: ignore[union-attr]
             program.save(file)  # type: ignore[union-attr]  # None is what the old exporter returns
     except Exception as error:  # whatever a tracer, a decomposition or a translation comes upon
@@ -53,7 +59,7 @@ def write_int8(graph: Path, file: Path) -> None:
 
     A scale for each channel and weights of seven bits keep processors without VNNI from saturating. Raises ExportError.
     """
-    require(NEEDED)
+    require_installed(NEEDED)
     import onnx  # noqa: PLC0415  (an extra)
     from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
 
@@ -62,9 +68,13 @@ def write_int8(graph: Path, file: Path) -> None:
             model = onnx.load(graph)
             del model.graph.value_info[:]  # shapes that the quantiser works out itself, and stumbles over
             quantize_dynamic(
-                model, file, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8,
+                model,
+                file,
+                per_channel=True,
+                reduce_range=True,
+                weight_type=QuantType.QInt8,
                 use_external_data_format=model.ByteSize() > 2**31 - 1,
-            )  # fmt: skip
+            )
     except Exception as error:
         raise ExportError(f"the ONNX graph cannot be quantised: {_reason(error)}") from error
 

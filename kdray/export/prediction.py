@@ -19,12 +19,12 @@ import torch
 from transformers import AutoTokenizer
 
 from kdray.data.cells import text_column
-from kdray.data.sources import SUFFIXES, Column, Table, line_of, opened
+from kdray.data.sources import SUFFIXES, Column, Table, decode_line, open_source
 from kdray.errors import DataError, SpecError
-from kdray.evaluation.outputs import evaluating
-from kdray.export.forms import Form, opened_form
+from kdray.evaluation.outputs import evaluation_mode
+from kdray.export.forms import Form, open_form
 from kdray.export.shipped import Shipped
-from kdray.storage.files import replaced_file
+from kdray.storage.files import replace_file
 
 CHUNK = 2_048
 """Texts that are tokenised at once, and put into batches by length."""
@@ -45,7 +45,7 @@ class Predictor:
 
     def __init__(self, student: Shipped, form: Form, batch_size: int) -> None:
         self.student, self._batch_size = student, batch_size
-        self._model = opened_form(student.model, form)
+        self._model = open_form(student.model, form)
         self._tokenizer = AutoTokenizer.from_pretrained(student.folder, trust_remote_code=False, padding_side="right")
         self.labels = student.task.model_labels(student.folder)
 
@@ -80,7 +80,7 @@ class Predictor:
         some = any(next(iter(encoded.values())))  # of empty texts alone a decoder's tokenizer makes no token at all
         wide = {} if some else {"padding": "max_length", "max_length": 1}
         inputs = self._tokenizer.pad(dict(encoded), return_tensors="pt", return_attention_mask=True, **wide)
-        with evaluating(self._model):
+        with evaluation_mode(self._model):
             logits_BxC = self._model(**inputs).logits
         return np.asarray(torch.softmax(logits_BxC.float(), dim=-1).numpy())
 
@@ -110,7 +110,7 @@ def check_pairs(student: Shipped, texts: Sequence[str], pairs: Sequence[str]) ->
     return pairs
 
 
-def lines_of(stream: BinaryIO, student: Shipped) -> Iterator[tuple[list[str], list[str] | None]]:
+def read_lines(stream: BinaryIO, student: Shipped) -> Iterator[tuple[list[str], list[str] | None]]:
     """Texts, and their second ones, from lines of UTF-8; those of a pair have a tab between them. Raises DataError."""
     numbered = enumerate(stream, 1)
     while chunk := list(islice(numbered, CHUNK)):
@@ -145,7 +145,7 @@ def predict_file(
         f"{PROBABILITY}_{label}": [round(float(value), 6) for value in found_NxC[:, number]]
         for number, label in enumerate(predictor.labels)
     }
-    with replaced_file(target) as file:
+    with replace_file(target) as file:
         _WRITERS[target.suffix](file, result)
     return len(texts)
 
@@ -167,7 +167,7 @@ def check_target(source: Path, target: Path) -> None:
 
 
 def _line(line: bytes, number: int, student: Shipped) -> tuple[str, str | None]:
-    text = line_of(line, f"standard input, line {number}")
+    text = decode_line(line, f"standard input, line {number}")
     if student.task.pair is None:
         return text, None
     first, tab, second = text.partition("\t")
@@ -180,7 +180,7 @@ def _read(source: Path, columns: Sequence[str]) -> Table:
     if not source.is_file():
         raise DataError(f"{source}: no such file. Give a file ending in {', '.join(SUFFIXES)}; `-` reads lines.")
     try:
-        (table,) = opened(str(source), None, None, columns).read("train")
+        (table,) = open_source(str(source), None, None, columns).read("train")
     except DataError as error:  # it speaks of settings of a sweep
         sentence = str(error).removeprefix("data.source ").replace("data.columns", "--columns")
         raise DataError(sentence) from None

@@ -34,6 +34,10 @@ class Distillation(Settings):
     logit_mse: float = Field(0.0, ge=0)
     """The weight of the squared difference of the logits, which is added."""
 
+    def labels_only(self) -> "Distillation":
+        """The same settings with the weight of every term that compares with the teacher at 0."""
+        return self.model_copy(update={"alpha": 0.0, "logit_mse": 0.0})
+
     @property
     def needs_teacher(self) -> bool:
         """Whether any term compares with the teacher."""

@@ -4,7 +4,7 @@ Teachers, and the smaller checkpoints that students may start from, are found he
 checked (safetensors weights only) and copied, so that every slot reads the same files on every node.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from kdray.errors import SpecError, TeacherError
-from kdray.storage.files import file_fingerprint, fingerprint, new_folder
-from kdray.storage.mirror import fetched
+from kdray.storage.files import file_fingerprint, fingerprint, replace_folder
+from kdray.storage.mirror import fetch
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.task import Task
 
@@ -39,18 +39,18 @@ class Pretrained:
         """The model, in float32 and evaluation mode, on the CPU."""
         _quieten()
         return AutoModelForSequenceClassification.from_pretrained(
-            fetched(self.folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            fetch(self.folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         ).eval()
 
     def tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(fetched(self.folder), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(fetch(self.folder), trust_remote_code=False)
 
     @property
     def layers(self) -> int:
-        return int(AutoConfig.from_pretrained(fetched(self.folder), trust_remote_code=False).num_hidden_layers)
+        return int(AutoConfig.from_pretrained(fetch(self.folder), trust_remote_code=False).num_hidden_layers)
 
 
-def found(name: str, revision: str | None, setting: str) -> Path:
+def find_model(name: str, revision: str | None, setting: str) -> Path:
     """The local folder of the model `name`: the folder itself, or a snapshot from the model hub.
 
     Raises TeacherError when there is no such folder, no such model, or no safetensors weights; `setting` names the
@@ -73,51 +73,53 @@ def found(name: str, revision: str | None, setting: str) -> Path:
         ) from None
 
 
-def kept(cache: Path, make: Callable[[Path], None]) -> Path:
+def cached_folder(cache: Path, make: Callable[[Path], None]) -> Path:
     """The cached folder, made whole by `make` if it is not there yet."""
-    if not fetched(cache).exists():
-        with new_folder(cache) as folder:
+    if not fetch(cache).exists():
+        with replace_folder(cache) as folder:
             make(folder)
     return cache
 
 
-def adopted(
-    folder: Path,
-    task: Task,
-    labels: Sequence[str],
-    paths: StoragePaths,
-    seed: int,
-    *,
-    head_needed: bool = False,
-    outputs: Sequence[str] | None = None,
-) -> Pretrained:
-    """The model of this folder with a head for these labels, in the storage's cache.
+@dataclass(frozen=True)
+class Head:
+    """The classification head that a model shall have."""
 
-    A head that is missing, or that has another number of labels, is drawn anew from the seed; with `head_needed` that
-    is a TeacherError instead. `outputs` says which label each of the folder's own outputs means, where that is not the
-    order of `labels`. Raises SpecError where it has no positions for the task's longest texts.
+    labels: tuple[str, ...]
+    """The labels in the order of the outputs."""
+    outputs: tuple[str, ...] | None = None
+    """Which label each output of the model's own head means, where its order is another one."""
+    must_be_trained: bool = False
+    """Refuse a model whose head is missing, or has another number of outputs, instead of drawing a new head."""
+
+
+def import_model(folder: Path, task: Task, head: Head, paths: StoragePaths, seed: int) -> Pretrained:
+    """The model of this folder with this head, in the storage's cache.
+
+    A head that is missing, or that has another number of outputs, is drawn from the seed. Raises TeacherError where
+    the head must be trained and is not, SpecError where the model has no positions for the task's longest texts.
     """
-    order = list(outputs or labels)
-    key = fingerprint(weights_fingerprint(folder), list(labels), order, seed)
+    labels, order = list(head.labels), list(head.outputs or head.labels)
+    key = fingerprint(weights_fingerprint(folder), labels, order, seed)
 
     def make(target: Path) -> None:
         torch.manual_seed(seed)
         _quieten()
         model, drawn = task.model(folder, labels)
-        if drawn and head_needed:
+        if drawn and head.must_be_trained:
             raise TeacherError(
                 f"teacher.model {folder}: it has no trained classification head for {len(labels)} labels "
                 f"({', '.join(drawn)} would be random). Fine-tune it: Teacher(..., training=Training())."
             )
-        if order != list(labels):
+        if order != labels:
             _reorder_outputs(model, [order.index(label) for label in labels])
         tokenizer = task.tokenizer(folder)
         _agree_on_padding(model, tokenizer, folder)
-        save(model, tokenizer, target)
+        save_model(model, tokenizer, target)
 
-    taken = Pretrained(kept(paths.model(key), make), key)
-    _check_positions(taken, task.max_length, folder)
-    return taken
+    imported = Pretrained(cached_folder(paths.model(key), make), key)
+    _check_positions(imported, task.max_length, folder)
+    return imported
 
 
 def weights_fingerprint(folder: Path) -> str:
@@ -126,7 +128,7 @@ def weights_fingerprint(folder: Path) -> str:
     return file_fingerprint(*sorted(set(files)))
 
 
-def positions(model: PreTrainedModel, enough: int) -> int:
+def count_positions(model: PreTrainedModel, enough: int) -> int:
     """How many tokens the model has places for; `enough` where it numbers no places."""
     for name, module in model.named_modules():
         if name.endswith(("position_embeddings", ".wpe")) and isinstance(module, nn.Embedding):
@@ -136,7 +138,7 @@ def positions(model: PreTrainedModel, enough: int) -> int:
     return enough
 
 
-def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Write model (safetensors) and tokenizer into the folder."""
     _quieten()
     model.save_pretrained(folder)
@@ -161,7 +163,7 @@ def _check_positions(taken: Pretrained, max_length: int, folder: Path) -> None:
     places = getattr(config, "max_position_embeddings", None) or max_length + RESERVED
     if max_length <= places - RESERVED or taken.tokenizer().model_max_length <= places:
         return  # without loading the model
-    if max_length > (most := positions(taken.model(), max_length)):
+    if max_length > (most := count_positions(taken.model(), max_length)):
         raise SpecError(f"task.max_length: got {max_length}; the model of {folder} takes at most {most} tokens.")
 
 

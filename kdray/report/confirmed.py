@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from kdray.choice.verdict import Confirmed, Verdict
-from kdray.evaluation.formatting import bounded
+from kdray.choice.verdict import ConfirmedStudent, Verdict
+from kdray.evaluation.formatting import format_interval
 
 
 def about(verdict: Verdict) -> str:
@@ -20,10 +20,13 @@ def titles(verdict: Verdict) -> list[str]:
 
 def rows(verdict: Verdict) -> Iterator[tuple[bool, list[str]]]:
     """The teacher, then each candidate and its controls: whether it is the chosen one, and its cells."""
-    yield False, ["teacher", "", bounded(verdict.metric, verdict.teacher), "100%", ""]
+    yield False, ["teacher", "", format_interval(verdict.metric, verdict.teacher), "100%", ""]
     for each in verdict.confirmed:
-        cells = [_called(each), str(each.seeds), bounded(verdict.metric, each.metric)]
-        cells += [bounded("retention", each.retention), "; ".join(each.misses) if each.role == "candidate" else ""]
+        cells = [_called(each), str(each.seeds), format_interval(verdict.metric, each.metric)]
+        cells += [
+            format_interval("retention", each.retention),
+            "; ".join(each.misses) if each.role == "candidate" else "",
+        ]
         yield each == verdict.winner, cells
 
 
@@ -32,5 +35,5 @@ def failures(verdict: Verdict) -> list[str]:
     return [f"{run}: {' '.join(why.split())}" for run, why in verdict.failed.items()]
 
 
-def _called(each: Confirmed) -> str:
+def _called(each: ConfirmedStudent) -> str:
     return f"trial {each.trial:03d}" + ("" if each.role == "candidate" else f", {each.role}")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from kdray.choice.controls import Control
 from kdray.choice.reruns import Role
-from kdray.evaluation.formatting import heading, headings, number, setting
+from kdray.evaluation.formatting import format_metric, format_setting, heading, headings
 from kdray.report.figures import Figures
 
 ABOUT = (
@@ -24,8 +24,8 @@ def rows(figures: Figures) -> Iterator[tuple[bool, list[str]]]:
     controls = {(control.trial, control.role): control for control in figures.controls}
     trials = {control.trial for control in figures.controls}
     for record in sorted((r for r in figures.records if r.number in trials), key=lambda r: r.metrics[figures.cost]):
-        shape = [setting(record.params.get(name)) for name in _shape(figures).values()]
-        found = [number(name, record.metrics.get(name)) for name in (figures.cost, figures.quality)]
+        shape = [format_setting(record.params.get(name)) for name in _shape(figures).values()]
+        found = [format_metric(name, record.metrics.get(name)) for name in (figures.cost, figures.quality)]
         beside = [_told(figures, controls.get((record.number, role))) for role in ROLES]
         yield record.number == figures.chosen, [f"{record.number:03d}", *shape, *found, *beside]
 
@@ -43,4 +43,4 @@ def _shape(figures: Figures) -> dict[str, str]:
 def _told(figures: Figures, control: Control | None) -> str:
     if control is None:
         return "-"
-    return "failed" if control.error else number(figures.quality, control.metrics.get(figures.quality))
+    return "failed" if control.error else format_metric(figures.quality, control.metrics.get(figures.quality))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from kdray.choice.controls import Control
 from kdray.choice.verdict import Verdict
-from kdray.evaluation.measuring import COSTS, ON_CPU
+from kdray.evaluation.measuring import COST_METRICS, CPU_METRICS
 from kdray.evaluation.trial_record import TrialRecord
 
 
@@ -45,12 +45,12 @@ class Figures:
     @property
     def quality(self) -> str:
         """The first objective that says how good a student is."""
-        return next((name for name in self.objectives if name not in COSTS), "accuracy")
+        return next((name for name in self.objectives if name not in COST_METRICS), "accuracy")
 
     @property
     def cost(self) -> str:
         """The first objective that says what a student costs."""
-        return next((name for name in self.objectives if name in COSTS), "latency_ms")
+        return next((name for name in self.objectives if name in COST_METRICS), "latency_ms")
 
     @property
     def columns(self) -> list[str]:
@@ -62,8 +62,8 @@ class Figures:
     @property
     def costs(self) -> list[str]:
         """The costs worth a line: the CPU's own only where something else was measured beside it."""
-        alike = {cpu for own, cpu in ON_CPU.items() if self.teacher.get(cpu) in (None, self.teacher.get(own))}
-        return [name for name in COSTS if name not in alike]
+        alike = {cpu for own, cpu in CPU_METRICS.items() if self.teacher.get(cpu) in (None, self.teacher.get(own))}
+        return [name for name in COST_METRICS if name not in alike]
 
     def place(self, record: TrialRecord) -> str:
         """`chosen`, `front`, or neither."""

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from kdray.choice.verdict import Verdict
-from kdray.evaluation.formatting import cut, heading, headings, number, settings, status
+from kdray.evaluation.formatting import format_metric, format_settings, format_status, heading, headings, shorten
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report import confirmed, controls
 from kdray.report.figures import Figures
 from kdray.report.front import front_picture
 from kdray.report.page import page
 from kdray.report.table import cells
-from kdray.storage.files import new_folder
+from kdray.storage.files import replace_folder
 
 
 def results_csv(figures: Figures) -> str:
@@ -78,7 +78,7 @@ def markdown(figures: Figures) -> str:
 def _beside_teacher(figures: Figures, best: TrialRecord) -> str:
     teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
     rows = [
-        [heading(name), number(name, teacher.get(name)), number(name, best.metrics.get(name))]
+        [heading(name), format_metric(name, teacher.get(name)), format_metric(name, best.metrics.get(name))]
         for name in dict.fromkeys((*figures.columns, "macro_f1", "mcc", "agreement", *figures.costs))
         if name in best.metrics
     ]
@@ -103,13 +103,15 @@ def _listed(lines: Sequence[str]) -> list[str]:
 
 
 def _settings_of(best: TrialRecord) -> str:
-    return f"Its settings: {settings(best.params)}."
+    return f"Its settings: {format_settings(best.params)}."
 
 
 def _trials(figures: Figures, records: Sequence[TrialRecord]) -> str:
     names = headings(figures.searched).values()
     titles = ["trial", *names, *(heading(name) for name in figures.columns), "status"]
-    return _markdown_table(titles, [[*cells(figures, record), cut(status(record), 60)] for record in records])
+    return _markdown_table(
+        titles, [[*cells(figures, record), shorten(format_status(record), 60)] for record in records]
+    )
 
 
 def _markdown_table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -119,7 +121,7 @@ def _markdown_table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str
 
 def write_report(figures: Figures, folder: Path) -> None:
     """Write report.html, report.md, results.csv and front.png; the folder is replaced as a whole."""
-    with new_folder(folder) as place:
+    with replace_folder(folder) as place:
         (place / "results.csv").write_text(results_csv(figures), encoding="utf-8")
         (place / "report.md").write_text(markdown(figures), encoding="utf-8")
         front_picture(figures).savefig(place / "front.png", dpi=150)

@@ -10,24 +10,31 @@ from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from kdray.choice.verdict import Verdict
-from kdray.evaluation.formatting import cut, duration, heading, headings, number, status
+from kdray.evaluation.formatting import format_duration, format_metric, format_status, heading, headings, shorten
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report import confirmed, controls, plots
 from kdray.report.figures import Figures
 from kdray.report.table import cells, teacher_cells
 
 PLOTS: tuple[tuple[str, str, Callable[[Figures], go.Figure | None]], ...] = (
-    ("Quality and cost", "Every trial on the validation rows; no trial on the front is beaten in both. Crosses are the "
-     "front's controls, on these rows; squares are what was trained again, on the test rows, with 95% intervals. Point "
-     "at a trial for its settings.",
-     plots.front_plot),
+    (
+        "Quality and cost",
+        "Every trial on the validation rows; no trial on the front is beaten in both. Crosses are the "
+        "front's controls, on these rows; squares are what was trained again, on the test rows, with 95% intervals. Point "
+        "at a trial for its settings.",
+        plots.front_plot,
+    ),
     ("What is kept, and how much faster", "The teacher is at 100%.", plots.speed_plot),
     ("Settings", "One line a completed trial. Drag along an axis to keep a part of them.", plots.parallel_plot),
-    ("Which setting matters", "How much of the differences among completed trials each setting explains (fANOVA). With "
-     "a dozen trials that is a hint, no more.", plots.importance_plot),
+    (
+        "Which setting matters",
+        "How much of the differences among completed trials each setting explains (fANOVA). With "
+        "a dozen trials that is a hint, no more.",
+        plots.importance_plot,
+    ),
     ("Temperature and alpha", "Of completed trials; brighter is better.", plots.map_plot),
     ("Learning curves", "Each evaluation of each trial; crosses were stopped early.", plots.curves_plot),
-)  # fmt: skip
+)
 """Title, caption and picture, in the order of the page."""
 
 CARD = ("accuracy", "macro_f1", "mcc", "retention", "agreement", "speedup")
@@ -74,16 +81,22 @@ class Section:
 
 def _confirmed(verdict: Verdict) -> Section:
     return Section(
-        "Confirmed on rows that nothing was chosen by", confirmed.about(verdict), confirmed.titles(verdict),
-        list(confirmed.rows(verdict)), confirmed.failures(verdict),
-    )  # fmt: skip
+        "Confirmed on rows that nothing was chosen by",
+        confirmed.about(verdict),
+        confirmed.titles(verdict),
+        list(confirmed.rows(verdict)),
+        confirmed.failures(verdict),
+    )
 
 
 def _controls(figures: Figures) -> Section:
     return Section(
-        "What distillation and the search bring at each size", controls.ABOUT, controls.titles(figures),
-        list(controls.rows(figures)), controls.failures(figures),
-    )  # fmt: skip
+        "What distillation and the search bring at each size",
+        controls.ABOUT,
+        controls.titles(figures),
+        list(controls.rows(figures)),
+        controls.failures(figures),
+    )
 
 
 def _div(plot: go.Figure) -> str:
@@ -107,14 +120,14 @@ def _tiles(figures: Figures, chosen: TrialRecord) -> Iterable[tuple[str, str]]:
         taught[figures.verdict.metric] = figures.verdict.teacher.estimate
     for name in (*CARD, *(name for name in SIZES if name in figures.costs)):
         if name in metrics:
-            beside = f" (teacher {number(name, taught[name])})" if name in taught else ""
-            yield number(name, metrics[name]), heading(name) + beside
+            beside = f" (teacher {format_metric(name, taught[name])})" if name in taught else ""
+            yield format_metric(name, metrics[name]), heading(name) + beside
 
 
 def _economy(figures: Figures) -> Iterable[tuple[str, str]]:
     """Time and what early stopping saved."""
     trials = sum(record.ended - record.started for record in figures.records if record.ended)
-    yield duration(trials), "slot time of all trials"
+    yield format_duration(trials), "slot time of all trials"
     ran = sum(record.history[-1].get("epoch", 0.0) for record in figures.records if record.history)
     stopped = [record for record in figures.records if record.state == "stopped" and record.history]
     if stopped:
@@ -125,10 +138,10 @@ def _economy(figures: Figures) -> Iterable[tuple[str, str]]:
             f"of the epochs saved by stopping {len(stopped)} early",
         )
     for stage, seconds in figures.times.items():
-        yield duration(seconds), stage.lower()
+        yield format_duration(seconds), stage.lower()
 
 
 def _rows(figures: Figures) -> Iterable[tuple[str, list[str]]]:
     yield "", [*teacher_cells(figures), ""]
     for record in figures.ranked():
-        yield f"{figures.place(record)} {record.state}", [*cells(figures, record), cut(status(record), 200)]
+        yield f"{figures.place(record)} {record.state}", [*cells(figures, record), shorten(format_status(record), 200)]

@@ -5,8 +5,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdray.evaluation.formatting import bounded, heading, headings, number, setting, status
-from kdray.evaluation.measuring import COSTS
+from kdray.evaluation.formatting import format_interval, format_metric, format_setting, format_status, heading, headings
+from kdray.evaluation.measuring import COST_METRICS
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
 from kdray.report.front import (
@@ -57,9 +57,12 @@ def speed_plot(figures: Figures) -> go.Figure | None:
         plot.add_scatter(
             x=[record.metrics["speedup"] for record in chosen_ones],
             y=[record.metrics["retention"] for record in chosen_ones],
-            mode="markers", name=kind, text=[_hover(figures, record) for record in chosen_ones], hoverinfo="text",
+            mode="markers",
+            name=kind,
+            text=[_hover(figures, record) for record in chosen_ones],
+            hoverinfo="text",
             marker={"color": {"chosen student": CHOSEN, "Pareto front": FRONT}.get(kind, OTHER), "size": 10},
-        )  # fmt: skip
+        )
     plot.add_hline(y=1, line={"color": TEACHER, "width": 1, "dash": "dot"})
     plot.update_yaxes(tickformat=".1%")
     return plot
@@ -88,9 +91,11 @@ def importance_plot(figures: Figures) -> go.Figure | None:
     names = sorted(figures.importances, key=lambda name: figures.importances[name])
     plot = _plot(f"share of the differences in {heading(figures.quality)}", "")
     plot.add_bar(
-        x=[figures.importances[name] for name in names], y=[short[name] for name in names], orientation="h",
+        x=[figures.importances[name] for name in names],
+        y=[short[name] for name in names],
+        orientation="h",
         marker={"color": FRONT},
-    )  # fmt: skip
+    )
     plot.update_xaxes(tickformat=".0%")
     plot.update_layout(height=140 + 36 * len(names))
     return plot
@@ -105,12 +110,17 @@ def curves_plot(figures: Figures) -> go.Figure | None:
             place = figures.place(record)
             color = CHOSEN if place == "chosen" else FRONT if place else OTHER
             plot.add_scatter(
-                x=[epoch for epoch, _ in told], y=[value for _, value in told], mode="lines+markers",
-                name=f"trial {record.number:03d}", line={"color": color, "width": 2 if place else 1},
+                x=[epoch for epoch, _ in told],
+                y=[value for _, value in told],
+                mode="lines+markers",
+                name=f"trial {record.number:03d}",
+                line={"color": color, "width": 2 if place else 1},
                 marker={"size": 5, "symbol": "x" if record.state == "stopped" else "circle"},
-                opacity=1 if place else 0.6, showlegend=False,
-                text=[_hover(figures, record)] * len(told), hoverinfo="text",
-            )  # fmt: skip
+                opacity=1 if place else 0.6,
+                showlegend=False,
+                text=[_hover(figures, record)] * len(told),
+                hoverinfo="text",
+            )
     return plot if plot.data else None
 
 
@@ -122,22 +132,33 @@ def map_plot(figures: Figures) -> go.Figure | None:
     plot = _plot("temperature", "alpha")
     quality = [record.metrics[figures.quality] for record in records]
     plot.add_scatter(
-        x=[record.params[TEMPERATURE] for record in records], y=[record.params[ALPHA] for record in records],
-        mode="markers", text=[_hover(figures, record) for record in records], hoverinfo="text", showlegend=False,
+        x=[record.params[TEMPERATURE] for record in records],
+        y=[record.params[ALPHA] for record in records],
+        mode="markers",
+        text=[_hover(figures, record) for record in records],
+        hoverinfo="text",
+        showlegend=False,
         marker={
-            "size": 14, "color": quality, "colorscale": "Viridis", "showscale": True,
-            "colorbar": {"title": heading(figures.quality)}, "line": {"color": "white", "width": 1},
+            "size": 14,
+            "color": quality,
+            "colorscale": "Viridis",
+            "showscale": True,
+            "colorbar": {"title": heading(figures.quality)},
+            "line": {"color": "white", "width": 1},
         },
-    )  # fmt: skip
+    )
     return plot
 
 
 def _plot(x: str, y: str) -> go.Figure:
     plot = go.Figure()
     plot.update_layout(
-        template="plotly_white", height=430, margin={"l": 60, "r": 20, "t": 20, "b": 50}, hoverlabel={"align": "left"},
+        template="plotly_white",
+        height=430,
+        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        hoverlabel={"align": "left"},
         legend={"orientation": "h", "y": 1.08},
-    )  # fmt: skip
+    )
     plot.update_xaxes(title=x)
     plot.update_yaxes(title=y)
     return plot
@@ -149,10 +170,14 @@ def _add_failed(plot: go.Figure, figures: Figures) -> None:
     shown = [record.metrics[figures.quality] for record in drawable(figures)]
     if failed:
         plot.add_scatter(
-            x=[record.costs[figures.cost] for record in failed], y=[min(shown, default=0.0)] * len(failed),
-            mode="markers", name="failed", marker={"color": "#c0392b", "symbol": "x", "size": 9},
-            text=[f"<b>trial {record.number:03d}</b> {status(record)[:160]}" for record in failed], hoverinfo="text",
-        )  # fmt: skip
+            x=[record.costs[figures.cost] for record in failed],
+            y=[min(shown, default=0.0)] * len(failed),
+            mode="markers",
+            name="failed",
+            marker={"color": "#c0392b", "symbol": "x", "size": 9},
+            text=[f"<b>trial {record.number:03d}</b> {format_status(record)[:160]}" for record in failed],
+            hoverinfo="text",
+        )
 
 
 def _add_controls(plot: go.Figure, figures: Figures) -> None:
@@ -160,21 +185,24 @@ def _add_controls(plot: go.Figure, figures: Figures) -> None:
     costs = _costs(figures)
     for role, color in CONTROLS.items():
         ours = [
-            control for control in figures.controls
+            control
+            for control in figures.controls
             if control.role == role and control.trial in costs and figures.quality in control.metrics
-        ]  # fmt: skip
+        ]
         if ours:
             plot.add_scatter(
                 x=[costs[control.trial] for control in ours],
                 y=[control.metrics[figures.quality] for control in ours],
-                mode="markers", name=role, marker={"color": color, "symbol": "cross-thin-open", "size": 9},
+                mode="markers",
+                name=role,
+                marker={"color": color, "symbol": "cross-thin-open", "size": 9},
                 text=[
                     f"<b>{role}</b>, beside trial {control.trial:03d}<br>"
-                    f"{heading(figures.quality)} {number(figures.quality, control.metrics[figures.quality])}"
+                    f"{heading(figures.quality)} {format_metric(figures.quality, control.metrics[figures.quality])}"
                     for control in ours
                 ],
                 hoverinfo="text",
-            )  # fmt: skip
+            )
 
 
 def _add_confirmed(plot: go.Figure, figures: Figures) -> None:
@@ -186,20 +214,25 @@ def _add_confirmed(plot: go.Figure, figures: Figures) -> None:
         ours = [each for each in figures.verdict.confirmed if each.role == role and each.trial in costs]
         if ours:
             plot.add_scatter(
-                x=[costs[each.trial] for each in ours], y=[each.metric.estimate for each in ours], mode="markers",
-                name=f"{'confirmed' if role == 'candidate' else role} (test)", hoverinfo="text",
+                x=[costs[each.trial] for each in ours],
+                y=[each.metric.estimate for each in ours],
+                mode="markers",
+                name=f"{'confirmed' if role == 'candidate' else role} (test)",
+                hoverinfo="text",
                 marker={"color": color, "symbol": "square-open", "size": 10},
                 text=[
                     f"<b>trial {each.trial:03d}, {each.role}</b><br>"
-                    f"{each.seeds} seeds: {bounded(figures.verdict.metric, each.metric)}"
+                    f"{each.seeds} seeds: {format_interval(figures.verdict.metric, each.metric)}"
                     for each in ours
                 ],
                 error_y={
-                    "type": "data", "symmetric": False, "thickness": 1,
+                    "type": "data",
+                    "symmetric": False,
+                    "thickness": 1,
                     "array": [each.metric.high - each.metric.estimate for each in ours],
                     "arrayminus": [each.metric.estimate - each.metric.low for each in ours],
                 },
-            )  # fmt: skip
+            )
 
 
 def _costs(figures: Figures) -> dict[int, float]:
@@ -213,13 +246,17 @@ def _add_teacher(plot: go.Figure, figures: Figures) -> None:
     level = figures.teacher[figures.quality]
     plot.add_hline(y=level, line={"color": TEACHER, "width": 1, "dash": "dot"})
     if figures.cost in figures.teacher:
-        names = [name for name in figures.teacher if name in figures.costs or name not in COSTS]
-        numbers = [f"{heading(name)} {number(name, figures.teacher[name])}" for name in names]
+        names = [name for name in figures.teacher if name in figures.costs or name not in COST_METRICS]
+        numbers = [f"{heading(name)} {format_metric(name, figures.teacher[name])}" for name in names]
         plot.add_scatter(
-            x=[figures.teacher[figures.cost]], y=[level], mode="markers", name="teacher", hoverinfo="text",
+            x=[figures.teacher[figures.cost]],
+            y=[level],
+            mode="markers",
+            name="teacher",
+            hoverinfo="text",
             text=["<br>".join(["<b>teacher</b>", *numbers])],
             marker={"color": TEACHER, "symbol": "diamond", "size": 12},
-        )  # fmt: skip
+        )
 
 
 def _by_place(figures: Figures, records: list[TrialRecord]) -> Iterable[tuple[str, list[TrialRecord]]]:
@@ -234,13 +271,13 @@ def _axis(label: str, values: list[Any]) -> dict[str, Any]:
     """An axis of numbers, or of the values in words where they are none."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return {"label": label, "values": values}
-    words = sorted({setting(value) for value in values})
-    places = [words.index(setting(value)) for value in values]
+    words = sorted({format_setting(value) for value in values})
+    places = [words.index(format_setting(value)) for value in values]
     return {"label": label, "values": places, "tickvals": list(range(len(words))), "ticktext": words}
 
 
 def _hover(figures: Figures, record: TrialRecord) -> str:
-    lines = [f"<b>trial {record.number:03d}</b>  {status(record)[:160]}"]
-    lines += [f"{short} {setting(record.params[name])}" for name, short in headings(record.params).items()]
-    lines += [f"{heading(name)} {number(name, record.metrics.get(name))}" for name in figures.columns]
+    lines = [f"<b>trial {record.number:03d}</b>  {format_status(record)[:160]}"]
+    lines += [f"{short} {format_setting(record.params[name])}" for name, short in headings(record.params).items()]
+    lines += [f"{heading(name)} {format_metric(name, record.metrics.get(name))}" for name in figures.columns]
     return "<br>".join(lines)

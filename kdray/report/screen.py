@@ -6,11 +6,13 @@ What the final table and the report look like is `report`'s business; logging go
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TextIO
 
+from pydantic import ConfigDict, RootModel
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
@@ -19,9 +21,18 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from kdray.evaluation.formatting import cut, duration, number, numbers, setting, settings, status
+from kdray.evaluation.formatting import (
+    format_duration,
+    format_metric,
+    format_metrics,
+    format_setting,
+    format_settings,
+    format_status,
+    shorten,
+)
 from kdray.evaluation.formatting import headings as headings_of
 from kdray.evaluation.trial_record import State, TrialRecord
+from kdray.storage.records import read_record, write_record
 
 _BEST = ("accuracy", "retention", "latency_ms", "speedup")
 _STATES: tuple[State, ...] = ("running", "stopped", "failed")
@@ -109,10 +120,10 @@ class PlainScreen(NullScreen):
                 self._line(f"  {_trial_line(record)}  [{_standing(records, budget)}]")
             elif record.state == "running" and record.number not in self._begun:
                 self._begun.add(record.number)
-                self._line(f"  trial {record.number:03d} begins: {settings(record.params)}")
+                self._line(f"  trial {record.number:03d} begins: {format_settings(record.params)}")
         if best is not None and best.number != self._best:
             self._best = best.number
-            self._line(f"  best so far: trial {best.number:03d}: {numbers(best.metrics, _BEST)}")
+            self._line(f"  best so far: trial {best.number:03d}: {format_metrics(best.metrics, _BEST)}")
 
     def _line(self, text: str) -> None:
         at = int(time.monotonic() - self._start)
@@ -162,7 +173,7 @@ class LiveScreen:
     def _end_stage(self, style: str, mark: str) -> None:
         if self._stage is not None:
             text, start = self._stage
-            line = Text.assemble((f"{mark} ", style), text, (f"  {duration(time.monotonic() - start)}", "dim"))
+            line = Text.assemble((f"{mark} ", style), text, (f"  {format_duration(time.monotonic() - start)}", "dim"))
             if self._records:
                 line.append(f"  {_standing(self._records, None)}", "dim")
             self._stage = None
@@ -173,7 +184,7 @@ class LiveScreen:
         if self._stage is None:
             return Text()
         text, start = self._stage
-        self._spinner.update(text=Text.assemble(text, (f"  {duration(time.monotonic() - start)}", "dim")))
+        self._spinner.update(text=Text.assemble(text, (f"  {format_duration(time.monotonic() - start)}", "dim")))
         parts: list[RenderableType] = [self._spinner]
         if self._progress:
             what, done, total = self._progress
@@ -187,24 +198,36 @@ class LiveScreen:
         standing = _standing(self._records, self._budget)
         parts: list[RenderableType] = [_bar(ended, self._budget, standing) if self._budget else Text(f"  {standing}")]
         if self._best is not None:
-            best = f"trial {self._best.number:03d}: {numbers(self._best.metrics, _BEST)}; {settings(self._best.params)}"
+            best = f"trial {self._best.number:03d}: {format_metrics(self._best.metrics, _BEST)}; {format_settings(self._best.params)}"
             parts.append(Padding(Text.assemble(("best so far  ", "bold"), best), (0, 0, 0, 2)))
         room = max(4, self._console.height - 8)
         parts.append(Padding(_trial_table(_latest(self._records, room)), (1, 0, 0, 2)))
         return parts
 
 
-class Timed(NullScreen):
-    """Keeps the seconds of each stage beside showing it on another screen; `keep` is given them as a stage ends."""
+class StageTimes(RootModel[dict[str, float]]):
+    """The seconds of each stage of a sweep, over all its sessions: times.json."""
 
-    def __init__(self, screen: Screen, known: Mapping[str, float], keep: Callable[[dict[str, float]], None]) -> None:
-        self._screen, self._times, self._keep = screen, dict(known), keep
+    model_config = ConfigDict(frozen=True)
+
+
+class StageTimer(NullScreen):
+    """Shows everything on another screen, and records the seconds of each stage in a file as the stage ends."""
+
+    def __init__(self, screen: Screen, file: Path) -> None:
+        self._screen, self._file = screen, file
+        self._times = dict((read_record(StageTimes, file) or StageTimes({})).root)
         self._stage, self._since = "", 0.0
+
+    @property
+    def times(self) -> StageTimes:
+        """The times of the stages that have ended."""
+        return StageTimes(dict(self._times))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # a storage that is full is told by what failed of it first
+        with suppress(OSError):  # a full storage is reported by whatever failed first
             self._end()
 
     def stage(self, text: str) -> None:
@@ -229,7 +252,7 @@ class Timed(NullScreen):
         if self._stage:
             self._times[self._stage] = self._times.get(self._stage, 0.0) + time.monotonic() - self._since
             self._stage = ""
-            self._keep(self._times)
+            write_record(self._file, self.times)
 
 
 def open_screen(stream: TextIO | None = None) -> Screen:
@@ -258,12 +281,12 @@ def _standing(records: Sequence[TrialRecord], budget: int | None) -> str:
     parts = [f"{ended} of {budget} trials" if budget else f"{ended} trials"]
     parts += [f"{counts[state]} {state}" for state in _STATES if counts[state]]
     left = seconds_left(records, budget, time.time())
-    return ", ".join(parts) + (f", about {duration(left)} left" if left else "")
+    return ", ".join(parts) + (f", about {format_duration(left)} left" if left else "")
 
 
 def _trial_line(record: TrialRecord) -> str:
-    result = numbers(record.metrics, _BEST) if record.history else ""
-    return f"trial {record.number:03d} {cut(status(record), 120)}" + (f": {result}" if result else "")
+    result = format_metrics(record.metrics, _BEST) if record.history else ""
+    return f"trial {record.number:03d} {shorten(format_status(record), 120)}" + (f": {result}" if result else "")
 
 
 def _amount(value: float) -> str:
@@ -293,9 +316,9 @@ def _trial_table(records: Sequence[TrialRecord]) -> Table:
         metrics = record.metrics
         table.add_row(
             f"{record.number:03d}",
-            *(setting(record.params.get(name)) for name in names),
+            *(format_setting(record.params.get(name)) for name in names),
             f"{metrics['epoch']:g}" if "epoch" in metrics else "-",
-            *(number(name, metrics.get(name)) for name in ("accuracy", "retention", "latency_ms")),
-            Text(status(record), style=_STYLES[record.state]),
+            *(format_metric(name, metrics.get(name)) for name in ("accuracy", "retention", "latency_ms")),
+            Text(format_status(record), style=_STYLES[record.state]),
         )
     return table

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdray.evaluation.formatting import cut, heading, headings, number, setting, status
+from kdray.evaluation.formatting import format_metric, format_setting, format_status, heading, headings, shorten
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
 
@@ -20,15 +20,20 @@ def table(figures: Figures) -> Table:
     titles = ["trial", *headings(figures.searched).values(), *(heading(name) for name in figures.columns)]
     rows = [teacher_cells(figures), *(cells(figures, record) for record in records)]
     result = Table(
-        title=Text(figures.name), caption=Text(_legend(figures)), header_style="bold", title_justify="left",
-        caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+        title=Text(figures.name),
+        caption=Text(_legend(figures)),
+        header_style="bold",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for title in titles:
         result.add_column(Text(title), justify="right", no_wrap=True)
     result.add_column("status", overflow="ellipsis", no_wrap=True, max_width=40)
     result.add_row(*map(Text, rows[0]), "", end_section=True)
     for record, row in zip(records, rows[1:], strict=True):
-        ending = Text(cut(status(record), 200), style=_STATUS_STYLES[record.state])
+        ending = Text(shorten(format_status(record), 200), style=_STATUS_STYLES[record.state])
         result.add_row(*map(Text, row), ending, style=_PLACE_STYLES.get(figures.place(record)))
     result.width = Console(width=1000).measure(result).maximum  # a narrow terminal cuts the right end, not each number
     return result
@@ -37,14 +42,14 @@ def table(figures: Figures) -> Table:
 def cells(figures: Figures, record: TrialRecord) -> list[str]:
     return [
         f"{MARKS[figures.place(record)]} {record.number:03d}".strip(),
-        *(setting(record.params.get(name, "-")) for name in headings(figures.searched)),
-        *(number(name, record.metrics.get(name)) for name in figures.columns),
+        *(format_setting(record.params.get(name, "-")) for name in headings(figures.searched)),
+        *(format_metric(name, record.metrics.get(name)) for name in figures.columns),
     ]
 
 
 def teacher_cells(figures: Figures) -> list[str]:
     teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
-    numbers = (number(name, teacher.get(name)) for name in figures.columns)
+    numbers = (format_metric(name, teacher.get(name)) for name in figures.columns)
     return ["teacher", *("" for _ in headings(figures.searched)), *numbers]
 
 

@@ -12,46 +12,50 @@ from uuid import uuid4
 
 from kdray.errors import StorageError
 from kdray.search.ledger import Ledger
+from kdray.search.ledger_storage import Where
 from kdray.search.space import is_longer
-from kdray.search.storage import Where
 from kdray.storage.files import read_json, write_json
-from kdray.storage.mirror import listed, remove
-from kdray.storage.paths import SweepPaths, shown
+from kdray.storage.mirror import list_bucket, remove
+from kdray.storage.paths import SweepPaths, display_path
 
 log = logging.getLogger(__name__)
 
-ID = "id"
+FOLDER_ID = "id"
 
 
-def claim(identity: Mapping[str, Any], paths: SweepPaths, fresh: bool) -> Ledger:
+def claim_folder(identity: Mapping[str, Any], paths: SweepPaths, fresh: bool) -> Ledger:
     """Make the sweep's folder its own and open its ledger; `fresh` removes what a sweep has left, all but its logs.
 
     A sweep may go on with longer lists of values in its space. Raises StorageError when the folder belongs to a sweep
     with other settings, holds something that is no sweep, or has lost its ledger.
     """
-    everything = {*paths.root.iterdir(), *listed(paths.root)} - {paths.logs, paths.owner}
+    everything = {*paths.root.iterdir(), *list_bucket(paths.root)} - {paths.logs, paths.owner}
     there = [path for path in everything if not _torn(path, paths)]
     known = _known(paths, there, fresh)
-    settings = {**identity, ID: known.get(ID) or uuid4().hex}
+    settings = {**identity, FOLDER_ID: known.get(FOLDER_ID) or uuid4().hex}
     now = _where(settings, paths)
     if isinstance(now, str):
-        Ledger.trials_in(now, paths.name, settings[ID])  # one that cannot be used is refused while all is as it was
+        Ledger.trials_in(
+            now, paths.name, settings[FOLDER_ID]
+        )  # one that cannot be used is refused while all is as it was
     before = {name: value for name, value in _lengthened(known, identity).items() if name in identity} if known else {}
-    differences = different(before, identity) if known else []  # what an older kdray counted and this one does not
+    differences = (
+        describe_differences(before, identity) if known else []
+    )  # what an older kdray counted and this one does not
     if known and not fresh:
         _check_begun(known, paths, differences)
     if fresh or differences:  # what was refused before its first trial is mended under the same name
         _remove(known, paths, there)
-        settings[ID] = uuid4().hex
+        settings[FOLDER_ID] = uuid4().hex
     write_json(paths.settings, settings)
-    return Ledger.open(now, paths.name, identity["search"]["objectives"], settings[ID])
+    return Ledger.open(now, paths.name, identity["search"]["objectives"], settings[FOLDER_ID])
 
 
-def settings_in(paths: SweepPaths) -> dict[str, Any]:
+def read_settings(paths: SweepPaths) -> dict[str, Any]:
     """What the sweep was claimed with. Raises StorageError where there is no sweep, or its sweep.json is damaged."""
     if not paths.settings.exists():
         raise StorageError(
-            f"{shown(paths.root)}: there is no sweep here; give STORAGE/NAME, such as results/quickstart."
+            f"{display_path(paths.root)}: there is no sweep here; give STORAGE/NAME, such as results/quickstart."
         )
     settings = read_json(paths.settings)
     if not isinstance(settings, dict) or not all(isinstance(settings.get(part), dict) for part in ("search", "space")):
@@ -59,25 +63,25 @@ def settings_in(paths: SweepPaths) -> dict[str, Any]:
     return settings
 
 
-def ledger_in(paths: SweepPaths) -> Ledger:
+def read_ledger(paths: SweepPaths) -> Ledger:
     """The ledger of the sweep in this folder, for looking at. Raises StorageError where there is none."""
-    return Ledger.read(_where(settings_in(paths), paths), paths.name)
+    return Ledger.read(_where(read_settings(paths), paths), paths.name)
 
 
-def reopened(paths: SweepPaths) -> Ledger:
+def open_ledger(paths: SweepPaths) -> Ledger:
     """The ledger of the sweep in this folder, for writing: whoever does must own the folder."""
-    settings = settings_in(paths)
+    settings = read_settings(paths)
     where, objectives = _where(settings, paths), settings["search"]["objectives"]
-    return Ledger.open(where, paths.name, objectives, settings.get(ID, ""))
+    return Ledger.open(where, paths.name, objectives, settings.get(FOLDER_ID, ""))
 
 
-def different(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def describe_differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The settings that differ, as `name: was A, now B`."""
     sentences = []
-    for name in sorted({*before, *now} - {ID}):
+    for name in sorted({*before, *now} - {FOLDER_ID}):
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            sentences += different(old, new, prefix if name == "attributes" else f"{prefix}{name}.")
+            sentences += describe_differences(old, new, prefix if name == "attributes" else f"{prefix}{name}.")
         elif old != new:
             sentences.append(f"{prefix}{name}: was {old}, now {new}")
     return sentences
@@ -100,7 +104,7 @@ def _known(paths: SweepPaths, there: list[Path], fresh: bool) -> dict[str, Any]:
             )
         raise StorageError(f"{paths.root}: holds something that is no sweep. Give another name or another --storage.")
     try:
-        return settings_in(paths)
+        return read_settings(paths)
     except StorageError:
         if fresh:
             return {}
@@ -110,7 +114,7 @@ def _known(paths: SweepPaths, there: list[Path], fresh: bool) -> dict[str, Any]:
 def _check_begun(known: Mapping[str, Any], paths: SweepPaths, differences: list[str]) -> None:
     """Raise StorageError when the sweep has trials and was another one, or has lost them."""
     where = _where(known, paths)
-    trials = Ledger.trials_in(where, paths.name, known.get(ID, ""))
+    trials = Ledger.trials_in(where, paths.name, known.get(FOLDER_ID, ""))
     if trials and differences:
         raise StorageError(
             f"{paths.root}: the name {paths.name!r} is used by a sweep with other settings: "
@@ -138,7 +142,7 @@ def _remove(known: Mapping[str, Any], paths: SweepPaths, there: list[Path]) -> N
     """What a sweep has left here; of a ledger in a database, only the one that is known to be this folder's."""
     if known and isinstance(where := _where(known, paths), str):
         try:
-            Ledger.remove(where, paths.name, known.get(ID, ""))
+            Ledger.remove(where, paths.name, known.get(FOLDER_ID, ""))
         except StorageError as error:
             log.warning("%s What it holds of this sweep stays there.", error)
     for path in sorted(there, key=lambda path: path == paths.settings):  # last what says that the rest is a sweep's

@@ -12,7 +12,7 @@ FEWEST = 4
 """Completed trials below which nothing can be said."""
 
 
-def importances(ledger: Ledger) -> dict[str, float]:
+def setting_importances(ledger: Ledger) -> dict[str, float]:
     """Dotted name -> its share of the variance of the first objective, by fANOVA (Hutter et al. 2014); they sum to 1.
 
     Empty where there are too few completed trials, or they are all equally good.

@@ -12,6 +12,7 @@ study it is: in a database, two storages may each have a sweep of the same name.
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -26,9 +27,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from kdray.errors import StorageError
 from kdray.evaluation.pareto import direction
 from kdray.evaluation.trial_record import State, TrialRecord
-from kdray.search.quiet import quiet_optuna
-from kdray.search.space import lengthened
-from kdray.search.storage import OUTAGE_S, Where, insisting, open_storage, relist
+from kdray.search.ledger_storage import OUTAGE_S, Where, open_storage, retry_while_away, rewrite_choices
+from kdray.search.optuna_logging import silence_optuna
+from kdray.search.space import extend_choices
 
 STATES: dict[TrialState, State] = {
     TrialState.RUNNING: "running",
@@ -69,7 +70,7 @@ class Ledger:
         """
         storage = open_storage(where, writing=True)
         directions = [StudyDirection[direction(objective).upper()] for objective in objectives]
-        with quiet_optuna():
+        with silence_optuna():
             study = create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
             _check_folder(where, study, folder)
             if study.user_attrs.get(FOLDER, "") != folder:
@@ -156,10 +157,13 @@ class Ledger:
         )
         with self._lock:
             trial = self._write(self._creating(template))
-            self._ids[trial.number], self._notes[trial.number] = trial._trial_id, trial.system_attrs
+            self._ids[trial.number] = self._storage.get_trial_id_from_study_id_trial_number(
+                self._study_id, trial.number
+            )
+            self._notes[trial.number] = trial.system_attrs
             return self._keep(_record(trial, None))
 
-    def lengthen(self, distributions: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    def extend_choices(self, distributions: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
         """These distributions, each choice in the order that its trials know it by, values new to them at the end.
 
         The trials so far are rewritten to know those, too. Raises SpecError when a value is gone that was tried.
@@ -168,13 +172,13 @@ class Ledger:
             trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
             known = {name: known for trial in reversed(trials) for name, known in trial.distributions.items()}
             now = {
-                name: lengthened(name, known[name], distribution) if name in known else distribution
+                name: extend_choices(name, known[name], distribution) if name in known else distribution
                 for name, distribution in distributions.items()
             }
             choices = [name for name in now if isinstance(known.get(name), CategoricalDistribution)]
             longer = {name: now[name] for name in choices if now[name] != known[name]}
             if longer:
-                self._storage = self._write(lambda: relist(self.where, self._storage, self._study_id, longer))
+                self._storage = self._write(lambda: rewrite_choices(self.where, self._study_id, longer))
             return now
 
     def resume(self, number: int) -> TrialRecord:
@@ -186,7 +190,7 @@ class Ledger:
             self._set(number, "resumed", changed.started)
             return self._keep(changed)
 
-    def record(self, number: int, metrics: Mapping[str, float]) -> TrialRecord:
+    def add_evaluation(self, number: int, metrics: Mapping[str, float]) -> TrialRecord:
         """Append an evaluation. One whose `step` is known already (a trial begun again) changes nothing."""
         with self._lock:
             record = self._records[number]
@@ -195,7 +199,7 @@ class Ledger:
             self._set(number, f"{EVALUATION}{len(record.history):04d}", dict(metrics))
             return self._keep(replace(record, history=(*record.history, dict(metrics))))
 
-    def remark(self, number: int, sentence: str) -> TrialRecord:
+    def add_remark(self, number: int, sentence: str) -> TrialRecord:
         """Note what befell a trial, once."""
         with self._lock:
             record = self._records[number]
@@ -229,8 +233,8 @@ class Ledger:
             if error:
                 self._set(number, "error", error)
             values = [record.metrics[name] for name in self.objectives] if state == "completed" else None
-            self._write(lambda: self._ended(number, state, values))
-            return self._keep(replace(record, state=state, error=error, ended=time.time()))
+            ended = self._write(lambda: self._end(number, state, values))
+            return self._keep(replace(record, state=state, error=error, ended=ended))
 
     def set_run_id(self, number: int, run_id: str) -> TrialRecord:
         """Note the trial's MLflow run, whatever state the trial is in."""
@@ -264,16 +268,18 @@ class Ledger:
 
         return create
 
-    def _ended(self, number: int, state: State, values: Sequence[float] | None) -> None:
-        try:
+    def _end(self, number: int, state: State, values: Sequence[float] | None) -> float:
+        """End the trial in the storage; when it ended, by the storage's own clock, in seconds since the epoch."""
+        # A retry after a lost answer finds the trial ended already.
+        with suppress(UpdateFinishedTrialError):
             self._storage.set_trial_state_values(self._ids[number], OPTUNA_STATES[state], values)
-        except UpdateFinishedTrialError:
-            return  # only the answer was lost
+        ended = self._storage.get_trial(self._ids[number]).datetime_complete
+        return ended.timestamp() if ended else time.time()
 
     def _write(self, change: Callable[[], T]) -> T:
         """Make a change, waiting for a database that is away, though only once for one that stays away."""
         try:
-            return insisting(self.where, change, self._patience_s)
+            return retry_while_away(self.where, change, self._patience_s)
         except BaseException:
             self._patience_s = 0.0
             raise

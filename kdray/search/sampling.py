@@ -26,7 +26,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdray.evaluation.pareto import direction
-from kdray.search.quiet import quiet_optuna
+from kdray.search.optuna_logging import silence_optuna
 
 SamplerName: TypeAlias = Literal["tpe", "random", "gp", "nsga2", "nsga3", "cmaes", "qmc"]
 
@@ -40,14 +40,14 @@ GENERATIONS = {"nsga2": "NSGAIISampler:generation", "nsga3": "NSGAIIISampler:gen
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Draw:
     """A trial's settings, and the notes that `Sampling.known` needs to be told after a restart."""
 
     params: dict[str, Any]
     notes: dict[str, Any]
 
 
-class Sampling:
+class TrialSampler:
     """Draws trials and learns from what becomes of them. Trials are numbered from 0 in the order they are drawn."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Sampling:
         self._distributions = dict(distributions)
         self._storage = InMemoryStorage()
         directions = [direction(name) for name in objectives]
-        with quiet_optuna():
+        with silence_optuna():
             self._study = optuna.create_study(storage=self._storage, directions=directions, study_name="view")
         self._study_id = self._storage.get_study_id_from_name("view")
         self._places: list[int] = []
@@ -66,7 +66,7 @@ class Sampling:
         self._sources: list[FrozenTrial] = []
         """What earlier trials tell CMA-ES, which knows numbers alone."""
 
-    def draw(self, allowed: Callable[[Mapping[str, Any]], bool], architectures: Sequence[Mapping[str, Any]]) -> Drawn:
+    def draw(self, allowed: Callable[[Mapping[str, Any]], bool], architectures: Sequence[Mapping[str, Any]]) -> Draw:
         """The next trial: drawn until it is allowed; where that takes too long, with one of these architectures."""
         number = len(self._places)
         for draw in range(DRAWS):
@@ -115,32 +115,38 @@ class Sampling:
         self._study.tell(place, values, state=state)
 
     def _trial(
-        self, state: TrialState, params: Mapping[str, Any], notes: Mapping[str, Any],
+        self,
+        state: TrialState,
+        params: Mapping[str, Any],
+        notes: Mapping[str, Any],
         values: Sequence[float] | None = None,
-    ) -> FrozenTrial | None:  # fmt: skip
+    ) -> FrozenTrial | None:
         """A trial as it was drawn; None when it could not be drawn any more, since costs measured anew forbid it."""
         try:
             return create_trial(
-                state=state, params=dict(params), distributions=self._distributions, values=values,
+                state=state,
+                params=dict(params),
+                distributions=self._distributions,
+                values=values,
                 system_attrs=dict(notes),
-            )  # fmt: skip
+            )
         except ValueError:
             return None
 
     def _ask(self, number: int, draw: int) -> dict[str, Any]:
         seed = int(np.random.SeedSequence((self._seed, number, draw)).generate_state(1)[0])
-        with quiet_optuna():
+        with silence_optuna():
             self._study.sampler = _sampler(self._name, seed, self._seed, self._sources)
             return dict(self._study.ask(self._distributions).params)
 
-    def _noted(self, params: dict[str, Any], draws: int) -> Drawn:
+    def _noted(self, params: dict[str, Any], draws: int) -> Draw:
         self._places.append(self._last())
         notes = dict(self._study.get_trials(deepcopy=False)[-1].system_attrs)
         if draws > 1:
             notes[DRAWS_NOTE] = draws
         if of_study := self._storage.get_study_system_attrs(self._study_id):
             notes[STUDY_NOTE] = json.dumps(of_study)
-        return Drawn(params, notes)
+        return Draw(params, notes)
 
     def _last(self) -> int:
         return self._storage.get_n_trials(self._study_id) - 1

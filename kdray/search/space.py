@@ -16,7 +16,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
 from kdray.errors import SpecError, did_you_mean
-from kdray.settings import Settings, dotted
+from kdray.settings import Settings, dotted_values
 
 Space: TypeAlias = Mapping[str, Any]
 """Dotted name -> Tune domain (`tune.loguniform(1e-5, 5e-4)`), or a list of values (`[1, 2, 3]`)."""
@@ -35,7 +35,7 @@ def domains(distributions: Mapping[str, BaseDistribution]) -> Space:
     return {name: _domain_of(distribution) for name, distribution in distributions.items()}
 
 
-def ends(distribution: BaseDistribution) -> tuple[Any, ...]:
+def end_values(distribution: BaseDistribution) -> tuple[Any, ...]:
     """The smallest and the largest value of a range; every value of a choice."""
     match distribution:
         case CategoricalDistribution():
@@ -47,12 +47,12 @@ def ends(distribution: BaseDistribution) -> tuple[Any, ...]:
 
 def check_space(space: Space, recipe: Settings) -> None:
     """Raise SpecError for a name that `recipe` does not have and for a domain with an end that makes no valid trial."""
-    known = dotted(recipe)
+    known = dotted_values(recipe)
     for name in space:
         if name not in known:
             raise SpecError(f"space[{name!r}]: no such setting; {did_you_mean(name, known)}")
     for name, distribution in distributions(space).items():
-        for end in ends(distribution):
+        for end in end_values(distribution):
             try:
                 recipe.with_dotted({name: end})
             except SpecError as error:
@@ -78,7 +78,7 @@ def architectures(
     return tuple(dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
 
 
-def narrowed(
+def narrow_distributions(
     distributions: Mapping[str, BaseDistribution], allowed: Sequence[Mapping[str, Any]]
 ) -> dict[str, BaseDistribution]:
     """The distributions without the values that no allowed architecture has, where Optuna can say that."""
@@ -88,7 +88,7 @@ def narrowed(
     }
 
 
-def lengthened(name: str, before: BaseDistribution, now: BaseDistribution) -> BaseDistribution:
+def extend_choices(name: str, before: BaseDistribution, now: BaseDistribution) -> BaseDistribution:
     """A choice with the values of an earlier one first, in its order; any other distribution as it is.
 
     The earlier ones stay as they are, repeated ones too: a trial's value is known by its place among them.
@@ -112,7 +112,7 @@ def is_longer(before: Any, now: Any) -> bool:
     return bool(old and new) and set(old) <= set(new)
 
 
-def within(distribution: BaseDistribution, name: str, value: Any) -> bool:
+def can_draw(distribution: BaseDistribution, name: str, value: Any) -> bool:
     """Whether the distribution can give this value."""
     try:
         create_trial(state=TrialState.RUNNING, params={name: value}, distributions={name: distribution})

@@ -11,7 +11,8 @@ In reading order:
 - `board`         the actor that hands jobs to slots and reports to whoever asked (`board_state`: what it keeps)
 - `client`        submits jobs to the board and reads their reports
 - `serving`       what each worker of a slot runs
-- `joining`       checks that a worker sees the driver's storage and runs the driver's code
-- `talking`       how the workers of a slot find each other, and how its Ray Train controller is ended
-- `interrupts`    Ctrl-C and SIGTERM
+- `environment`     checks that a worker sees the driver's storage and runs the driver's code
+- `process_group`   how the workers of a slot find each other
+- `ray_internals`   the private parts of Ray that the rest needs, each with its reason
+- `interrupts`      Ctrl-C and SIGTERM
 """

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from kdray.slots.board_state import Assignment, Event, Member, Status, _Job, _Slot
 
 
-async def alive(member: Member) -> bool:
+async def is_alive(member: Member) -> bool:
     """Whether a worker still answers."""
     try:
         await asyncio.wait_for(member["actor"].__ray_ready__.remote(), 10)
@@ -29,7 +29,7 @@ async def alive(member: Member) -> bool:
     return True
 
 
-def kill(member: Member) -> None:
+def kill_worker(member: Member) -> None:
     """End a worker's process, whatever it is doing; one that is stopped hears nothing but a signal."""
     ray.kill(member["actor"])
     there = NodeAffinitySchedulingStrategy(member["node"], soft=False)
@@ -48,8 +48,8 @@ class Board:
         self,
         max_failures: int,
         progress_s: float = 600.0,
-        alive: Callable[[Any], Awaitable[bool]] = alive,
-        kill: Callable[[Any], None] = kill,
+        alive: Callable[[Any], Awaitable[bool]] = is_alive,
+        kill: Callable[[Any], None] = kill_worker,
         straggle_s: float = 30.0,
     ) -> None:
         self._slots: list[_Slot] = []
@@ -69,7 +69,7 @@ class Board:
 
     # ---- who asks ----
 
-    async def submit(self, name: str, payload: bytes) -> int:
+    async def submit_job(self, name: str, payload: bytes) -> int:
         """Put a job up; its id. Raises ValueError when a job of this name has not ended yet."""
         async with self._changed:
             if any(job.name == name and not job.ended for job in self._jobs.values()):
@@ -95,7 +95,7 @@ class Board:
             self._jobs.pop(job_id, None)
         return event
 
-    async def cancel(self, name: str, ask: int) -> None:
+    async def cancel_job(self, name: str, ask: int) -> None:
         """End the job of this name for who asked, and tell its workers this."""
         await self._cancel(lambda job: job.name == name, ask)
 
@@ -104,7 +104,7 @@ class Board:
         await self._cancel(lambda job: job.id == job_id, ask)
         self._jobs.pop(job_id, None)
 
-    async def drain(self, node: str, ask: int) -> list[int]:
+    async def drain_node(self, node: str, ask: int) -> list[int]:
         """A node is going to be taken away: its slots leave it, their jobs are told this and given out again.
 
         Which slots these are.
@@ -132,7 +132,7 @@ class Board:
             "refused": self._refused,
         }
 
-    async def settled(self, enough: int) -> Status:
+    async def wait_until_settled(self, enough: int) -> Status:
         """The status, once so many slots are up, or each is up or given up."""
 
         def known() -> bool:
@@ -144,18 +144,18 @@ class Board:
             self._begun = True
         return await self.status()
 
-    async def add(self) -> int:
+    async def add_slot(self) -> int:
         """One more slot; its number."""
         async with self._changed:
             self._slots.append(_Slot())
             self._changed.notify_all()
             return len(self._slots) - 1
 
-    async def reserved(self, slot_number: int) -> Any:
+    async def placement_group(self, slot_number: int) -> Any:
         """What the slot's last group of workers had reserved."""
         return self._slots[slot_number].reserved
 
-    async def gone(self, nodes: list[str]) -> None:
+    async def nodes_died(self, nodes: list[str]) -> None:
         """Nodes are dead: the jobs of their slots go to the others, for a new group may be long in coming."""
         async with self._changed:
             for slot in self._slots:
@@ -163,7 +163,7 @@ class Board:
                     self._retire(slot)
             self._changed.notify_all()
 
-    async def lose(self, slot_number: int, reason: str, error: bytes) -> None:
+    async def give_up_slot(self, slot_number: int, reason: str, error: bytes) -> None:
         """Give a slot up: its job goes to the others. Without any slot left, every job ends with `error`."""
         async with self._changed:
             slot = self._slots[slot_number]
@@ -176,12 +176,12 @@ class Board:
                 self._waiting.clear()
             self._changed.notify_all()
 
-    async def refuse(self, slot_number: int, reason: str, error: bytes, ask: int) -> None:
+    async def refuse_slot(self, slot_number: int, reason: str, error: bytes, ask: int) -> None:
         """A worker must do no jobs. Before the slots have settled once, none is done at all: what runs is told this.
 
         Later the other slots go on.
         """
-        await self.lose(slot_number, reason, error)
+        await self.give_up_slot(slot_number, reason, error)
         async with self._changed:
             if not self._begun:
                 self._refused = error
@@ -216,13 +216,13 @@ class Board:
 
     # ---- who works ----
 
-    async def introduce(self, slot_number: int, controller: Any) -> None:
+    async def register_controller(self, slot_number: int, controller: Any) -> None:
         """A slot is being started by this controller; for nothing, when the board is closed."""
         self._slots[slot_number].controller = controller
         if self._closed:
             ray.kill(controller)
 
-    async def join(self, slot_number: int, group: str, rank: int, world: int, member: Any) -> None:
+    async def join_worker(self, slot_number: int, group: str, rank: int, world: int, member: Any) -> None:
         """A worker is up. The first of a new group tells that the group before it is dead."""
         async with self._changed:
             slot = self._slots[slot_number]
@@ -235,7 +235,7 @@ class Board:
                 slot.up, slot.lost, self._hopeless = True, "", b""
             self._changed.notify_all()
 
-    async def take(self, slot_number: int, group: str, rank: int, after: int) -> Assignment | None:
+    async def take_job(self, slot_number: int, group: str, rank: int, after: int) -> Assignment | None:
         """The slot's next job after assignment `after`; None when the pool is closed or the group is given up."""
         slot = self._slots[slot_number]
 
@@ -258,20 +258,20 @@ class Board:
                 self._changed.notify_all()
             return {"number": slot.number, "name": slot.job.name, "payload": slot.job.payload}
 
-    async def report(self, slot_number: int, number: int, data: bytes) -> None:
+    async def pass_report(self, slot_number: int, number: int, data: bytes) -> None:
         """Pass a report on; a report of an assignment that is over is dropped."""
         slot = self._slots[slot_number]
         if slot.job is not None and slot.number == number:
             slot.heard = asyncio.get_running_loop().time()
             slot.job.tell("report", data)
 
-    async def beat(self, slot_number: int, number: int) -> None:
+    async def note_progress(self, slot_number: int, number: int) -> None:
         """A rank got on with its job."""
         slot = self._slots[slot_number]
         if slot.number == number:
             slot.heard = asyncio.get_running_loop().time()
 
-    async def told(self, slot_number: int, group: str, known: tuple[int, int]) -> tuple[int, int]:
+    async def next_instruction(self, slot_number: int, group: str, known: tuple[int, int]) -> tuple[int, int]:
         """What the slot's workers are told as soon as it is something new: assignment and `Ask`; (0, 0): no more."""
         slot = self._slots[slot_number]
 
@@ -284,7 +284,7 @@ class Board:
             await self._changed.wait_for(lambda: news() is not None)
             return news() or (0, 0)
 
-    async def finish(self, slot_number: int, number: int, rank: int, error: bytes, broken: bool) -> bool:
+    async def finish_rank(self, slot_number: int, number: int, rank: int, error: bytes, broken: bool) -> bool:
         """A rank is through with its job; whether its group can go on, answered when every rank is through.
 
         `broken`: the rank cannot tell in what state its group is. If a peer is dead, that is the cause, and the job is

@@ -10,7 +10,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from kdray.errors import JobError, KDRayError, SlotsLost
 from kdray.slots.board_state import Event
-from kdray.slots.job import Ask, Job, Report
+from kdray.slots.job import Instruction, Job, Report
 
 
 class RayClient:
@@ -26,18 +26,18 @@ class RayClient:
         except Exception as error:
             raise JobError(f"{name}: the job cannot be sent to a slot: {error}") from error
         try:
-            job_id = ask(self.board.submit, name, payload)
+            job_id = ask_board(self.board.submit_job, name, payload)
         except ValueError as error:
             raise JobError(str(getattr(error, "cause", error))) from None
         return RayRun(self.board, job_id, name)
 
     def cancel(self, name: str) -> None:
         """Stop this job at its next step; its reports end now."""
-        ask(self.board.cancel, name, int(Ask.END))
+        ask_board(self.board.cancel_job, name, int(Instruction.END))
 
     def suspend(self, name: str) -> None:
         """Stop this job at its next step, after a checkpoint; its reports end now."""
-        ask(self.board.cancel, name, int(Ask.SUSPEND))
+        ask_board(self.board.cancel_job, name, int(Instruction.SUSPEND))
 
 
 class RayRun:
@@ -54,7 +54,7 @@ class RayRun:
     def __next__(self) -> Report:
         if self._ended:
             raise StopIteration
-        event: Event = ask(self._board.next_event, self._id)
+        event: Event = ask_board(self._board.next_event, self._id)
         self.attempts, self.host = event["attempts"], event["host"]
         if event["kind"] == "report":
             report: Report = cloudpickle.loads(event["data"])
@@ -67,7 +67,7 @@ class RayRun:
                 "The slots' logs have its last words; slots.max_failures allows more tries."
             )
         if event["kind"] == "failed":
-            raise unpickled(self._name, event["data"])
+            raise unpickle_error(self._name, event["data"])
         raise StopIteration
 
     def close(self) -> None:
@@ -75,13 +75,13 @@ class RayRun:
         if not self._ended:
             self._ended = True
             if ray.is_initialized():
-                self._board.cancel_id.remote(self._id, int(Ask.SUSPEND))
+                self._board.cancel_id.remote(self._id, int(Instruction.SUSPEND))
 
     def __del__(self) -> None:
         self.close()
 
 
-def ask(method: Any, *arguments: Any, timeout: float | None = None) -> Any:
+def ask_board(method: Any, *arguments: Any, timeout: float | None = None) -> Any:
     """The board's answer. Its own ValueErrors come as they are, as does GetTimeoutError when it says nothing for
     `timeout` seconds; raises SlotsLost when it is dead."""
     try:
@@ -90,12 +90,12 @@ def ask(method: Any, *arguments: Any, timeout: float | None = None) -> Any:
         raise
     except RayError as error:
         raise SlotsLost(
-            f"The board that hands jobs to the slots is gone ({cause(error)}); what was recorded is safe, and the "
+            f"The board that hands jobs to the slots is gone ({last_error_line(error)}); what was recorded is safe, and the "
             "same command goes on from there."
         ) from error
 
 
-def unpickled(name: str, data: bytes) -> KDRayError:
+def unpickle_error(name: str, data: bytes) -> KDRayError:
     try:
         error: KDRayError = pickle.loads(data)
     except Exception as problem:
@@ -103,7 +103,7 @@ def unpickled(name: str, data: bytes) -> KDRayError:
     return error
 
 
-def cause(error: BaseException) -> str:
+def last_error_line(error: BaseException) -> str:
     """What Ray's many lines end with: the error at the bottom of it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip().rstrip(".")

@@ -16,8 +16,15 @@ import ray
 import yaml
 
 from kdray.errors import ResourceError
-from kdray.slots.interrupts import handlers_kept
-from kdray.slots.sizing import Growth, Node, counted
+from kdray.slots.interrupts import restore_handlers
+from kdray.slots.ray_internals import (
+    LOG_NAMES,
+    is_head_of_local_ray,
+    node_groups,
+    print_no_worker_logs,
+    session_folder,
+)
+from kdray.slots.sizing import Growth, Node, with_plural
 
 MOST_NODES = 1000
 """What a limit that the cluster does not set is taken for."""
@@ -28,10 +35,7 @@ BOOTSTRAP_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 FIRST_NODES_S = 90.0
 """How long the machines that a cluster begins with are waited for; it goes on without those that do not come."""
 
-chatter = logging.getLogger("ray")
-
-LOGGERS = ("ray", "ray._private")
-"""Ray's chatter in this process. Two, because ray.init clears the first while it talks through the second."""
+ray_log = logging.getLogger("ray")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class ClusterInfo:
         what = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
         if self.local:
             return f"Started Ray on this machine: {what}."
-        return f"Joined the Ray cluster at {self.address}: {counted(len(self.nodes), 'node')}, {what}."
+        return f"Joined the Ray cluster at {self.address}: {with_plural(len(self.nodes), 'node')}, {what}."
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
@@ -61,7 +65,7 @@ class ClusterInfo:
 
 
 def connect(
-    address: str | None, require_cluster: bool, logs: Path, note: Callable[[str], None] = chatter.info
+    address: str | None, require_cluster: bool, logs: Path, note: Callable[[str], None] = ray_log.info
 ) -> ClusterInfo:
     """Join the cluster at `address`; without one, the cluster of RAY_ADDRESS or `ray start`, else start Ray here.
 
@@ -77,36 +81,32 @@ def connect(
         _start_or_join("auto" if require_cluster and address is None else address)
         _quieten(logs)  # ray.init drops the handlers of the logger `ray`
     context = ray.get_runtime_context()
-    node = ray._private.worker._global_node
     if address != "local":
         _await_first_nodes(note)
     info = ClusterInfo(
         address=context.gcs_address,
-        local=bool(node.head),
-        session=Path(node.get_session_dir_path()),
-        nodes=nodes(),
+        local=is_head_of_local_ray(),
+        session=session_folder(),
+        nodes=list_nodes(),
     )
-    chatter.info("%s Ray's own logs: %s", info.sentence, info.session)
+    ray_log.info("%s Ray's own logs: %s", info.sentence, info.session)
     return info
 
 
-def nodes() -> tuple[Node, ...]:
+def list_nodes() -> tuple[Node, ...]:
     """The machines that are up."""
-    return tuple(alive_nodes().values())
+    return tuple(nodes_by_id().values())
 
 
-def alive_nodes() -> dict[str, Node]:
+def nodes_by_id() -> dict[str, Node]:
     """The machines that are up, by Ray's id."""
     return {node["NodeID"]: Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"]}
 
 
-def growth() -> Growth | None:
+def cluster_growth() -> Growth | None:
     """What the cluster can grow to; None where it is as large as it will get by itself."""
-    state = ray._private.state.state
-    config = state.get_cluster_config()
-    if config is not None and config.node_group_configs:
-        groups = [(Node.of(group.resources), group.max_count) for group in config.node_group_configs]
-        return Growth(_repeated(groups))
+    if groups := node_groups():
+        return Growth(_repeated((Node.of(resources), most) for resources, most in groups))
     if BOOTSTRAP_CONFIG.exists():
         return _growth_in(yaml.safe_load(BOOTSTRAP_CONFIG.read_text()))
     return Growth(()) if "RAY_CLUSTER_NAME" in os.environ else None  # KubeRay's operator sets it in every pod
@@ -136,15 +136,15 @@ def _await_first_nodes(note: Callable[[str], None]) -> None:
     config = yaml.safe_load(BOOTSTRAP_CONFIG.read_text())
     first = 1 + sum(of.get("min_workers", 0) for of in config["available_node_types"].values())
     until = time.monotonic() + FIRST_NODES_S
-    if len(nodes()) < first:
-        note(f"Waiting for {first} nodes, at most {FIRST_NODES_S:g} s; {len(nodes())} so far.")
-    while len(nodes()) < first and time.monotonic() < until:
+    if len(list_nodes()) < first:
+        note(f"Waiting for {first} nodes, at most {FIRST_NODES_S:g} s; {len(list_nodes())} so far.")
+    while len(list_nodes()) < first and time.monotonic() < until:
         time.sleep(0.5)
 
 
 def _start_or_join(address: str | None) -> None:
     try:
-        with handlers_kept():
+        with restore_handlers():
             ray.init(
                 address=address,
                 include_dashboard=False,
@@ -167,11 +167,11 @@ def _quieten(logs: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(logs / "ray.log", delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in LOGGERS:
+    for name in LOG_NAMES:
         log = logging.getLogger(name)
         for handler in log.handlers:
             handler.close()
         log.handlers = [file]
         log.setLevel(logging.INFO)
         log.propagate = False
-    ray._private.worker._worker_logs_enabled = False  # the raylet's warnings are printed whatever log_to_driver says
+    print_no_worker_logs()

@@ -13,11 +13,11 @@ from types import FrameType
 
 EXIT_CODE = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_takers: list[Callable[[], None]] = []
+_redirections: list[Callable[[], None]] = []
 
 
 @contextmanager
-def interruptible(on_first: Callable[[], None] = lambda: None) -> Iterator[None]:
+def handle_signals(on_first: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Within the block signals end things as the module says; `on_first` is called by the first.
 
     Signals reach the main thread only: in any other the block changes nothing.
@@ -30,16 +30,16 @@ def interruptible(on_first: Callable[[], None] = lambda: None) -> Iterator[None]
         for each in SIGNALS:
             signal.signal(each, lambda number, frame: os._exit(EXIT_CODE))
         on_first()
-        heard()
+        deliver_signal()
 
-    with handlers_kept():
+    with restore_handlers():
         for number in SIGNALS:
             signal.signal(number, first)
         yield
 
 
 @contextmanager
-def handlers_kept() -> Iterator[None]:
+def restore_handlers() -> Iterator[None]:
     """After the block signals go where they went before it, whatever was installed: Ray takes SIGTERM for a crash."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -53,17 +53,17 @@ def handlers_kept() -> Iterator[None]:
 
 
 @contextmanager
-def taken_by(take: Callable[[], None]) -> Iterator[None]:
+def redirect_signals(take: Callable[[], None]) -> Iterator[None]:
     """Within the block the first signal calls `take`, in the main thread, between any two of its instructions."""
-    _takers.append(take)
+    _redirections.append(take)
     try:
         yield
     finally:
-        _takers.remove(take)
+        _redirections.remove(take)
 
 
 @contextmanager
-def held() -> Iterator[threading.Event]:
+def hold_signals() -> Iterator[threading.Event]:
     """A signal that comes within the block is heard at its end: for what must not be torn, and is soon done.
 
     The event says whether one has come. Where the block ends by an error, which comes out as it is, whoever goes on
@@ -73,14 +73,14 @@ def held() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield come
         return
-    with taken_by(come.set):
+    with redirect_signals(come.set):
         yield come
     if come.is_set():
-        heard()
+        deliver_signal()
 
 
-def heard() -> None:
+def deliver_signal() -> None:
     """What a signal does that was held back: whoever takes it is told, else KeyboardInterrupt is raised."""
-    if not _takers:
+    if not _redirections:
         raise KeyboardInterrupt
-    _takers[-1]()
+    _redirections[-1]()

@@ -52,7 +52,7 @@ class Pool(Protocol):
         ...
 
 
-class Ask(IntEnum):
+class Instruction(IntEnum):
     """What a job is asked to do at its next step; the greatest counts."""
 
     NOTHING = 0
@@ -64,8 +64,8 @@ class Ask(IntEnum):
     """End, and leave what was done."""
 
 
-def _nothing() -> Ask:
-    return Ask.NOTHING
+def _nothing() -> Instruction:
+    return Instruction.NOTHING
 
 
 @dataclass
@@ -75,30 +75,30 @@ class Worker:
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    warm: dict[Any, Any] = field(default_factory=dict)
-    told: Callable[[], Ask] = _nothing
+    cache: dict[Any, Any] = field(default_factory=dict)
+    instruction: Callable[[], Instruction] = _nothing
     """What rank 0 has been told from outside; costs nothing to ask."""
-    beats: int = 0
+    progress: int = 0
     """Grows while the job gets on; a worker whose count stands still for too long is taken for hung."""
 
     @property
-    def multiple(self) -> int:
+    def pad_multiple(self) -> int:
         """Batches are padded up to a multiple of so many tokens: GPU kernels like eights, a CPU only pays for them."""
         return 8 if self.device.type == "cuda" else 1
 
-    def asked(self, save: bool = False) -> Ask:
+    def next_instruction(self, save: bool = False) -> Instruction:
         """What to do at this step; `save`: rank 0 finds it time for a checkpoint.
 
         A collective call: every rank must make it, and all get the same answer.
         """
-        self.beats += 1
-        return Ask(self.agreed(max(self.told(), Ask.SAVE if save else Ask.NOTHING)))
+        self.progress += 1
+        return Instruction(self.broadcast(max(self.instruction(), Instruction.SAVE if save else Instruction.NOTHING)))
 
-    def stopping(self) -> bool:
+    def must_stop(self) -> bool:
         """Whether to end at this step, for a job that keeps no checkpoints. A collective call."""
-        return self.asked() >= Ask.SUSPEND
+        return self.next_instruction() >= Instruction.SUSPEND
 
-    def agreed(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         """Rank 0's number, on every rank. A collective call."""
         if self.world == 1:
             return number
@@ -106,13 +106,13 @@ class Worker:
         dist.broadcast(own, src=0)
         return int(own.item())
 
-    def kept(self, key: Any, make: Callable[[], T]) -> T:
+    def cached(self, key: Any, make: Callable[[], T]) -> T:
         """The warm value under `key`, made the first time; the key names everything the value depends on."""
-        if key not in self.warm:
-            self.warm[key] = make()
-        return self.warm[key]
+        if key not in self.cache:
+            self.cache[key] = make()
+        return self.cache[key]
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every rank's value, in rank order, on every rank. A collective call."""
         if self.world == 1:
             return [value]

@@ -11,15 +11,16 @@ from typing import Any, Self
 import torch
 
 from kdray.errors import JobError
-from kdray.slots.interrupts import taken_by
-from kdray.slots.job import Ask, Job, Report, Worker
-from kdray.slots.pool import job_error
+from kdray.slots.interrupts import redirect_signals
+from kdray.slots.job import Instruction, Job, Report, Worker
+from kdray.slots.pool import as_job_error
 
 
 class LocalSlots:
     """A pool of one slot with one worker: this process."""
 
     count = 1
+    runs_in_caller = True
 
     def __init__(self, threads: int = 1, device: torch.device | None = None) -> None:
         self.threads = threads
@@ -34,13 +35,13 @@ class LocalSlots:
 
     def cancel(self, name: str) -> None:
         """Stop this job at its next step; from the thread that runs it, at its last report."""
-        self._tell(name, Ask.END)
+        self._tell(name, Instruction.END)
 
     def suspend(self, name: str) -> None:
         """The same, after a checkpoint."""
-        self._tell(name, Ask.SUSPEND)
+        self._tell(name, Instruction.SUSPEND)
 
-    def _tell(self, name: str, ask: Ask) -> None:
+    def _tell(self, name: str, ask: Instruction) -> None:
         if run := self._runs.get(name):
             run.ask = max(run.ask, ask)
 
@@ -60,7 +61,7 @@ class LocalSlots:
     def close(self) -> None:
         for name in list(self._runs):
             self.suspend(name)
-        self.worker.warm.clear()
+        self.worker.cache.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +77,7 @@ class LocalRun:
     host = platform.node()
 
     def __init__(self, slots: LocalSlots, job: Job, name: str) -> None:
-        self.ask = Ask.NOTHING
+        self.ask = Instruction.NOTHING
         self._interrupted = False
         self._reports = self._told(slots, job, name)
 
@@ -93,21 +94,21 @@ class LocalRun:
     def interrupt(self) -> None:
         """Suspend the job, and then be a KeyboardInterrupt."""
         self._interrupted = True
-        self.ask = max(self.ask, Ask.SUSPEND)
+        self.ask = max(self.ask, Instruction.SUSPEND)
 
     def _told(self, slots: LocalSlots, job: Job, name: str) -> Generator[Report, None, None]:
         slots._runs[name] = self
-        slots.worker.told = lambda: self.ask
+        slots.worker.instruction = lambda: self.ask
         threads = torch.get_num_threads()
         torch.set_num_threads(slots.threads)  # sums depend on it: a Ray slot with as many gives the same numbers
         reports = iter(job(slots.worker))
         try:
             yield from self._until_asked(reports)
         except (Exception, SystemExit) as error:
-            raise job_error(name, error) from error
+            raise as_job_error(name, error) from error
         finally:
-            self.ask = max(self.ask, Ask.SUSPEND)
-            if self.ask is Ask.SUSPEND:
+            self.ask = max(self.ask, Instruction.SUSPEND)
+            if self.ask is Instruction.SUSPEND:
                 collections.deque(reports, maxlen=0)
             elif hasattr(reports, "close"):
                 reports.close()
@@ -118,7 +119,7 @@ class LocalRun:
 
     def _until_asked(self, reports: Iterator[Report]) -> Iterator[Report]:
         while not self.ask:
-            with taken_by(self.interrupt):
+            with redirect_signals(self.interrupt):
                 report = next(reports, None)
             if report is None:
                 return

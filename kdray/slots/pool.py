@@ -82,6 +82,11 @@ class SlotPool(SlotClient, Protocol):
         """How many processor threads a worker may use while no other job runs."""
         ...
 
+    @property
+    def runs_in_caller(self) -> bool:
+        """Whether a job runs in the thread that reads its reports, so that only one job can run at a time."""
+        ...
+
     def client(self) -> SlotClient: ...
 
     def wait(self, timeout: float | None = None) -> None:
@@ -95,7 +100,7 @@ class SlotPool(SlotClient, Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
-def job_error(name: str, error: BaseException) -> KDRayError:
+def as_job_error(name: str, error: BaseException) -> KDRayError:
     """What the asker of job `name` is told: our own errors as they are, others as a JobError that names the place."""
     if isinstance(error, KDRayError):
         return error

@@ -18,10 +18,8 @@ from typing import Any, Self
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -29,14 +27,21 @@ from kdray.errors import ResourceError, SlotsLost
 from kdray.slots import board as board_module
 from kdray.slots.board import Board
 from kdray.slots.board_state import Status
-from kdray.slots.client import RayClient, RayRun, ask, cause, unpickled
-from kdray.slots.cluster import alive_nodes, growth, nodes
-from kdray.slots.job import Ask, Job
-from kdray.slots.joining import Common
+from kdray.slots.client import RayClient, RayRun, ask_board, last_error_line, unpickle_error
+from kdray.slots.cluster import cluster_growth, list_nodes, nodes_by_id
+from kdray.slots.environment import DriverEnvironment
+from kdray.slots.job import Instruction, Job
 from kdray.slots.pool import SlotSettings
-from kdray.slots.serving import Post, serve
-from kdray.slots.sizing import MOST_CPU_SLOTS, Node, Shares, counted, fitting, shares
-from kdray.slots.talking import Introduction, OverTheNodesNetwork
+from kdray.slots.ray_internals import (
+    ControllerStarted,
+    NodeNetworkConfig,
+    SlotTrainer,
+    draining_nodes,
+    is_retryable,
+    timed_out,
+)
+from kdray.slots.serving import SlotContext, serve
+from kdray.slots.sizing import MOST_CPU_SLOTS, Node, SlotShares, divide_into_slots, with_plural, workers_that_fit
 from kdray.storage.files import scratch_folder
 
 chatter = logging.getLogger("ray.slots")
@@ -49,9 +54,6 @@ START_S, GROWING_START_S = 300.0, 1200.0
 """slots.start_timeout_s="auto": without and with machines that must be started first."""
 
 NODE_POLL_S = 2.0
-
-RETRYABLE = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, RayError)
-"""What a slot is started anew after; a RayError: the controller died, or was taken down by a worker out of memory."""
 
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon Train sees a dead worker, or a slot's end
@@ -70,28 +72,22 @@ they sleep soon, as libgomp has it by itself where it has more threads than core
 """
 
 
-class _SlotTrainer(TorchTrainer):
-    """A TorchTrainer that introduces its controller, and has no process that deals out Ray Data: no slot uses it."""
-
-    def __init__(self, introduction: Introduction, *arguments: Any, **options: Any) -> None:
-        self._introduction = introduction
-        super().__init__(*arguments, **options)
-
-    def _create_default_callbacks(self) -> list[Any]:
-        usual = [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
-        return [*usual, self._introduction]
-
-
 class RaySlots:
     """Worker groups that stay up until the pool is closed. They start in the background; jobs wait for them."""
 
     def __init__(
-        self, settings: SlotSettings, asked: Shares, start_s: float, logs: Path, train_folder: Path, common: Common,
+        self,
+        settings: SlotSettings,
+        asked: SlotShares,
+        start_s: float,
+        logs: Path,
+        train_folder: Path,
+        common: DriverEnvironment,
         note: Callable[[str], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.settings, self.shares, self.logs = settings, asked, logs
         self._start_s, self._train_folder, self._common, self._note = start_s, train_folder, common, note
-        self._alive = alive_nodes()
+        self._alive = nodes_by_id()
         self._room = self._room_on(self._alive)
         self._closing, self._adding = threading.Event(), threading.Lock()
         self._board = _board(settings.max_failures, settings.progress_timeout_s)
@@ -123,9 +119,14 @@ class RaySlots:
         self._client.suspend(name)
 
     @property
+    def runs_in_caller(self) -> bool:
+        """Jobs run in the workers of the slots."""
+        return False
+
+    @property
     def threads_alone(self) -> int:
         """How many processor threads a worker may use while no other job runs."""
-        one_node = len(nodes()) == 1 and self.shares.workers == 1
+        one_node = len(list_nodes()) == 1 and self.shares.workers == 1
         return self.shares.threads * (self.shares.count if one_node else 1)
 
     def client(self) -> RayClient:
@@ -133,7 +134,7 @@ class RaySlots:
 
     def up(self) -> int:
         """How many slots are up now."""
-        status: Status = ask(self._board.status)
+        status: Status = ask_board(self._board.status)
         return len(status["up"])
 
     def wait(self, timeout: float | None = None) -> None:
@@ -143,11 +144,11 @@ class RaySlots:
         when a machine's storage or code is another than the driver's, SlotsLost when the board dies.
         """
         try:
-            status: Status = ask(self._board.settled, self.count, timeout=timeout)
+            status: Status = ask_board(self._board.wait_until_settled, self.count, timeout=timeout)
         except GetTimeoutError:
             return
         if status["refused"]:
-            raise unpickled("slots", status["refused"])
+            raise unpickle_error("slots", status["refused"])
         if status["lost"] and not (self._follows and status["up"]):
             raise ResourceError(" ".join(status["lost"].values()))
 
@@ -171,11 +172,11 @@ class RaySlots:
             self._closing.set()
         self._timer.cancel()
         try:
-            started: list[int] = ask(self._board.close, int(Ask.SUSPEND))
+            started: list[int] = ask_board(self._board.close, int(Instruction.SUSPEND))
             if not self._joined(started, self.settings.stop_timeout_s):
-                ask(self._board.kill_all)
+                ask_board(self._board.kill_all)
                 self._joined(started, 60.0)
-            ask(self._board.end_controllers)
+            ask_board(self._board.end_controllers)
             ray.kill(self._board)
         except SlotsLost:
             chatter.warning("the board died before its slots were closed", exc_info=True)
@@ -204,7 +205,7 @@ class RaySlots:
         """One more slot."""
         with self._adding:
             if not self._closing.is_set():
-                slot: int = ask(self._board.add)
+                slot: int = ask_board(self._board.add_slot)
                 keeper = threading.Thread(target=self._keep, args=(slot,), name=f"slot-{slot}", daemon=True)
                 self._keepers.append(keeper)
                 keeper.start()
@@ -224,30 +225,30 @@ class RaySlots:
                     self._give_back(slot)
                     if self._waits_for_room(error):
                         continue
-                    tries = tries + 1 if _retryable(error) else TRIES
+                    tries = tries + 1 if is_retryable(error) else TRIES
                     if tries == TRIES:
                         self._lose(
-                            slot, f"slot {slot} could not be started: {cause(error)}. See {self.logs / 'ray.log'}."
+                            slot,
+                            f"slot {slot} could not be started: {last_error_line(error)}. See {self.logs / 'ray.log'}.",
                         )
 
     def _give_back(self, slot: int) -> None:
         """Free what a failed start still holds: Ray Train's own cleaner asks the dashboard, which does not run here."""
-        if reserved := ask(self._board.reserved, slot):
+        if reserved := ask_board(self._board.placement_group, slot):
             with suppress(Exception):  # it may be gone
                 remove_placement_group(reserved)
 
     def _waits_for_room(self, error: Exception) -> bool:
         """Whether a start failed for want of a machine that may come yet, while other slots do the work."""
-        timed_out = any(isinstance(each, WorkerGroupStartupTimeoutError) for each in _causes(error))
-        return self._follows and timed_out and self.up() > 0
+        return self._follows and timed_out(error) and self.up() > 0
 
-    def _trainer(self, slot: int) -> TorchTrainer:
+    def _trainer(self, slot: int) -> SlotTrainer:
         asked, limit_s = self.shares, self.settings.progress_timeout_s
-        post = Post(self._board, slot, asked.threads, self.logs, self._common, min(5.0, limit_s / 4))
-        return _SlotTrainer(
-            Introduction(self._board, slot),
+        post = SlotContext(self._board, slot, asked.threads, self.logs, self._common, min(5.0, limit_s / 4))
+        return SlotTrainer(
+            ControllerStarted(partial(_register_controller, self._board, slot)),
             partial(serve, post),
-            torch_config=OverTheNodesNetwork(backend=_backend(asked)),
+            torch_config=NodeNetworkConfig(backend=_backend(asked)),
             scaling_config=ScalingConfig(
                 num_workers=asked.workers,
                 use_gpu=asked.gpus > 0,
@@ -268,7 +269,7 @@ class RaySlots:
     def _give_up_missing(self) -> None:
         """Say what the slots that are not up by now are waiting for."""
         try:
-            status: Status = ask(self._board.status)
+            status: Status = ask_board(self._board.status)
         except SlotsLost:
             return
         for slot in set(range(len(self._keepers))) - set(status["up"]) - set(status["lost"]):
@@ -281,7 +282,7 @@ class RaySlots:
             )
 
     def _lose(self, slot: int, reason: str) -> None:
-        ask(self._board.lose, slot, reason, cloudpickle.dumps(ResourceError(reason)))
+        ask_board(self._board.give_up_slot, slot, reason, cloudpickle.dumps(ResourceError(reason)))
 
     # ---- the cluster ----
 
@@ -294,7 +295,7 @@ class RaySlots:
         """How many slots the machines hold, of those that may be."""
         if not self._follows:
             return self.shares.count
-        room = fitting(machines.values(), self.shares) // self.shares.workers
+        room = workers_that_fit(machines.values(), self.shares) // self.shares.workers
         return room if self.shares.gpus else min(room, MOST_CPU_SLOTS)
 
     def _follow_cluster(self) -> None:
@@ -302,12 +303,12 @@ class RaySlots:
         draining: set[str] = set()
         while not self._closing.wait(NODE_POLL_S):
             try:
-                now = set(ray._private.state.state.get_draining_nodes())
+                now = draining_nodes()
                 for node in now - draining:
-                    left: list[int] = ask(self._board.drain, node, int(Ask.SUSPEND))
+                    left: list[int] = ask_board(self._board.drain_node, node, int(Instruction.SUSPEND))
                     chatter.warning("node %s is being drained; slots that leave it: %s", node, left)
                 draining = now
-                self._take_note_of(alive_nodes())
+                self._take_note_of(nodes_by_id())
             except Exception as error:  # the next look may succeed; a lost node is a dead worker in any case
                 chatter.warning("cannot see the cluster's nodes", exc_info=error)
 
@@ -315,11 +316,11 @@ class RaySlots:
         """Some machines may have come or gone."""
         if machines.keys() == self._alive.keys():
             return
-        ask(self._board.gone, sorted(self._alive.keys() - machines.keys()))
+        ask_board(self._board.nodes_died, sorted(self._alive.keys() - machines.keys()))
         self._alive, before, self._room = dict(machines), self._room, self._room_on(machines)
         if self._room != before:
             what = "grew" if self._room > before else "shrank"
-            there, room = counted(len(machines), "node"), counted(self._room, "slot")
+            there, room = with_plural(len(machines), "node"), with_plural(self._room, "slot")
             self._note(f"The cluster {what} to {there}: room for {room}.")
         while self._follows and len(self._keepers) < self._room and not self._closing.is_set():
             self._add()
@@ -334,14 +335,14 @@ def open_slots(
     `proof` is a file that every machine must see as this one does; `note` is told of machines that come and go. Raises
     ResourceError at once when the cluster neither has nor can grow to what is asked for.
     """
-    more = growth()
-    asked = shares(settings, nodes(), more)
+    more = cluster_growth()
+    asked = divide_into_slots(settings, list_nodes(), more)
     start_s = (GROWING_START_S if more else START_S) if settings.start_timeout_s == "auto" else settings.start_timeout_s
     for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # Train takes these from here to its controllers and workers
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_s)
     with scratch_folder() as train_folder:
-        slots = RaySlots(settings, asked, start_s, logs, train_folder, Common.here(proof), note)
+        slots = RaySlots(settings, asked, start_s, logs, train_folder, DriverEnvironment.here(proof), note)
         try:
             yield slots
         finally:
@@ -359,15 +360,11 @@ def _board(max_failures: int, progress_s: float) -> Any:
         cloudpickle.unregister_pickle_by_value(board_module)
 
 
-def _backend(asked: Shares) -> str:
+def _backend(asked: SlotShares) -> str:
     """NCCL refuses two ranks on one GPU."""
     return "cpu:gloo,cuda:nccl" if asked.gpus >= 1 else "gloo"
 
 
-def _causes(error: Exception) -> tuple[Any, ...]:
-    """The error, and what it was that failed in Train's controller."""
-    return error, getattr(error, "controller_failure", None)
-
-
-def _retryable(error: Exception) -> bool:
-    return any(isinstance(each, RETRYABLE) for each in _causes(error))
+def _register_controller(board: Any, slot: int, controller: Any) -> None:
+    """Tell the board which actor starts this slot, so that it can end one that still waits for resources."""
+    ray.get(board.register_controller.remote(slot, controller))

@@ -26,9 +26,9 @@ from ray.util.placement_group import get_current_placement_group
 
 from kdray.errors import KDRayError, StorageError
 from kdray.slots.board_state import Assignment, Member
-from kdray.slots.job import Ask, Job, Worker
-from kdray.slots.joining import Common
-from kdray.slots.pool import job_error
+from kdray.slots.environment import DriverEnvironment
+from kdray.slots.job import Instruction, Job, Worker
+from kdray.slots.pool import as_job_error
 from kdray.storage.mirror import send
 
 logger = logging.getLogger(__name__)
@@ -39,28 +39,28 @@ class SlotBroken(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Post:
+class SlotContext:
     """Which slot a worker serves, and how."""
 
     board: Any
     slot: int
     threads: int
     logs: Path
-    common: Common
+    common: DriverEnvironment
     beat_s: float = 5.0
     """Seconds between two signs that a job gets on."""
 
 
-def serve(post: Post) -> None:
+def serve(post: SlotContext) -> None:
     """Do jobs until the board is closed. Raises SlotBroken when this group cannot go on."""
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     worker = Worker(rank, world, get_device())
-    refusals = [refusal for refusal in worker.gathered(post.common.refusal()) if refusal]
+    refusals = [refusal for refusal in worker.all_gather(post.common.refusal()) if refusal]
     if refusals:
         with suppress(ray.exceptions.ActorDiedError):
             first = refusals[0]
-            ray.get(post.board.refuse.remote(post.slot, str(first), _pickled(first), int(Ask.SUSPEND)))
+            ray.get(post.board.refuse_slot.remote(post.slot, str(first), _pickled(first), int(Instruction.SUSPEND)))
         return
     log = post.logs / f"slot-{post.slot}-rank-{rank}.log"
     _write_to(log)
@@ -76,13 +76,13 @@ def serve(post: Post) -> None:
 
 
 class _Server:
-    def __init__(self, post: Post, group: str, worker: Worker) -> None:
+    def __init__(self, post: SlotContext, group: str, worker: Worker) -> None:
         self.board, self.slot, self.beat_s = post.board, post.slot, post.beat_s
         self.group, self.worker = group, worker
         self.number = 0
         self.news = (0, 0)
         """What was told last: of which assignment, and an `Ask`."""
-        worker.told = lambda: Ask(self.news[1]) if self.news[0] == self.number else Ask.NOTHING
+        worker.instruction = lambda: Instruction(self.news[1]) if self.news[0] == self.number else Instruction.NOTHING
 
     def work(self) -> None:
         context = ray.get_runtime_context()
@@ -93,14 +93,14 @@ class _Server:
             pid=os.getpid(),
             reserved=get_current_placement_group(),
         )
-        self._ask(self.board.join, self.slot, self.group, self.worker.rank, self.worker.world, me)
+        self._ask(self.board.join_worker, self.slot, self.group, self.worker.rank, self.worker.world, me)
         threading.Thread(target=self._beat, name="progress", daemon=True).start()
         if self.worker.rank == 0:
             threading.Thread(target=self._hear, name="news", daemon=True).start()
-        while assignment := self._ask(self.board.take, self.slot, self.group, self.worker.rank, self.number):
+        while assignment := self._ask(self.board.take_job, self.slot, self.group, self.worker.rank, self.number):
             self.number = assignment["number"]
             error, broken = self._done(assignment)
-            if not self._ask(self.board.finish, self.slot, self.number, self.worker.rank, error, broken):
+            if not self._ask(self.board.finish_rank, self.slot, self.number, self.worker.rank, error, broken):
                 raise SlotBroken(f"slot {self.slot}: its group cannot go on after {assignment['name']}.")
 
     def _ask(self, method: Any, *arguments: Any) -> Any:
@@ -108,7 +108,7 @@ class _Server:
 
     def _hear(self) -> None:
         """Keep what `Worker.told` reads up to date, whatever the job is doing."""
-        while (news := self._ask(self.board.told, self.slot, self.group, self.news)) != (0, 0):
+        while (news := self._ask(self.board.next_instruction, self.slot, self.group, self.news)) != (0, 0):
             self.news = news
 
     def _beat(self) -> None:
@@ -116,10 +116,10 @@ class _Server:
         told = 0
         while True:
             time.sleep(self.beat_s)
-            beats, number = self.worker.beats, self.number
+            beats, number = self.worker.progress, self.number
             if beats != told:
                 told = beats
-                self._ask(self.board.beat, self.slot, number)
+                self._ask(self.board.note_progress, self.slot, number)
 
     def _done(self, assignment: Assignment) -> tuple[bytes, bool]:
         """Do a job. Its pickled error, if any, and whether that leaves the group in an unknown state."""
@@ -128,7 +128,7 @@ class _Server:
             self._report_all(cloudpickle.loads(assignment["payload"]))
         except (Exception, SystemExit) as error:
             logger.exception("%s failed", assignment["name"])
-            told = job_error(assignment["name"], error)
+            told = as_job_error(assignment["name"], error)
             unknown = self.worker.world > 1 and told is not error
             outcome = _pickled(told), unknown or isinstance(error, torch.AcceleratorError)
         if outcome[0] and self.worker.device.type == "cuda":
@@ -140,9 +140,9 @@ class _Server:
         reports = iter(job(self.worker))
         for report in reports:
             if self.worker.rank == 0:
-                self._ask(self.board.report, self.slot, self.number, cloudpickle.dumps(report))
-            if self.worker.world == 1 and self.worker.told() is Ask.END:
-                break  # several ranks stop together, at a step of their own: see Worker.asked
+                self._ask(self.board.pass_report, self.slot, self.number, cloudpickle.dumps(report))
+            if self.worker.world == 1 and self.worker.instruction() is Instruction.END:
+                break  # several ranks stop together, at a step of their own: see Worker.next_instruction
         if hasattr(reports, "close"):
             reports.close()
 
@@ -160,7 +160,7 @@ def _pickled(error: KDRayError) -> bytes:
     try:
         return cloudpickle.dumps(error)
     except Exception:  # an error of ours that carries something of the job's
-        return cloudpickle.dumps(job_error("job", RuntimeError(str(error))))
+        return cloudpickle.dumps(as_job_error("job", RuntimeError(str(error))))
 
 
 def _write_to(path: Path) -> None:

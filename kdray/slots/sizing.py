@@ -40,7 +40,7 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Shares:
+class SlotShares:
     """What each worker of each slot gets."""
 
     count: int
@@ -60,11 +60,11 @@ class Shares:
 
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
-        of = f"{counted(self.count, 'slot')} of {counted(self.workers, 'worker')}"
+        of = f"{with_plural(self.count, 'slot')} of {with_plural(self.workers, 'worker')}"
         return f"{of} with {self.cpus:g} CPUs{gpus} each"
 
 
-def shares(settings: SlotSettings, nodes: Iterable[Node], growth: Growth | None = None) -> Shares:
+def divide_into_slots(settings: SlotSettings, nodes: Iterable[Node], growth: Growth | None = None) -> SlotShares:
     """How the cluster is divided. Raises ResourceError when it does not have what is asked for, nor can grow to it."""
     there = tuple(nodes)
     most = growth.nodes if growth and growth.nodes else there
@@ -75,12 +75,12 @@ def shares(settings: SlotSettings, nodes: Iterable[Node], growth: Growth | None 
     workers = count * settings.workers
     gpu_share = _gpu_share(workers, most) if settings.gpus == "auto" else settings.gpus
     cpu_share = settings.cpus or _cpu_share(workers, gpu_share, most) or _floor(cpus / workers)
-    asked = Shares(count, settings.workers, cpu_share, gpu_share)
+    asked = SlotShares(count, settings.workers, cpu_share, gpu_share)
     if growth is not None and not growth.nodes and cpu_share:
         return asked  # only the autoscaler knows; slots.start_timeout_s is the limit
-    if fitting(most, asked) < workers:
+    if workers_that_fit(most, asked) < workers:
         verb = "has" if most == there else "can grow to"
-        raise _refused(asked, f"The cluster {verb} {words(most)}.")
+        raise _refused(asked, f"The cluster {verb} {describe_nodes(most)}.")
     return asked
 
 
@@ -97,7 +97,7 @@ def _count(settings: SlotSettings, cpus: float, gpus: float) -> int:
 def _most(settings: SlotSettings, gpus: float, nodes: tuple[Node, ...]) -> int:
     """How many slots of the size that is asked for lie on the nodes; what is not asked for takes no room."""
     each = float(gpus > 0) if settings.gpus == "auto" else settings.gpus
-    return fitting(nodes, Shares(1, settings.workers, settings.cpus or 0.0001, each)) // settings.workers
+    return workers_that_fit(nodes, SlotShares(1, settings.workers, settings.cpus or 0.0001, each)) // settings.workers
 
 
 def _gpu_share(workers: int, nodes: tuple[Node, ...]) -> float:
@@ -109,16 +109,16 @@ def _gpu_share(workers: int, nodes: tuple[Node, ...]) -> float:
 def _cpu_share(workers: int, gpus: float, nodes: tuple[Node, ...]) -> float:
     """The largest equal share of CPUs with which so many workers find room, each of them on one node."""
     possible = sorted({node.cpus / n for node in nodes for n in range(1, workers + 1)}, reverse=True)
-    sizes = (Shares(workers, 1, _floor(share), gpus) for share in possible if share)
-    return next((size.cpus for size in sizes if fitting(nodes, size) >= workers), 0.0)
+    sizes = (SlotShares(workers, 1, _floor(share), gpus) for share in possible if share)
+    return next((size.cpus for size in sizes if workers_that_fit(nodes, size) >= workers), 0.0)
 
 
-def fitting(nodes: Iterable[Node], size: Shares) -> int:
+def workers_that_fit(nodes: Iterable[Node], size: SlotShares) -> int:
     """How many workers of this size the nodes hold."""
     return sum(_fitting(node, size) for node in nodes) if size.cpus else 0
 
 
-def _fitting(node: Node, size: Shares) -> int:
+def _fitting(node: Node, size: SlotShares) -> int:
     by_cpu = int(node.cpus / size.cpus + 1e-6)
     return min(by_cpu, _on_gpus(node, size.gpus)) if size.gpus else by_cpu
 
@@ -133,18 +133,21 @@ def _floor(share: float) -> float:
     return int(share * 10_000 + 1e-6) / 10_000
 
 
-def counted(number: int, noun: str) -> str:
+def with_plural(number: int, noun: str) -> str:
     """One node, two nodes."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def words(nodes: Iterable[Node]) -> str:
+def describe_nodes(nodes: Iterable[Node]) -> str:
     """What these machines are, those of one size together."""
     sizes = [f"{node.cpus:g} CPUs" + (f" and {node.gpus:g} GPUs" if node.gpus else "") for node in nodes]
-    return ", ".join(f"{counted(sizes.count(size), 'node')} with {size}" for size in dict.fromkeys(sizes)) or "no nodes"
+    return (
+        ", ".join(f"{with_plural(sizes.count(size), 'node')} with {size}" for size in dict.fromkeys(sizes))
+        or "no nodes"
+    )
 
 
-def _refused(asked: Shares, there: str) -> ResourceError:
+def _refused(asked: SlotShares, there: str) -> ResourceError:
     return ResourceError(
         f"slots: asked for {asked}. {there} Ask for less: slots.count, slots.workers, slots.cpus, slots.gpus."
     )

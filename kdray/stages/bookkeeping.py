@@ -1,109 +1,119 @@
-"""What goes on beside the search: tracker, screen and disk are kept up with the ledger as trials change."""
+"""Keeps MLflow, the screen and the disk up to date with the ledger while trials run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdray.choice.rule import front_numbers
+from kdray.choice.rule import front_trials
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.report.screen import Screen
 from kdray.search.ledger import Ledger
-from kdray.settings import dotted
-from kdray.storage.mirror import listed, remove
+from kdray.settings import dotted_values
+from kdray.stages.session import Session
+from kdray.storage.mirror import list_bucket, remove
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
-from kdray.tracking.ids import key_of, note_runs, sweep_run
+from kdray.tracking.ids import save_run_ids, sweep_key, sweep_run_id
 from kdray.tracking.mlflow_tracker import open_tracker
 from kdray.tracking.origin import git_commit, versions
 from kdray.tracking.tracker import Tracker
 
 
-class Keeper:
-    """Keeps tracker, screen and disk up with the ledger as trials change."""
+class Bookkeeper:
+    """Is told of every change of a trial, and passes it on to the tracker, the screen and the disk."""
 
-    def __init__(self, sweep: Sweep, paths: SweepPaths, ledger: Ledger, tracker: Tracker, screen: Screen) -> None:
-        self.sweep, self.paths, self.ledger, self.tracker, self.screen = sweep, paths, ledger, tracker, screen
-        self.tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.called, "kdray.role": "search"}
-        self.said = {record.number: len(record.remarks) for record in ledger.records()}
-        self.kept: list[TrialRecord] = []
-        """Completed trials whose students are on a front, and so may be shipped."""
-        self.front: dict[int, TrialRecord] = {}
-        """Those on the front of the objectives."""
-        self.best: TrialRecord | None = None
-        for record in ledger.records():
+    def __init__(self, session: Session) -> None:
+        """Bring all three up to date with the trials of earlier sessions."""
+        self.session = session
+        self._sweep, self._paths, self._ledger = session.sweep, session.paths, session.ledger
+        self._tags = {
+            "kdray.task": self._sweep.task.name,
+            "kdray.teacher": self._sweep.teacher.display_name,
+            "kdray.role": "search",
+        }
+        self._shown_remarks = {record.number: len(record.remarks) for record in self._ledger.records()}
+        """Trial -> how many of its remarks were shown on the screen."""
+        self._on_any_front: list[TrialRecord] = []
+        """Completed trials that may still be chosen: they lie on the front of the objectives or of the rule."""
+        self._front: dict[int, TrialRecord] = {}
+        """The trials on the front of the objectives."""
+        self._best: TrialRecord | None = None
+        for record in self._ledger.records():
             self._note(record)
         self._show()
 
-    def take(self, record: TrialRecord) -> None:
+    def update(self, record: TrialRecord) -> None:
         """A trial began, was evaluated or ended."""
-        if record.number not in self.said and record.attempts == 1:  # left by a session whose ledger was lost
-            remove(self.paths.student(record.number).parent)
+        if record.number not in self._shown_remarks and record.attempts == 1:
+            # A session whose ledger was lost may have left files under the number of this new trial.
+            remove(self._paths.student(record.number).parent)
         self._note(record)
-        for remark in record.remarks[self.said.get(record.number, 0) :]:
-            self.screen.note(f"trial {record.number:03d}: {remark}")
-        self.said[record.number] = len(record.remarks)
+        for remark in record.remarks[self._shown_remarks.get(record.number, 0) :]:
+            self.session.screen.note(f"trial {record.number:03d}: {remark}")
+        self._shown_remarks[record.number] = len(record.remarks)
         self._show()
 
-    def clear_up(self) -> None:
-        """Remove what slots wrote of trials after their end; to be called when no trial runs."""
-        kept = {record.number for record in self.kept}
-        for record in self.ledger.records():
+    def remove_leftovers(self) -> None:
+        """Remove what slots wrote for trials after their end. Call it when no trial runs."""
+        kept = {record.number for record in self._on_any_front}
+        for record in self._ledger.records():
             if record.state != "running" and record.number not in kept:
-                remove(self.paths.student(record.number).parent)
+                remove(self._paths.student(record.number).parent)
 
     def _note(self, record: TrialRecord) -> None:
-        self.tracker.trial(record, dotted(self.sweep.recipe_of(record.params)), self.tags)
+        tracker = self.session.tracker
+        tracker.trial(record, dotted_values(self._sweep.recipe_of(record.params)), self._tags)
         if record.state != "running":
-            note_runs(self.ledger, self.tracker.run_ids())
-            self._keep_or_drop(record)
+            save_run_ids(self._ledger, tracker.run_ids())
+            self._keep_front_students(record)
         if record.state == "completed":
-            self.best = max(filter(None, (self.best, record)), key=self._quality)
+            self._best = max(filter(None, (self._best, record)), key=self._rank)
 
-    def _quality(self, record: TrialRecord) -> tuple[float, int]:
-        return record.metrics[self.sweep.search.objectives[0]], -record.number
+    def _rank(self, record: TrialRecord) -> tuple[float, int]:
+        return record.metrics[self._sweep.search.objectives[0]], -record.number
 
-    def _keep_or_drop(self, ended: TrialRecord) -> None:
-        """Remove what an ended trial has left, and students that are on no front any more.
+    def _keep_front_students(self, ended: TrialRecord) -> None:
+        """Remove the checkpoint of an ended trial, and the students that are on no front any more.
 
-        One that is beaten stays so: it is enough to compare the new one with those kept so far.
+        A trial that left the front never comes back, so it is enough to compare with those on it so far.
         """
-        candidates = [*self.kept, ended]
-        objectives = (self.sweep.search.objectives, self.sweep.choose.compared)
-        on_front = set().union(*(front_numbers(candidates, names) for names in objectives))
-        drop_all_but(self.paths.student(ended.number))
+        candidates = [*self._on_any_front, ended]
+        objectives = (self._sweep.search.objectives, self._sweep.choose.compared)
+        on_front = set().union(*(front_trials(candidates, names) for names in objectives))
+        remove_all_but(self._paths.student(ended.number))
         for record in candidates:
             if record.number not in on_front:
-                remove(self.paths.student(record.number).parent)
-        self.kept = [record for record in candidates if record.number in on_front]
-        self._tell_front(ended)
+                remove(self._paths.student(record.number).parent)
+        self._on_any_front = [record for record in candidates if record.number in on_front]
+        self._tag_front(ended)
 
-    def _tell_front(self, ended: TrialRecord) -> None:
-        """Tell the tracker who is on the front of the objectives, as far as that has changed."""
-        numbers = front_numbers(self.kept, self.sweep.search.objectives)
-        front = {record.number: record for record in self.kept if record.number in numbers}
-        changed = {number: (self.front | front)[number] for number in self.front.keys() ^ front.keys()}
+    def _tag_front(self, ended: TrialRecord) -> None:
+        """Tell the tracker which trials are on the front of the objectives, as far as that has changed."""
+        numbers = front_trials(self._on_any_front, self._sweep.search.objectives)
+        front = {record.number: record for record in self._on_any_front if record.number in numbers}
+        changed = {number: (self._front | front)[number] for number in self._front.keys() ^ front.keys()}
         for record in (changed | {ended.number: ended}).values():
-            self.tracker.trial(record, {}, {"kdray.front": "yes" if record.number in front else "no"})
-        self.front = front
+            on_front = "yes" if record.number in front else "no"
+            self.session.tracker.trial(record, {}, {"kdray.front": on_front})
+        self._front = front
 
     def _show(self) -> None:
-        self.screen.trials(self.ledger.records(), self.sweep.search.trials, self.best)
+        self.session.screen.trials(self._ledger.records(), self._sweep.search.trials, self._best)
 
 
-def drop_all_but(kept: Path) -> None:
-    """Remove what lies beside this folder: checkpoints, whole and half ones."""
-    for path in {*kept.parent.glob("*"), *listed(kept.parent)} - {kept}:
+def remove_all_but(folder: Path) -> None:
+    """Remove what lies beside this folder: finished and unfinished checkpoints."""
+    for path in {*folder.parent.glob("*"), *list_bucket(folder.parent)} - {folder}:
         remove(path)
 
 
 @contextmanager
-def tracked(sweep: Sweep, paths: SweepPaths, ledger: Ledger, say: Callable[[str], None]) -> Iterator[Tracker]:
-    """The sweep's run in MLflow, begun or gone on with, and closed with how the sweep ended; `say` tells a person."""
-    tracker = open_tracker(sweep.tracking, paths, key_of(ledger), say)
+def open_sweep_run(sweep: Sweep, paths: SweepPaths, ledger: Ledger, note: Callable[[str], None]) -> Iterator[Tracker]:
+    """The sweep's run in MLflow, opened or continued, and closed with how the sweep ended; `note` tells a person."""
+    tracker = open_tracker(sweep.tracking, paths, sweep_key(ledger), note)
     commit = git_commit(Path.cwd())
-    tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.called, **versions()}
+    tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.display_name, **versions()}
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
-    tracker.start_sweep(sweep.written(), tags, sweep_run(ledger))
+    tracker.start_sweep(sweep.as_params(), tags, sweep_run_id(ledger))
     try:
         yield tracker
     except KeyboardInterrupt:
@@ -115,4 +125,4 @@ def tracked(sweep: Sweep, paths: SweepPaths, ledger: Ledger, say: Callable[[str]
     else:
         tracker.end_sweep("finished")
     finally:
-        note_runs(ledger, tracker.run_ids())
+        save_run_ids(ledger, tracker.run_ids())

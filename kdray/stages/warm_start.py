@@ -1,138 +1,165 @@
-"""Which trials may be compared: those that were taught the same by the same, and differ in searched settings alone.
+"""Which trials may be compared: those that learnt the same from the same teacher, and differ in searched settings only.
 
-Trials of this sweep's earlier sessions must be; trials of another sweep that are may be shown to the sampler.
+All trials of a sweep must be comparable, over all its sessions. Comparable trials of another sweep may be shown to the
+sampler.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from kdray.errors import StorageError
-from kdray.evaluation.measuring import KNOWN
+from kdray.evaluation.measuring import ARCHITECTURE_METRICS
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.search.claim import different, ledger_in, settings_in
+from kdray.search.claim import describe_differences, read_ledger, read_settings
 from kdray.search.ledger import Ledger
-from kdray.search.searcher import EARLIER
-from kdray.search.space import distributions, within
-from kdray.storage.bucket_copies import looked_at
-from kdray.storage.paths import SweepPaths, shown, sweep_paths
+from kdray.search.planner import EARLIER_TRIALS
+from kdray.search.space import can_draw, distributions
+from kdray.settings import identifying_values, names_that_may_change
+from kdray.storage.bucket_copies import open_for_reading
+from kdray.storage.paths import SweepPaths, display_path, sweep_paths
 from kdray.sweep import Sweep
+from kdray.training.settings import Training
+from kdray.training.trial import Recipe
 
 MATERIAL = "material"
-"""The ledger's note of what its trials were taught, by content."""
+"""The name of the ledger's note of what its trials learnt from, by content."""
 
 CHECKPOINTS = "student.checkpoint"
-"""In there: the weights of each, by its name."""
+"""In that note: the fingerprint of the weights of each checkpoint, by its name."""
 
-RECIPE = ("student", "distillation", "training")
-WITHOUT_EFFECT = ("training.checkpoint_minutes",)
+TEACHER_TRAINING = "teacher.training"
+"""In that note: the settings of the teacher's fine-tuning."""
 
 
-def comparable_trials(
-    sweep: Sweep, paths: SweepPaths, ledger: Ledger, data: str, teacher: str, checkpoints: Mapping[str, str]
-) -> list[str]:
-    """Note in the ledger what its trials learn from, and which trials of `search.warm_start` the sampler shall know.
+@dataclass(frozen=True)
+class TrialMaterial:
+    """What decides, beside the settings of a trial, what it measures: JSON values by name."""
 
-    `data`, `teacher` and those of the `checkpoints` that students are cut from are fingerprints. What came of the warm
-    start is said in a sentence. Raises StorageError when the trials so far learnt from something else, and when none of
-    the other sweep's can be taken.
-    """
-    now = _material(sweep, data, teacher, checkpoints)
-    before = ledger.attr(MATERIAL)
-    if before is not None and len(ledger) and (differences := _changed(before, now)):
+    values: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, sweep: Sweep, data: str, teacher: str, checkpoints: Mapping[str, str]) -> Self:
+        """The material of this sweep. `data`, `teacher` and the values of `checkpoints` are fingerprints."""
+        return cls(
+            {
+                "data": data,
+                "teacher": teacher,
+                TEACHER_TRAINING: identifying_values(sweep.teacher.training) if sweep.teacher.training else {},
+                "task": sweep.task.model_dump(mode="json"),
+                "transfer.precision": sweep.transfer.precision,
+                "seed": sweep.seed,
+                CHECKPOINTS: dict(checkpoints),
+            }
+        )
+
+    @classmethod
+    def noted_in(cls, ledger: Ledger) -> "TrialMaterial | None":
+        """What the trials of this ledger learnt from; None where it has no such note."""
+        values = ledger.attr(MATERIAL)
+        if values is None:
+            return None
+        # kdray 0.1 noted settings here that may change.
+        may_change = names_that_may_change(Training())
+        training = {name: value for name, value in values.get(TEACHER_TRAINING, {}).items() if name not in may_change}
+        return cls({**values, TEACHER_TRAINING: training})
+
+    def differences(self, other: "TrialMaterial") -> list[str]:
+        """What differs in the other one, as `name: was A, now B`.
+
+        Only checkpoints that both know are compared: no trial of both sides was built from the others.
+        """
+        ours, theirs = self.values.get(CHECKPOINTS, {}), other.values.get(CHECKPOINTS, {})
+        both = ours.keys() & theirs.keys()
+        return describe_differences(
+            {**self.values, CHECKPOINTS: {name: ours[name] for name in both}},
+            {**other.values, CHECKPOINTS: {name: theirs[name] for name in both}},
+        )
+
+
+def check_unchanged(material: TrialMaterial, ledger: Ledger, paths: SweepPaths) -> None:
+    """Note in the ledger what its trials learn from. Raises StorageError when earlier ones learnt something else."""
+    before = TrialMaterial.noted_in(ledger)
+    if before is not None and len(ledger) and (differences := before.differences(material)):
         raise StorageError(
             f"{paths.root}: what its trials learnt from has changed since: {'; '.join(differences)} (fingerprints of "
             "the content). Restore it, give this sweep another name (--set name=...), or start over with --fresh."
         )
-    known = {**now, CHECKPOINTS: {**(before or {}).get(CHECKPOINTS, {}), **now[CHECKPOINTS]}}
-    if before != known:
+    checkpoints = before.values.get(CHECKPOINTS, {}) if before else {}
+    known = {**material.values, CHECKPOINTS: {**checkpoints, **material.values[CHECKPOINTS]}}
+    if ledger.attr(MATERIAL) != known:
         ledger.set_attr(MATERIAL, known)
-    if sweep.search.warm_start is None:
-        return []
-    if ledger.attr(EARLIER) is None:  # noted once it stays, whatever becomes of the other folder: draws depend on it
-        ledger.set_attr(EARLIER, _taken(sweep, sweep_paths(sweep.search.warm_start), now, paths))
-    return [_said(**ledger.attr(EARLIER))]
 
 
-def _material(sweep: Sweep, data: str, teacher: str, checkpoints: Mapping[str, str]) -> dict[str, Any]:
-    """What decides, beside its own settings, what a trial measures."""
-    training = sweep.teacher.training.model_dump(mode="json") if sweep.teacher.training else {}
-    return {
-        "data": data,
-        "teacher": teacher,
-        "teacher.training": {name: value for name, value in training.items() if name != "checkpoint_minutes"},
-        "task": sweep.task.model_dump(mode="json"),
-        "transfer.precision": sweep.transfer.precision,
-        "seed": sweep.seed,
-        CHECKPOINTS: dict(checkpoints),
-    }
+def warm_start(sweep: Sweep, material: TrialMaterial, ledger: Ledger, paths: SweepPaths) -> str:
+    """Note in the ledger which trials of `search.warm_start` the sampler shall know; the outcome in a sentence.
+
+    The note is written once and stays, whatever happens to the other folder, because later draws depend on it. Raises
+    StorageError when no trial of the other sweep can be taken.
+    """
+    if ledger.attr(EARLIER_TRIALS) is None:
+        ledger.set_attr(EARLIER_TRIALS, _trials_of(sweep, sweep_paths(str(sweep.search.warm_start)), material, paths))
+    return _describe(**ledger.attr(EARLIER_TRIALS))
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of it differs; checkpoints that only one of them knows say nothing of the trials of both."""
-    ours, theirs = now.get(CHECKPOINTS, {}), before.get(CHECKPOINTS, {})
-    both = ours.keys() & theirs.keys()
-    known = {CHECKPOINTS: {name: theirs[name] for name in both}}, {CHECKPOINTS: {name: ours[name] for name in both}}
-    return different({**before, **known[0]}, {**now, **known[1]})
-
-
-def _said(folder: str, trials: Sequence[Any], left: Mapping[str, int]) -> str:
+def _describe(folder: str, trials: Sequence[Any], left: Mapping[str, int]) -> str:
     known = f"The sampler knows {len(trials)} of the {len(trials) + sum(left.values())} trials of {folder}"
     return f"{known}; left out: {_reasons(left)}." if left else f"{known}."
 
 
-def _reasons(left: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} ({reason})" for reason, number in left.items())
+def _reasons(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} ({reason})" for reason, number in left_out.items())
 
 
-def _taken(sweep: Sweep, other: SweepPaths, now: Mapping[str, Any], own: SweepPaths) -> dict[str, Any]:
+def _trials_of(sweep: Sweep, other: SweepPaths, material: TrialMaterial, own: SweepPaths) -> dict[str, Any]:
+    """The comparable trials of another sweep, and how many were left out for which reason."""
+    where = f"search.warm_start {display_path(other.root)}"
     if other.root == own.root:
-        raise StorageError(f"search.warm_start {shown(other.root)}: is the sweep's own folder. Name another one.")
+        raise StorageError(f"{where}: is the sweep's own folder. Name another one.")
     try:
-        with looked_at(other) as there:
-            settings, ledger = settings_in(there), ledger_in(there)
+        with open_for_reading(other) as there:
+            settings, ledger = read_settings(there), read_ledger(there)
     except StorageError as error:
-        raise StorageError(
-            f"search.warm_start {shown(other.root)}: no trials can be taken from there. {error}"
-        ) from None
-    differences = _changed(ledger.attr(MATERIAL) or {}, now)
+        raise StorageError(f"{where}: no trials can be taken from there. {error}") from None
+    theirs = TrialMaterial.noted_in(ledger)
+    differences = theirs.differences(material) if theirs else ["it has no note of what its trials learnt from"]
     if differences:
         raise StorageError(
-            f"search.warm_start {shown(other.root)}: its trials measured something else: {'; '.join(differences)} "
-            "(fingerprints of the content). Name a sweep over the same data, task and teacher, or leave it out."
+            f"{where}: its trials measured something else: {'; '.join(differences)} (fingerprints of the content). "
+            "Name a sweep over the same data, task and teacher, or leave it out."
         )
-    trials, left = [], Counter[str]()
+    trials, left_out = [], Counter[str]()
     for record in ledger.records():
-        params, reason = _as_drawn(sweep, _fixed(settings), record)
+        params, reason = _as_drawn_here(sweep, _recipe_values(settings), record)
         if reason:
-            left[reason] += 1
+            left_out[reason] += 1
         else:
             trials.append({"params": params, "metrics": record.metrics})
     if not trials:
-        why = _reasons(left) or "it has none"
-        raise StorageError(
-            f"search.warm_start {shown(other.root)}: none of its trials can be taken: {why}. Name another sweep, or "
-            "leave it out."
-        )
-    return {"folder": shown(other.root), "trials": trials, "left": dict(left)}
+        why = _reasons(left_out) or "it has none"
+        raise StorageError(f"{where}: none of its trials can be taken: {why}. Name another sweep, or leave it out.")
+    return {"folder": display_path(other.root), "trials": trials, "left": dict(left_out)}
 
 
-def _as_drawn(sweep: Sweep, fixed: Mapping[str, Any], record: TrialRecord) -> tuple[dict[str, Any], str | None]:
-    """The settings by which this sweep could have drawn the very same trial, and why it could not."""
+def _as_drawn_here(sweep: Sweep, fixed: Mapping[str, Any], record: TrialRecord) -> tuple[dict[str, Any], str | None]:
+    """The settings by which this sweep could have drawn the same trial, and the reason if it could not."""
     theirs = {**fixed, **record.params}
     params = {name: theirs.get(name) for name in sweep.space}
     if record.state != "completed":
         return params, record.state
     for name, distribution in distributions(sweep.space).items():
-        if not within(distribution, name, params[name]):
+        if not can_draw(distribution, name, params[name]):
             return params, f"{name} {params[name]} is not in the space"
-    for name, value in _fixed(sweep.identity()).items():
-        if name not in sweep.space and name not in WITHOUT_EFFECT and theirs.get(name) != value:
+    for name, value in _recipe_values(sweep.identity()).items():
+        if name not in sweep.space and theirs.get(name) != value:
             return params, f"{name} is {theirs.get(name)}, here {value}"
-    missing = [name for name in sweep.search.objectives if name not in KNOWN and name not in record.metrics]
+    missing = [
+        name for name in sweep.search.objectives if name not in ARCHITECTURE_METRICS and name not in record.metrics
+    ]
     return params, f"without {missing[0]}" if missing else None
 
 
-def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the recipe by dotted name, out of a sweep's in JSON."""
-    return {f"{part}.{name}": value for part in RECIPE for name, value in settings[part].items()}
+def _recipe_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted name -> value of the recipe in the settings of a sweep, as JSON."""
+    return {f"{part}.{name}": value for part in Recipe.model_fields for name, value in settings[part].items()}

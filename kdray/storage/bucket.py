@@ -21,18 +21,18 @@ FOLDER = ".kdray-folder.json"
 """The name of an object that makes the others beside it a whole folder; `mirror` says what is in it."""
 
 
-def check(url: str) -> None:
+def check_bucket(url: str) -> None:
     """Raise StorageError when the bucket below this URL cannot be written, listed and read."""
     probe = f"{url}/.kdray-{uuid4().hex}"
-    with named(url):
-        bucket = bucket_of(url)
+    with name_bucket_errors(url):
+        bucket = open_bucket(url)
         bucket.pipe_file(probe, b"kdray")
         if not bucket.ls(url) or bucket.cat_file(probe) != b"kdray":
             raise StorageError(f"storage {url}: what was written there cannot be read again.")
         bucket.rm(probe)
 
 
-def bucket_of(url: str) -> Any:
+def open_bucket(url: str) -> Any:
     """The file system that has this URL. Raises StorageError when what speaks to it is not installed."""
     kind = url.partition("://")[0]
     try:
@@ -44,19 +44,19 @@ def bucket_of(url: str) -> Any:
         ) from None
 
 
-def read(url: str) -> bytes | None:
+def read_object(url: str) -> bytes | None:
     """What the object holds; None where there is none."""
-    with named(url), tempfile.TemporaryDirectory(prefix="kdray-") as folder:
+    with name_bucket_errors(url), tempfile.TemporaryDirectory(prefix="kdray-") as folder:
         try:
-            bucket_of(url).get_file(url, f"{folder}/object")  # one request, where cat_file asks three times
+            open_bucket(url).get_file(url, f"{folder}/object")  # one request, where cat_file asks three times
         except FileNotFoundError:
             return None
         return Path(folder, "object").read_bytes()
 
 
-def remove_below(url: str) -> None:
+def remove_objects(url: str) -> None:
     """Remove the object, or all that lie below it, first those that make folders whole."""
-    bucket = bucket_of(url)
+    bucket = open_bucket(url)
     names = bucket.find(url)
     lists = [name for name in names if name.endswith(f"/{FOLDER}")]
     for part in (lists, [name for name in names if name not in lists]):
@@ -65,25 +65,25 @@ def remove_below(url: str) -> None:
 
 
 @dataclass(frozen=True)
-class Note:
+class BucketObject:
     """A small object that is written and read where it lies, with no copy here."""
 
     url: str
 
     def read(self) -> bytes | None:
         """What it says; None where it is not there."""
-        return read(self.url)
+        return read_object(self.url)
 
     def write(self, text: bytes, new: bool = False) -> None:
         """Write it; one that is to be `new` raises FileExistsError where somebody has written it before."""
-        with named(self.url):
-            bucket_of(self.url).pipe_file(self.url, text, mode="create" if new else "overwrite")
+        with name_bucket_errors(self.url):
+            open_bucket(self.url).pipe_file(self.url, text, mode="create" if new else "overwrite")
 
     def age_s(self) -> float:
         """Seconds since it was written, by the bucket's own clock; 0 where it has just gone."""
         clock = f"{self.url}-{uuid4().hex}"
-        with named(self.url):
-            bucket = bucket_of(self.url)
+        with name_bucket_errors(self.url):
+            bucket = open_bucket(self.url)
             bucket.pipe_file(clock, b"")
             try:
                 return float((bucket.modified(clock) - bucket.modified(self.url)).total_seconds())
@@ -94,12 +94,12 @@ class Note:
 
     def remove(self) -> None:
         """Remove it where it is there."""
-        with named(self.url):
-            remove_below(self.url)
+        with name_bucket_errors(self.url):
+            remove_objects(self.url)
 
 
 @contextmanager
-def named(url: str) -> Iterator[None]:
+def name_bucket_errors(url: str) -> Iterator[None]:
     """What goes wrong with the bucket is a sentence that names it."""
     try:
         yield

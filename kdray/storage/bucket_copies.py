@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdray.errors import StorageError
-from kdray.storage.mirror import brought, continued, fetched, remove, send, url_of
+from kdray.storage.mirror import download, fetch, fetch_growing, remove, send, url_of
 from kdray.storage.paths import SweepPaths
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ COPY_S = 10.0
 
 
 @contextmanager
-def kept_in_bucket(paths: SweepPaths, note: Callable[[str], None]) -> Iterator[None]:
+def sync_with_bucket(paths: SweepPaths, note: Callable[[str], None]) -> Iterator[None]:
     """Have the sweep's records here as the bucket has them, and there as they are here until the end of the block.
 
     Whoever does must own the sweep. Raises StorageError when the bucket cannot be read, or does not get the last copy.
@@ -32,15 +32,15 @@ def kept_in_bucket(paths: SweepPaths, note: Callable[[str], None]) -> Iterator[N
     if not url_of(paths.root):
         yield
         return
-    if fetched(paths.settings).exists():
-        continued(paths.journal)
-        same = _text(paths.tracking_target) == _text(fetched(paths.tracking_target))
-        (continued if same else fetched)(paths.spool)  # another session has sent what was left here
+    if fetch(paths.settings).exists():
+        fetch_growing(paths.journal)
+        same = _text(paths.tracking_target) == _text(fetch(paths.tracking_target))
+        (fetch_growing if same else fetch)(paths.spool)  # another session has sent what was left here
     else:  # what is here of a sweep that is gone, goes
         for path in (*({*paths.root.glob("*")} - {paths.logs, paths.owner}), paths.journal):
-            fetched(path)
+            fetch(path)
     for path in paths.records:
-        fetched(path)
+        fetch(path)
     copies = _Copies(paths, note)
     thread = threading.Thread(target=copies.keep_up, name="kdray-records", daemon=True)
     thread.start()
@@ -53,7 +53,7 @@ def kept_in_bucket(paths: SweepPaths, note: Callable[[str], None]) -> Iterator[N
 
 
 @contextmanager
-def looked_at(paths: SweepPaths) -> Iterator[SweepPaths]:
+def open_for_reading(paths: SweepPaths) -> Iterator[SweepPaths]:
     """The sweep's records for reading: of one in a bucket, copies that go with the block. Raises StorageError."""
     if not (url := url_of(paths.root)):
         yield paths
@@ -62,7 +62,7 @@ def looked_at(paths: SweepPaths) -> Iterator[SweepPaths]:
         copies = SweepPaths(Path(folder), paths.name)
         copies.journal.parent.mkdir(parents=True)
         for path in (paths.settings, *paths.records, paths.tracking_target, paths.journal):
-            brought(path, copies.root / path.relative_to(paths.root))
+            download(path, copies.root / path.relative_to(paths.root))
         try:
             yield copies
         except StorageError as error:

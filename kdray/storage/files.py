@@ -41,7 +41,7 @@ def file_fingerprint(*files: Path) -> str:
 
 
 @contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
     """A temporary name for a file that takes the place of `path` when the block ends well, and is removed otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -60,7 +60,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole: a reader never sees a half of it."""
-    with replaced_file(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
 
 
@@ -75,7 +75,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def replace_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` when the block ends well, and is removed otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
@@ -91,9 +91,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def handed_in_folder(path: Path) -> Iterator[Path]:
+def upload_folder(path: Path) -> Iterator[Path]:
     """The same, for a folder that this node needs no more: where the storage is a bucket, it lies there alone."""
-    with new_folder(path) as temporary:
+    with replace_folder(path) as temporary:
         yield temporary
     if url_of(path):
         shutil.rmtree(path)

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kdray.errors import StorageError
-from kdray.storage.bucket import FOLDER, KINDS, bucket_of, named, read, remove_below
+from kdray.storage.bucket import FOLDER, KINDS, name_bucket_errors, open_bucket, read_object, remove_objects
 
 MIRROR, ROOT = "kdray-mirror", "KDRAY_MIRROR"
 NEW = ".new"
@@ -61,28 +61,28 @@ def url_of(path: Path) -> str | None:
     return f"{kind}://{'/'.join(names)}" if kind in KINDS and names and not hidden else None
 
 
-def fetched(path: Path) -> Path:
+def fetch(path: Path) -> Path:
     """This path, at which there is now what the bucket has: a whole folder, a file, or nothing."""
     if url := url_of(path):
-        with _locked(path), named(url):
+        with _locked(path), name_bucket_errors(url):
             if not (_fetch_folder(path, url) or _fetch_file(path, url) or _fetch_folder(path, url, replaced=True)):
                 _forget(path)
     return path
 
 
-def continued(path: Path) -> Path:
+def fetch_growing(path: Path) -> Path:
     """This file, which only grows: the bucket's, unless the one that is here goes on from it."""
     if url := url_of(path):
-        with _locked(path), named(url):
+        with _locked(path), name_bucket_errors(url):
             _fetch_file(path, url, unless_longer=True)
     return path
 
 
-def gathered(folder: Path) -> Path:
+def fetch_files(folder: Path) -> Path:
     """This folder of files that are whole each by itself: now those are here that the bucket has."""
     if url := url_of(folder):
-        with _locked(folder), named(url):
-            found = bucket_of(url).find(url, detail=True).values()
+        with _locked(folder), name_bucket_errors(url):
+            found = open_bucket(url).find(url, detail=True).values()
             sizes = {file["name"].rpartition("/")[2]: file["size"] for file in found}
             here = {file.name: file.stat().st_size for file in folder.glob("[!.]*")}
             for name in here.keys() - sizes.keys():
@@ -95,9 +95,9 @@ def gathered(folder: Path) -> Path:
     return folder
 
 
-def brought(path: Path, target: Path) -> bool:
+def download(path: Path, target: Path) -> bool:
     """Put what the bucket has as the file `path` at `target`, for looking at; whether there is one."""
-    text = read(url) if (url := url_of(path)) else None
+    text = read_object(url) if (url := url_of(path)) else None
     if text is None:
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,13 +105,13 @@ def brought(path: Path, target: Path) -> bool:
     return True
 
 
-def listed(folder: Path) -> set[Path]:
+def list_bucket(folder: Path) -> set[Path]:
     """What the bucket has in this folder, here or not."""
     if not (url := url_of(folder)):
         return set()
-    with named(url):
+    with name_bucket_errors(url):
         try:
-            return {folder / Path(name).name for name in bucket_of(url).ls(url, detail=False)}
+            return {folder / Path(name).name for name in open_bucket(url).ls(url, detail=False)}
         except FileNotFoundError:
             return set()
 
@@ -120,24 +120,24 @@ def send(source: Path, path: Path) -> None:
     """Let the bucket have this file or folder as `path`; others see it when all of it is there."""
     if not (url := url_of(path)):
         return
-    with named(url):
+    with name_bucket_errors(url):
         if source.is_dir():
             _send_folder(source, url, path)
         else:
-            bucket_of(url).put_file(str(source), url)
+            open_bucket(url).put_file(str(source), url)
 
 
 def remove(path: Path) -> None:
     """Remove a file or folder, here and in the bucket; that there is none is well."""
     if url := url_of(path):
-        with named(url):
-            remove_below(url)
+        with name_bucket_errors(url):
+            remove_objects(url)
     _forget(path)
 
 
 def _files(url: str) -> dict[str, str] | None:
     """The list of the whole folder at this URL; None where there is none."""
-    text = read(f"{url}/{FOLDER}")
+    text = read_object(f"{url}/{FOLDER}")
     return None if text is None else json.loads(text)
 
 
@@ -152,7 +152,7 @@ class _Staged:
 
     @classmethod
     def read(cls, url: str) -> "_Staged | None":
-        text = read(f"{url}/{NEW}/{FOLDER}")
+        text = read_object(f"{url}/{NEW}/{FOLDER}")
         return None if text is None else cls(**json.loads(text))
 
 
@@ -187,7 +187,7 @@ def _fetch_file(path: Path, url: str, unless_longer: bool = False) -> bool:
     with _workshop(path) as folder:
         new = folder / path.name
         try:
-            bucket_of(url).get_file(url, str(new))
+            open_bucket(url).get_file(url, str(new))
         except FileNotFoundError:
             return False
         same = path.exists() and _begins(path, new) and (unless_longer or path.stat().st_size == new.stat().st_size)
@@ -202,7 +202,7 @@ def _get(objects: Mapping[str, str], folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     if objects:
         some = next(iter(objects.values()))
-        bucket_of(some).get(list(objects.values()), [str(folder / name) for name in objects])
+        open_bucket(some).get(list(objects.values()), [str(folder / name) for name in objects])
 
 
 def _send_folder(source: Path, url: str, path: Path) -> None:
@@ -210,22 +210,22 @@ def _send_folder(source: Path, url: str, path: Path) -> None:
     if (before := _files(url)) is None and _settled(url):
         before = _files(url)
     if before is None:
-        remove_below(url)
+        remove_objects(url)
         _put_all(source, list(files), url)
-        bucket_of(url).pipe_file(f"{url}/{FOLDER}", json.dumps(files).encode())
+        open_bucket(url).pipe_file(f"{url}/{FOLDER}", json.dumps(files).encode())
     elif before != files:
-        remove_below(f"{url}/{NEW}")
+        remove_objects(f"{url}/{NEW}")
         changed = [name for name in files if before.get(name) != files[name]]
         new = _Staged(files, changed, f"{NEW}/{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}")
         _put_all(source, changed, f"{url}/{new.place}")
-        bucket_of(url).pipe_file(f"{url}/{NEW}/{FOLDER}", json.dumps(asdict(new)).encode())
+        open_bucket(url).pipe_file(f"{url}/{NEW}/{FOLDER}", json.dumps(asdict(new)).encode())
         _settled(url)
     _SEEN[path] = files
 
 
 def _put_all(source: Path, names: list[str], url: str) -> None:
     if names:
-        bucket_of(url).put([str(source / name) for name in names], [f"{url}/{name}" for name in names])
+        open_bucket(url).put([str(source / name) for name in names], [f"{url}/{name}" for name in names])
 
 
 def _settled(url: str) -> bool:
@@ -236,8 +236,8 @@ def _settled(url: str) -> bool:
     """
     if (new := _Staged.read(url)) is None:
         return False
-    bucket = bucket_of(url)
-    remove_below(f"{url}/{FOLDER}")
+    bucket = open_bucket(url)
+    remove_objects(f"{url}/{FOLDER}")
     for name in new.staged:
         bucket.copy(f"{url}/{new.place}/{name}", f"{url}/{name}")
     start = f"{url.partition('://')[2]}/"
@@ -245,7 +245,7 @@ def _settled(url: str) -> bool:
         if not name.startswith(f"{NEW}/"):
             bucket.rm(f"{url}/{name}")
     bucket.pipe_file(f"{url}/{FOLDER}", json.dumps(new.files).encode())
-    remove_below(f"{url}/{NEW}")
+    remove_objects(f"{url}/{NEW}")
     return True
 
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from kdray.errors import StorageError
-from kdray.storage.bucket import Note
+from kdray.storage.bucket import BucketObject
 from kdray.storage.mirror import url_of
-from kdray.storage.paths import shown
+from kdray.storage.paths import display_path
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Owner(BaseModel):
     @classmethod
     def here(cls, boot: str) -> "Owner":
         """This process, from now on."""
-        return cls(user=user(), host=platform.node(), boot=boot, pid=os.getpid(), since=time.time())
+        return cls(user=user_name(), host=platform.node(), boot=boot, pid=os.getpid(), since=time.time())
 
     def __str__(self) -> str:
         if not self.pid:
@@ -66,7 +66,7 @@ class Owner(BaseModel):
 
 
 @contextmanager
-def owned(path: Path, note: Callable[[str], None]) -> Iterator[None]:
+def own_sweep(path: Path, note: Callable[[str], None]) -> Iterator[None]:
     """Own the sweep whose `owner.json` this is, within the block; `note` is told of a dead owner's taking over.
 
     Raises StorageError when another driver owns it, or has taken it over in the meantime.
@@ -85,7 +85,7 @@ def owned(path: Path, note: Callable[[str], None]) -> Iterator[None]:
         if hold.taken_by is None:
             raise
         raise StorageError(
-            f"{shown(path.parent)}: {hold.taken_by} has taken this sweep over, for nothing was heard of this process "
+            f"{display_path(path.parent)}: {hold.taken_by} has taken this sweep over, for nothing was heard of this process "
             f"for {DEAD_AFTER_S:.0f} s. It goes on there; here it is stopped."
         ) from None
     finally:
@@ -99,7 +99,7 @@ class _Hold:
     path: Path
     lock: int
     owner: Owner
-    there: Note | None
+    there: BucketObject | None
     """Its twin in the bucket."""
     taken_by: Owner | None = None
     _released: threading.Event = field(default_factory=threading.Event)
@@ -147,13 +147,13 @@ def _held(path: Path, note: Callable[[str], None]) -> _Hold:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, locked = _locked(path)
     try:
-        there = Note(url) if (url := url_of(path)) else None
+        there = BucketObject(url) if (url := url_of(path)) else None
         me = Owner.here(_boot() + (f" {os.fstat(lock).st_dev}:{os.fstat(lock).st_ino}" if there else ""))
         before = _owner((there.read() if there else os.pread(lock, 10_000, 0)) or b"")
         age_s = there.age_s() if there and before else _age_s(path.parent, lock)
         if before and age_s < DEAD_AFTER_S and not (locked and before.boot == me.boot):
             raise StorageError(
-                f"{shown(path.parent)}: {before} runs this sweep; it was last heard of {age_s:.0f} s ago. If it is "
+                f"{display_path(path.parent)}: {before} runs this sweep; it was last heard of {age_s:.0f} s ago. If it is "
                 f"dead, wait {DEAD_AFTER_S - age_s:.0f} s and give the command again."
             )
         if there:
@@ -167,7 +167,7 @@ def _held(path: Path, note: Callable[[str], None]) -> _Hold:
     return hold
 
 
-def _put(there: Note, me: Owner, before: Owner | None) -> None:
+def _put(there: BucketObject, me: Owner, before: Owner | None) -> None:
     """Write our name into the bucket, in the place of a dead owner's. Raises StorageError when somebody was faster."""
     try:
         if before and _owner(there.read() or b"") == before:
@@ -195,7 +195,7 @@ def _locked(path: Path) -> tuple[int, bool]:
                 time.sleep(0.05)
                 continue
             raise StorageError(
-                f"{shown(path.parent)}: {owner} runs this sweep. Wait until it has ended, or stop it; to run another "
+                f"{display_path(path.parent)}: {owner} runs this sweep. Wait until it has ended, or stop it; to run another "
                 "sweep beside it, give this one another name (--set name=...)."
             ) from None
         except OSError as error:
@@ -257,7 +257,7 @@ def _boot() -> str:
     return kernels.read_text().strip() if kernels.exists() else platform.node()
 
 
-def user() -> str:
+def user_name() -> str:
     """Who runs this."""
     try:
         return getpass.getuser()

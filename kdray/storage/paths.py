@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from kdray.errors import StorageError
-from kdray.storage.bucket import KINDS, check
+from kdray.storage.bucket import KINDS, check_bucket
 from kdray.storage.mirror import mirror_of, url_of
 
 
@@ -115,8 +115,14 @@ class SweepPaths(StoragePaths):
     def records(self) -> tuple[Path, ...]:
         """What is known of the sweep beside its settings and its ledger."""
         return (
-            self.teacher_figures, self.conditions, self.choice, self.origin, self.lineage, self.times, self.reruns,
-        )  # fmt: skip
+            self.teacher_figures,
+            self.conditions,
+            self.choice,
+            self.origin,
+            self.lineage,
+            self.times,
+            self.reruns,
+        )
 
     @property
     def report(self) -> Path:
@@ -157,7 +163,7 @@ def storage_path(storage: str | Path) -> Path:
     """
     path = _folder(storage)
     if url := url_of(path):
-        check(url)
+        check_bucket(url)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -175,7 +181,7 @@ def sweep_paths(sweep: str | Path) -> SweepPaths:
     return SweepPaths(folder.parent, folder.name)
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """The path for a person: where the storage is a bucket, the URL."""
     return url_of(path) or str(path)
 

@@ -44,8 +44,13 @@ class Task(Protocol):
         """The most tokens of one example."""
         ...
 
+    @property
+    def quality(self) -> str:
+        """The name of the metric that says how good a model is: what retention is a ratio of."""
+        ...
+
     def metric_names(self, classes: int) -> tuple[str, ...]:
-        """What `metrics` measures with so many labels; the first one is what retention is about."""
+        """The names of what `metrics` measures with so many labels."""
         ...
 
     def encode(self, tokenizer: Any, texts: list[str], pairs: list[str] | None) -> dict[str, list[list[int]]]:

@@ -37,6 +37,11 @@ class TextClassification(Settings):
         """For tags and sentences."""
         return "text classification"
 
+    @property
+    def quality(self) -> str:
+        """The metric that retention is a ratio of."""
+        return "accuracy"
+
     @model_validator(mode="after")
     def _checked(self) -> Self:
         columns = [self.text, self.label, *([self.pair] if self.pair else [])]

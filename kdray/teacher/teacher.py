@@ -12,26 +12,27 @@ import numpy as np
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import confusion_matrix
-from torch import nn
+from torch import Tensor, nn
 
+from kdray.data.rows import Batch
 from kdray.data.splits import Splits
 from kdray.data.tokens import TokenSet
 from kdray.errors import TeacherError
-from kdray.evaluation.outputs import predictions
-from kdray.losses.distillation import Distillation
+from kdray.evaluation.outputs import compute_logits
+from kdray.losses.distillation import Distillation, Loss
 from kdray.models.fresh import FreshTransformer
-from kdray.models.pretrained import Pretrained, adopted, found, kept, save
-from kdray.settings import Names, Settings
+from kdray.models.pretrained import Head, Pretrained, cached_folder, find_model, import_model, save_model
+from kdray.settings import Names, Settings, identifying_values
 from kdray.slots.job import Pool, Report, Worker, torch_threads
-from kdray.storage.files import fingerprint, new_folder
-from kdray.storage.mirror import fetched, remove
+from kdray.storage.files import fingerprint, replace_folder
+from kdray.storage.mirror import fetch, remove
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.task import Task
-from kdray.training.fit import fit
+from kdray.training.fit import TrainingPlan, fit
 from kdray.training.precision import autocast_dtype
-from kdray.training.settings import WITHOUT_EFFECT, Training
+from kdray.training.settings import Training
 
-EXCHANGED = 0.1
+EXCHANGED_GAIN = 0.1
 """So much better under another order of its outputs is no teacher by chance."""
 
 
@@ -52,7 +53,7 @@ class Teacher(Settings):
     that is less."""
 
     @property
-    def called(self) -> str:
+    def display_name(self) -> str:
         """The teacher's name in tags."""
         return self.model if isinstance(self.model, str) else "from scratch"
 
@@ -65,33 +66,34 @@ def obtain_source(teacher: Teacher, task: Task, splits: Splits, paths: StoragePa
                 "teacher.training: a teacher from scratch must be trained; give Teacher(training=Training(...))."
             )
         return _fresh(teacher.model, task, splits, paths, seed)
-    folder = found(teacher.model, teacher.revision, "teacher.model")
+    folder = find_model(teacher.model, teacher.revision, "teacher.model")
     if teacher.training is not None:
-        return adopted(folder, task, splits.labels, paths, seed)
+        return import_model(folder, task, Head(splits.labels), paths, seed)
     _check_labels(teacher, task, folder, splits.labels)
-    known = teacher.labels is not None and sorted(teacher.labels) == sorted(splits.labels)
-    return adopted(
-        folder, task, splits.labels, paths, seed, head_needed=True, outputs=teacher.labels if known else None
-    )
+    named = teacher.labels if sorted(teacher.labels or ()) == sorted(splits.labels) else None
+    return import_model(folder, task, Head(splits.labels, named, must_be_trained=True), paths, seed)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What the fine-tuning of a teacher starts from."""
+
+    source: Pretrained
+    tokens: TokenSet
+    task: Task
+    seed: int
 
 
 def obtain_teacher(
-    teacher: Teacher,
-    source: Pretrained,
-    task: Task,
-    tokens: TokenSet,
-    paths: StoragePaths,
-    seed: int,
-    pool: Pool,
-    on_report: Callable[[Report], None],
+    teacher: Teacher, start: FineTuning, paths: StoragePaths, pool: Pool, on_report: Callable[[Report], None]
 ) -> Pretrained:
     """The teacher ready to teach: the source itself, or the source fine-tuned on a slot, cached by content."""
     if teacher.training is None:
-        return source
-    key = fingerprint(source.key, tokens.key, teacher.training.model_dump(exclude=set(WITHOUT_EFFECT)), seed)
+        return start.source
+    key = fingerprint(start.source.key, start.tokens.key, identifying_values(teacher.training), start.seed)
     ready = Pretrained(paths.teacher(key), key)
-    if not fetched(ready.folder).exists():
-        job = FineTune(source, tokens, task, teacher.training, seed, ready.folder, pool.threads_alone)
+    if not fetch(ready.folder).exists():
+        job = FineTune(start, teacher.training, ready.folder, pool.threads_alone)
         with closing(pool.run(job, f"teacher-{key}")) as reports:  # type: ignore[type-var]
             for report in reports:
                 on_report(report)
@@ -102,38 +104,38 @@ def obtain_teacher(
 class FineTune:
     """The job that fine-tunes a teacher on labels and writes it into `target`."""
 
-    source: Pretrained
-    tokens: TokenSet
-    task: Task
+    start: FineTuning
     training: Training
-    seed: int
     target: Path
     threads: int = 1
-    """No other job runs beside it."""
+    """Processor threads: all that the node has for this worker, because no other job runs at the same time."""
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
         with torch_threads(self.threads):
-            yield from self._trained(worker)
+            model = self.start.source.model()
+            reports = yield from fit(model, self._plan(model, worker), worker)
+            if worker.rank == 0 and reports:
+                with replace_folder(self.target) as folder:
+                    save_model(model.cpu(), self.start.source.tokenizer(), folder)
+                remove(self._checkpoint)
 
-    def _trained(self, worker: Worker) -> Iterator[Report]:
-        rows, validation = self.tokens.rows("train"), self.tokens.rows("validation")
-        model = self.source.model()
+    @property
+    def _checkpoint(self) -> Path:
+        return self.target.with_suffix(".checkpoint")
+
+    def _plan(self, model: nn.Module, worker: Worker) -> TrainingPlan:
+        rows, validation = self.start.tokens.rows("train"), self.start.tokens.rows("validation")
         dtype = autocast_dtype(self.training.precision, worker.device, model)
+        labels_only = Distillation().labels_only()
+
+        def loss_of(logits: Tensor, batch: Batch) -> Loss:
+            return labels_only.loss(logits, None, batch.labels_B)
 
         def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
-            size = 4 * self.training.batch_size
-            logits = predictions(model, validation, size, worker, None if last else dtype)
-            return self.task.metrics(logits, validation.labels)
+            logits = compute_logits(model, validation, 4 * self.training.batch_size, worker, None if last else dtype)
+            return self.start.task.metrics(logits, validation.labels)
 
-        labels_only = Distillation(alpha=0.0)
-        reports = yield from fit(
-            model, rows, self.training, lambda logits, batch: labels_only.loss(logits, None, batch.labels_B),
-            evaluate, worker, self.seed, self.target.with_suffix(".checkpoint"),
-        )  # fmt: skip
-        if worker.rank == 0 and reports:
-            with new_folder(self.target) as folder:
-                save(model.cpu(), self.source.tokenizer(), folder)
-            remove(self.target.with_suffix(".checkpoint"))
+        return TrainingPlan(rows, self.training, loss_of, evaluate, self.start.seed, self._checkpoint)
 
 
 def check_quality(teacher: Teacher, logits_NxC: np.ndarray, labels_N: np.ndarray, names: Sequence[str]) -> None:
@@ -145,7 +147,7 @@ def check_quality(teacher: Teacher, logits_NxC: np.ndarray, labels_N: np.ndarray
     confusion = confusion_matrix(labels_N, logits_NxC.argmax(1), labels=range(len(names)))
     label_of_output = linear_sum_assignment(confusion.T, maximize=True)[1]
     mapped = float(confusion.T[np.arange(len(names)), label_of_output].sum() / len(labels_N))
-    exchanged = teacher.training is None and mapped >= needed and mapped > accuracy + EXCHANGED
+    exchanged = teacher.training is None and mapped >= needed and mapped > accuracy + EXCHANGED_GAIN
     if accuracy >= needed and not exchanged:
         return
     near = f", near chance ({chance:.3f} of the rows have one label)" if accuracy < needed else ""
@@ -168,9 +170,9 @@ def _fresh(model: FreshTransformer, task: Task, splits: Splits, paths: StoragePa
     key = fingerprint("fresh", model.model_dump(), splits.key, list(splits.labels), seed, len(texts))
 
     def make(target: Path) -> None:
-        save(*model.create(texts, splits.labels, task.max_length, seed), target)
+        save_model(*model.create(texts, splits.labels, task.max_length, seed), target)
 
-    return Pretrained(kept(paths.model(key), make), key)
+    return Pretrained(cached_folder(paths.model(key), make), key)
 
 
 def _check_labels(teacher: Teacher, task: Task, folder: Path, labels: tuple[str, ...]) -> None:

@@ -22,12 +22,12 @@ from kdray.data.rows import Rows
 from kdray.data.tokens import TokenSet
 from kdray.data.transfer_set import SPLITS, TransferSet
 from kdray.errors import JobError
-from kdray.evaluation.outputs import predictions
+from kdray.evaluation.outputs import compute_logits
 from kdray.models.pretrained import Pretrained
 from kdray.settings import Settings
 from kdray.slots.job import Pool, Report, Worker
-from kdray.storage.files import file_fingerprint, fingerprint, read_json, replaced_file, write_json
-from kdray.storage.mirror import gathered, remove
+from kdray.storage.files import file_fingerprint, fingerprint, read_json, replace_file, write_json
+from kdray.storage.mirror import fetch_files, remove
 from kdray.storage.paths import StoragePaths
 from kdray.training.precision import autocast_dtype
 
@@ -44,10 +44,23 @@ class Transfer(Settings):
     """Rows whose stored logits are compared with the live teacher's before anything learns from them."""
 
 
+@dataclass(frozen=True)
+class Labelling:
+    """Which teacher labels which rows, and how."""
+
+    settings: Transfer
+    teacher: Pretrained
+    tokens: TokenSet
+    """The rows in the ids of the teacher's tokenizer."""
+
+    @property
+    def key(self) -> str:
+        """A fingerprint of everything that the logits depend on, and of how the rows are divided into files."""
+        return fingerprint(self.teacher.key, self.tokens.key, self.settings.precision, self.settings.shard_rows)
+
+
 def obtain_transfer_set(
-    settings: Transfer,
-    teacher: Pretrained,
-    tokens: TokenSet,
+    labelling: Labelling,
     paths: StoragePaths,
     pool: Pool,
     on_progress: Callable[[int, int], None],
@@ -55,32 +68,33 @@ def obtain_transfer_set(
 ) -> TransferSet:
     """The transfer set of this teacher and these rows: written where it is missing, verified where it is there.
 
-    A shard whose bytes do not match the manifest is said and written again. Raises TeacherError when the token ids are
-    not of the teacher's tokenizer, JobError when stored and live logits differ.
+    `on_progress` is called with the numbers of finished and of all files. A file whose bytes do not match the manifest
+    is reported to `on_note` and written again. Raises TeacherError when the token ids are not of the teacher's
+    tokenizer, JobError when stored and live logits differ.
     """
+    teacher, tokens, shard_rows = labelling.teacher, labelling.tokens, labelling.settings.shard_rows
     tokens.check_tokenizer(teacher.tokenizer(), f"teacher {teacher.folder}")
-    key = fingerprint(teacher.key, tokens.key, settings.precision, settings.shard_rows)
-    folder = gathered(paths.transfer(key))
+    folder = fetch_files(paths.transfer(labelling.key))
     manifest = folder / "manifest.json"
     known: dict[str, str] = read_json(manifest) if manifest.exists() else {}
     jobs = {
-        f"{split}-{start:09d}.arrow": LabelShard(teacher, tokens, settings, split, start, folder)
+        f"{split}-{start:09d}.arrow": LabelShard(labelling, split, start, folder)
         for split in SPLITS
-        for start in range(0, len(tokens.rows(split)), settings.shard_rows)
+        for start in range(0, len(tokens.rows(split)), shard_rows)
     }
-    for name, print_ in known.items():  # a shard that rotted is not there
-        if (folder / name).exists() and file_fingerprint(folder / name) != print_:
+    for name, digest in known.items():
+        if (folder / name).exists() and file_fingerprint(folder / name) != digest:
             remove(folder / name)
             on_note(f"{folder / name}: damaged; its rows are labelled again.")
     missing = {name: job for name, job in jobs.items() if not (folder / name).exists()}
     done = len(jobs) - len(missing)
     with ThreadPoolExecutor(pool.count) as threads:
-        for _ in threads.map(lambda item: list(pool.run(item[1], f"label-{key}-{item[0]}")), missing.items()):
+        for _ in threads.map(lambda item: list(pool.run(item[1], f"label-{labelling.key}-{item[0]}")), missing.items()):
             done += 1
             on_progress(done, len(jobs))
     if missing or known.keys() != jobs.keys():
-        list(pool.run(CheckSample(teacher, tokens, settings, folder), f"check-{key}"))
-        gathered(folder)
+        list(pool.run(CheckSample(labelling, folder), f"check-{labelling.key}"))
+        fetch_files(folder)
         write_json(manifest, {name: file_fingerprint(folder / name) for name in jobs})
     return TransferSet(folder)
 
@@ -89,20 +103,19 @@ def obtain_transfer_set(
 class LabelShard:
     """The job that writes the teacher's logits of one range of rows."""
 
-    teacher: Pretrained
-    tokens: TokenSet
-    settings: Transfer
+    labelling: Labelling
     split: str
     start: int
     folder: Path
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
-        rows = self.tokens.rows(self.split)
-        part = rows.part(self.start, min(self.start + self.settings.shard_rows, len(rows)))
-        precision = self.settings.precision if self.split == "train" else "fp32"
-        logits = live_logits(self.teacher, part, self.settings.batch_size, precision, worker)
+        settings = self.labelling.settings
+        rows = self.labelling.tokens.rows(self.split)
+        part = rows.part(self.start, min(self.start + settings.shard_rows, len(rows)))
+        precision = settings.precision if self.split == "train" else "fp32"
+        logits = compute_live_logits(self.labelling.teacher, part, settings.batch_size, precision, worker)
         if worker.rank == 0:
-            with replaced_file(self.folder / f"{self.split}-{self.start:09d}.arrow") as temporary:
+            with replace_file(self.folder / f"{self.split}-{self.start:09d}.arrow") as temporary:
                 _write(temporary, part.ids, logits)
         yield {"rows": len(part)}
 
@@ -111,23 +124,20 @@ class LabelShard:
 class CheckSample:
     """The job that compares stored logits with the live teacher's on a sample of the training rows."""
 
-    teacher: Pretrained
-    tokens: TokenSet
-    settings: Transfer
+    labelling: Labelling
     folder: Path
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
-        rows = TransferSet(self.folder).rows(self.tokens, "train")
-        sample = np.random.default_rng(0).permutation(len(rows))[: self.settings.check_rows]
+        settings, teacher = self.labelling.settings, self.labelling.teacher
+        rows = TransferSet(self.folder).rows(self.labelling.tokens, "train")
+        sample = np.random.default_rng(0).permutation(len(rows))[: settings.check_rows]
         stored = rows.teacher_logits(sample)
         live = np.concatenate(
-            [
-                live_logits(self.teacher, rows.part(int(i), int(i) + 1), 1, self.settings.precision, worker)
-                for i in sample
-            ]
+            [compute_live_logits(teacher, rows.part(int(i), int(i) + 1), 1, settings.precision, worker) for i in sample]
         )
         difference = float(np.abs(stored - live).max() / max(1.0, float(np.abs(live).max())))
-        bf16 = autocast_dtype(self.settings.precision, worker.device, _warm(self.teacher, worker)) is not None
+        bf16 = autocast_dtype(settings.precision, worker.device, _cached_model(teacher, worker)) is not None
+        # bf16 keeps eight bits of a number, and batches of other widths round otherwise.
         if not difference <= (0.1 if bf16 else 1e-3):
             raise JobError(
                 f"transfer set {self.folder}: stored logits differ from the live teacher's by {difference:.4f} of "
@@ -136,16 +146,16 @@ class CheckSample:
         yield {"difference": difference}
 
 
-def live_logits(
+def compute_live_logits(
     teacher: Pretrained, rows: Rows, batch_size: int, precision: Literal["auto", "fp32", "bf16"], worker: Worker
 ) -> np.ndarray:
     """The model's logits for these rows, N x C float32; the model stays warm in the worker."""
-    model = _warm(teacher, worker)
-    return predictions(model, rows, batch_size, worker, autocast_dtype(precision, worker.device, model))
+    model = _cached_model(teacher, worker)
+    return compute_logits(model, rows, batch_size, worker, autocast_dtype(precision, worker.device, model))
 
 
-def _warm(teacher: Pretrained, worker: Worker) -> PreTrainedModel:
-    model: PreTrainedModel = worker.kept(("model", teacher.key), lambda: teacher.model().to(worker.device))
+def _cached_model(teacher: Pretrained, worker: Worker) -> PreTrainedModel:
+    model: PreTrainedModel = worker.cached(("model", teacher.key), lambda: teacher.model().to(worker.device))
     return model
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdray.evaluation.trial_record import State, TrialRecord
-from kdray.tracking.settings import masked
+from kdray.tracking.settings import mask_secrets
 from kdray.tracking.tracker import Ending
 
 STATUS: dict[State | Ending, str] = {
@@ -40,7 +40,7 @@ class Point:
 
 
 @dataclass
-class Content:
+class RunContent:
     """What a run holds, or a change of it: what is empty here is not changed."""
 
     name: str = ""
@@ -54,9 +54,9 @@ class Content:
     artifacts: dict[str, Path] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return self != Content()
+        return self != RunContent()
 
-    def add(self, change: "Content") -> None:
+    def add(self, change: "RunContent") -> None:
         """Take over a change."""
         self.name = self.name or change.name
         self.started = self.started or change.started
@@ -67,9 +67,9 @@ class Content:
         self.metrics |= {key: point for key, point in change.metrics.items() if not point.says(self.metrics.get(key))}
         self.artifacts |= change.artifacts
 
-    def beyond(self, held: "Content") -> "Content":
+    def beyond(self, held: "RunContent") -> "RunContent":
         """The part of this that `held` does not hold."""
-        return Content(
+        return RunContent(
             name="" if held.name else self.name,
             started=0.0 if held.started else self.started,
             ended=0.0 if self.ended == held.ended else self.ended,
@@ -89,7 +89,7 @@ class Content:
         return {name: value for name, value in {**vars(self), **lists}.items() if value}
 
     @classmethod
-    def read(cls, written: Mapping[str, Any], root: Path) -> "Content":
+    def read(cls, written: Mapping[str, Any], root: Path) -> "RunContent":
         """The content that was written so."""
         metrics = {(name, step): Point(value, at) for name, value, at, step in written.get("metrics", ())}
         artifacts = {path: root / folder for path, folder in written.get("artifacts", {}).items()}
@@ -102,15 +102,15 @@ class TrackedRun:
 
     number: int | None
     """The trial's; None for the sweep's own run."""
-    wanted: Content = field(default_factory=Content)
-    sent: Content = field(default_factory=Content)
+    wanted: RunContent = field(default_factory=RunContent)
+    sent: RunContent = field(default_factory=RunContent)
     latest: dict[str, tuple[int, Point]] = field(default_factory=dict)
     """Of a run that was found in the store: step and point of the last value of each metric."""
     run_id: str | None = None
     """As far as is known; it is there for certain when `found`."""
     found: bool = False
 
-    def unsent(self) -> Content:
+    def unsent(self) -> RunContent:
         """What the run ought to hold and does not. A param cannot change: a new value goes to a tag."""
         news = self.wanted.beyond(self.sent)
         changed = {f"changed.{name}": value for name, value in news.params.items() if name in self.sent.params}
@@ -135,7 +135,7 @@ def trial_name(record: TrialRecord) -> str:
     return f"trial {record.number:03d}" + (f" depth {depth}" if depth is not None else "")
 
 
-def trial_content(sweep: str, record: TrialRecord, settings: Mapping[str, Any], tags: Mapping[str, str]) -> Content:
+def trial_content(sweep: str, record: TrialRecord, settings: Mapping[str, Any], tags: Mapping[str, str]) -> RunContent:
     """What a trial's run ought to hold."""
     own = {
         "kdray.sweep": sweep,
@@ -146,20 +146,25 @@ def trial_content(sweep: str, record: TrialRecord, settings: Mapping[str, Any], 
         **({"kdray.error": record.error} if record.error else {}),
         **({"kdray.remarks": " ".join(record.remarks)} if record.remarks else {}),
     }
-    return Content(
-        trial_name(record), record.started, record.ended, STATUS[record.state],
-        params_of({**settings, **record.params}), tags_of({**tags, **own}), _history(record),
-    )  # fmt: skip
+    return RunContent(
+        trial_name(record),
+        record.started,
+        record.ended,
+        STATUS[record.state],
+        params_of({**settings, **record.params}),
+        tags_of({**tags, **own}),
+        _history(record),
+    )
 
 
 def params_of(values: Mapping[str, Any]) -> dict[str, str]:
     """Settings as MLflow takes them, without secrets."""
-    return {name: _cut(masked(str(value)), _LONGEST_PARAM) for name, value in values.items()}
+    return {name: _cut(mask_secrets(str(value)), _LONGEST_PARAM) for name, value in values.items()}
 
 
 def tags_of(values: Mapping[str, Any]) -> dict[str, str]:
     """Tags as MLflow takes them, without secrets."""
-    return {name: _cut(masked(str(value)), _LONGEST_TAG) for name, value in values.items()}
+    return {name: _cut(mask_secrets(str(value)), _LONGEST_TAG) for name, value in values.items()}
 
 
 def points(values: Mapping[str, float], seconds: float, step: int) -> dict[tuple[str, int], Point]:

@@ -16,13 +16,13 @@ from typing import Any
 
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.storage.mirror import url_of
-from kdray.storage.paths import SweepPaths, shown
-from kdray.tracking.content import STATUS, Content, TrackedRun, params_of, points, tags_of, trial_content
+from kdray.storage.paths import SweepPaths, display_path
+from kdray.tracking.content import STATUS, RunContent, TrackedRun, params_of, points, tags_of, trial_content
 from kdray.tracking.origin import source_tags
 from kdray.tracking.page import page_of
-from kdray.tracking.sender import Sender, reason
-from kdray.tracking.settings import Tracking, default_uri, masked
-from kdray.tracking.spool import Spool, Target
+from kdray.tracking.sender import Sender, describe_error
+from kdray.tracking.settings import Tracking, default_uri, mask_secrets
+from kdray.tracking.spool import Spool, TrackingTarget
 from kdray.tracking.tracker import Ending, NullTracker, Tracker
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class MlflowTracker:
     """Keeps the runs of one sweep in an MLflow store as they ought to be."""
 
     def __init__(self, tracking: Tracking, paths: SweepPaths, key: str, say: Callable[[str], None]) -> None:
-        self.uri = masked(tracking.uri_in(paths))
+        self.uri = mask_secrets(tracking.uri_in(paths))
         self._tracking, self._paths, self._say = tracking, paths, say
         self._changed = threading.Condition()
         self._runs: dict[int | None, TrackedRun] = {}
@@ -69,9 +69,9 @@ class MlflowTracker:
             self._run(number).wanted.add(change)
             self._waiting[number] = None
         self._run(None).run_id = run_id
-        Target(self._tracking).write(self._paths)
+        TrackingTarget(self._tracking).write(self._paths)
         tags = {**source_tags(), **tags, "kdray.sweep": name, "kdray.status": "running"}
-        self._want(None, Content(name, time.time(), 0.0, "RUNNING", params_of(params), tags_of(tags)))
+        self._want(None, RunContent(name, time.time(), 0.0, "RUNNING", params_of(params), tags_of(tags)))
         self._thread.start()
         if (bucket := url_of(self._paths.storage)) and self._tracking.uri_in(self._paths) == default_uri(self._paths):
             self._tell(
@@ -89,7 +89,7 @@ class MlflowTracker:
     ) -> None:
         """Add to the sweep's run."""
         said = points(metrics or {}, time.time(), 0)
-        self._want(None, Content(params=params_of(params or {}), tags=tags_of(tags or {}), metrics=said))
+        self._want(None, RunContent(params=params_of(params or {}), tags=tags_of(tags or {}), metrics=said))
 
     def trial(self, record: TrialRecord, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Bring the trial's run up to its record; `params` are all its settings, searched or not."""
@@ -105,7 +105,7 @@ class MlflowTracker:
             with self._changed:
                 for known in (self._run(None).wanted, self._run(None).sent):
                     known.artifacts.pop(path, None)
-        self._want(trial, Content(artifacts={path: folder}))
+        self._want(trial, RunContent(artifacts={path: folder}))
 
     def run_ids(self) -> dict[int | None, str]:
         """The runs known by now: trial number -> run id, and None -> the sweep's."""
@@ -121,7 +121,7 @@ class MlflowTracker:
         with self._changed:
             for number in [number for number, run in self._runs.items() if run.wanted.status == "RUNNING"]:
                 how = ending if number is None else "interrupted"
-                self._want(number, Content(ended=time.time(), status=STATUS[how], tags={"kdray.status": how}))
+                self._want(number, RunContent(ended=time.time(), status=STATUS[how], tags={"kdray.status": how}))
             self._closing = True
             self._changed.notify_all()
         try:
@@ -135,7 +135,7 @@ class MlflowTracker:
     def _run(self, number: int | None) -> TrackedRun:
         return self._runs.setdefault(number, TrackedRun(number))
 
-    def _want(self, number: int | None, content: Content) -> None:
+    def _want(self, number: int | None, content: RunContent) -> None:
         """Spool what is new of it, and let the thread know."""
         with self._changed:
             run = self._run(number)
@@ -145,7 +145,7 @@ class MlflowTracker:
                 self._keep(number, news)
                 self._changed.notify_all()
 
-    def _keep(self, number: int | None, news: Content) -> None:
+    def _keep(self, number: int | None, news: RunContent) -> None:
         try:
             if self._spool:
                 self._spool.append(number, news)
@@ -169,12 +169,12 @@ class MlflowTracker:
                     self._spool.clear()
                 self._spool.close()
                 self._spool = None
-        Target(self._tracking, ending).write(self._paths)
+        TrackingTarget(self._tracking, ending).write(self._paths)
         if unsent:
             self._tell(
                 f"MLflow at {self.uri} did not take the last changes of {unsent} of {len(self._runs)} runs "
                 f"({self._reason or 'no answer in time'}). They are kept; send them later with: "
-                f"kdray sync {shlex.quote(shown(self._paths.root))}"
+                f"kdray sync {shlex.quote(display_path(self._paths.root))}"
             )
 
     # what the thread does
@@ -239,11 +239,11 @@ class MlflowTracker:
         """Tell it once, and wait for the next try; False when there is to be none."""
         now = time.monotonic()
         self._sender.connected = False
-        self._reason = reason(error, self._tracking.timeout_s)
+        self._reason = describe_error(error, self._tracking.timeout_s)
         self._failing_since = max(self._sender.answered, self._failing_since if self._failures else now)
         self._failures += 1
         if self._failures == 1:
-            log.info("MLflow at %s: %s", self.uri, masked("".join(traceback.format_exception(error))))
+            log.info("MLflow at %s: %s", self.uri, mask_secrets("".join(traceback.format_exception(error))))
         if self._failures >= _TRIES_BEFORE_A_WORD and not self._told and not self._given_up:
             self._told = True
             self._tell(

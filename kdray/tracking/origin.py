@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from kdray.storage.owner import user
-from kdray.tracking.settings import masked
+from kdray.storage.owner import user_name
+from kdray.tracking.settings import mask_secrets
 
 
 def versions() -> dict[str, str]:
@@ -38,17 +38,17 @@ def command_line(arguments: Sequence[str]) -> str:
     return shlex.join([*said, *arguments[1:]])
 
 
-def origin() -> dict[str, str]:
+def describe_origin() -> dict[str, str]:
     """The command, the commit and the versions, for the record."""
     commit = git_commit(Path.cwd())
-    known = {"command": masked(command_line(sys.argv))} | ({"commit": commit} if commit else {})
+    known = {"command": mask_secrets(command_line(sys.argv))} | ({"commit": commit} if commit else {})
     return known | {name.removeprefix("version."): version for name, version in versions().items()}
 
 
 def source_tags() -> dict[str, str]:
     """The user and the script, as MLflow's page shows them."""
     return {
-        "mlflow.user": user(),
+        "mlflow.user": user_name(),
         "mlflow.source.name": Path(sys.argv[0]).name,
         "mlflow.source.type": "LOCAL",
     }

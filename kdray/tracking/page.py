@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from kdray.evaluation.formatting import in_order
+from kdray.evaluation.formatting import settings_in_order
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.storage.paths import StoragePaths
 from kdray.tracking.settings import default_uri
@@ -18,11 +18,21 @@ def ui_command(storage: Path, port: int = 5000) -> list[str]:
     """The command line that opens MLflow's UI on this storage, for this machine only."""
     paths = StoragePaths(storage.absolute())
     return [
-        sys.executable, "-m", "mlflow", "server",
-        "--backend-store-uri", default_uri(paths),
-        "--default-artifact-root", paths.tracking_artifacts.as_uri(),
-        "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        default_uri(paths),
+        "--default-artifact-root",
+        paths.tracking_artifacts.as_uri(),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
 
 
 def page_of(experiment_id: str, sweep: str) -> str:
@@ -37,12 +47,12 @@ def columns_of(record: TrialRecord) -> tuple[str, ...]:
     shown = [name for name in (*_SHOWN_METRICS, *on_cpu) if name in metrics]
     return (
         *_column("metrics", shown),
-        *_column("params", in_order(record.params)),
+        *_column("params", settings_in_order(record.params)),
         *_column("tags", ["kdray.status"]),
     )
 
 
-def view(sweep: str, columns: Sequence[str]) -> tuple[str, str]:
+def shared_view(sweep: str, columns: Sequence[str]) -> tuple[str, str]:
     """The experiment's tag, and its value, that the UI's own Share button would store: the trials of this sweep with
     these columns, the best first. In order of time the UI would show the sweep's own run alone, with all folded below.
     """

@@ -18,8 +18,8 @@ from mlflow.exceptions import MlflowException
 from kdray.errors import TrackingError
 from kdray.storage.paths import StoragePaths
 from kdray.tracking.content import tags_of
-from kdray.tracking.sender import limit_requests, reason
-from kdray.tracking.settings import Tracking, masked
+from kdray.tracking.sender import describe_error, limit_requests
+from kdray.tracking.settings import Tracking, mask_secrets
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Registry:
 
     def __init__(self, model: str, tracking: Tracking, paths: StoragePaths) -> None:
         """Connects to nothing yet."""
-        self.model, self.uri = model, masked(tracking.uri_in(paths))
+        self.model, self.uri = model, mask_secrets(tracking.uri_in(paths))
         self._tracking, self._uri = tracking, tracking.uri_in(paths)
         self._open_client: Any = None
 
@@ -63,9 +63,9 @@ class Registry:
             try:
                 return call()
             except Exception as error:
-                log.info("MLflow at %s: %s", self.uri, masked("".join(traceback.format_exception(error))))
+                log.info("MLflow at %s: %s", self.uri, mask_secrets("".join(traceback.format_exception(error))))
                 if not _passes(error) or time.monotonic() - begun >= self._tracking.patience_s:
-                    why = reason(error, self._tracking.timeout_s)
+                    why = describe_error(error, self._tracking.timeout_s)
                     raise TrackingError(f"MLflow at {self.uri} does not register the student ({why}).") from None
                 time.sleep(_PAUSE_S)
 
@@ -77,7 +77,7 @@ class Registry:
         What it says of itself is brought up to date, unless it is another run's.
         """
         tags = tags_of({**tags, "kdray.weights": weights})
-        description = masked(description)[:_LONGEST_DESCRIPTION]
+        description = mask_secrets(description)[:_LONGEST_DESCRIPTION]
         found = self._holding(weights) or self._made(weights, run_id, tags, description, write)
         if found.run_id == run_id:
             for name, value in tags.items():

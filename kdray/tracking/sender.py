@@ -21,12 +21,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.storage.mirror import fetched
+from kdray.storage.mirror import fetch
 from kdray.storage.paths import SweepPaths
-from kdray.tracking.content import Content, Point, TrackedRun
+from kdray.tracking.content import Point, RunContent, TrackedRun
 from kdray.tracking.database import make_database
-from kdray.tracking.page import columns_of, view
-from kdray.tracking.settings import Tracking, default_uri, masked
+from kdray.tracking.page import columns_of, shared_view
+from kdray.tracking.settings import Tracking, default_uri, mask_secrets
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,7 +36,7 @@ _LONGEST_REASON = 200  # characters
 
 
 @dataclass
-class Sent:
+class SentCounts:
     """What a store has taken."""
 
     runs: set[int | None] = field(default_factory=set)
@@ -50,12 +50,16 @@ class Sender:
     """Sends the differences. Every method may raise whatever a store may raise, and may then be called again."""
 
     def __init__(
-        self, tracking: Tracking, paths: SweepPaths, key: str, runs: dict[int | None, TrackedRun],
+        self,
+        tracking: Tracking,
+        paths: SweepPaths,
+        key: str,
+        runs: dict[int | None, TrackedRun],
         lock: AbstractContextManager[Any],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`lock` guards `runs`, to which others add; the run None must be among them before the first is sent."""
         self.uri = tracking.uri_in(paths)
-        self.sent = Sent()
+        self.sent = SentCounts()
         self.connected = False
         self.experiment_id: str | None = None
         self.answered = 0.0
@@ -126,7 +130,7 @@ class Sender:
         """Give the sweep's page its columns."""
         columns = self._columns
         if len(columns) > self._columns_written:
-            self._client.set_experiment_tag(self.experiment_id, *view(self._sweep, columns))
+            self._client.set_experiment_tag(self.experiment_id, *shared_view(self._sweep, columns))
             self._columns_written = len(columns)
 
     def _experiment(self) -> Experiment:
@@ -160,10 +164,15 @@ class Sender:
         with self._lock:
             run.run_id, run.found = there.info.run_id, True
             run.latest = {m.key: (m.step, Point(m.value, m.timestamp)) for m in there.data._metric_objs}
-            run.sent = Content(
-                there.info.run_name, there.info.start_time / 1000, 0.0, there.info.status,
-                dict(there.data.params), dict(there.data.tags), artifacts=run.sent.artifacts,
-            )  # fmt: skip
+            run.sent = RunContent(
+                there.info.run_name,
+                there.info.start_time / 1000,
+                0.0,
+                there.info.status,
+                dict(there.data.params),
+                dict(there.data.tags),
+                artifacts=run.sent.artifacts,
+            )
 
     def _keep_one(self, there: list[Run], known: str | None) -> Run | None:
         """Of several runs for one trial: the one that the ledger knows, or the first; the others are deleted."""
@@ -180,7 +189,7 @@ class Sender:
         if run.number is not None:
             tags |= {"kdray.trial": str(run.number), "mlflow.parentRunId": str(self._runs[None].run_id)}
         with self._lock:
-            run.sent = Content()  # of a run that was deleted, all is to be sent again
+            run.sent = RunContent()  # of a run that was deleted, all is to be sent again
         try:
             created = self._client.create_run(self.experiment_id, int(run.wanted.started * 1000), tags, run.wanted.name)
         except Exception:
@@ -189,8 +198,8 @@ class Sender:
         self._taken(run)
         return created
 
-    def _upload(self, run: TrackedRun, todo: Content, path: str) -> None:
-        folder = fetched(todo.artifacts[path])
+    def _upload(self, run: TrackedRun, todo: RunContent, path: str) -> None:
+        folder = fetch(todo.artifacts[path])
         if not folder.is_dir():
             log.warning("%s: is not there any more; MLflow's run %r goes without it.", folder, run.wanted.name)
             self.sent.missing.append(str(folder))
@@ -218,9 +227,9 @@ def limit_requests(timeout_s: int) -> None:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # two lines for every run that ends
 
 
-def reason(error: Exception, timeout_s: int) -> str:
+def describe_error(error: Exception, timeout_s: int) -> str:
     """What went wrong, in a few words, where one request may take so long."""
-    text = masked(str(error) or type(error).__name__)
+    text = mask_secrets(str(error) or type(error).__name__)
     if answer := re.search(r"too many (\d+) error responses", text):
         return f"it answers HTTP {answer[1]}"
     if "timed out" in text:
@@ -233,7 +242,7 @@ def reason(error: Exception, timeout_s: int) -> str:
     return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]} …"
 
 
-def _batches(content: Content) -> Iterator[tuple[Sequence[Metric], Sequence[Param], Sequence[RunTag]]]:
+def _batches(content: RunContent) -> Iterator[tuple[Sequence[Metric], Sequence[Param], Sequence[RunTag]]]:
     points = [Metric(name, point.value, point.at, step) for (name, step), point in content.metrics.items()]
     metrics = _parts(points, _METRICS)
     params = _parts([Param(*item) for item in content.params.items()], _PARAMS)

@@ -65,7 +65,7 @@ def default_uri(storage: StoragePaths) -> str:
     return f"sqlite:///{storage.tracking_database}"
 
 
-def masked(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """Without the name, password or token that an address may carry."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)

@@ -16,8 +16,8 @@ from typing import Self
 from kdray.errors import SpecError, StorageError
 from kdray.storage.files import read_json, write_json
 from kdray.storage.paths import SweepPaths
-from kdray.tracking.content import Content
-from kdray.tracking.settings import Tracking, masked
+from kdray.tracking.content import RunContent
+from kdray.tracking.settings import Tracking, mask_secrets
 from kdray.tracking.tracker import Ending
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def read(self) -> list[tuple[int | None, Content]]:
+    def read(self) -> list[tuple[int | None, RunContent]]:
         """The changes in order: trial number, None for the sweep, and what is new. What was torn by a kill is cut."""
         text = self._path.read_bytes()
         whole = text.rfind(b"\n") + 1
@@ -57,12 +57,12 @@ class Spool:
         for count, line in enumerate(text[:whole].splitlines(), start=1):
             try:
                 fields = json.loads(line)
-                changes.append((fields.pop("run"), Content.read(fields, self._root)))
+                changes.append((fields.pop("run"), RunContent.read(fields, self._root)))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 log.warning("%s: line %d cannot be read (%s) and is left out.", self._path, count, error)
         return changes
 
-    def append(self, number: int | None, change: Content) -> None:
+    def append(self, number: int | None, change: RunContent) -> None:
         """Write one change. Raises OSError when it cannot be written whole; then none of it is."""
         line = json.dumps({"run": number, **change.written(self._root)}, separators=(",", ":")).encode() + b"\n"
         before = os.fstat(self._file).st_size
@@ -86,7 +86,7 @@ class Spool:
 
 
 @dataclass(frozen=True)
-class Target:
+class TrackingTarget:
     """Where a sweep's runs go, as far as it may be written down, and how its last session ended."""
 
     tracking: Tracking
@@ -94,7 +94,7 @@ class Target:
     """None while it runs, and after it was killed."""
 
     @classmethod
-    def read(cls, paths: SweepPaths) -> "Target | None":
+    def read(cls, paths: SweepPaths) -> "TrackingTarget | None":
         """None for a sweep that was never tracked."""
         if not paths.tracking_target.exists():
             return None
@@ -117,7 +117,7 @@ class Target:
     def write(self, paths: SweepPaths) -> None:
         """Write it down without the name and password that the address may carry."""
         settings = self.tracking.model_dump(mode="json")
-        settings["uri"] = masked(self.tracking.uri) if self.tracking.uri else None
+        settings["uri"] = mask_secrets(self.tracking.uri) if self.tracking.uri else None
         write_json(paths.tracking_target, {"tracking": settings, "ending": self.ending})
 
 

@@ -11,17 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdray.errors import StorageError, TrackingError
-from kdray.search.claim import reopened
+from kdray.search.claim import open_ledger
 from kdray.search.ledger import Ledger
-from kdray.storage.bucket_copies import kept_in_bucket
-from kdray.storage.mirror import listed
-from kdray.storage.owner import owned
-from kdray.storage.paths import SweepPaths, shown
-from kdray.tracking.content import STATUS, Content, TrackedRun, trial_content
-from kdray.tracking.ids import key_of, note_runs, sweep_run
-from kdray.tracking.sender import Sender, Sent, reason
-from kdray.tracking.settings import Tracking, masked
-from kdray.tracking.spool import Spool, Target
+from kdray.storage.bucket_copies import sync_with_bucket
+from kdray.storage.mirror import list_bucket
+from kdray.storage.owner import own_sweep
+from kdray.storage.paths import SweepPaths, display_path
+from kdray.tracking.content import STATUS, RunContent, TrackedRun, trial_content
+from kdray.tracking.ids import save_run_ids, sweep_key, sweep_run_id
+from kdray.tracking.sender import Sender, SentCounts, describe_error
+from kdray.tracking.settings import Tracking, mask_secrets
+from kdray.tracking.spool import Spool, TrackingTarget
 
 log = logging.getLogger(__name__)
 
@@ -31,56 +31,59 @@ Runs = dict[int | None, TrackedRun]
 
 
 @dataclass(frozen=True)
-class Synced:
+class SyncResult:
     """What the store at this address took."""
 
     uri: str
-    sent: Sent
+    sent: SentCounts
 
 
-def sync(
+def send_spool(
     paths: SweepPaths, uri: str | None, say: Callable[[str], None], progress: Callable[[int, int], None]
-) -> Synced | None:
+) -> SyncResult | None:
     """Send what lies in the sweep's spool; None when there is nothing to send.
 
     Raises StorageError where there is no sweep, or one that is running; SpecError when the store's address is not
     known; TrackingError when the store has taken nothing for `tracking.patience_s`.
     """
-    if not (paths.settings.exists() or listed(paths.root)):
+    if not (paths.settings.exists() or list_bucket(paths.root)):
         raise StorageError(
-            f"{shown(paths.root)}: there is no sweep here; give STORAGE/NAME, such as results/quickstart."
+            f"{display_path(paths.root)}: there is no sweep here; give STORAGE/NAME, such as results/quickstart."
         )
-    with owned(paths.owner, say), kept_in_bucket(paths, say):
-        target = Target.read(paths)
+    with own_sweep(paths.owner, say), sync_with_bucket(paths, say):
+        target = TrackingTarget.read(paths)
         return None if target is None else _synced(paths, target, uri, say, progress)
 
 
 def _synced(
-    paths: SweepPaths, target: Target, uri: str | None, say: Callable[[str], None],
+    paths: SweepPaths,
+    target: TrackingTarget,
+    uri: str | None,
+    say: Callable[[str], None],
     progress: Callable[[int, int], None],
-) -> Synced | None:  # fmt: skip
+) -> SyncResult | None:
     with Spool(paths) as spool:
         changes = spool.read()
         if not changes and target.ending:
             return None
         tracking = target.tracking_at(uri)
-        ledger = reopened(paths)
+        ledger = open_ledger(paths)
         runs = _runs(paths, ledger, changes, killed=target.ending is None)
-        sender = Sender(tracking, paths, key_of(ledger), runs, threading.RLock())
+        sender = Sender(tracking, paths, sweep_key(ledger), runs, threading.RLock())
         for record in ledger.records():
             sender.show(record)
         try:
             _send(sender, runs, tracking, say, progress)
         finally:
-            note_runs(ledger, {number: run.run_id for number, run in runs.items() if run.run_id})
+            save_run_ids(ledger, {number: run.run_id for number, run in runs.items() if run.run_id})
         spool.clear()
-        Target(target.tracking, target.ending or "interrupted").write(paths)
-    return Synced(masked(sender.uri), sender.sent)
+        TrackingTarget(target.tracking, target.ending or "interrupted").write(paths)
+    return SyncResult(mask_secrets(sender.uri), sender.sent)
 
 
-def _runs(paths: SweepPaths, ledger: Ledger, changes: list[tuple[int | None, Content]], killed: bool) -> Runs:
+def _runs(paths: SweepPaths, ledger: Ledger, changes: list[tuple[int | None, RunContent]], killed: bool) -> Runs:
     """Every run of the sweep as it ought to be, by the spool and by the ledger, which knows how each trial ended."""
-    runs: Runs = {None: TrackedRun(None, Content(paths.name), run_id=sweep_run(ledger))}
+    runs: Runs = {None: TrackedRun(None, RunContent(paths.name), run_id=sweep_run_id(ledger))}
     for number, change in changes:
         runs.setdefault(number, TrackedRun(number)).wanted.add(change)
     for record in ledger.records():
@@ -96,7 +99,9 @@ def _runs(paths: SweepPaths, ledger: Ledger, changes: list[tuple[int | None, Con
         left = {record.number for record in ledger.records() if record.state == "running"}
         for run in runs.values():
             if run.number is None or run.number in left:
-                run.wanted.add(Content(ended=last, status=STATUS["interrupted"], tags={"kdray.status": "interrupted"}))
+                run.wanted.add(
+                    RunContent(ended=last, status=STATUS["interrupted"], tags={"kdray.status": "interrupted"})
+                )
     return runs
 
 
@@ -127,15 +132,17 @@ def _send(
             sender.write_page()
             return sender.settle()
         except Exception as error:  # whatever a store may raise
-            log.info("MLflow at %s: %s", masked(sender.uri), masked("".join(traceback.format_exception(error))))
-            sender.connected, why = False, reason(error, tracking.timeout_s)
+            log.info(
+                "MLflow at %s: %s", mask_secrets(sender.uri), mask_secrets("".join(traceback.format_exception(error)))
+            )
+            sender.connected, why = False, describe_error(error, tracking.timeout_s)
             waiting = waiting[1:] + waiting[:1]  # the one that failed may be at fault itself
             if not failing_since:
                 failing_since = begun
-                say(f"MLflow at {masked(sender.uri)} cannot be written to ({why}); trying again.")
+                say(f"MLflow at {mask_secrets(sender.uri)} cannot be written to ({why}); trying again.")
             if time.monotonic() - max(failing_since, sender.answered) >= tracking.patience_s:
                 raise TrackingError(
-                    f"MLflow at {masked(sender.uri)} has taken nothing for {tracking.patience_s:g} s "
+                    f"MLflow at {mask_secrets(sender.uri)} has taken nothing for {tracking.patience_s:g} s "
                     f"({why}). What is unsent of {len(waiting)} of {len(runs)} runs stays in the "
                     "sweep's folder; run the same command again when it answers."
                 ) from None

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from kdray.errors import JobError, StorageError
 from kdray.losses.distillation import Loss
 from kdray.slots.job import NOTE, Report, Worker
-from kdray.storage.files import replaced_file
-from kdray.storage.mirror import fetched
+from kdray.storage.files import replace_file
+from kdray.storage.mirror import fetch
 from kdray.training.settings import Training
 
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -29,7 +29,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values behind their SHA-256; what was there stays until the new file is whole."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    with replaced_file(path) as temporary, temporary.open("wb") as file:
+    with replace_file(path) as temporary, temporary.open("wb") as file:
         file.write(hashlib.sha256(buffer.getbuffer()).digest())
         file.write(buffer.getbuffer())
 
@@ -44,7 +44,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """How far a training is, after a step."""
 
     epoch: int = 0
@@ -55,7 +55,7 @@ class Place:
 
 
 @dataclass
-class Sums:
+class RunningSums:
     """What has been summed up since the last evaluation; tensors, so that no step waits for a device."""
 
     rows: int = 0
@@ -74,13 +74,14 @@ class Sums:
     def state(self) -> dict[str, Any]:
         """As it is kept in a checkpoint."""
         return {
-            "rows": self.rows, "norm": torch.as_tensor(self.norm).cpu(),
+            "rows": self.rows,
+            "norm": torch.as_tensor(self.norm).cpu(),
             "terms": {name: value.cpu() for name, value in self.terms.items()},
             "seconds": time.perf_counter() - self.started,
-        }  # fmt: skip
+        }
 
     @classmethod
-    def restored(cls, state: Mapping[str, Any], device: torch.device) -> "Sums":
+    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> "RunningSums":
         terms = {name: value.to(device) for name, value in state["terms"].items()}
         return cls(state["rows"], state["norm"].to(device), terms, time.perf_counter() - state["seconds"])
 
@@ -94,7 +95,7 @@ class Sums:
     def metrics(self, worker: Worker) -> Report:
         """Mean loss, each term's share of it, and speed, over all ranks."""
         seconds = time.perf_counter() - self.started
-        ranks = worker.gathered({"rows": self.rows} | {name: float(value) for name, value in self.terms.items()})
+        ranks = worker.all_gather({"rows": self.rows} | {name: float(value) for name, value in self.terms.items()})
         total = {name: sum(rank[name] for rank in ranks) for name in ranks[0]}
         rows = total.pop("rows")
         loss = sum(total.values())
@@ -102,7 +103,7 @@ class Sums:
         return {"train_loss": loss / rows, **shares, "examples_per_s": rows / seconds, "train_seconds": seconds}
 
 
-class Keeping:
+class CheckpointKeeper:
     """The checkpoints of one training: when they are due, what they hold, and what becomes of them."""
 
     def __init__(
@@ -123,39 +124,39 @@ class Keeping:
         every = self.training.checkpoint_evaluations
         return self.path is not None and every > 0 and len(self.reports) % every == 0
 
-    def save(self, at: Place, sums: Sums) -> None:
+    def save(self, at: Position, sums: RunningSums) -> None:
         """Write a checkpoint; the one before it stays until this one is whole. A collective call."""
-        ranks = self.worker.gathered({"random": _random_states(self.worker), "sums": sums.state()})
+        ranks = self.worker.all_gather({"random": _random_states(self.worker), "sums": sums.state()})
         if self.path is not None and self.worker.rank == 0:
             models = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
             write_checkpoint(self.path, {**models, "ranks": ranks, "reports": self.reports, "at": asdict(at)})
         self._saved = time.monotonic()
 
-    def restored(self) -> tuple[Place, Sums]:
+    def restore(self) -> tuple[Position, RunningSums]:
         """Where to start: where the checkpoint was written, or at the beginning. One that is damaged is not used."""
-        if self.path is None or not self.worker.agreed(fetched(self.path).exists()):
-            return Place(), Sums()
+        if self.path is None or not self.worker.broadcast(fetch(self.path).exists()):
+            return Position(), RunningSums()
         try:
             state = read_checkpoint(self.path)
         except (StorageError, OSError) as error:
             self.reports = [{NOTE: f"{error} The training began again from its start."}]
-            return Place(), Sums()
+            return Position(), RunningSums()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.reports = state["reports"]
-        return Place(**state["at"]), self._own_part(state["ranks"])
+        return Position(**state["at"]), self._own_part(state["ranks"])
 
-    def _own_part(self, ranks: list[dict[str, Any]]) -> Sums:
+    def _own_part(self, ranks: list[dict[str, Any]]) -> RunningSums:
         """What this rank goes on with. With another number of ranks, or from a CPU on a GPU, no dropout is as it was:
         each draws its own."""
         worker = self.worker
         if len(ranks) != worker.world:
-            return Sums()
+            return RunningSums()
         random = ranks[worker.rank]["random"]
         torch.set_rng_state(random["cpu"])
         if worker.device.type == "cuda" and "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"], worker.device)
-        return Sums.restored(ranks[worker.rank]["sums"], worker.device)
+        return RunningSums.from_state(ranks[worker.rank]["sums"], worker.device)
 
 
 def _random_states(worker: Worker) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import nn
 NOT_IN_BF16 = ("deberta", "xmod")
 """Families whose forward overflows under autocast in bf16: they mask with the least float32."""
 
-type_of_precision = {"fp32": None, "bf16": torch.bfloat16}
+DTYPE_OF_PRECISION = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def autocast_dtype(
@@ -16,8 +16,8 @@ def autocast_dtype(
 ) -> torch.dtype | None:
     """The type that autocast computes in for this model on this device; None for plain float32."""
     if precision != "auto":
-        return type_of_precision[precision]
-    if _family(model) in NOT_IN_BF16:
+        return DTYPE_OF_PRECISION[precision]
+    if model_family(model) in NOT_IN_BF16:
         return None
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -26,7 +26,7 @@ def autocast_dtype(
     return torch.bfloat16 if fast else None
 
 
-def _family(model: nn.Module) -> str:
+def model_family(model: nn.Module) -> str:
     return getattr(getattr(model, "config", None), "model_type", "")
 
 

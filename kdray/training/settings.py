@@ -5,10 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from kdray.settings import Settings
-
-WITHOUT_EFFECT = ("checkpoint_minutes", "checkpoint_evaluations")
-"""Settings that change no number: a training may be gone on with under others."""
+from kdray.settings import MAY_CHANGE, Settings
 
 
 class Training(Settings):
@@ -26,14 +23,14 @@ class Training(Settings):
     evaluations_per_epoch: int = Field(1, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast where the processor or GPU computes in it. The last evaluation is always fp32."""
-    checkpoint_minutes: float = Field(5.0, ge=0)
+    checkpoint_minutes: float = Field(5.0, ge=0, json_schema_extra=MAY_CHANGE)
     """Longest time between two checkpoints: what a dead worker costs at most. 0: none by the clock."""
-    checkpoint_evaluations: int = Field(0, ge=0)
+    checkpoint_evaluations: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
     """Evaluations between two checkpoints, besides those by the clock. 0: none."""
 
     def evaluations(self, rows: int) -> int:
         """How many evaluations a training on so many rows makes that nothing stops."""
-        return self.epochs * len(_marks(math.ceil(rows / self.batch_size), self.evaluations_per_epoch))
+        return self.epochs * len(evaluation_marks(math.ceil(rows / self.batch_size), self.evaluations_per_epoch))
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of the step (from 0) out of so many."""
@@ -43,6 +40,6 @@ class Training(Settings):
         return self.learning_rate * (steps - step) / max(1, steps - warm)
 
 
-def _marks(steps_per_epoch: int, evaluations: int) -> set[int]:
+def evaluation_marks(steps_per_epoch: int, evaluations: int) -> set[int]:
     """After how many batches of an epoch the model is evaluated; always after the last."""
     return {math.ceil(steps_per_epoch * part / evaluations) for part in range(1, evaluations + 1)}

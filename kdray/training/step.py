@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from kdray.data.rows import Batch, Rows
 from kdray.losses.distillation import Loss
 from kdray.slots.job import Worker
-from kdray.training.checkpoint import Sums
-from kdray.training.precision import _family, autocast_dtype
+from kdray.training.checkpoint import RunningSums
+from kdray.training.precision import autocast_dtype, model_family
 from kdray.training.settings import Training
 
 LossOf = Callable[[Tensor, Batch], Loss]
@@ -29,13 +29,13 @@ class Step:
 
     def __init__(self, model: nn.Module, training: Training, loss_of: LossOf, worker: Worker) -> None:
         self.model, self.training, self.loss_of, self.worker = model, training, loss_of, worker
-        unused = _family(model) in UNUSED_PARAMETERS
+        unused = model_family(model) in UNUSED_PARAMETERS
         self.wrapped = DistributedDataParallel(model, find_unused_parameters=unused) if worker.world > 1 else model
         self.parameters = list(model.parameters())  # to find them takes longer than to clip a small model's gradients
         self.optimizer = adamw(model, training)
         self.dtype = autocast_dtype(training.precision, worker.device, model)
 
-    def __call__(self, rows: Rows, indices: np.ndarray, rate: float, sums: Sums) -> None:
+    def __call__(self, rows: Rows, indices: np.ndarray, rate: float, sums: RunningSums) -> None:
         """Lower the loss on these rows; add what came of it to `sums`."""
         batch, weight = self._own_part(rows, indices)
         with torch.autocast(self.worker.device.type, dtype=self.dtype, enabled=self.dtype is not None):
@@ -56,7 +56,7 @@ class Step:
         """
         own = indices[self.worker.rank :: self.worker.world]
         weight = self.worker.world / len(indices) if len(own) else 0.0
-        batch = rows.batch(own if len(own) else indices[:1], self.worker.multiple)
+        batch = rows.batch(own if len(own) else indices[:1], self.worker.pad_multiple)
         return batch.to(self.worker.device), weight
 
 

@@ -9,27 +9,36 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from kdray.choice.controls import front_controls
-from kdray.choice.reruns import AnswerTest, Confirm, Rerun, Retrained, answers_of, controls_of, rerun_all, reruns
+from kdray.choice.controls import controls_of_front
+from kdray.choice.reruns import (
+    Confirm,
+    Rerun,
+    RerunResult,
+    TrainAndTest,
+    control_recipes,
+    planned_reruns,
+    read_answers,
+    run_reruns,
+)
 from kdray.choice.rule import Choose, candidates
-from kdray.choice.verdict import judged
+from kdray.choice.verdict import ConfirmationAnswers, reach_verdict
 from kdray.data.rows import Rows
-from kdray.evaluation.outputs import predictions
+from kdray.evaluation.outputs import compute_logits
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.losses.distillation import Distillation
 from kdray.models.pretrained import Pretrained
 from kdray.report.screen import NullScreen
-from kdray.run import run
+from kdray.run import RunOptions, run
 from kdray.slots.job import Report, Worker
 from kdray.slots.local import LocalSlots
 from kdray.slots.pool import SlotSettings
-from kdray.stages.choosing import figures_of
+from kdray.stages.reading import read_figures
 from kdray.storage.files import read_json
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
 from kdray.tasks.text_classification import TextClassification
 from kdray.tracking.settings import Tracking
-from kdray.training.trial import Lesson, Recipe, Trial
+from kdray.training.trial import Recipe, Trial, TrialInputs
 
 COSTS = {"latency_ms": 1.0, "speedup": 2.0}
 ROWS, RIGHT = 400, 0.9
@@ -67,7 +76,8 @@ class Planted:
             for (trial, role), each in accuracies.items()
             for seed, accuracy in enumerate(each, start=1)
         }
-        return judged(answers, {}, self, TextClassification(), candidates, rule, {"latency_ms": 2.0})  # type: ignore[arg-type]
+        given = ConfirmationAnswers(answers, {}, self, TextClassification())  # type: ignore[arg-type]
+        return reach_verdict(given, candidates, rule, {"latency_ms": 2.0})
 
 
 @pytest.fixture
@@ -136,8 +146,9 @@ def test_the_knee_is_the_whole_fronts_and_not_that_of_a_few_candidates(planted: 
 def test_the_next_candidate_is_tested_against(planted: Planted) -> None:
     verdict = planted.judge(
         {(1, "candidate"): (0.9,), (2, "candidate"): (0.9,)},
-        [found(1, 0.9, latency_ms=1.0), found(2, 0.9, latency_ms=2.0)], Choose(),
-    )  # fmt: skip
+        [found(1, 0.9, latency_ms=1.0), found(2, 0.9, latency_ms=2.0)],
+        Choose(),
+    )
     assert verdict.against.trial == 2
     assert verdict.against.only_chosen == verdict.against.only_other
     assert verdict.against.p == pytest.approx(1.0)
@@ -157,7 +168,7 @@ def test_without_one_candidate_trained_again_the_search_decides_and_that_is_said
 
 def test_who_is_trained_again(recipe: Recipe) -> None:
     base = recipe.with_dotted({"distillation.temperature": 7.0})
-    runs = reruns(Confirm(seeds=2), [found(2, 0.9)], base.with_dotted, seed=5)
+    runs = planned_reruns(Confirm(seeds=2), [found(2, 0.9)], base.with_dotted, seed=5)
     assert {run.seed for run in runs} == {6, 7}
     by_role = {run.role: run.recipe for run in runs}
     assert by_role["candidate"].distillation.temperature == 7.0
@@ -165,14 +176,16 @@ def test_who_is_trained_again(recipe: Recipe) -> None:
     assert by_role["default distillation"].distillation == Distillation()
     assert {recipe.student.depth for recipe in by_role.values()} == {2}
     assert len({run.key for run in runs}) == 6
-    alone = reruns(Confirm(seeds=2, controls=False), [found(2, 0.9)], base.with_dotted, seed=5)
+    alone = planned_reruns(Confirm(seeds=2, controls=False), [found(2, 0.9)], base.with_dotted, seed=5)
     assert [run.key for run in alone] == [run.key for run in runs if run.role == "candidate"]
 
 
 def test_controls_differ_in_nothing_but_distillation_and_what_was_searched(recipe: Recipe) -> None:
     untuned = recipe.with_dotted({"training.epochs": 9, "training.learning_rate": 3e-3})
     tuned = untuned.with_dotted({"student.depth": 2, "training.epochs": 4, "training.learning_rate": 1e-4})
-    controls = controls_of(tuned.with_dotted({"distillation.temperature": 7.0, "distillation.logit_mse": 1.0}), untuned)
+    controls = control_recipes(
+        tuned.with_dotted({"distillation.temperature": 7.0, "distillation.logit_mse": 1.0}), untuned
+    )
     assert {control.training.epochs for control in controls.values()} == {4}
     assert {control.student for control in controls.values()} == {tuned.student}
     assert controls["labels only"].training == tuned.training
@@ -184,64 +197,68 @@ def test_controls_differ_in_nothing_but_distillation_and_what_was_searched(recip
 def test_each_architecture_of_the_front_has_its_controls(recipe: Recipe) -> None:
     """Trials 1 and 3 have two layers, and 3 is the better one; 4 is not on the front; 5 never ended."""
     records = [
-        found(1, 0.90, latency_ms=2.0, agreement=0.9), found(2, 0.80, latency_ms=1.0, agreement=0.8),
-        found(3, 0.91, latency_ms=2.0, agreement=0.8), found(4, 0.70, latency_ms=3.0, agreement=0.7),
+        found(1, 0.90, latency_ms=2.0, agreement=0.9),
+        found(2, 0.80, latency_ms=1.0, agreement=0.8),
+        found(3, 0.91, latency_ms=2.0, agreement=0.8),
+        found(4, 0.70, latency_ms=3.0, agreement=0.7),
         replace(found(5, 0.99, latency_ms=4.0, agreement=0.9), state="stopped"),
-    ]  # fmt: skip
+    ]
     records = [replace(r, params={"student.depth": 1 if r.number == 2 else 2}) for r in records]
-    runs = front_controls(records, ("accuracy", "latency_ms", "agreement"), recipe.with_dotted, seed=5)
+    runs = controls_of_front(records, ("accuracy", "latency_ms", "agreement"), recipe.with_dotted, seed=5)
     assert [(run.trial, run.role, run.seed, run.recipe.student.depth) for run in runs] == [
-        (3, "labels only", 5, 2), (3, "default distillation", 5, 2),
-        (2, "labels only", 5, 1), (2, "default distillation", 5, 1),
-    ]  # fmt: skip
-    assert front_controls([records[4]], ("accuracy",), recipe.with_dotted, seed=5) == []
+        (3, "labels only", 5, 2),
+        (3, "default distillation", 5, 2),
+        (2, "labels only", 5, 1),
+        (2, "default distillation", 5, 1),
+    ]
+    assert controls_of_front([records[4]], ("accuracy",), recipe.with_dotted, seed=5) == []
 
 
-def test_the_answers_are_the_trained_students(recipe: Recipe, lesson: Lesson, tmp_path: Path) -> None:
-    trial = Trial(recipe, lesson, 1, tmp_path / "run" / "student")
+def test_the_answers_are_the_trained_students(recipe: Recipe, trial_inputs: TrialInputs, tmp_path: Path) -> None:
+    trial = Trial(recipe, trial_inputs, 1, tmp_path / "run" / "student")
     with LocalSlots() as slots:
-        reports = list(slots.run(AnswerTest(trial), "again"))
+        reports = list(slots.run(TrainAndTest(trial), "again"))
     assert [report["epoch"] for report in reports] == [1, 2]
-    rows: Rows = lesson.rows("test", Worker())
-    logits = predictions(Pretrained(trial.target, "").model(), rows, 128, Worker(), None)
-    answers = answers_of(trial.target)
+    rows: Rows = trial_inputs.rows("test", Worker())
+    logits = compute_logits(Pretrained(trial.target, "").model(), rows, 128, Worker(), None)
+    answers = read_answers(trial.target)
     assert answers is not None
     assert np.array_equal(answers, logits)
 
 
 def test_of_a_control_the_answers_are_kept_and_it_is_trained_again_as_a_candidate(
-    recipe: Recipe, lesson: Lesson, tmp_path: Path
+    recipe: Recipe, trial_inputs: TrialInputs, tmp_path: Path
 ) -> None:
     control, candidate = (Rerun(1, role, 1, recipe) for role in ("labels only", "candidate"))  # type: ignore[arg-type]
-    trial = Trial(recipe, lesson, 1, tmp_path / "run" / "student")
+    trial = Trial(recipe, trial_inputs, 1, tmp_path / "run" / "student")
     told: list[tuple[str, int, str | None]] = []
 
-    def on_end(run: Rerun, retrained: Retrained) -> None:
+    def on_end(run: Rerun, retrained: RerunResult) -> None:
         told.append((run.role, len(retrained.reports), retrained.error))
 
     with LocalSlots() as slots:
-        rerun_all({control: trial}, slots, on_end)
+        run_reruns({control: trial}, slots, on_end)
         assert sorted(path.name for path in trial.target.parent.iterdir()) == ["ended.json", "test.npy"]
-        rerun_all({control: trial}, slots, on_end)
-        before = answers_of(trial.target)
-        rerun_all({candidate: trial, control: trial}, slots, on_end)
+        run_reruns({control: trial}, slots, on_end)
+        before = read_answers(trial.target)
+        run_reruns({candidate: trial, control: trial}, slots, on_end)
     assert told == [("labels only", 2, None)] * 2 + [("candidate", 2, None)]
     assert (trial.target / "model.safetensors").exists()
-    assert np.array_equal(answers_of(trial.target), before)  # type: ignore[arg-type]
+    assert np.array_equal(read_answers(trial.target), before)  # type: ignore[arg-type]
 
 
 def test_one_that_was_stopped_before_it_had_answered_is_trained_again(
-    recipe: Recipe, lesson: Lesson, tmp_path: Path
+    recipe: Recipe, trial_inputs: TrialInputs, tmp_path: Path
 ) -> None:
     """What a control leaves that is stopped between its end and its answers: reports alone."""
     control = Rerun(1, "labels only", 1, recipe)
-    trial = Trial(recipe, lesson, 1, tmp_path / "run" / "student")
+    trial = Trial(recipe, trial_inputs, 1, tmp_path / "run" / "student")
     with LocalSlots() as slots:
-        rerun_all({control: trial}, slots, lambda run, retrained: None)
-        before = answers_of(trial.target)
+        run_reruns({control: trial}, slots, lambda run, retrained: None)
+        before = read_answers(trial.target)
         (tmp_path / "run" / "test.npy").unlink()
-        rerun_all({control: trial}, slots, lambda run, retrained: None)
-    assert np.array_equal(answers_of(trial.target), before)  # type: ignore[arg-type]
+        run_reruns({control: trial}, slots, lambda run, retrained: None)
+    assert np.array_equal(read_answers(trial.target), before)  # type: ignore[arg-type]
 
 
 class Counting(NullScreen):
@@ -270,7 +287,7 @@ def go(make_sweep: Callable[..., Sweep], recipe: Recipe, tmp_path: Path) -> Call
         settings["confirm"] = Confirm(candidates=1, seeds=2)
         sweep = make_sweep(**settings | fields)
         paths, screen = SweepPaths(tmp_path, sweep.name), Counting()
-        run(sweep, paths, screen=screen, local=True)
+        run(sweep, paths, RunOptions(local=True), screen=screen)
         return paths, screen
 
     return run_it
@@ -279,7 +296,7 @@ def go(make_sweep: Callable[..., Sweep], recipe: Recipe, tmp_path: Path) -> Call
 def test_a_whole_sweep_is_confirmed_and_its_choice_defended(go: Callable[..., tuple[SweepPaths, Counting]]) -> None:
     paths, screen = go()
     assert screen.again[-1] == (6, 6)
-    figures = figures_of(paths)
+    figures = read_figures(paths)
     verdict = figures.verdict
     assert verdict is not None
     on_front = {(figures.records[number].params["student.depth"]) for number in figures.front}
@@ -287,8 +304,10 @@ def test_a_whole_sweep_is_confirmed_and_its_choice_defended(go: Callable[..., tu
     assert {control.trial for control in figures.controls} <= set(figures.front)
     assert all(0 < control.metrics["accuracy"] <= 1 for control in figures.controls)
     assert [(each.role, each.seeds) for each in verdict.confirmed] == [
-        ("candidate", 2), ("labels only", 2), ("default distillation", 2)
-    ]  # fmt: skip
+        ("candidate", 2),
+        ("labels only", 2),
+        ("default distillation", 2),
+    ]
     assert figures.chosen == verdict.chosen
     shipped = read_json(paths.choice)["measured"]["test"]["accuracy"]
     seeds = verdict.confirmed[0].metrics["accuracy"]
@@ -313,7 +332,7 @@ def test_a_whole_sweep_is_confirmed_and_its_choice_defended(go: Callable[..., tu
     again, screen = go(choose=Choose(retention=0.5))
     assert spans_of(client, experiment.experiment_id) == spans
     assert all(total == 6 for _, total in screen.again)
-    assert figures_of(again).controls == figures.controls
+    assert read_figures(again).controls == figures.controls
     assert read_json(again.choice)["confirmation"]["confirmed"][0]["trial"] in {0, 1, 2}
     kept = sorted(path.name for path in (paths.root / "confirmation").glob("*/student"))
     assert len(kept) >= 2
@@ -343,15 +362,15 @@ def test_what_mlflow_was_not_told_of_when_it_was_trained_it_is_told_later(
 def test_when_nothing_can_be_trained_again_the_choice_is_the_searchs_and_says_so(
     go: Callable[..., tuple[SweepPaths, Counting]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(job: AnswerTest, worker: Worker) -> Iterator[Report]:
+    def broken(job: TrainAndTest, worker: Worker) -> Iterator[Report]:
         yield {"step": 1}
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(AnswerTest, "__call__", broken)
+    monkeypatch.setattr(TrainAndTest, "__call__", broken)
     paths, screen = go()
     failed = [note for note in screen.notes if "seed" in note and "RuntimeError: out of luck" in note]
     assert len(failed) == 6 + screen.controls[-1][1]
-    figures = figures_of(paths)
+    figures = read_figures(paths)
     assert figures.chosen is not None
     assert "This could not be confirmed" in figures.sentences[1]
     assert "6 of the runs that were to confirm it failed" in " ".join(figures.sentences)

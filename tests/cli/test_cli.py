@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from kdray.cli.app import app
-from kdray.cli.running import main, settings_of
+from kdray.cli.running import main, parse_changes
 from kdray.errors import SpecError
 from kdray.models.pretrained import Pretrained
-from kdray.stages.choosing import figures_of
+from kdray.stages.reading import read_figures
 from kdray.storage.files import read_json
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
@@ -87,7 +87,7 @@ def go(script: Path, tmp_path: Path) -> Callable[..., Done]:
 
 
 def trials(storage: Path, name: str = "mine") -> int:
-    return len(figures_of(SweepPaths(storage, name)).records)
+    return len(read_figures(SweepPaths(storage, name)).records)
 
 
 # A run ----------------------------------------------------------------------------------------------------------------
@@ -213,16 +213,26 @@ def test_showing_what_is_not_there(tmp_path: Path) -> None:
 
 
 def test_settings_are_written_as_name_and_value() -> None:
-    assert settings_of(["a.b=1e-4", "c=x=y", "d=[1,2]", "e="]) == {"a.b": 1e-4, "c": "x=y", "d": [1, 2], "e": ""}
+    assert parse_changes(["a.b=1e-4", "c=x=y", "d=[1,2]", "e="]) == {"a.b": 1e-4, "c": "x=y", "d": [1, 2], "e": ""}
     with pytest.raises(SpecError, match="--set =1: write it as name=value"):
-        settings_of(["=1"])
+        parse_changes(["=1"])
 
 
 def test_help() -> None:
     assert {"run", "show", "sync", "ui"} <= set(kdray("--help").out.split())
     said = kdray("run", "--help").out
-    for option in ("--smoke", "--trials", "--set", "--storage", "--tracking-uri", "--address", "--require-cluster",
-                   "--fresh", "--local", "--ledger"):  # fmt: skip
+    for option in (
+        "--smoke",
+        "--trials",
+        "--set",
+        "--storage",
+        "--tracking-uri",
+        "--address",
+        "--require-cluster",
+        "--fresh",
+        "--local",
+        "--ledger",
+    ):
         assert option in said
 
 
@@ -262,11 +272,27 @@ def test_sst2_small_with_local_folders(teacher: Pretrained, tmp_path: Path) -> N
     for file in data.iterdir():
         file.write_text(file.read_text().replace("text,label", "sentence,label", 1))
     done = kdray(
-        "run", SWEEPS / "sst2.py", "--smoke", "--local", "--storage", tmp_path / "results",
-        "--set", f"data.source={data}", "--set", f"teacher.model={teacher.folder}", "--set", "task.max_length=16",
-        "--set", "space.student.depth=[1,2]", "--set", "latency.length=16", "--set", "choose.retention=0.1",
-        "--set", "slots.cpus=1",
-    )  # fmt: skip
+        "run",
+        SWEEPS / "sst2.py",
+        "--smoke",
+        "--local",
+        "--storage",
+        tmp_path / "results",
+        "--set",
+        f"data.source={data}",
+        "--set",
+        f"teacher.model={teacher.folder}",
+        "--set",
+        "task.max_length=16",
+        "--set",
+        "space.student.depth=[1,2]",
+        "--set",
+        "latency.length=16",
+        "--set",
+        "choose.retention=0.1",
+        "--set",
+        "slots.cpus=1",
+    )
     assert done.code == 0, done.err
     assert trials(tmp_path / "results", "sst2-smoke") == 2
     assert (tmp_path / "results" / "sst2-smoke" / "chosen" / "model.safetensors").exists()

@@ -9,7 +9,7 @@ import pytest
 from kdray.models.pretrained import Pretrained
 from tests.cluster.hosts import Network, missing
 from tests.cluster.onprem import Cluster, give_uv
-from tests.faults.night import SWEEP
+from tests.faults.sweep_process import SWEEP
 
 
 @pytest.fixture(scope="module")

@@ -88,9 +88,14 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command there; what it wrote, in one piece."""
         return subprocess.run(
-            self.command(command, environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, timeout=limit_s, check=False,
-        )  # fmt: skip
+            self.command(command, environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=limit_s,
+            check=False,
+        )
 
     def processes(self) -> list[str]:
         """The command lines of all that runs there, but for its sshd."""
@@ -180,8 +185,11 @@ class Network:
         with (folder / "console.log").open("ab") as console:
             process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "unshare", *NAMESPACES, "bash", "-e", str(folder / "setup")],
-                stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
+            )
         self.machines[name] = Machine(name, address, folder, process, _first_process(process, folder))
         return self.machines[name]
 

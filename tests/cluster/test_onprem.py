@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster.hosts import Machine, Network
 from tests.cluster.onprem import LAPTOP, Cluster, until
-from tests.faults.night import numbers
+from tests.faults.sweep_process import numbers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("plugs")]
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from kdray.data.batches import epoch_batches, ordered_batches
 from kdray.data.generated import GeneratedReviews
 from kdray.data.splits import Data, Splits, load_splits
-from kdray.data.tokens import TokenSet, tokenised, tokenizer_key
+from kdray.data.tokens import TokenSet, tokenise, tokenizer_key
 from kdray.errors import TeacherError
 from kdray.models.fresh import word_tokenizer
 from kdray.storage.paths import StoragePaths
@@ -34,7 +34,7 @@ def tokenizer(splits: Splits) -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def tokens(splits: Splits, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> TokenSet:
-    return tokenised(splits, TASK, tokenizer, StoragePaths(tmp_path))
+    return tokenise(splits, TASK, tokenizer, StoragePaths(tmp_path))
 
 
 def test_a_batch_is_what_the_tokenizer_itself_would_give(
@@ -58,7 +58,7 @@ def test_texts_without_a_token_are_one_of_padding(multiple: int, tmp_path: Path)
     splits = load_splits(Data(source=str(tmp_path)), TASK)
     tokenizer = word_tokenizer(["good film"], 50, 64)
     tokenizer.backend_tokenizer.post_processor = None
-    rows = tokenised(splits, TASK, tokenizer, StoragePaths(tmp_path)).rows("train")
+    rows = tokenise(splits, TASK, tokenizer, StoragePaths(tmp_path)).rows("train")
     empty = np.flatnonzero(rows.lengths == 0)
     assert len(empty) > 10
     inputs = rows.batch(empty[:2], multiple).inputs
@@ -82,7 +82,7 @@ def test_pairs_have_token_types(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
         (tmp_path / f"{split}.tsv").write_text(lines)
     task = TextClassification(pair="second", max_length=12)
     pairs = load_splits(Data(source=str(tmp_path)), task)
-    rows = tokenised(pairs, task, tokenizer, StoragePaths(tmp_path / "storage")).rows("train")
+    rows = tokenise(pairs, task, tokenizer, StoragePaths(tmp_path / "storage")).rows("train")
     inputs = rows.batch(np.array([0])).inputs
     assert inputs["input_ids"].shape == inputs["token_type_ids"].shape
     assert tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True) == "the plot is bad the cast is good"
@@ -115,11 +115,11 @@ def test_the_cache_is_used_while_sound_and_made_anew_when_not(
 ) -> None:
     paths, file = StoragePaths(tokens.folder.parent.parent.parent), tokens.folder / "train.arrow"
     written = file.stat().st_mtime_ns
-    assert tokenised(splits, TASK, tokenizer, paths) == tokens
+    assert tokenise(splits, TASK, tokenizer, paths) == tokens
     assert file.stat().st_mtime_ns == written
     whole = file.read_bytes()
     file.write_bytes(whole[:-500] + bytes(500))
-    assert tokenised(splits, TASK, tokenizer, paths) == tokens
+    assert tokenise(splits, TASK, tokenizer, paths) == tokens
     assert file.read_bytes() == whole
 
 
@@ -127,11 +127,11 @@ def test_other_text_length_or_tokenizer_is_another_set(
     splits: Splits, tokens: TokenSet, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     paths = StoragePaths(tokens.folder.parent.parent.parent)
-    shorter = tokenised(splits, TextClassification(max_length=10), tokenizer, paths)
+    shorter = tokenise(splits, TextClassification(max_length=10), tokenizer, paths)
     assert shorter.key != tokens.key
     assert shorter.rows("train").lengths.max() == 10
     other = word_tokenizer(list(splits.train["text"]), 30, 64)
-    assert tokenised(splits, TASK, other, paths).key != tokens.key
+    assert tokenise(splits, TASK, other, paths).key != tokens.key
     tokens.check_tokenizer(tokenizer, "teacher")
     with pytest.raises(TeacherError, match="teacher x: its tokenizer is not the one"):
         tokens.check_tokenizer(other, "teacher x")

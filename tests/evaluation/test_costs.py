@@ -7,10 +7,10 @@ import pytest
 
 from kdray.data.tokens import TokenSet
 from kdray.errors import SpecError
-from kdray.evaluation.costs import Costs, measure_costs
-from kdray.evaluation.measuring import Latency, parameters
+from kdray.evaluation.costs import CostMeasuring, Costs
+from kdray.evaluation.measuring import Latency, count_parameters
 from kdray.models.pretrained import Pretrained
-from kdray.models.student_sources import StudentSource
+from kdray.models.student_sources import BySource, StudentSource
 from kdray.models.transformer import TransformerStudent
 from kdray.slots.local import LocalSlots
 from kdray.storage.paths import StoragePaths
@@ -22,14 +22,13 @@ class Measuring:
     """What a sweep asks for: the costs of its students, each time from the beginning."""
 
     def __init__(self, teacher: Pretrained, tokens: TokenSet, paths: StoragePaths, slots: LocalSlots) -> None:
-        self.sources = {None: StudentSource(teacher, tokens)}
+        self.sources = BySource(StudentSource(teacher, tokens), {})
         self.paths, self.slots = paths, slots
         self.progress: list[tuple[int, int]] = []
 
     def __call__(self, *students: TransformerStudent, latency: Latency = LATENCY) -> Costs:
-        return measure_costs(
-            students, self.sources, latency, self.paths, self.slots, lambda *done: self.progress.append(done)
-        )
+        measuring = CostMeasuring(latency, self.paths, self.slots)
+        return measuring.measure(students, self.sources, lambda *done: self.progress.append(done))
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def test_costs_are_those_of_the_architecture(measure: Measuring, teacher: Pretra
     one, two, four = (TransformerStudent(depth=depth) for depth in (1, 2, 4))
     costs = measure(one, two, four)
     whole = costs.teacher
-    assert whole["parameters"] == costs.of(four)["parameters"] == parameters(teacher.model())
+    assert whole["parameters"] == costs.of(four)["parameters"] == count_parameters(teacher.model())
     layer = costs.of(two)["parameters"] - costs.of(one)["parameters"]
     assert whole["parameters"] - costs.of(one)["parameters"] == 3 * layer > 0
     assert costs.of(one)["latency_ms"] < whole["latency_ms"] <= whole["latency_p95_ms"]
@@ -65,7 +64,7 @@ def test_another_way_of_measuring_or_another_machine_is_measured_anew(
     student = TransformerStudent(depth=2)
     first = measure(student)
     assert measure(student, latency=LATENCY.model_copy(update={"batch_size": 2})) != first
-    monkeypatch.setattr("kdray.evaluation.costs.hardware", lambda device=None: "another machine")
+    monkeypatch.setattr("kdray.evaluation.costs.hardware_name", lambda device=None: "another machine")
     assert measure(student) != first
     written = [json.loads(file.read_text()) for file in (measure.paths.cache / "costs").iterdir()]
     assert len(written) == 6
@@ -76,9 +75,9 @@ def test_a_gpu_and_the_cpu_beside_it_are_both_named_and_timed(
     measure: Measuring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clocks = iter([{"latency_ms": 4.0, "cpu_latency_ms": 60.0}, {"latency_ms": 2.0, "cpu_latency_ms": 20.0}])
-    monkeypatch.setattr("kdray.evaluation.costs.costs", lambda model, latency, device: next(clocks))
+    monkeypatch.setattr("kdray.evaluation.costs.measure_model", lambda model, latency, device: next(clocks))
     monkeypatch.setattr(
-        "kdray.evaluation.costs.hardware", lambda device=None: "some GPU" if device else "some processor"
+        "kdray.evaluation.costs.hardware_name", lambda device=None: "some GPU" if device else "some processor"
     )
     costs = measure(TransformerStudent(depth=1))
     assert costs.of(TransformerStudent(depth=1))["speedup"] == 2.0

@@ -19,18 +19,18 @@ from transformers import (
 
 from kdray.errors import SpecError
 from kdray.evaluation.measuring import (
-    COSTS,
-    ON_CPU,
+    COST_METRICS,
+    CPU_METRICS,
     Latency,
-    conditions,
-    costs,
-    hardware,
-    measured_latency,
-    multiply_adds,
-    parameters,
-    per_second,
-    size_mb,
-    timed,
+    count_multiply_adds,
+    count_parameters,
+    describe_conditions,
+    hardware_name,
+    measure_latency,
+    measure_model,
+    measure_throughput,
+    safetensors_size_mb,
+    time_calls,
 )
 from tests.models.tiny_bert import TINY, tiny_bert
 
@@ -50,39 +50,39 @@ def test_size_is_that_of_the_saved_file(model, family, dtype, tmp_path):
     if family == "modernbert":
         model = ModernBertForSequenceClassification(ModernBertConfig(**TINY, **SPECIAL))
     model.to(dtype).save_pretrained(tmp_path)
-    assert size_mb(model) * 1e6 == pytest.approx((tmp_path / "model.safetensors").stat().st_size, abs=1e-6)
+    assert safetensors_size_mb(model) * 1e6 == pytest.approx((tmp_path / "model.safetensors").stat().st_size, abs=1e-6)
 
 
 def test_a_shared_parameter_counts_once():
     layer = torch.nn.Linear(3, 4)
-    assert parameters(torch.nn.Sequential(layer, torch.nn.Linear(4, 3, bias=False), layer)) == 16 + 12
+    assert count_parameters(torch.nn.Sequential(layer, torch.nn.Linear(4, 3, bias=False), layer)) == 16 + 12
 
 
 def test_costs_name_what_an_architecture_costs(model):
-    found = costs(model, QUICK, CPU)
-    assert tuple(found) == COSTS
-    assert all(found[cpu] == found[own] for own, cpu in ON_CPU.items())
+    found = measure_model(model, QUICK, CPU)
+    assert tuple(found) == COST_METRICS
+    assert all(found[cpu] == found[own] for own, cpu in CPU_METRICS.items())
     assert 0 < found["latency_ms"] <= found["latency_p95_ms"]
     assert found["throughput_per_s"] > 1000 / found["latency_p95_ms"]  # three at once go quicker than one by one
-    assert found["multiply_adds"] == multiply_adds(model, 8)
-    assert found["parameters"] == parameters(model)
+    assert found["multiply_adds"] == count_multiply_adds(model, 8)
+    assert found["parameters"] == count_parameters(model)
 
 
 def test_beside_a_gpu_the_cpu_is_measured_too(model, monkeypatch):
-    told = {"cuda": dict.fromkeys(ON_CPU, 1.0), "cpu": dict.fromkeys(ON_CPU, 30.0)}
+    told = {"cuda": dict.fromkeys(CPU_METRICS, 1.0), "cpu": dict.fromkeys(CPU_METRICS, 30.0)}
     monkeypatch.setattr(
         "kdray.evaluation.measuring._Clock",
         lambda model, latency, device: SimpleNamespace(model=model, figures=lambda: told[device.type]),
     )
-    found = costs(model, QUICK, torch.device("cuda"))
-    assert [found[name] for pair in ON_CPU.items() for name in pair] == [1.0, 30.0] * 3
+    found = measure_model(model, QUICK, torch.device("cuda"))
+    assert [found[name] for pair in CPU_METRICS.items() for name in pair] == [1.0, 30.0] * 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpus_costs_and_the_cpus_are_not_the_same(model):
-    found = costs(model, QUICK, torch.device("cuda"))
-    assert tuple(found) == COSTS
-    assert all(found[own] != found[cpu] for own, cpu in ON_CPU.items())
+    found = measure_model(model, QUICK, torch.device("cuda"))
+    assert tuple(found) == COST_METRICS
+    assert all(found[own] != found[cpu] for own, cpu in CPU_METRICS.items())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -92,28 +92,32 @@ def test_multiply_adds_are_those_of_the_formula(attention, length):
     model = BertForSequenceClassification(config).train()
     width, inner, classes = 16, 24, 3
     layer = length * (4 * width**2 + 2 * width * inner) + 2 * length**2 * width
-    assert multiply_adds(model, length) == 2 * layer + width**2 + width * classes
+    assert count_multiply_adds(model, length) == 2 * layer + width**2 + width * classes
     assert model.training
 
 
 def test_every_figure_can_say_how_it_was_taken():
-    assert conditions(Latency(), "some processor") == (
+    assert describe_conditions(Latency(), "some processor") == (
         "latency of 1 example a pass, throughput of 32; 64 tokens each, 1 thread, float32, some processor"
     )
-    assert conditions(Latency(), "some processor", cpu="some processor") == conditions(Latency(), "some processor")
-    assert conditions(Latency(), "some GPU", cpu="some processor").endswith("float32, some GPU (CPU: some processor)")
-    assert "of 2 examples a pass" in conditions(Latency(batch_size=2), "x")
+    assert describe_conditions(Latency(), "some processor", cpu="some processor") == describe_conditions(
+        Latency(), "some processor"
+    )
+    assert describe_conditions(Latency(), "some GPU", cpu="some processor").endswith(
+        "float32, some GPU (CPU: some processor)"
+    )
+    assert "of 2 examples a pass" in describe_conditions(Latency(batch_size=2), "x")
 
 
 def test_the_clock_counts_what_passes():
-    found = timed(lambda: time.sleep(0.002), Latency(warmup=1, repeats=5))
+    found = time_calls(lambda: time.sleep(0.002), Latency(warmup=1, repeats=5))
     assert 2 <= found.p50 <= found.p95 < 100
-    assert 10 < per_second(lambda: time.sleep(0.01), 4) <= 400
+    assert 10 < measure_throughput(lambda: time.sleep(0.01), 4) <= 400
 
 
 def test_a_deeper_model_takes_longer():
     shallow, deep = (BertForSequenceClassification(BertConfig(**TINY | {"num_hidden_layers": n})) for n in (1, 12))
-    faster, slower = (measured_latency(model, QUICK, CPU).p50 for model in (shallow, deep))
+    faster, slower = (measure_latency(model, QUICK, CPU).p50 for model in (shallow, deep))
     assert slower > 2 * faster
 
 
@@ -126,7 +130,7 @@ def test_measuring_leaves_no_trace(model):
         seen.append((torch.get_num_threads(), inputs[0].shape, module.training))
 
     model.bert.encoder.layer[0].register_forward_pre_hook(watch)
-    measured_latency(model, Latency(batch_size=2, length=8, threads=2, warmup=1, repeats=3), CPU)
+    measure_latency(model, Latency(batch_size=2, length=8, threads=2, warmup=1, repeats=3), CPU)
     assert seen == [(2, (2, 8, 16), False)] * 4
     assert torch.get_num_threads() == threads
     assert model.training
@@ -136,15 +140,15 @@ def test_measuring_leaves_no_trace(model):
 def test_gpt2_is_measured_up_to_its_last_place():
     model = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=12))
     with pytest.raises(SpecError, match=r"latency\.length: got 13, but this gpt2 model reads at most 12 tokens"):
-        measured_latency(model, Latency(length=13, warmup=0, repeats=1), CPU)
+        measure_latency(model, Latency(length=13, warmup=0, repeats=1), CPU)
 
 
 def test_roberta_is_measured_up_to_its_last_place():
     model = RobertaForSequenceClassification(RobertaConfig(**TINY))
-    assert measured_latency(model, Latency(length=38, warmup=0, repeats=1), CPU).p50 > 0
+    assert measure_latency(model, Latency(length=38, warmup=0, repeats=1), CPU).p50 > 0
     with pytest.raises(SpecError, match=r"latency\.length: got 39, but this roberta model reads at most 38 tokens"):
-        measured_latency(model, Latency(length=39), CPU)
+        measure_latency(model, Latency(length=39), CPU)
 
 
 def test_hardware_has_a_name():
-    assert hardware() == hardware(CPU) != ""
+    assert hardware_name() == hardware_name(CPU) != ""

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kdray.data.rows import Batch
-from kdray.evaluation.outputs import agreement, predictions
+from kdray.evaluation.outputs import agreement, compute_logits
 from kdray.slots.job import Worker
 from tests.models.tiny_bert import tiny_bert
 
@@ -49,8 +49,8 @@ def rows() -> FewRows:
 class Rank(Worker):
     """One rank of a group whose ranks are threads."""
 
-    def gathered(self, value: Any) -> list[Any]:
-        values, barrier = self.warm["group"]
+    def all_gather(self, value: Any) -> list[Any]:
+        values, barrier = self.cache["group"]
         values[self.rank] = value
         barrier.wait(timeout=60)
         return values
@@ -58,7 +58,7 @@ class Rank(Worker):
 
 def test_predictions_are_each_row_s_own_logits(model, rows):
     alone = torch.cat([model(text[None]).logits for text in rows.texts]).detach().numpy()
-    found = predictions(model, rows, 3, Worker(), None)
+    found = compute_logits(model, rows, 3, Worker(), None)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, alone, atol=1e-5)
 
@@ -66,24 +66,24 @@ def test_predictions_are_each_row_s_own_logits(model, rows):
 @pytest.mark.parametrize("world", [2, 6])
 def test_predictions_do_not_depend_on_the_number_of_ranks(model, rows, world):
     group = ([None] * world, Barrier(world))
-    ranks = [Rank(rank, world, warm={"group": group}) for rank in range(world)]
+    ranks = [Rank(rank, world, cache={"group": group}) for rank in range(world)]
     with ThreadPoolExecutor(world) as threads:
-        found = list(threads.map(lambda rank: predictions(model, rows, 2, rank, None), ranks))
-    alone = predictions(model, rows, 2, Worker(), None)
+        found = list(threads.map(lambda rank: compute_logits(model, rows, 2, rank, None), ranks))
+    alone = compute_logits(model, rows, 2, Worker(), None)
     assert all(np.array_equal(logits, alone) for logits in found)
 
 
 def test_predictions_leave_the_model_in_its_mode(model, rows):
     model.train()
-    first, again = (predictions(model, rows, 3, Worker(), None) for _ in range(2))
+    first, again = (compute_logits(model, rows, 3, Worker(), None) for _ in range(2))
     assert np.array_equal(first, again)
     assert model.training
     assert model(rows.texts[0][None]).logits.requires_grad
 
 
 def test_predictions_under_autocast_are_close_and_float32(model, rows):
-    half = predictions(model, rows, 3, Worker(), torch.bfloat16)
-    exact = predictions(model, rows, 3, Worker(), None)
+    half = compute_logits(model, rows, 3, Worker(), torch.bfloat16)
+    exact = compute_logits(model, rows, 3, Worker(), None)
     assert half.dtype == np.float32
     assert not np.array_equal(half, exact)
     np.testing.assert_allclose(half, exact, atol=0.2)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdray.evaluation.pareto import direction, dominates, front
+from kdray.evaluation.pareto import direction, dominates, pareto_front
 
 OBJECTIVES = ("accuracy", "latency_ms")
 points = st.lists(
@@ -44,12 +44,12 @@ def test_the_front_is_what_nothing_dominates(given_points: list[dict[str, float]
         for index, point in enumerate(given_points)
         if not any(dominates(other, point, OBJECTIVES) for other in given_points)
     ]
-    assert front(given_points, OBJECTIVES) == expected
+    assert pareto_front(given_points, OBJECTIVES) == expected
 
 
 @given(points.filter(len))
 def test_every_point_off_the_front_is_dominated_from_on_it(given_points: list[dict[str, float]]) -> None:
-    on_front = front(given_points, OBJECTIVES)
+    on_front = pareto_front(given_points, OBJECTIVES)
     assert on_front
     for index in set(range(len(given_points))) - set(on_front):
         assert any(dominates(given_points[best], given_points[index], OBJECTIVES) for best in on_front)
@@ -64,5 +64,5 @@ def test_dominance_is_strict(given_points: list[dict[str, float]]) -> None:
 
 def test_points_without_an_objective_are_never_on_the_front() -> None:
     good = {"accuracy": 0.9, "latency_ms": 3.0}
-    assert front([{"accuracy": 1.0}, good, {"accuracy": float("nan"), "latency_ms": 1.0}], OBJECTIVES) == [1]
-    assert front([], OBJECTIVES) == []
+    assert pareto_front([{"accuracy": 1.0}, good, {"accuracy": float("nan"), "latency_ms": 1.0}], OBJECTIVES) == [1]
+    assert pareto_front([], OBJECTIVES) == []

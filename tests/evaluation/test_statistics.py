@@ -13,7 +13,16 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from kdray.errors import SpecError
 from kdray.evaluation import statistics
-from kdray.evaluation.statistics import Computed, Counted, Interval, classified, difference, interval, mcnemar, ratio
+from kdray.evaluation.statistics import (
+    ComputedMetric,
+    CountMetric,
+    Interval,
+    bootstrap_difference,
+    bootstrap_interval,
+    bootstrap_ratio,
+    classification_metric,
+    mcnemar,
+)
 
 SKLEARN = {
     "accuracy": lambda answers, labels: accuracy_score(labels, answers),
@@ -30,8 +39,8 @@ def answered(rows: int, share: float, seed: int, classes: int = 2) -> tuple[np.n
     return np.where(random.random(rows) < share, labels_N, (labels_N + 1) % classes), labels_N
 
 
-def measured(rows: int, share: float, seed: int) -> Counted:
-    return classified("accuracy", *answered(rows, share, seed))
+def measured(rows: int, share: float, seed: int) -> CountMetric:
+    return classification_metric("accuracy", *answered(rows, share, seed))
 
 
 # Against others -------------------------------------------------------------------------------------------------------
@@ -42,8 +51,8 @@ def measured(rows: int, share: float, seed: int) -> Counted:
 def test_the_metrics_are_scikit_learn_s_on_any_draw(metric: str, classes: int) -> None:
     answers_N, labels_N = answered(40, 0.6, 0, classes)
     weights_RxN = statistics._weights(50, 40, np.random.default_rng(0))
-    quick = classified(metric, answers_N, labels_N).values(weights_RxN)
-    slow = Computed(SKLEARN[metric], answers_N[None], labels_N).values(weights_RxN)
+    quick = classification_metric(metric, answers_N, labels_N).values(weights_RxN)
+    slow = ComputedMetric(SKLEARN[metric], answers_N[None], labels_N).values(weights_RxN)
     np.testing.assert_allclose(quick, slow, atol=1e-12)
     assert quick.shape == (50, 1)
 
@@ -52,11 +61,16 @@ def test_the_metrics_are_scikit_learn_s_on_any_draw(metric: str, classes: int) -
 @pytest.mark.parametrize("metric", SKLEARN)
 def test_an_interval_is_scipy_s(metric: str, method: str) -> None:
     answers_N, labels_N = answered(120, 0.85, 0)
-    own = interval(classified(metric, answers_N, labels_N), method=method, resamples=20_000)  # type: ignore[arg-type]
+    own = bootstrap_interval(classification_metric(metric, answers_N, labels_N), method=method, resamples=20_000)  # type: ignore[arg-type]
     theirs = stats.bootstrap(
-        (answers_N, labels_N), SKLEARN[metric], paired=True, vectorized=False, n_resamples=1_000,
-        method="BCa" if method == "bca" else "percentile", rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
+        (answers_N, labels_N),
+        SKLEARN[metric],
+        paired=True,
+        vectorized=False,
+        n_resamples=1_000,
+        method="BCa" if method == "bca" else "percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
     assert own.estimate == pytest.approx(SKLEARN[metric](answers_N, labels_N))
     assert (own.low, own.high) == pytest.approx((theirs.low, theirs.high), abs=0.03)
 
@@ -65,16 +79,20 @@ def test_an_interval_is_scipy_s(metric: str, method: str) -> None:
 def test_a_paired_difference_and_a_ratio_are_scipy_s(method: str) -> None:
     (first_N, labels_N), (second_N, _) = answered(200, 0.9, 0), answered(200, 0.8, 1)
     right = (first_N == labels_N).astype(float), (second_N == labels_N).astype(float)
-    pair = classified("accuracy", first_N, labels_N), classified("accuracy", second_N, labels_N)
+    pair = classification_metric("accuracy", first_N, labels_N), classification_metric("accuracy", second_N, labels_N)
     for own, theirs in (
-        (difference, lambda a, b, axis=-1: a.mean(axis=axis) - b.mean(axis=axis)),
-        (ratio, lambda a, b, axis=-1: a.mean(axis=axis) / b.mean(axis=axis)),
+        (bootstrap_difference, lambda a, b, axis=-1: a.mean(axis=axis) - b.mean(axis=axis)),
+        (bootstrap_ratio, lambda a, b, axis=-1: a.mean(axis=axis) / b.mean(axis=axis)),
     ):
         found = own(*pair, method=method, resamples=20_000)  # type: ignore[operator]
         expected = stats.bootstrap(
-            right, theirs, paired=True, n_resamples=20_000, method="BCa" if method == "bca" else "percentile",
+            right,
+            theirs,
+            paired=True,
+            n_resamples=20_000,
+            method="BCa" if method == "bca" else "percentile",
             rng=np.random.default_rng(0),
-        ).confidence_interval  # fmt: skip
+        ).confidence_interval
         assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.006)
 
 
@@ -82,7 +100,9 @@ def test_a_percentile_interval_against_every_draw_there_is() -> None:
     """Of five rows there are 5 ** 5 draws: their quantiles are the exact interval."""
     right_N = np.array([1, 1, 1, 1, 0])
     exact = [right_N[list(draw)].mean() for draw in itertools.product(range(5), repeat=5)]
-    found = interval(classified("accuracy", right_N, np.ones(5, int)), method="percentile", resamples=50_000)
+    found = bootstrap_interval(
+        classification_metric("accuracy", right_N, np.ones(5, int)), method="percentile", resamples=50_000
+    )
     assert (found.low, found.high) == pytest.approx(np.quantile(exact, [0.025, 0.975]), abs=1e-9)
 
 
@@ -108,11 +128,13 @@ FEW = settings(max_examples=40, deadline=None)
 @given(CASES, st.sampled_from(list(SKLEARN)), st.sampled_from(["bca", "percentile"]))
 def test_an_interval_holds_its_estimate_and_differences_are_symmetric(cases, metric, method) -> None:
     labels_N, *answers = (np.array(case) for case in cases)
-    first, second = (classified(metric, answers_N, labels_N) for answers_N in answers)
-    own = interval(first, method=method, resamples=200)
+    first, second = (classification_metric(metric, answers_N, labels_N) for answers_N in answers)
+    own = bootstrap_interval(first, method=method, resamples=200)
     assert own.low <= own.estimate <= own.high
     assert own.estimate in own
-    forth, back = (difference(*pair, method=method, resamples=200) for pair in ((first, second), (second, first)))
+    forth, back = (
+        bootstrap_difference(*pair, method=method, resamples=200) for pair in ((first, second), (second, first))
+    )
     assert (forth.estimate, forth.low, forth.high) == pytest.approx((-back.estimate, -back.high, -back.low), abs=1e-9)
 
 
@@ -120,10 +142,10 @@ def test_an_interval_holds_its_estimate_and_differences_are_symmetric(cases, met
 @given(CASES, st.sampled_from(list(SKLEARN)))
 def test_identical_students_do_not_differ(cases, metric) -> None:
     labels_N, answers_N, _ = (np.array(case) for case in cases)
-    same = classified(metric, answers_N, labels_N)
-    assert difference(same, same, resamples=50) == Interval(0.0, 0.0, 0.0)
+    same = classification_metric(metric, answers_N, labels_N)
+    assert bootstrap_difference(same, same, resamples=50) == Interval(0.0, 0.0, 0.0)
     if same.values(np.ones((1, len(labels_N)), int))[0, 0]:
-        assert ratio(same, same, resamples=50, method="percentile").estimate == 1.0
+        assert bootstrap_ratio(same, same, resamples=50, method="percentile").estimate == 1.0
     assert mcnemar(answers_N == labels_N, answers_N == labels_N).p == 1.0
 
 
@@ -146,8 +168,10 @@ def test_nineteen_of_twenty_intervals_hold_the_truth(method: str) -> None:
     random = np.random.default_rng(0)
     labels_N = np.ones(150, int)
     found = [
-        interval(
-            classified("accuracy", (random.random(150) < 0.85).astype(int), labels_N), method=method, resamples=400
+        bootstrap_interval(
+            classification_metric("accuracy", (random.random(150) < 0.85).astype(int), labels_N),
+            method=method,
+            resamples=400,
         )  # type: ignore[arg-type]
         for _ in range(300)
     ]
@@ -163,8 +187,12 @@ def test_intervals_over_seeds_hold_the_truth_where_one_seed_s_do_not() -> None:
     for _ in range(200):
         lucks_S = np.clip(0.8 + 0.05 * random.standard_normal(5), 0, 1)
         answers_SxN = (random.random((5, 400)) < lucks_S[:, None]).astype(int)
-        alone.append(0.8 in interval(classified("accuracy", answers_SxN[:1], labels_N), resamples=200))
-        together.append(0.8 in interval(classified("accuracy", answers_SxN, labels_N), resamples=200))
+        alone.append(
+            0.8 in bootstrap_interval(classification_metric("accuracy", answers_SxN[:1], labels_N), resamples=200)
+        )
+        together.append(
+            0.8 in bootstrap_interval(classification_metric("accuracy", answers_SxN, labels_N), resamples=200)
+        )
     assert np.mean(alone) < 0.75
     assert np.mean(together) > 0.85
 
@@ -172,8 +200,9 @@ def test_intervals_over_seeds_hold_the_truth_where_one_seed_s_do_not() -> None:
 def test_the_spread_between_seeds_is_not_made_too_small() -> None:
     """Rows that all answer alike leave the seeds as the only source of spread: it must be that of a mean of three."""
     answers_SxN = np.array([[1] * 8 + [0] * 2, [1] * 10, [1] * 6 + [0] * 4])
-    metric = Computed(lambda answers, labels: float(answers[0]), np.array([[0.8] * 10, [1.0] * 10, [0.6] * 10]),
-                      np.ones(10))  # fmt: skip
+    metric = ComputedMetric(
+        lambda answers, labels: float(answers[0]), np.array([[0.8] * 10, [1.0] * 10, [0.6] * 10]), np.ones(10)
+    )
     random = np.random.default_rng(0)
     draws = statistics._drawn([metric], 20_000, random)[0]
     means = answers_SxN.mean(axis=1)
@@ -186,7 +215,7 @@ def test_the_spread_between_seeds_is_not_made_too_small() -> None:
 def test_two_thousand_draws_of_a_test_split_take_a_moment() -> None:
     pair = measured(1821, 0.90, 0), measured(1821, 0.88, 1)
     start = time.perf_counter()
-    found = difference(*pair)
+    found = bootstrap_difference(*pair)
     assert time.perf_counter() - start < 2  # 0.1 s where nothing else runs
     assert 0.03 < found.width < 0.05
 
@@ -195,34 +224,36 @@ def test_pairing_narrows_a_difference() -> None:
     answers_N, labels_N = answered(600, 0.85, 0)
     better_N = answers_N.copy()
     better_N[np.flatnonzero(answers_N != labels_N)[:20]] = labels_N[np.flatnonzero(answers_N != labels_N)[:20]]
-    paired = difference(classified("accuracy", better_N, labels_N), classified("accuracy", answers_N, labels_N))
-    alone = interval(classified("accuracy", answers_N, labels_N))
+    paired = bootstrap_difference(
+        classification_metric("accuracy", better_N, labels_N), classification_metric("accuracy", answers_N, labels_N)
+    )
+    alone = bootstrap_interval(classification_metric("accuracy", answers_N, labels_N))
     assert 0 < paired.low < paired.estimate == pytest.approx(20 / 600)
     assert paired.width < alone.width / 2
 
 
 def test_the_seed_decides_and_parts_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     one = measured(100, 0.8, 0)
-    whole = interval(one, seed=3, resamples=50)
-    assert whole == interval(one, seed=3, resamples=50)
-    assert len({interval(one, seed=seed, resamples=50) for seed in range(5)}) > 1
+    whole = bootstrap_interval(one, seed=3, resamples=50)
+    assert whole == bootstrap_interval(one, seed=3, resamples=50)
+    assert len({bootstrap_interval(one, seed=seed, resamples=50) for seed in range(5)}) > 1
     monkeypatch.setattr(statistics, "CELLS", 1_000)
-    assert interval(one, seed=3, resamples=50) == whole
+    assert bootstrap_interval(one, seed=3, resamples=50) == whole
 
 
 def test_a_metric_of_one_s_own() -> None:
     logits_NxC = np.random.default_rng(0).normal(size=(60, 2))
     labels_N = (logits_NxC[:, 0] < logits_NxC[:, 1]).astype(int)
-    own = Computed(lambda logits, labels: float((logits.argmax(1) == labels).mean()), logits_NxC[None], labels_N)
-    assert interval(own, resamples=100) == Interval(1.0, 1.0, 1.0)
+    own = ComputedMetric(lambda logits, labels: float((logits.argmax(1) == labels).mean()), logits_NxC[None], labels_N)
+    assert bootstrap_interval(own, resamples=100) == Interval(1.0, 1.0, 1.0)
 
 
 def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(SpecError, match="no quick metric 'acuracy'; did you mean 'accuracy'"):
-        classified("acuracy", np.ones(3, int), np.ones(3, int))
+        classification_metric("acuracy", np.ones(3, int), np.ones(3, int))
     with pytest.raises(ValueError, match="answers for 3 rows, labels for 4"):
-        classified("accuracy", np.ones(3, int), np.ones(4, int))
+        classification_metric("accuracy", np.ones(3, int), np.ones(4, int))
     with pytest.raises(ValueError, match=r"\[100, 90\] rows: all must have answered the same ones"):
-        difference(measured(100, 0.8, 0), measured(90, 0.8, 0))
+        bootstrap_difference(measured(100, 0.8, 0), measured(90, 0.8, 0))
     with pytest.raises(ValueError, match="3 and 4 rows"):
         mcnemar(np.ones(3, bool), np.ones(4, bool))

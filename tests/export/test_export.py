@@ -18,26 +18,32 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from kdray.evaluation.statistics import Interval
 from kdray.export import card, exporting, forms, graphs
 from kdray.export.card import write_card
-from kdray.export.checks import EXPORT_FILE, Exported, FormFigures, exported_in
+from kdray.export.checks import EXPORT_FILE, ExportResult, FormFigures, read_export_result
 from kdray.export.forms import OnnxModel
-from kdray.export.shipped import keep_forms, shipped
-from kdray.models.pretrained import Pretrained, save
-from kdray.run import run
-from kdray.search.searcher import Search
+from kdray.export.shipped import copy_forms, read_shipped
+from kdray.models.pretrained import Pretrained, save_model
+from kdray.run import RunOptions, run
+from kdray.search.settings import Search
 from kdray.slots.pool import SlotSettings
-from kdray.stages.choosing import figures_of
+from kdray.stages.reading import read_figures
 from kdray.storage.files import read_json, write_json
 from kdray.storage.mirror import ROOT
-from kdray.storage.owner import owned
+from kdray.storage.owner import own_sweep
 from kdray.storage.paths import SweepPaths, storage_path, sweep_paths
 from kdray.sweep import Sweep
 from tests.cli.test_cli import Done, kdray
 
 ONNX, INT8 = "onnx/model.onnx", "onnx/model_quantized.onnx"
 TINY: dict[str, Any] = {
-    "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-    "max_position_embeddings": 64, "num_labels": 3, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "num_labels": 3,
+    "pad_token_id": 0,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "roberta": {"pad_token_id": 1},
     "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 2},
@@ -71,13 +77,13 @@ def _copy(paths: SweepPaths, to: Path) -> SweepPaths:
     return SweepPaths(to, paths.name)
 
 
-def _figures(paths: SweepPaths) -> Exported:
-    found = exported_in(paths.chosen / "onnx" / EXPORT_FILE)
+def _figures(paths: SweepPaths) -> ExportResult:
+    found = read_export_result(paths.chosen / "onnx" / EXPORT_FILE)
     assert found is not None
     return found
 
 
-def _form(found: Exported, name: Any) -> FormFigures:
+def _form(found: ExportResult, name: Any) -> FormFigures:
     figures = found.of(name)
     assert figures is not None
     return figures
@@ -132,7 +138,7 @@ def test_families(family: str, own: SweepPaths, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **{**TINY, **FAMILIES[family]})
     model = AutoModelForSequenceClassification.from_config(config).eval()
-    save(model, Pretrained(own.chosen, "").tokenizer(), tmp_path / "model")
+    save_model(model, Pretrained(own.chosen, "").tokenizer(), tmp_path / "model")
     graphs.write_onnx(Pretrained(tmp_path / "model", ""), tmp_path / "model.onnx")
     for rows, length in ((1, 5), (3, 20)):
         inputs = _inputs(rows, length, 60, config.pad_token_id)
@@ -183,7 +189,7 @@ def test_a_model_without_a_graph_stays_a_folder(own: SweepPaths, capfd: pytest.C
         "longformer", **{**TINY, "num_labels": 2, "vocab_size": vocabulary}, attention_window=4
     )
     config.id2label = dict(enumerate(("negative", "positive")))
-    save(AutoModelForSequenceClassification.from_config(config), tokenizer, own.chosen)
+    save_model(AutoModelForSequenceClassification.from_config(config), tokenizer, own.chosen)
     done = kdray("export", own.root)
     assert done.code == 1
     assert "kdray: onnx: this longformer model has no ONNX graph: " in done.err
@@ -198,8 +204,9 @@ def test_a_model_without_a_graph_stays_a_folder(own: SweepPaths, capfd: pytest.C
 
 
 @pytest.mark.parametrize("forms", [("onnx",), ("int8",), ("onnx", "int8")])
-def test_a_graph_that_answers_otherwise_is_not_kept_in_any_form(own: SweepPaths, teacher: Pretrained, forms: tuple[str],
-                                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_graph_that_answers_otherwise_is_not_kept_in_any_form(
+    own: SweepPaths, teacher: Pretrained, forms: tuple[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exporting, "write_onnx", lambda student, file: graphs.write_onnx(teacher, file))
     done = kdray("export", own.root, *(word for form in forms for word in ("--form", form)))
     assert done.code == 1
@@ -208,8 +215,9 @@ def test_a_graph_that_answers_otherwise_is_not_kept_in_any_form(own: SweepPaths,
     assert [path.name for path in (own.chosen / "onnx").iterdir()] == [EXPORT_FILE]
 
 
-def test_a_copy_goes_into_an_empty_folder_that_cannot_be_replaced(own: SweepPaths, tmp_path: Path,
-                                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_copy_goes_into_an_empty_folder_that_cannot_be_replaced(
+    own: SweepPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
     assert kdray("export", own.root, "--form", "onnx", "--to", ".").code == 0
@@ -256,7 +264,7 @@ def test_an_unknown_form_and_a_running_sweep_are_refused(own: SweepPaths) -> Non
     done = kdray("export", own.root, "--form", "onx")
     assert done.code == 2
     assert "--form onx: no such form; did you mean 'onnx'?" in done.err
-    with owned(own.owner, lambda said: None):
+    with own_sweep(own.owner, lambda said: None):
         done = kdray("export", own.root)
     assert done.code == 2
     assert not (own.chosen / "onnx").exists()
@@ -265,8 +273,9 @@ def test_an_unknown_form_and_a_running_sweep_are_refused(own: SweepPaths) -> Non
 def test_data_that_are_gone_are_named(own: SweepPaths) -> None:
     settings = read_json(own.settings)
     settings["data"]["source"] = "/nowhere/reviews"
-    own.settings.write_text(str(settings).replace("'", '"').replace("None", "null").replace("True", "true")
-                            .replace("False", "false"))  # fmt: skip
+    own.settings.write_text(
+        str(settings).replace("'", '"').replace("None", "null").replace("True", "true").replace("False", "false")
+    )
     done = kdray("export", own.root)
     assert done.code == 2
     assert "data.source /nowhere/reviews: no such file or folder" in done.err
@@ -288,13 +297,13 @@ def test_rows_that_are_others_now_are_no_measure(own: SweepPaths, make_sweep: Ca
 def test_forms_stay_with_their_weights(own_exported: SweepPaths, make_sweep: Callable[..., Sweep]) -> None:
     sweep = make_sweep(search=Search(trials=1, stopping=None), slots=SlotSettings(cpus=1))
     before = (own_exported.chosen / INT8).read_bytes()
-    run(sweep, own_exported, local=True)  # nothing is left to do
+    run(sweep, own_exported, RunOptions(local=True))  # nothing is left to do
     assert (own_exported.chosen / INT8).read_bytes() == before
     assert "onnx/model_quantized.onnx" in (own_exported.chosen / "README.md").read_text()
 
 
 def test_forms_of_other_weights_are_dropped(own_exported: SweepPaths, teacher: Pretrained, tmp_path: Path) -> None:
-    keep_forms(own_exported.chosen, Path(shutil.copytree(teacher.folder, tmp_path / "now")))
+    copy_forms(own_exported.chosen, Path(shutil.copytree(teacher.folder, tmp_path / "now")))
     assert not (tmp_path / "now" / "onnx").exists()
 
 
@@ -302,7 +311,7 @@ def test_a_student_in_a_bucket_is_whole_on_another_machine(
     bucket: str, make_sweep: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = make_sweep(search=Search(trials=1, stopping=None), slots=SlotSettings(cpus=1))
-    run(sweep, SweepPaths(storage_path(bucket), sweep.name), local=True)
+    run(sweep, SweepPaths(storage_path(bucket), sweep.name), RunOptions(local=True))
     folder = f"{bucket}/{sweep.name}"
     done = kdray("export", folder, "--form", "int8")
     assert done.code == 0, done.err
@@ -347,7 +356,7 @@ def test_a_card_has_intervals_when_they_are_known(own_exported: SweepPaths) -> N
     intervals = {"accuracy": Interval(0.9, 0.81, 0.95), "macro_f1": Interval(1.0, 1.0, 1.0)}
     pytorch = replace(_form(found, "pytorch"), intervals=intervals)
     write_json(file, replace(found, forms=(pytorch, *found.forms[1:])).written())
-    write_card(shipped(own_exported), figures_of(own_exported))
+    write_card(read_shipped(own_exported), read_figures(own_exported))
     text = _card(own_exported)[1]
     assert "[0.8100, 0.9500]" in text
     assert "[1.0000, 1.0000]" not in text  # draws that are all alike say nothing
@@ -357,10 +366,13 @@ def test_a_card_has_intervals_when_they_are_known(own_exported: SweepPaths) -> N
 @pytest.mark.parametrize(
     ("name", "public"),
     [
-        ("stanfordnlp/sst2", "stanfordnlp/sst2"), ("/home/anna/secret/tickets", "tickets"), ("./tickets", "tickets"),
-        ("~/models/bert-large", "bert-large"), ("../a/b/c", "c"),
+        ("stanfordnlp/sst2", "stanfordnlp/sst2"),
+        ("/home/anna/secret/tickets", "tickets"),
+        ("./tickets", "tickets"),
+        ("~/models/bert-large", "bert-large"),
+        ("../a/b/c", "c"),
     ],
-)  # fmt: skip
+)
 def test_a_card_tells_no_paths(name: str, public: str) -> None:
     assert card._public(name) == public
 
@@ -372,7 +384,7 @@ def test_the_card_s_code_runs_where_kdray_is_not(exported: SweepPaths) -> None:
     printed = [_run(block, exported.chosen).out for block in blocks]
     lines = [line.split("\t") for line in kdray("predict", exported.root, "one text", "another one").out.splitlines()]
     assert eval(printed[0]) == [(label, pytest.approx(float(p), abs=1e-4)) for label, p, _ in lines]
-    label = shipped(exported).task.model_labels(exported.chosen)[int(np.argmax(eval(printed[1])))]
+    label = read_shipped(exported).task.model_labels(exported.chosen)[int(np.argmax(eval(printed[1])))]
     assert label == kdray("predict", exported.root, "one text", "--form", "int8").out.split("\t")[0]
 
 

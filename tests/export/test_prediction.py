@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from kdray.cli.app import app
 from kdray.data.cells import text_column
-from kdray.data.sources import opened
+from kdray.data.sources import open_source
 from kdray.errors import DataError, SpecError
-from kdray.export.prediction import Predictor, check_pairs, lines_of, predict_file
-from kdray.export.shipped import shipped
+from kdray.export.prediction import Predictor, check_pairs, predict_file, read_lines
+from kdray.export.shipped import read_shipped
 from kdray.storage.paths import SweepPaths
 from kdray.tasks.text_classification import TextClassification
 from tests.cli.test_cli import TERMINAL, Done, kdray
@@ -35,7 +35,7 @@ def piped(given: bytes, *arguments: str | Path) -> Done:
 
 @pytest.fixture(scope="module")
 def predictor(chosen: SweepPaths) -> Predictor:
-    return Predictor(shipped(chosen), "pytorch", 2)
+    return Predictor(read_shipped(chosen), "pytorch", 2)
 
 
 def written(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
@@ -99,14 +99,14 @@ def test_lines_of_standard_input(chosen: SweepPaths) -> None:
 
 
 def test_pairs(chosen: SweepPaths) -> None:
-    student = replace(shipped(chosen), task=TextClassification(pair="other", max_length=16))
+    student = replace(read_shipped(chosen), task=TextClassification(pair="other", max_length=16))
     asked = Predictor(student, "pytorch", 2)
     assert check_pairs(student, ["a", "b"], ["c", "d"]) == ["c", "d"]
     both = asked.probabilities(["good"], ["bad"])
     assert not np.allclose(both, asked.probabilities(["good"], ["good"]))
-    assert list(lines_of(iter([b"one\ttwo\n"]), student)) == [(["one"], ["two"])]  # type: ignore[arg-type]
+    assert list(read_lines(iter([b"one\ttwo\n"]), student)) == [(["one"], ["two"])]  # type: ignore[arg-type]
     with pytest.raises(DataError, match="line 1: this student reads pairs; put a tab between the two texts"):
-        list(lines_of(iter([b"one two\n"]), student))  # type: ignore[arg-type]
+        list(read_lines(iter([b"one two\n"]), student))  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"reads pairs \(text, other\), and there are 2 texts and 1 second ones"):
         check_pairs(student, ["a", "b"], ["c"])
     done = kdray("predict", chosen.root, "a", "--pair", "b")
@@ -163,7 +163,7 @@ def test_odd_characters_keep_their_rows(chosen: SweepPaths, tmp_path: Path, endi
     (tmp_path / "in.jsonl").write_text('{"text": "good\\rfilm", "user": "a\\ud83d"}\n{"text": "bad", "user": "b"}\n')
     done = kdray("predict", chosen.root, "--file", tmp_path / "in.jsonl", "--to", tmp_path / f"out.{ending}")
     assert done.code == 0, done.err
-    (table,) = opened(str(tmp_path / f"out.{ending}"), None, None, ()).read("train")
+    (table,) = open_source(str(tmp_path / f"out.{ending}"), None, None, ()).read("train")
     assert text_column(table, "text", "task.text").to_pylist() == ["good\rfilm", "bad"]
     assert text_column(table, "user", "task.text").to_pylist() == ["a?", "b"]
 
@@ -175,7 +175,7 @@ def test_a_text_that_is_no_utf8_is_a_sentence(chosen: SweepPaths) -> None:
 
 
 def test_a_decoder_reads_an_empty_text(chosen: SweepPaths) -> None:
-    predictor = Predictor(shipped(chosen), "pytorch", 2)
+    predictor = Predictor(read_shipped(chosen), "pytorch", 2)
     predictor._tokenizer.backend_tokenizer.post_processor = None
     assert np.isfinite(predictor.probabilities(["", ""], None)).all()
 
@@ -235,7 +235,7 @@ def test_a_file_without_a_header(chosen: SweepPaths, tmp_path: Path) -> None:
         ("in.csv", b"text,predicted\ngood,x\n", "out.csv", "it has a column 'predicted', which is to be added"),
         ("in.json", b'[{"text": "a", "n": 1}, {"text": "b", "n": "x"}]', "out.parquet", "Write jsonl instead"),
     ],
-)  # fmt: skip
+)
 def test_refusals(chosen: SweepPaths, tmp_path: Path, name: str, content: bytes, to: str, part: str) -> None:
     (tmp_path / name).write_bytes(content)
     source = tmp_path / (name if not name.startswith("other") else "in.csv")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kdray.models.pretrained import Pretrained
-from tests.faults.night import SWEEP, Night, numbers
+from tests.faults.sweep_process import SWEEP, SweepProcess, numbers
 
 RECOVERIES = pytest.StashKey[dict[str, list[float]]]()
 
@@ -38,11 +38,11 @@ def night_script(data_folder: Path, teacher: Pretrained, tmp_path_factory: pytes
 
 
 @pytest.fixture
-def night(night_script: str, tmp_path: Path, recovered: Callable[[float], None]) -> Iterator[Night]:
+def night(night_script: str, tmp_path: Path, recovered: Callable[[float], None]) -> Iterator[SweepProcess]:
     """A sweep of six trials, of three epochs each; whatever it started is ended."""
     script = tmp_path / "night.py"
     script.write_text(night_script)
-    begun = Night(script, tmp_path / "storage")
+    begun = SweepProcess(script, tmp_path / "storage")
     yield begun
     for pid in begun.processes():
         os.kill(pid, signal.SIGKILL)
@@ -55,6 +55,6 @@ def undisturbed(night_script: str, tmp_path_factory: pytest.TempPathFactory) -> 
     """The table of the sweep that nothing befell, on one slot in its own process."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "night.py").write_text(night_script)
-    sweep = Night(folder / "night.py", folder / "storage")
+    sweep = SweepProcess(folder / "night.py", folder / "storage")
     sweep.run("--local", slots=1)
     return numbers(sweep.records())

@@ -16,15 +16,15 @@ from ray.cluster_utils import Cluster
 from kdray.storage.bucket import FOLDER
 from kdray.storage.mirror import ROOT, mirror_of
 from kdray.storage.paths import SweepPaths
-from tests.faults.night import LIMIT_S, Night, numbers, until
+from tests.faults.sweep_process import LIMIT_S, SweepProcess, numbers, until
 from tests.storage.bucket_server import BucketServer, on_node
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
-HASTY = "from kdray.storage import owner, records\nowner.DEAD_AFTER_S, records.COPY_S = 4.0, 0.5\n"
+HASTY = "from kdray.storage import bucket_copies, owner\nowner.DEAD_AFTER_S, bucket_copies.COPY_S = 4.0, 0.5\n"
 
 
-class BucketNight(Night):
+class BucketSweepProcess(SweepProcess):
     """A sweep in a bucket, run by whichever machine `storage` is a mirror on."""
 
     url: str
@@ -35,14 +35,14 @@ class BucketNight(Night):
 
 
 @pytest.fixture
-def far_night(bucket: str, night: Night) -> BucketNight:
+def far_night(bucket: str, night: SweepProcess) -> BucketSweepProcess:
     night.script.write_text(HASTY + night.script.read_text())
-    far = BucketNight(night.script, mirror_of(bucket), night.mark, recoveries=night.recoveries)
+    far = BucketSweepProcess(night.script, mirror_of(bucket), night.mark, recoveries=night.recoveries)
     far.url = bucket
     return far
 
 
-def holds_a_finished_sweep(night: BucketNight, server: BucketServer) -> None:
+def holds_a_finished_sweep(night: BucketSweepProcess, server: BucketServer) -> None:
     """The bucket has what a finished sweep leaves, and nothing of what it does not."""
     names = server.names(f"{night.url}/night")
     assert {f"chosen/{FOLDER}", f"report/{FOLDER}", "sweep.json", "teacher.json", "choice.json"} <= names
@@ -51,7 +51,7 @@ def holds_a_finished_sweep(night: BucketNight, server: BucketServer) -> None:
 
 
 def test_a_head_that_is_lost_with_its_disk_costs_no_trial(
-    far_night: BucketNight, undisturbed: list[Any], bucket_server: BucketServer, tmp_path: Path
+    far_night: BucketSweepProcess, undisturbed: list[Any], bucket_server: BucketServer, tmp_path: Path
 ) -> None:
     night = far_night
     driver = night.begin("--local", slots=1)
@@ -72,7 +72,7 @@ def test_a_head_that_is_lost_with_its_disk_costs_no_trial(
 
 
 def test_ctrl_c_leaves_everything_in_the_bucket(
-    far_night: BucketNight, undisturbed: list[Any], bucket_server: BucketServer, tmp_path: Path
+    far_night: BucketSweepProcess, undisturbed: list[Any], bucket_server: BucketServer, tmp_path: Path
 ) -> None:
     """Also the checkpoint of the very step: another machine goes on at once, and redoes nothing."""
     night = far_night
@@ -89,7 +89,7 @@ def test_ctrl_c_leaves_everything_in_the_bucket(
 
 
 @pytest.fixture
-def two_nodes(far_night: BucketNight, bucket: str, tmp_path: Path) -> Iterator[Cluster]:
+def two_nodes(far_night: BucketSweepProcess, bucket: str, tmp_path: Path) -> Iterator[Cluster]:
     """A head with one processor, and a node with another one that sees a folder of its own at the mirrors' path."""
     mirrors, others = Path(os.environ[ROOT]), tmp_path / "others"
     for folder in (mirrors, others):
@@ -113,7 +113,11 @@ def two_nodes(far_night: BucketNight, bucket: str, tmp_path: Path) -> Iterator[C
 
 
 def test_nodes_that_share_nothing_but_the_bucket(
-    far_night: BucketNight, two_nodes: Cluster, bucket_server: BucketServer, tmp_path: Path, undisturbed: list[Any]
+    far_night: BucketSweepProcess,
+    two_nodes: Cluster,
+    bucket_server: BucketServer,
+    tmp_path: Path,
+    undisturbed: list[Any],
 ) -> None:
     """Both train; each fetched what the other wrote once; the table has the same trials."""
     night = far_night

@@ -17,13 +17,13 @@ from mlflow import MlflowClient
 from kdray.errors import StorageError
 from kdray.storage.files import read_json
 from kdray.training.checkpoint import read_checkpoint
-from tests.faults.night import LIMIT_S, TIMES, Night, numbers, until
+from tests.faults.sweep_process import LIMIT_S, TIMES, SweepProcess, numbers, until
 
 pytestmark = pytest.mark.faults
 STEPS_PER_EPOCH = 40
 
 
-def not_much_to_redo(night: Night) -> None:
+def not_much_to_redo(night: SweepProcess) -> None:
     """Of each trial that runs, all but the epoch it was in is in its checkpoint."""
     for record in night.records():
         if record.state == "running" and len(record.history) > 1:
@@ -33,7 +33,9 @@ def not_much_to_redo(night: Night) -> None:
 
 
 @pytest.mark.slow
-def test_a_driver_killed_ten_times_gives_the_table_of_one_that_was_not(night: Night, undisturbed: list[Any]) -> None:
+def test_a_driver_killed_ten_times_gives_the_table_of_one_that_was_not(
+    night: SweepProcess, undisturbed: list[Any]
+) -> None:
     draw = random.Random(0)
     killed = 0
     while killed < 10:
@@ -81,7 +83,7 @@ Ledger.finish = dying
 
 
 @pytest.mark.slow
-def test_a_trial_that_ended_unrecorded_is_not_trained_again(night: Night, undisturbed: list[Any]) -> None:
+def test_a_trial_that_ended_unrecorded_is_not_trained_again(night: SweepProcess, undisturbed: list[Any]) -> None:
     night.script.write_text(COUNTING + DYING + night.script.read_text())
     night.run("--local", slots=1, expected=-signal.SIGKILL, DIE="1")
     fits = Path(night.folder, "fits.txt")
@@ -95,26 +97,26 @@ def test_a_trial_that_ended_unrecorded_is_not_trained_again(night: Night, undist
 
 
 DYING_AGAIN = """
-from kdray.stages.retraining import RerunBook
+from kdray.stages.retraining import RerunLog
 
-record = RerunBook.record
+record = RerunLog.record
 
 def dying(self, run, retrained, figures):
     if f"{run.role}, seed {run.seed}" == os.environ.get("DIE"):
         os.kill(os.getpid(), signal.SIGKILL)
     return record(self, run, retrained, figures)
 
-RerunBook.record = dying
+RerunLog.record = dying
 """
 CONFIRMED = ("--local", "--set", "confirm.controls=true", "--set", "confirm.candidates=1", "--set", "confirm.seeds=1")
 
 
 @pytest.mark.slow
 def test_a_driver_killed_among_controls_and_confirmation_trains_none_again_that_ended_and_tells_all(
-    night: Night,
+    night: SweepProcess,
 ) -> None:
     """It dies twice after a student has answered and before anybody was told."""
-    quiet = Night(night.script, night.folder / "quiet")
+    quiet = SweepProcess(night.script, night.folder / "quiet")
     quiet.run(*CONFIRMED, slots=1)
     shutil.copytree(quiet.storage / "cache", night.storage / "cache")  # two clocks may make two fronts
     night.script.write_text(COUNTING + DYING_AGAIN + night.script.read_text())
@@ -129,7 +131,7 @@ def test_a_driver_killed_among_controls_and_confirmation_trains_none_again_that_
     night.nothing_is_left()
 
 
-def again(night: Night) -> dict[str, Any]:
+def again(night: SweepProcess) -> dict[str, Any]:
     """What was trained outside the search: what it came to, and how many finished runs MLflow has of it."""
     choice = read_json(night.paths.choice)
     for control in choice["controls"]:
@@ -143,7 +145,7 @@ def again(night: Night) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_one_process_keeps_the_step_it_was_at(night: Night, undisturbed: list[Any]) -> None:
+def test_ctrl_c_in_one_process_keeps_the_step_it_was_at(night: SweepProcess, undisturbed: list[Any]) -> None:
     driver = night.begin("--local", slots=1)
     trial = night.trial_in_its_middle()
     driver.send_signal(signal.SIGINT)
@@ -156,7 +158,7 @@ def test_ctrl_c_in_one_process_keeps_the_step_it_was_at(night: Night, undisturbe
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a byte flipped", "truncated"])
-def test_a_damaged_shard_is_labelled_again_and_said(night: Night, damage: str) -> None:
+def test_a_damaged_shard_is_labelled_again_and_said(night: SweepProcess, damage: str) -> None:
     night.run("--local", "--trials", "1", slots=1)
     shard = next(night.storage.glob("cache/transfers/*/train-*.arrow"))
     whole = bytearray(shard.read_bytes())
@@ -169,7 +171,7 @@ def test_a_damaged_shard_is_labelled_again_and_said(night: Night, damage: str) -
     night.is_sound(["completed"] * 2)
 
 
-def test_a_configuration_that_diverges_fails_alone_with_its_reason(night: Night) -> None:
+def test_a_configuration_that_diverges_fails_alone_with_its_reason(night: SweepProcess) -> None:
     night.run("--local", "--set", "space.training.learning_rate=[0.001,1e30]", slots=1)
     wild = [record.params["training.learning_rate"] > 1 for record in night.records()]
     assert 0 < sum(wild) < 6
@@ -179,7 +181,7 @@ def test_a_configuration_that_diverges_fails_alone_with_its_reason(night: Night)
     assert None not in errors
 
 
-def test_more_gpus_than_there_are_are_refused_within_seconds(night: Night) -> None:
+def test_more_gpus_than_there_are_are_refused_within_seconds(night: SweepProcess) -> None:
     night.run("--set", "slots.count=99", "--set", "slots.gpus=1", expected=2)
     assert "asked for 99 slots of 1 worker with" in night.said
     assert not night.records()
@@ -187,7 +189,7 @@ def test_more_gpus_than_there_are_are_refused_within_seconds(night: Night) -> No
 
 
 @pytest.fixture
-def small_storage(night: Night) -> Iterator[Night]:
+def small_storage(night: SweepProcess) -> Iterator[SweepProcess]:
     """The storage is a file system of its own, with room for a teacher's caches and a student or two."""
     night.storage.mkdir()
     mounted = subprocess.run(
@@ -199,11 +201,11 @@ def small_storage(night: Night) -> Iterator[Night]:
     subprocess.run(["umount", "-l", str(night.storage)], check=True)
 
 
-def remount(night: Night, options: str) -> None:
+def remount(night: SweepProcess, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(night.storage)], check=True)
 
 
-def fill(night: Night, free: int) -> Path:
+def fill(night: SweepProcess, free: int) -> Path:
     """Leave so many bytes free."""
     filler = night.storage / "filler"
     status = os.statvfs(night.storage)
@@ -214,7 +216,7 @@ def fill(night: Night, free: int) -> Path:
 
 @pytest.mark.slow
 def test_a_full_storage_is_named_and_the_sweep_goes_on_when_there_is_room(
-    small_storage: Night, undisturbed: list[Any]
+    small_storage: SweepProcess, undisturbed: list[Any]
 ) -> None:
     night = small_storage
     driver = night.begin("--local", slots=1)
@@ -235,7 +237,7 @@ def test_a_full_storage_is_named_and_the_sweep_goes_on_when_there_is_room(
 
 
 @pytest.mark.slow
-def test_a_storage_that_becomes_read_only_is_named(small_storage: Night, undisturbed: list[Any]) -> None:
+def test_a_storage_that_becomes_read_only_is_named(small_storage: SweepProcess, undisturbed: list[Any]) -> None:
     night = small_storage
     night.run("--local", "--trials", "2", slots=1)
     remount(night, "ro")

@@ -21,14 +21,14 @@ from kdray.cli.app import app
 from kdray.errors import StorageError
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.screen import NullScreen
-from kdray.run import run
-from kdray.search.searcher import Search
+from kdray.run import RunOptions, run
+from kdray.search.settings import Search
 from kdray.slots.pool import SlotSettings
-from kdray.stages.choosing import figures_of
+from kdray.stages.reading import read_figures
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
-from tests.faults.night import numbers, until
 from tests.faults.postgres import Cluster, postgres_cluster
+from tests.faults.sweep_process import numbers, until
 
 pytestmark = pytest.mark.faults
 MakeSweep = Callable[..., Sweep]
@@ -37,9 +37,9 @@ DRIVER = """
 import pickle, subprocess, sys
 from pathlib import Path
 import torch
-from kdray.cli.ending import exits
+from kdray.cli.ending import exit_on_error
 from kdray.storage.paths import SweepPaths
-from kdray.run import run
+from kdray.run import RunOptions, run
 from kdray.report.screen import PlainScreen
 
 torch.set_num_threads(1)
@@ -47,7 +47,7 @@ nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 child = subprocess.Popen(["sleep", "300"], **nowhere)  # as Ray's processes, it outlives a killed driver
 print(child.pid, flush=True)
 sweep = pickle.loads(Path(sys.argv[1]).read_bytes())
-with exits():
+with exit_on_error():
     run(sweep, SweepPaths(Path(sys.argv[2]), sweep.name), screen=PlainScreen(sys.stdout), local=True)
 """
 
@@ -106,7 +106,7 @@ def drive(paths: SweepPaths, tmp_path: Path) -> Iterator[Callable[[Sweep], subpr
 def ended(paths: SweepPaths) -> int:
     """How many trials have ended so far, as anybody may ask at any time."""
     try:
-        return sum(record.state != "running" for record in figures_of(paths).records)
+        return sum(record.state != "running" for record in read_figures(paths).records)
     except StorageError:
         return 0
 
@@ -127,35 +127,35 @@ def test_two_drivers_then_none_then_one(
     os.kill(driver.pid, signal.SIGSTOP)  # it hangs, in the middle of something, and lives
     for fresh in (False, True):
         with pytest.raises(StorageError, match=rf"@.* \(pid {driver.pid}, since .*\) runs this sweep"):
-            run(sweep, paths, fresh=fresh, local=True)
+            run(sweep, paths, RunOptions(fresh=fresh, local=True))
     second = drive(sweep)
     said, _ = second.communicate(timeout=120)
     assert second.returncode == 2
     assert f"pid {driver.pid}" in said
     driver.kill()
     driver.wait(timeout=20)
-    done = figures_of(paths).records
+    done = read_figures(paths).records
     assert 2 <= len(done) < 12
     screen = Watching()
-    outcome = run(sweep, paths, screen=screen, local=True)
+    outcome = run(sweep, paths, RunOptions(local=True), screen=screen)
     assert f"(pid {driver.pid}, since" in screen.notes[0]
     assert "is dead: going on in its place" in screen.notes[0]
     assert not paths.owner.exists()
     shutil.copytree(paths.cache, tmp_path / "whole" / "cache")  # two clocks may rank two depths differently
-    whole = run(make_sweep(**searching(12)), SweepPaths(tmp_path / "whole", "tiny"), local=True)
+    whole = run(make_sweep(**searching(12)), SweepPaths(tmp_path / "whole", "tiny"), RunOptions(local=True))
     assert numbers(outcome.figures.records) == numbers(whole.figures.records)
     finished = [record for record in done if record.state == "completed"]
     assert [r for r in outcome.figures.records if r.number in {r.number for r in finished}] == finished
 
 
 def test_a_damaged_journal_stops_the_sweep_before_it_begins(make_sweep: MakeSweep, paths: SweepPaths) -> None:
-    run(make_sweep(**searching(1)), paths, local=True)
+    run(make_sweep(**searching(1)), paths, RunOptions(local=True))
     lines = paths.journal.read_bytes().splitlines(keepends=True)
     middle = len(lines) // 2
     paths.journal.write_bytes(b"".join([*lines[:middle], b"\0\0\0\0rubbish\n", *lines[middle:]]))
     before = {path: path.read_bytes() for path in paths.root.rglob("*") if path.is_file()}
     with pytest.raises(StorageError, match=rf"journal\.log: line {middle + 1} is damaged: .*rubbish") as caught:
-        run(make_sweep(**searching(2)), paths, local=True)
+        run(make_sweep(**searching(2)), paths, RunOptions(local=True))
     assert caught.value.exit_code == 2
     assert {path: path.read_bytes() for path in paths.root.rglob("*") if path.is_file()} == before
 
@@ -181,12 +181,12 @@ def test_a_sqlite_ledger_that_is_locked_for_half_a_minute(
         threading.Timer(30, release).start()
 
     sweep = make_sweep(**searching(4, ledger=f"sqlite:///{file}"))
-    outcome = run(sweep, paths, screen=Watching(1, lock), local=True)
+    outcome = run(sweep, paths, RunOptions(local=True), screen=Watching(1, lock))
     assert free.wait(60)
-    whole = run(make_sweep(**searching(4)), SweepPaths(tmp_path / "whole", "tiny"), local=True)
+    whole = run(make_sweep(**searching(4)), SweepPaths(tmp_path / "whole", "tiny"), RunOptions(local=True))
     assert numbers(outcome.figures.records) == numbers(whole.figures.records)
     assert {record.state for record in outcome.figures.records} == {"completed"}
-    assert numbers(figures_of(paths).records) == numbers(whole.figures.records)
+    assert numbers(read_figures(paths).records) == numbers(whole.figures.records)
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +210,10 @@ def test_a_sweep_in_postgresql(make_sweep: MakeSweep, paths: SweepPaths, databas
     longer = {"student.depth": [1, 2, 3], "training.learning_rate": [1e-3, 3e-3]}
     url = database.url("extended")
     for trials, of in ((2, space), (4, space), (8, longer)):
-        outcome = run(make_sweep(**searching(trials, ledger=url), space=of), paths, local=True)
+        outcome = run(make_sweep(**searching(trials, ledger=url), space=of), paths, RunOptions(local=True))
     in_file = SweepPaths(tmp_path / "file", "tiny")
     for trials, of in ((4, space), (8, longer)):
-        expected = run(make_sweep(**searching(trials), space=of), in_file, local=True)
+        expected = run(make_sweep(**searching(trials), space=of), in_file, RunOptions(local=True))
     assert numbers(outcome.figures.records) == numbers(expected.figures.records)
     assert 3 in {record.params["student.depth"] for record in outcome.figures.records[4:]}
     assert not paths.journal.exists()
@@ -235,24 +235,27 @@ def test_a_postgresql_server_that_is_restarted(
         threading.Timer(5, database.start).start()
 
     sweep = make_sweep(**searching(4, ledger=database.url("restarted")))
-    outcome = run(sweep, paths, screen=Watching(1, restart), local=True)
-    whole = run(make_sweep(**searching(4)), SweepPaths(tmp_path / "whole", "tiny"), local=True)
+    outcome = run(sweep, paths, RunOptions(local=True), screen=Watching(1, restart))
+    whole = run(make_sweep(**searching(4)), SweepPaths(tmp_path / "whole", "tiny"), RunOptions(local=True))
     assert numbers(outcome.figures.records) == numbers(whole.figures.records)
 
 
 @pytest.mark.slow
 def test_a_killed_driver_in_postgresql(
-    make_sweep: MakeSweep, drive: Callable[[Sweep], subprocess.Popen[str]], paths: SweepPaths, database: Cluster,
+    make_sweep: MakeSweep,
+    drive: Callable[[Sweep], subprocess.Popen[str]],
+    paths: SweepPaths,
+    database: Cluster,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     sweep = make_sweep(**searching(8, ledger=database.url("killed")))
     driver = drive(sweep)
     until(lambda: ended(paths) >= 2, "two trials")
     driver.kill()
     driver.wait(timeout=20)
-    assert len(figures_of(paths).records) < 8
-    outcome = run(sweep, paths, local=True)
-    whole = run(make_sweep(**searching(8)), SweepPaths(tmp_path / "whole", "tiny"), local=True)
+    assert len(read_figures(paths).records) < 8
+    outcome = run(sweep, paths, RunOptions(local=True))
+    whole = run(make_sweep(**searching(8)), SweepPaths(tmp_path / "whole", "tiny"), RunOptions(local=True))
     assert numbers(outcome.figures.records) == numbers(whole.figures.records)
 
 
@@ -261,19 +264,19 @@ def test_a_postgresql_server_that_is_down_is_named(
     make_sweep: MakeSweep, paths: SweepPaths, database: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = make_sweep(**searching(2, ledger=database.url("down")))
-    run(sweep, paths, local=True)
+    run(sweep, paths, RunOptions(local=True))
     monkeypatch.setenv("PGPASSWORD", "wrong")
     with pytest.raises(StorageError, match=r"ledger postgresql://.*: cannot be used .*password authentication failed"):
-        run(sweep, paths, local=True)
+        run(sweep, paths, RunOptions(local=True))
     database.stop()
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"ledger postgresql://.*: cannot be used .*Connection refused") as caught:
-        run(sweep, paths, local=True)
+        run(sweep, paths, RunOptions(local=True))
     assert time.monotonic() - began < 20
     assert caught.value.exit_code == 2
     monkeypatch.setenv("PGPASSWORD", database.password)
     database.start()
-    assert len(run(sweep, paths, local=True).figures.records) == 2
+    assert len(run(sweep, paths, RunOptions(local=True)).figures.records) == 2
 
 
 @pytest.mark.slow
@@ -281,10 +284,10 @@ def test_two_storages_in_one_postgresql_do_not_mix(
     make_sweep: MakeSweep, paths: SweepPaths, database: Cluster, tmp_path: Path
 ) -> None:
     sweep = make_sweep(**searching(1, ledger=database.url("shared")))
-    run(sweep, paths, local=True)
+    run(sweep, paths, RunOptions(local=True))
     with pytest.raises(StorageError, match="'tiny' in it belongs to another folder"):
-        run(sweep, SweepPaths(tmp_path / "other", "tiny"), local=True)
-    run(sweep.varied({"name": "other"}), SweepPaths(tmp_path / "other", "other"), local=True)
+        run(sweep, SweepPaths(tmp_path / "other", "tiny"), RunOptions(local=True))
+    run(sweep.with_changes({"name": "other"}), SweepPaths(tmp_path / "other", "other"), RunOptions(local=True))
     moved = shutil.copytree(paths.storage, tmp_path / "moved")
     shutil.rmtree(paths.storage)
-    assert len(run(sweep, SweepPaths(moved, "tiny"), local=True).figures.records) == 1
+    assert len(run(sweep, SweepPaths(moved, "tiny"), RunOptions(local=True)).figures.records) == 1

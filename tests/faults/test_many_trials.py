@@ -12,8 +12,9 @@ from ray import cloudpickle
 
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.search.ledger import Ledger
-from kdray.search.searcher import Search, Study
-from kdray.search.searching import search
+from kdray.search.planner import Planner
+from kdray.search.run_search import run_search
+from kdray.search.settings import Search
 from kdray.slots.cluster import connect
 from kdray.slots.job import Report, Worker
 from kdray.slots.pool import SlotSettings
@@ -56,7 +57,7 @@ def test_a_thousand_trials_lose_nothing_and_the_driver_does_not_grow(tmp_path: P
     info = connect("local", False, tmp_path / "logs")
     ledger = Ledger.open(tmp_path / "journal.log", "many", ("accuracy",))
     asked = Search(trials=TRIALS, objectives=("accuracy",), sampler="random", stopping=None)
-    study = Study(asked, {"distillation.alpha": [0.1, 0.5, 0.9]}, ledger, lambda params: {}, lambda params: 2)
+    study = Planner(asked, {"distillation.alpha": [0.1, 0.5, 0.9]}, ledger, lambda params: {}, lambda params: 2)
     sizes: dict[int, Size] = {}
 
     def watch(record: TrialRecord) -> None:
@@ -68,7 +69,7 @@ def test_a_thousand_trials_lose_nothing_and_the_driver_does_not_grow(tmp_path: P
 
     try:
         with open_slots(SlotSettings(count=2, cpus=1), tmp_path / "logs") as pool:
-            search(pool, study, make_job, watch)
+            run_search(pool, study, make_job, watch)
     finally:
         info.close()
     records = Ledger.read(tmp_path / "journal.log", "many").records()

@@ -16,8 +16,8 @@ from kdray.cli.app import app
 from kdray.search.ledger import Ledger
 from kdray.storage.paths import SweepPaths
 from kdray.tracking.settings import Tracking
-from tests.tracking.mlflow_server import Door, Fate, Server
-from tests.tracking.told import ToldSweep, assert_all_told, runs_in, wait_until
+from tests.tracking.mlflow_server import Fault, FaultyProxy, Server
+from tests.tracking.scripted_sweep import ScriptedSweep, assert_all_in_mlflow, runs_in, wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -32,8 +32,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def door(server: Server) -> Iterator[Door]:
-    with Door(server) as door:
+def door(server: Server) -> Iterator[FaultyProxy]:
+    with FaultyProxy(server) as door:
         yield door
 
 
@@ -43,7 +43,7 @@ def paths(tmp_path: Path) -> SweepPaths:
 
 
 @pytest.fixture
-def tracking(door: Door, request: pytest.FixtureRequest) -> Tracking:
+def tracking(door: FaultyProxy, request: pytest.FixtureRequest) -> Tracking:
     """The door's address; an answer within two seconds."""
     return Tracking(uri=door.uri, experiment=request.node.name, timeout_s=2, patience_s=60)
 
@@ -67,10 +67,15 @@ def kdray(*arguments: str | Path) -> tuple[int, str]:
 
 @pytest.mark.parametrize("trouble", ["refused", "error 500", "no answer", "lost answer"])
 def test_a_server_in_trouble_holds_nothing_up_and_gets_everything_afterwards(
-    trouble: Fate | str, door: Door, server: Server, paths: SweepPaths, tracking: Tracking, report: Path,
+    trouble: Fault | str,
+    door: FaultyProxy,
+    server: Server,
+    paths: SweepPaths,
+    tracking: Tracking,
+    report: Path,
     recovered: Callable[[float], None],
-) -> None:  # fmt: skip
-    sweep = ToldSweep(paths, tracking)
+) -> None:
+    sweep = ScriptedSweep(paths, tracking)
     sweep.trials(0)
     sweep.wait_until_sent()
     door.shut() if trouble == "refused" else door.always(trouble)  # type: ignore[arg-type]
@@ -88,16 +93,18 @@ def test_a_server_in_trouble_holds_nothing_up_and_gets_everything_afterwards(
     trouble_said, over = sweep.said
     assert trouble_said.startswith(f"MLflow at {door.uri} cannot be written to (")
     assert over == f"MLflow at {door.uri} answers again: it has everything now."
-    assert_all_told(paths, server.store, tracking.experiment)
+    assert_all_in_mlflow(paths, server.store, tracking.experiment)
     found = runs_in(server.store, tracking.experiment)[None]
     assert found.data.metrics == {"teacher.accuracy": 0.9}
     assert len(list(server.folder.glob(f"artifacts/*/{found.info.run_id}/artifacts/report/report.md"))) == 1
     assert not paths.spool.exists()
 
 
-def test_a_server_that_is_down_at_the_start(door: Door, server: Server, paths: SweepPaths, tracking: Tracking) -> None:
+def test_a_server_that_is_down_at_the_start(
+    door: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
+) -> None:
     door.shut()
-    sweep = ToldSweep(paths, tracking)
+    sweep = ScriptedSweep(paths, tracking)
     sweep.trials(0, 1)
     wait_until(lambda: bool(sweep.said), 60, "nothing was said")
     assert sweep.tracker.run_ids() == {}
@@ -105,48 +112,48 @@ def test_a_server_that_is_down_at_the_start(door: Door, server: Server, paths: S
     sweep.wait_until_sent()
     sweep.trials(2)
     sweep.end()
-    assert_all_told(paths, server.store, tracking.experiment)
+    assert_all_in_mlflow(paths, server.store, tracking.experiment)
 
 
 def test_a_slow_server_gets_everything_in_time(
-    door: Door, server: Server, paths: SweepPaths, tracking: Tracking
+    door: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
     door.lateness_s = 0.5
     door.always("late answer")
-    sweep = ToldSweep(paths, tracking)
+    sweep = ScriptedSweep(paths, tracking)
     sweep.trials(0, 1, 2)
     sweep.end()
     assert sweep.longest_call_s < 1
-    assert_all_told(paths, server.store, tracking.experiment)
+    assert_all_in_mlflow(paths, server.store, tracking.experiment)
 
 
 @pytest.mark.parametrize("fate", ["late answer", "lost answer"])
 def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
-    fate: Fate, door: Door, server: Server, paths: SweepPaths, tracking: Tracking
+    fate: Fault, door: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
     made: list[str] = []
 
-    def fate_of(method: str, path: str) -> Fate:
+    def fate_of(method: str, path: str) -> Fault:
         if not path.endswith("runs/create") or len(made) >= 2:
             return "passes"
         made.append(path)
         return fate
 
     door.lateness_s, door.fate = 5, fate_of
-    sweep = ToldSweep(paths, tracking)
+    sweep = ScriptedSweep(paths, tracking)
     sweep.trials(0, 1, 2)
     sweep.end()
     assert len(made) == 2
-    assert_all_told(paths, server.store, tracking.experiment)
+    assert_all_in_mlflow(paths, server.store, tracking.experiment)
 
 
 def test_a_run_that_is_made_long_after_it_was_asked_for_is_removed(
-    door: Door, server: Server, paths: SweepPaths, tracking: Tracking
+    door: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
     """The server holds the first request back until the run was asked for again."""
     created: list[str] = []
 
-    def fate_of(method: str, path: str) -> Fate:
+    def fate_of(method: str, path: str) -> Fault:
         if path.endswith("runs/create"):
             created.append(path)
             if len(created) == 1:
@@ -155,14 +162,14 @@ def test_a_run_that_is_made_long_after_it_was_asked_for_is_removed(
         return "passes"
 
     door.fate = fate_of
-    sweep = ToldSweep(paths, tracking)
+    sweep = ScriptedSweep(paths, tracking)
     sweep.trials(0, 1, 2)
     client = MlflowClient(server.store)
     sweep.wait_until_sent()
     experiment = client.get_experiment_by_name(tracking.experiment).experiment_id
     wait_until(lambda: len(client.search_runs([experiment])) == 5, 60, "the second run for the sweep was not made")
     sweep.end()
-    assert_all_told(paths, server.store, tracking.experiment)
+    assert_all_in_mlflow(paths, server.store, tracking.experiment)
 
 
 @pytest.mark.slow
@@ -171,7 +178,7 @@ def test_a_server_that_is_killed_and_started_again_in_the_middle(
 ) -> None:
     with Server(tmp_path / "own") as own:
         tracking = Tracking(uri=f"http://127.0.0.1:{own.port}", experiment="restarted", timeout_s=5, patience_s=60)
-        sweep = ToldSweep(paths, tracking)
+        sweep = ScriptedSweep(paths, tracking)
         sweep.trials(0)
         sweep.begin()
         sweep.wait_until_sent()
@@ -185,17 +192,17 @@ def test_a_server_that_is_killed_and_started_again_in_the_middle(
         sweep.trials(2)
         sweep.end()
         assert len(sweep.said) == 2
-        assert_all_told(paths, own.store, "restarted")
+        assert_all_in_mlflow(paths, own.store, "restarted")
 
 
 # Afterwards -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_server_that_was_gone_for_the_whole_sweep_missed_is_sent_by_kdray_sync(
-    door: Door, server: Server, paths: SweepPaths, tracking: Tracking, report: Path
+    door: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking, report: Path
 ) -> None:
     door.shut()
-    sweep = ToldSweep(paths, tracking.model_copy(update={"patience_s": 1}))
+    sweep = ScriptedSweep(paths, tracking.model_copy(update={"patience_s": 1}))
     sweep.trials(0, 1, state="stopped")
     sweep.trials(2)
     sweep.figures(report)
@@ -216,7 +223,7 @@ def test_what_a_server_that_was_gone_for_the_whole_sweep_missed_is_sent_by_kdray
     assert code == 0, said
     assert f"Sent to MLflow at {door.uri}: runs changed: 4, values of metrics: 22, folders of files: 1." in said
     assert f"not there any more: {paths.student(0)}" in said
-    assert_all_told(paths, server.store, tracking.experiment)
+    assert_all_in_mlflow(paths, server.store, tracking.experiment)
     found = runs_in(server.store, tracking.experiment)[None]
     assert found.info.end_time == pytest.approx(ended * 1000, rel=0, abs=900)
     assert found.info.start_time < Ledger.read(paths.journal, paths.name)[0].started * 1000
@@ -232,10 +239,10 @@ import sys, time
 from kdray.storage.paths import SweepPaths
 from kdray.tracking.settings import Tracking
 from pathlib import Path
-from tests.tracking.told import ToldSweep
+from tests.tracking.scripted_sweep import ScriptedSweep
 
 storage, uri, experiment, unsent = sys.argv[1:]
-sweep = ToldSweep(SweepPaths(Path(storage), "told"), Tracking(uri=uri, experiment=experiment, timeout_s=2))
+sweep = ScriptedSweep(SweepPaths(Path(storage), "told"), Tracking(uri=uri, experiment=experiment, timeout_s=2))
 sweep.trials(0)
 sweep.begin()
 sweep.evaluate(1, 10)
@@ -261,7 +268,7 @@ def killed_driver(paths: SweepPaths, tracking: Tracking, how: str) -> None:
 
 @pytest.mark.parametrize("later", ["sync", "resume"])
 def test_what_a_killed_driver_had_not_sent_is_sent_later(
-    later: str, door: Door, server: Server, paths: SweepPaths, tracking: Tracking
+    later: str, door: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
     door.always("error 500")
     killed_driver(paths, tracking, "unsent")
@@ -269,7 +276,7 @@ def test_what_a_killed_driver_had_not_sent_is_sent_later(
         spool.write('{"run": 1, "metrics": [["accur')  # and a line that the kill has torn
     door.open()
     if later == "resume":
-        sweep = ToldSweep(paths, tracking)
+        sweep = ScriptedSweep(paths, tracking)
         sweep.tell(sweep.ledger.resume(1))
         sweep.wait_until_sent()
         assert runs_in(server.store, tracking.experiment)[None].info.status == "RUNNING"
@@ -285,7 +292,7 @@ def test_what_a_killed_driver_had_not_sent_is_sent_later(
     found = runs_in(server.store, tracking.experiment)
     assert found["1"].info.status == "KILLED"  # the ledger calls it running: it is handed out again
     assert found["1"].data.tags["kdray.status"] == "interrupted"
-    assert_all_told(paths, server.store, tracking.experiment, status="KILLED")
+    assert_all_in_mlflow(paths, server.store, tracking.experiment, status="KILLED")
 
 
 @pytest.mark.parametrize("later", ["sync", "resume"])
@@ -298,7 +305,7 @@ def test_runs_that_a_killed_driver_left_running_are_closed(
     if later == "sync":
         assert kdray("sync", paths.root)[0] == 0
     else:
-        sweep = ToldSweep(paths, tracking)
+        sweep = ScriptedSweep(paths, tracking)
         sweep.end()
     after = runs_in(server.store, tracking.experiment)
     assert {number: run.info.run_id for number, run in after.items()} == {
@@ -306,14 +313,14 @@ def test_runs_that_a_killed_driver_left_running_are_closed(
     }
     assert after["1"].info.status == "KILLED"
     assert after["1"].data.tags["kdray.status"] == "stopped"
-    assert_all_told(paths, server.store, tracking.experiment, status="FINISHED" if later == "resume" else "KILLED")
+    assert_all_in_mlflow(paths, server.store, tracking.experiment, status="FINISHED" if later == "resume" else "KILLED")
 
 
 def test_sync_and_a_running_sweep_keep_out_of_each_others_way(
-    door: Door, paths: SweepPaths, tracking: Tracking
+    door: FaultyProxy, paths: SweepPaths, tracking: Tracking
 ) -> None:
     door.shut()
-    sweep = ToldSweep(paths, tracking.model_copy(update={"patience_s": 0}))
+    sweep = ScriptedSweep(paths, tracking.model_copy(update={"patience_s": 0}))
     code, said = kdray("sync", paths.root)
     assert code == 2
     assert "another process is sending this sweep to MLflow" in said

@@ -18,10 +18,10 @@ from ray.cluster_utils import Cluster
 
 from kdray.errors import JobError, StorageError
 from kdray.slots.cluster import connect
-from kdray.slots.job import Ask, Report, Worker
+from kdray.slots.job import Instruction, Report, Worker
 from kdray.slots.pool import SlotSettings
 from kdray.slots.ray_slots import RaySlots, open_slots
-from tests.faults.night import LIMIT_S, until
+from tests.faults.sweep_process import LIMIT_S, until
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -40,10 +40,10 @@ class Marching:
         while step < self.steps:
             time.sleep(0.02)
             step += 1
-            ask = worker.asked(save=step % 10 == 0)
-            if ask in (Ask.SAVE, Ask.SUSPEND):
+            ask = worker.next_instruction(save=step % 10 == 0)
+            if ask in (Instruction.SAVE, Instruction.SUSPEND):
                 self.file.write_text(str(step))
-            if ask >= Ask.SUSPEND:
+            if ask >= Instruction.SUSPEND:
                 return
         yield {"reached": step, "pid": os.getpid()}
 
@@ -129,10 +129,24 @@ def test_a_drained_nodes_slot_leaves_it_with_its_work_and_without_blame(
     until(lambda: march.reports, "the job has begun")
     first = march.reports[0]
     subprocess.run(
-        ["ray", "drain-node", "--address", cluster.address, "--node-id", first["node"], "--reason",
-         "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", "60"],
-        check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
+        [
+            "ray",
+            "drain-node",
+            "--address",
+            cluster.address,
+            "--node-id",
+            first["node"],
+            "--reason",
+            "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message",
+            "test",
+            "--deadline-remaining-seconds",
+            "60",
+        ],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
     recovered(seconds_until_it_goes_on(march))
     march.end()
     assert [report.get("reached") for report in march.reports] == [None, None, 500]
@@ -168,9 +182,7 @@ def test_slots_come_and_go_with_the_machines(tmp_path: Path) -> None:
     finally:
         info.close()
         machines.shutdown()
-    assert said == [
-        "The cluster grew to 3 nodes: room for 2 slots.", "The cluster shrank to 2 nodes: room for 1 slot."
-    ]  # fmt: skip
+    assert said == ["The cluster grew to 3 nodes: room for 2 slots.", "The cluster shrank to 2 nodes: room for 1 slot."]
 
 
 def threads_of_slots() -> list[str]:

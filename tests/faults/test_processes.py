@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from kdray.training.checkpoint import read_checkpoint
-from tests.faults.night import LIMIT_S, Night, numbers, until
+from tests.faults.sweep_process import LIMIT_S, SweepProcess, numbers, until
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController", "ImplicitFunc"])  # the last is Tune's
-def test_a_killed_process_costs_no_trial(night: Night, undisturbed: list[Any], victim: str) -> None:
+def test_a_killed_process_costs_no_trial(night: SweepProcess, undisturbed: list[Any], victim: str) -> None:
     night.begin()
     night.trial_in_its_middle()
     night.kill(f"ray::{victim}")
@@ -27,7 +27,7 @@ def test_a_killed_process_costs_no_trial(night: Night, undisturbed: list[Any], v
     assert numbers(night.records()) == undisturbed
 
 
-def test_a_killed_rank_of_two_costs_no_trial(night: Night) -> None:
+def test_a_killed_rank_of_two_costs_no_trial(night: SweepProcess) -> None:
     night.begin("--set", "slots.workers=2", slots=1)
     night.trial_in_its_middle()
     night.kill("ray::RayTrainWorker")
@@ -35,7 +35,7 @@ def test_a_killed_rank_of_two_costs_no_trial(night: Night) -> None:
     night.is_sound()
 
 
-def test_a_killed_board_ends_the_sweep_which_goes_on_from_there(night: Night, undisturbed: list[Any]) -> None:
+def test_a_killed_board_ends_the_sweep_which_goes_on_from_there(night: SweepProcess, undisturbed: list[Any]) -> None:
     night.begin()
     middle = night.trial_in_its_middle()
     night.kill("ray::Board")
@@ -50,7 +50,7 @@ def test_a_killed_board_ends_the_sweep_which_goes_on_from_there(night: Night, un
     assert numbers(night.records()) == undisturbed
 
 
-def test_a_worker_that_hangs_is_noticed_and_replaced(night: Night, undisturbed: list[Any]) -> None:
+def test_a_worker_that_hangs_is_noticed_and_replaced(night: SweepProcess, undisturbed: list[Any]) -> None:
     night.begin("--set", "slots.progress_timeout_s=6")
     night.trial_in_its_middle()
     stopped = night.kill("ray::RayTrainWorker", signal.SIGSTOP)
@@ -62,7 +62,7 @@ def test_a_worker_that_hangs_is_noticed_and_replaced(night: Night, undisturbed: 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_on_request_is_clean_and_can_be_gone_on_with(
-    night: Night, undisturbed: list[Any], number: signal.Signals
+    night: SweepProcess, undisturbed: list[Any], number: signal.Signals
 ) -> None:
     driver = night.begin()
     trial = night.trial_in_its_middle()
@@ -79,7 +79,7 @@ def test_a_stop_on_request_is_clean_and_can_be_gone_on_with(
     assert numbers(night.records()) == undisturbed
 
 
-def test_a_second_signal_ends_it_at_once(night: Night, undisturbed: list[Any]) -> None:
+def test_a_second_signal_ends_it_at_once(night: SweepProcess, undisturbed: list[Any]) -> None:
     driver = night.begin()
     night.trial_in_its_middle()
     driver.send_signal(signal.SIGTERM)

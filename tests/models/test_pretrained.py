@@ -15,7 +15,15 @@ from transformers import (
 )
 
 from kdray.errors import SpecError, TeacherError
-from kdray.models.pretrained import Pretrained, adopted, found, kept, save, weights_fingerprint
+from kdray.models.pretrained import (
+    Head,
+    Pretrained,
+    cached_folder,
+    find_model,
+    import_model,
+    save_model,
+    weights_fingerprint,
+)
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.text_classification import TextClassification
 from tests.models.tiny_bert import TINY
@@ -29,13 +37,13 @@ def folder(teacher: Pretrained, tmp_path: Path) -> Path:
 
 def refused(name: str | Path) -> str:
     with pytest.raises(TeacherError) as caught:
-        found(str(name), None, "teacher.model")
+        find_model(str(name), None, "teacher.model")
     assert str(caught.value).startswith("teacher.model ")
     return str(caught.value)
 
 
 def test_a_folder_is_found_and_loaded(folder: Path) -> None:
-    assert found(str(folder), None, "teacher.model") == folder
+    assert find_model(str(folder), None, "teacher.model") == folder
     model = Pretrained(folder, "key").model()
     assert not model.training
     assert model.dtype == torch.float32
@@ -59,7 +67,7 @@ def test_a_folder_with_pickled_weights_alone_is_refused(folder: Path, teacher: P
 
 def test_pickled_weights_beside_safetensors_are_not_touched(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"would raise if it were loaded")
-    assert Pretrained(found(str(folder), None, "teacher.model"), "key").model().num_labels == 2
+    assert Pretrained(find_model(str(folder), None, "teacher.model"), "key").model().num_labels == 2
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -84,10 +92,10 @@ def test_the_cache_is_made_once_and_whole(tmp_path: Path) -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        kept(tmp_path / "cache", half)
+        cached_folder(tmp_path / "cache", half)
     assert not list(tmp_path.iterdir())
-    assert (kept(tmp_path / "cache", lambda folder: (folder / "b").touch()) / "b").exists()
-    assert kept(tmp_path / "cache", half) == tmp_path / "cache"
+    assert (cached_folder(tmp_path / "cache", lambda folder: (folder / "b").touch()) / "b").exists()
+    assert cached_folder(tmp_path / "cache", half) == tmp_path / "cache"
 
 
 def test_the_fingerprint_is_of_weights_configuration_and_tokenizer(folder: Path, teacher: Pretrained) -> None:
@@ -105,13 +113,13 @@ def test_the_fingerprint_is_of_weights_configuration_and_tokenizer(folder: Path,
 def test_a_tokenizer_without_padding_takes_the_configs(folder: Path, task: TextClassification, tmp_path: Path) -> None:
     model, tokenizer = Pretrained(folder, "").model(), Pretrained(folder, "").tokenizer()
     padding, tokenizer.pad_token = tokenizer.pad_token, None
-    save(model, tokenizer, folder)
-    taken = adopted(folder, task, ("negative", "positive"), StoragePaths(tmp_path / "storage"), 0)
+    save_model(model, tokenizer, folder)
+    taken = import_model(folder, task, Head(("negative", "positive")), StoragePaths(tmp_path / "storage"), 0)
     assert taken.tokenizer().pad_token == padding
     model.config.pad_token_id = None
-    save(model, tokenizer, folder)
+    save_model(model, tokenizer, folder)
     with pytest.raises(TeacherError, match="has a padding token"):
-        adopted(folder, task, ("negative", "positive"), StoragePaths(tmp_path / "storage"), 0)
+        import_model(folder, task, Head(("negative", "positive")), StoragePaths(tmp_path / "storage"), 0)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +136,11 @@ def test_a_model_without_positions_for_the_longest_texts_is_refused(
     """Where the tokenizer does not tell: then each text would end in an index out of range."""
     folder, tokenizer = tmp_path / "model", teacher.tokenizer()
     tokenizer.model_max_length = int(1e30)
-    save(AutoModelForSequenceClassification.from_config(config), tokenizer, folder)
+    save_model(AutoModelForSequenceClassification.from_config(config), tokenizer, folder)
 
     def taken(length: int) -> Pretrained:
         task, storage = TextClassification(max_length=length), StoragePaths(tmp_path / "storage")
-        return adopted(folder, task, ("bad", "mixed", "good"), storage, 0)
+        return import_model(folder, task, Head(("bad", "mixed", "good")), storage, 0)
 
     model = taken(longest or 60).model()
     model(input_ids=torch.ones(1, longest or 60, dtype=torch.long))

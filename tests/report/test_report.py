@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from kdray.choice.controls import Control
-from kdray.evaluation.formatting import headings, setting
+from kdray.evaluation.formatting import format_setting, headings
 from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.report.controls import ABOUT, ROLES
 from kdray.report.figures import Figures
@@ -43,9 +43,14 @@ RECORDS = (
     trial(4, 3, float("nan"), "failed", "loss is nan | at epoch 2\nsecond line"),
 )
 FIGURES = Figures(
-    "tiny", TEACHER, RECORDS, front=(0, 1, 2), chosen=2, sentences=("Trial 002 is the fastest that keeps 95 %.",),
+    "tiny",
+    TEACHER,
+    RECORDS,
+    front=(0, 1, 2),
+    chosen=2,
+    sentences=("Trial 002 is the fastest that keeps 95 %.",),
     searched=tuple(RECORDS[0].params),
-)  # fmt: skip
+)
 
 
 def printed(figures: Figures, width: int = 140) -> list[str]:
@@ -91,9 +96,12 @@ def test_a_narrow_terminal_cuts_the_right_end_and_no_number():
 
 
 def test_names_are_no_markup():
-    figures = replace(FIGURES, name="runs[/old]", searched=("student.checkpoint",), records=[
-        replace(RECORDS[0], params={"student.checkpoint": "models[v2]/small"})
-    ])  # fmt: skip
+    figures = replace(
+        FIGURES,
+        name="runs[/old]",
+        searched=("student.checkpoint",),
+        records=[replace(RECORDS[0], params={"student.checkpoint": "models[v2]/small"})],
+    )
     text = " ".join(" ".join(printed(figures)).split())
     assert "runs[/old]" in text
     assert "models[v2]/small" in text
@@ -167,13 +175,16 @@ def test_writing_again_replaces_the_report(tmp_path: Path):
 @pytest.mark.parametrize(
     ("value", "text"),
     [(1.9e-4, "1.9e-4"), (0.0, "0.000"), (3.14159, "3.14"), (12.34, "12.3"), (250000.0, "2.5e5"), (2, "2")],
-)  # fmt: skip
+)
 def test_settings_are_written_short(value: object, text: str):
-    assert setting(value) == text
+    assert format_setting(value) == text
 
 
 def test_headings_tell_settings_of_the_same_name_apart():
     names = ["a.rate", "b.rate", "training.batch_size", "student.depth"]
     assert headings(names) == {
-        "student.depth": "depth", "a.rate": "a.rate", "b.rate": "b.rate", "training.batch_size": "batch size",
-    }  # fmt: skip
+        "student.depth": "depth",
+        "a.rate": "a.rate",
+        "b.rate": "b.rate",
+        "training.batch_size": "batch size",
+    }

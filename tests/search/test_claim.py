@@ -8,7 +8,7 @@ import pytest
 from ray import tune
 
 from kdray.errors import StorageError
-from kdray.search.claim import claim, ledger_in, settings_in
+from kdray.search.claim import claim_folder, read_ledger, read_settings
 from kdray.search.ledger import Ledger
 from kdray.search.space import distributions
 from kdray.storage.files import read_json, write_json
@@ -34,9 +34,9 @@ def folder(storage: Path, name: str) -> SweepPaths:
 
 def begun(sweep: Sweep, paths: SweepPaths) -> Ledger:
     """The ledger of a sweep that has one trial, and a teacher."""
-    ledger = claim(sweep.identity(), paths, False)
+    ledger = claim_folder(sweep.identity(), paths, False)
     params = {"student.depth": 1, "training.learning_rate": 1e-3}
-    ledger.add(params, ledger.lengthen(distributions(sweep.space)), COSTS, {})
+    ledger.add(params, ledger.extend_choices(distributions(sweep.space)), COSTS, {})
     write_json(paths.teacher_figures, {"accuracy": 0.9})
     return ledger
 
@@ -47,9 +47,9 @@ def database(tmp_path: Path, name: str = "ledger") -> dict[str, str]:
 
 def test_the_same_sweep_goes_on(make_sweep: MakeSweep, paths: SweepPaths) -> None:
     begun(make_sweep(), paths)
-    before = settings_in(paths)
-    assert len(claim(make_sweep().identity(), paths, False)) == 1
-    assert settings_in(paths) == before
+    before = read_settings(paths)
+    assert len(claim_folder(make_sweep().identity(), paths, False)) == 1
+    assert read_settings(paths) == before
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_another_sweep_is_refused_with_the_difference(
     begun(make_sweep(), paths)
     before = paths.settings.read_text()
     with pytest.raises(StorageError) as caught:
-        claim(make_sweep().varied(changes).identity(), paths, False)
+        claim_folder(make_sweep().with_changes(changes).identity(), paths, False)
     assert "the name 'tiny' is used by a sweep with other settings" in str(caught.value)
     assert difference in str(caught.value)
     assert "--set name=" in str(caught.value)
@@ -84,27 +84,27 @@ def test_another_sweep_is_refused_with_the_difference(
 def test_another_teacher_is_refused_with_the_difference(make_sweep: MakeSweep, paths: SweepPaths) -> None:
     begun(make_sweep(), paths)
     with pytest.raises(StorageError, match=r"teacher\.model: was /.*, now other"):
-        claim(make_sweep(teacher=Teacher(model="other")).identity(), paths, False)
+        claim_folder(make_sweep(teacher=Teacher(model="other")).identity(), paths, False)
 
 
 @pytest.mark.parametrize("choices", [[1, 2, 3], [3, 2, 1], [2, 1]])
 def test_a_list_may_grow_in_any_order(make_sweep: MakeSweep, paths: SweepPaths, choices: list[int]) -> None:
     begun(make_sweep(), paths)
-    longer = make_sweep().varied({"space.student.depth": choices, "search.trials": 50, "slots.count": 2})
-    assert len(claim(longer.identity(), paths, False)) == 1
-    assert settings_in(paths)["space"]["student.depth"]["attributes"]["choices"] == choices
+    longer = make_sweep().with_changes({"space.student.depth": choices, "search.trials": 50, "slots.count": 2})
+    assert len(claim_folder(longer.identity(), paths, False)) == 1
+    assert read_settings(paths)["space"]["student.depth"]["attributes"]["choices"] == choices
     if len(choices) > 2:
         with pytest.raises(StorageError, match=r"was \[.*\], now \[1, 2\]"):
-            claim(make_sweep().identity(), paths, False)
+            claim_folder(make_sweep().identity(), paths, False)
 
 
 def test_a_range_may_not_grow(make_sweep: MakeSweep, paths: SweepPaths) -> None:
     sweep = make_sweep(space={"training.learning_rate": tune.uniform(1e-4, 1e-3)})
-    ledger = claim(sweep.identity(), paths, False)
+    ledger = claim_folder(sweep.identity(), paths, False)
     ledger.add({"training.learning_rate": 5e-4}, distributions(sweep.space), COSTS, {})
     wider = make_sweep(space={"training.learning_rate": tune.uniform(1e-4, 1e-2)})
     with pytest.raises(StorageError, match=r"space\.training\.learning_rate\.high: was 0\.001, now 0\.01"):
-        claim(wider.identity(), paths, False)
+        claim_folder(wider.identity(), paths, False)
 
 
 # Damage ---------------------------------------------------------------------------------------------------------------
@@ -123,14 +123,14 @@ def test_a_range_may_not_grow(make_sweep: MakeSweep, paths: SweepPaths) -> None:
 def test_a_damaged_sweep_json_is_refused(make_sweep: MakeSweep, paths: SweepPaths, text: str, part: str) -> None:
     begun(make_sweep(), paths)
     paths.settings.write_text(text)
-    for look in (lambda: claim(make_sweep().identity(), paths, False), lambda: ledger_in(paths)):
+    for look in (lambda: claim_folder(make_sweep().identity(), paths, False), lambda: read_ledger(paths)):
         with pytest.raises(StorageError) as caught:
             look()
         assert str(paths.settings) in str(caught.value)
         assert part in str(caught.value)
         assert "Restore it, or start over with --fresh" in str(caught.value)
     assert paths.settings.read_text() == text
-    assert len(claim(make_sweep().identity(), paths, True)) == 0
+    assert len(claim_folder(make_sweep().identity(), paths, True)) == 0
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -138,7 +138,7 @@ def test_a_folder_without_its_sweep_json_is_refused(make_sweep: MakeSweep, paths
     begun(make_sweep(), paths)
     paths.settings.unlink()
     with pytest.raises(StorageError, match=r"sweep\.json: is gone, .*Restore it, or remove the folder"):
-        claim(make_sweep().identity(), paths, fresh)
+        claim_folder(make_sweep().identity(), paths, fresh)
     assert paths.journal.exists()
 
 
@@ -146,27 +146,27 @@ def test_a_folder_without_its_sweep_json_is_refused(make_sweep: MakeSweep, paths
 def test_a_ledger_that_is_gone_is_no_new_sweep(
     make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path, kind: str
 ) -> None:
-    sweep = make_sweep() if kind != "database" else make_sweep().varied(database(tmp_path))
+    sweep = make_sweep() if kind != "database" else make_sweep().with_changes(database(tmp_path))
     begun(sweep, paths)
     if kind == "emptied":
         paths.journal.write_text("")
     else:
         (paths.journal if kind == "journal" else tmp_path / "ledger.db").unlink()
     with pytest.raises(StorageError, match=r"was begun, but its ledger .* is gone\. Restore it, or start over"):
-        claim(sweep.identity(), paths, False)
-    assert len(claim(sweep.identity(), paths, True)) == 0
+        claim_folder(sweep.identity(), paths, False)
+    assert len(claim_folder(sweep.identity(), paths, True)) == 0
 
 
 def test_who_was_killed_while_it_claimed_leaves_the_name_free(make_sweep: MakeSweep, paths: SweepPaths) -> None:
     (paths.root / ".sweep.json-x7fk").write_text('{"name": "ti')
-    assert len(claim(make_sweep().identity(), paths, False)) == 0
+    assert len(claim_folder(make_sweep().identity(), paths, False)) == 0
 
 
 def test_fresh_leaves_the_logs(make_sweep: MakeSweep, paths: SweepPaths) -> None:
     begun(make_sweep(), paths)
     (paths.logs / "kdray.log").write_text("what was")
     paths.owner.write_text("me")
-    assert len(claim(make_sweep().identity(), paths, True)) == 0
+    assert len(claim_folder(make_sweep().identity(), paths, True)) == 0
     assert {path.name for path in paths.root.iterdir()} == {"logs", "owner.json", "sweep.json", "ledger"}
     assert (paths.logs / "kdray.log").exists()
 
@@ -175,42 +175,42 @@ def test_fresh_leaves_the_logs(make_sweep: MakeSweep, paths: SweepPaths) -> None
 
 
 def test_the_folder_says_which_database(make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path) -> None:
-    sweep = make_sweep().varied(database(tmp_path))
+    sweep = make_sweep().with_changes(database(tmp_path))
     begun(sweep, paths)
     assert not paths.journal.exists()
-    assert len(ledger_in(paths)) == 1
-    assert len(claim(sweep.identity(), paths, False)) == 1
+    assert len(read_ledger(paths)) == 1
+    assert len(claim_folder(sweep.identity(), paths, False)) == 1
     with pytest.raises(StorageError, match=r"search\.ledger: was sqlite:///.*ledger\.db, now None"):
-        claim(make_sweep().identity(), paths, False)
+        claim_folder(make_sweep().identity(), paths, False)
     with pytest.raises(StorageError, match=r"search\.ledger: was sqlite:///.*ledger\.db, now sqlite:///.*other\.db"):
-        claim(sweep.varied(database(tmp_path, "other")).identity(), paths, False)
+        claim_folder(sweep.with_changes(database(tmp_path, "other")).identity(), paths, False)
 
 
 def test_fresh_starts_over_in_the_database(make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path) -> None:
-    sweep = make_sweep().varied(database(tmp_path))
+    sweep = make_sweep().with_changes(database(tmp_path))
     begun(sweep, paths)
-    assert len(claim(sweep.identity(), paths, True)) == 0
+    assert len(claim_folder(sweep.identity(), paths, True)) == 0
     begun(sweep, paths)
-    assert len(claim(make_sweep().identity(), paths, True)) == 0  # and now in a file
+    assert len(claim_folder(make_sweep().identity(), paths, True)) == 0  # and now in a file
     assert Ledger.trials_in(database(tmp_path)["search.ledger"], "tiny") is None
 
 
 def test_what_was_refused_before_its_first_trial_is_mended(
     make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path
 ) -> None:
-    claim(make_sweep().varied(database(tmp_path)).identity(), paths, False)
-    mended = make_sweep().varied(database(tmp_path) | {"search.objectives": "accuracy,parameters"})
-    assert claim(mended.identity(), paths, False).objectives == ("accuracy", "parameters")
+    claim_folder(make_sweep().with_changes(database(tmp_path)).identity(), paths, False)
+    mended = make_sweep().with_changes(database(tmp_path) | {"search.objectives": "accuracy,parameters"})
+    assert claim_folder(mended.identity(), paths, False).objectives == ("accuracy", "parameters")
 
 
 def test_two_folders_do_not_share_a_sweep(make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path) -> None:
-    sweep = make_sweep().varied(database(tmp_path))
+    sweep = make_sweep().with_changes(database(tmp_path))
     begun(sweep, paths)
     other = folder(tmp_path / "elsewhere", "tiny")
     for fresh in (False, True):
         with pytest.raises(StorageError, match="'tiny' in it belongs to another folder"):
-            claim(sweep.identity(), other, fresh)
-    assert len(ledger_in(paths)) == 1
+            claim_folder(sweep.identity(), other, fresh)
+    assert len(read_ledger(paths)) == 1
     assert not (other.root / "sweep.json").exists()
 
 
@@ -218,13 +218,13 @@ def test_a_database_that_never_answered_leaves_the_name_free(
     make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path
 ) -> None:
     """The URL is mended and the same command given again."""
-    mistyped = make_sweep().varied({"search.ledger": "postgresql://anna@127.0.0.1:1/kd"})
+    mistyped = make_sweep().with_changes({"search.ledger": "postgresql://anna@127.0.0.1:1/kd"})
     with pytest.raises(StorageError, match="refused"):
-        claim(mistyped.identity(), paths, False)
+        claim_folder(mistyped.identity(), paths, False)
     assert {path.name for path in paths.root.iterdir()} == {"logs"}
-    sweep = make_sweep().varied(database(tmp_path))
-    begun(sweep.varied({"name": "other"}), folder(paths.storage, "other"))
-    assert len(claim(sweep.identity(), paths, False)) == 0
+    sweep = make_sweep().with_changes(database(tmp_path))
+    begun(sweep.with_changes({"name": "other"}), folder(paths.storage, "other"))
+    assert len(claim_folder(sweep.identity(), paths, False)) == 0
 
 
 def test_fresh_starts_over_when_the_old_database_is_gone(
@@ -235,10 +235,10 @@ def test_fresh_starts_over_when_the_old_database_is_gone(
     gone = {"ledger": "postgresql://anna@127.0.0.1:1/kd"}
     write_json(paths.settings, settings | {"search": settings["search"] | gone})
     with pytest.raises(StorageError, match="refused"):
-        claim(make_sweep().identity(), paths, False)
-    assert len(claim(make_sweep().identity(), paths, True)) == 0
+        claim_folder(make_sweep().identity(), paths, False)
+    assert len(claim_folder(make_sweep().identity(), paths, True)) == 0
     assert "What it holds of this sweep stays there" in caplog.text
-    assert settings_in(paths)["id"] != settings["id"]  # or what stayed there would be taken for this one's
+    assert read_settings(paths)["id"] != settings["id"]  # or what stayed there would be taken for this one's
 
 
 def test_a_database_that_is_down_changes_nothing(make_sweep: MakeSweep, paths: SweepPaths) -> None:
@@ -248,6 +248,6 @@ def test_a_database_that_is_down_changes_nothing(make_sweep: MakeSweep, paths: S
     write_json(paths.settings, identity | {"search": identity["search"] | {"ledger": down["search.ledger"]}})
     for fresh in (False, True):
         with pytest.raises(StorageError, match=r"ledger postgresql://anna@127\.0\.0\.1:1/kd: cannot be used .*refused"):
-            claim(make_sweep().varied(down).identity(), paths, fresh)
+            claim_folder(make_sweep().with_changes(down).identity(), paths, fresh)
     assert paths.settings.exists()
     assert paths.teacher_figures.exists()

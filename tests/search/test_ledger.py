@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from kdray.errors import SpecError, StorageError
 from kdray.search.ledger import Ledger
-from kdray.search.searcher import Search
+from kdray.search.settings import Search
 
 OBJECTIVES = ("accuracy", "latency_ms")
 DISTRIBUTIONS = {"alpha": FloatDistribution(0, 1), "student.depth": CategoricalDistribution([1, 2])}
@@ -34,9 +34,9 @@ def filled(tmp_path: Path) -> Ledger:
     for alpha in (0.1, 0.2, 0.3, 0.4):
         ledger.add({"alpha": alpha, "student.depth": 2}, DISTRIBUTIONS, COSTS, {})
     for epoch, accuracy in ((1, 0.8), (2, 0.9)):
-        ledger.record(0, {"accuracy": accuracy, "epoch": epoch, "step": 10 * epoch})
+        ledger.add_evaluation(0, {"accuracy": accuracy, "epoch": epoch, "step": 10 * epoch})
     ledger.finish(0, "completed")
-    ledger.record(1, {"accuracy": 0.5, "epoch": 1, "step": 10})
+    ledger.add_evaluation(1, {"accuracy": 0.5, "epoch": 1, "step": 10})
     ledger.finish(1, "stopped")
     ledger.finish(2, "failed", "ValueError: no")
     ledger.set_run_id(0, "run-of-0")  # after its end
@@ -49,8 +49,14 @@ def test_everything_is_there_again(tmp_path: Path) -> None:
     before, after = filled(tmp_path), opened(tmp_path)
     for old, new in zip(before.records(), after.records(), strict=True):
         assert (new.params, new.state, new.history, new.costs, new.error, new.run_id, new.attempts) == (
-            old.params, old.state, old.history, old.costs, old.error, old.run_id, old.attempts
-        )  # fmt: skip
+            old.params,
+            old.state,
+            old.history,
+            old.costs,
+            old.error,
+            old.run_id,
+            old.attempts,
+        )
         assert new.started == pytest.approx(old.started, abs=0.01)
         assert new.ended == pytest.approx(old.ended, abs=0.1)
     assert after.attr("teacher") == {"accuracy": 0.95}
@@ -65,17 +71,20 @@ def test_optuna_reads_it(tmp_path: Path) -> None:
     assert study.metric_names == list(OBJECTIVES)
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert [trial.state for trial in study.trials] == [
-        TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
-    ]  # fmt: skip
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+        TrialState.RUNNING,
+    ]
     assert study.trials[0].values == [0.9, 2.5]
     assert study.best_trials[0].params == {"alpha": 0.1, "student.depth": 2}
 
 
 def test_the_same_step_again_changes_nothing(tmp_path: Path) -> None:
     ledger = filled(tmp_path)
-    ledger.record(3, {"accuracy": 0.5, "step": 10})
-    ledger.record(3, {"accuracy": 0.6, "step": 10})
-    ledger.record(3, {"accuracy": 0.7, "step": 20})
+    ledger.add_evaluation(3, {"accuracy": 0.5, "step": 10})
+    ledger.add_evaluation(3, {"accuracy": 0.6, "step": 10})
+    ledger.add_evaluation(3, {"accuracy": 0.7, "step": 20})
     assert [metrics["accuracy"] for metrics in opened(tmp_path).records()[3].history] == [0.5, 0.7]
 
 
@@ -94,7 +103,7 @@ def test_a_torn_last_line_costs_that_line_only(tmp_path: Path) -> None:
     with journal.open("ab") as file:
         file.write(b'{"op_code": 8, "worker_id": "x", "trial_')
     ledger = opened(tmp_path)
-    ledger.record(3, {"accuracy": 0.5, "step": 10})
+    ledger.add_evaluation(3, {"accuracy": 0.5, "step": 10})
     ledger.finish(3, "completed")
     assert [record.state for record in opened(tmp_path).records()] == ["completed", "stopped", "failed", "completed"]
 
@@ -103,7 +112,7 @@ def test_the_lock_of_a_killed_process_holds_up_nobody(tmp_path: Path) -> None:
     """Optuna itself waits half a minute for it."""
     ledger, began = filled(tmp_path), time.monotonic()
     (tmp_path / "ledger" / "journal.log.lock").symlink_to(tmp_path / "ledger" / "journal.log")
-    opened(tmp_path).record(3, {"accuracy": 0.5, "step": 10})
+    opened(tmp_path).add_evaluation(3, {"accuracy": 0.5, "step": 10})
     assert time.monotonic() - began < 10
     assert len(ledger) == 4
 
@@ -122,7 +131,7 @@ def test_an_optuna_url_serves_as_well(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     ledger = Ledger.open(url, "reviews", OBJECTIVES)
     ledger.add({"alpha": 0.1, "student.depth": 1}, DISTRIBUTIONS, COSTS, {})
-    ledger.record(0, {"accuracy": 0.9, "step": 1})
+    ledger.add_evaluation(0, {"accuracy": 0.9, "step": 1})
     ledger.finish(0, "completed")
     assert Ledger.read(url, "reviews").records()[0].metrics["accuracy"] == 0.9
 
@@ -173,7 +182,7 @@ def test_a_write_that_fails_leaves_no_half_of_itself(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 40, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large") as caught:
-            ledger.record(3, {"accuracy": 0.5, "step": 10})
+            ledger.add_evaluation(3, {"accuracy": 0.5, "step": 10})
         assert caught.value.filename == str(journal)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -262,11 +271,11 @@ def test_a_study_that_is_no_sweep_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than SQLite itself waits: the write is begun again."""
-    monkeypatch.setattr("kdray.search.storage.BUSY_S", 0.1)
+    monkeypatch.setattr("kdray.search.ledger_storage.BUSY_S", 0.1)
     ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db", "reviews", OBJECTIVES)
     ledger.add({"alpha": 0.1, "student.depth": 1}, DISTRIBUTIONS, COSTS, {})
     with locked(tmp_path / "ledger.db", seconds=2) as done:
-        ledger.record(0, {"accuracy": 0.9, "step": 1})
+        ledger.add_evaluation(0, {"accuracy": 0.9, "step": 1})
         assert done.is_set()
     with locked(tmp_path / "ledger.db", seconds=2) as done:
         ledger.add({"alpha": 0.2, "student.depth": 2}, DISTRIBUTIONS, COSTS, {})
@@ -276,14 +285,15 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
         assert done.is_set()
     records = Ledger.read(f"sqlite:///{tmp_path}/ledger.db", "reviews").records()
     assert [(record.number, record.state, len(record.history)) for record in records] == [
-        (0, "completed", 1), (1, "running", 0)
-    ]  # fmt: skip
+        (0, "completed", 1),
+        (1, "running", 0),
+    ]
 
 
 def test_a_database_that_stays_away_ends_the_sweep_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdray.search.storage.BUSY_S", 0.1)
+    monkeypatch.setattr("kdray.search.ledger_storage.BUSY_S", 0.1)
     monkeypatch.setattr("kdray.search.ledger.OUTAGE_S", 1.0)
     ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db", "reviews", OBJECTIVES)
     began = time.monotonic()
@@ -327,17 +337,17 @@ def locked(database: Path, seconds: float) -> Iterator[threading.Event]:
 def test_a_list_may_grow_and_every_trial_knows_it(tmp_path: Path, kind: str) -> None:
     where = tmp_path / "journal.log" if kind == "journal" else f"sqlite:///{tmp_path}/ledger.db"
     first = Ledger.open(where, "reviews", OBJECTIVES)
-    assert first.lengthen(DISTRIBUTIONS) == DISTRIBUTIONS
+    assert first.extend_choices(DISTRIBUTIONS) == DISTRIBUTIONS
     for depth in (2, 1):
         first.add({"alpha": 0.5, "student.depth": depth}, DISTRIBUTIONS, COSTS, {"note": depth})
     first.finish(1, "failed", "ValueError: no")
     longer = DISTRIBUTIONS | {"student.depth": CategoricalDistribution([3, 2, 4, 1])}
     ledger = Ledger.open(where, "reviews", OBJECTIVES)
-    now = ledger.lengthen(longer)
+    now = ledger.extend_choices(longer)
     assert now["student.depth"] == CategoricalDistribution([1, 2, 3, 4])
-    assert ledger.lengthen(longer) == now
+    assert ledger.extend_choices(longer) == now
     ledger.add({"alpha": 0.5, "student.depth": 4}, now, COSTS, {})
-    ledger.record(0, {"accuracy": 0.5, "step": 1})
+    ledger.add_evaluation(0, {"accuracy": 0.5, "step": 1})
     again = Ledger.read(where, "reviews")
     assert [record.params["student.depth"] for record in again.records()] == [2, 1, 4]
     assert [record.state for record in again.records()] == ["running", "failed", "running"]
@@ -354,15 +364,15 @@ def test_a_value_that_stands_twice_in_a_list_stays_where_it_is(tmp_path: Path, k
     where = tmp_path / "journal.log" if kind == "journal" else f"sqlite:///{tmp_path}/ledger.db"
     twice = DISTRIBUTIONS | {"student.depth": CategoricalDistribution([2, 2, 3, 4])}
     first = Ledger.open(where, "reviews", OBJECTIVES)
-    first.lengthen(twice)
+    first.extend_choices(twice)
     for depth in (2, 3, 4):
         first.add({"alpha": 0.5, "student.depth": depth}, twice, COSTS, {})
     for now in (twice, DISTRIBUTIONS | {"student.depth": CategoricalDistribution([5, 4, 3, 2])}):
-        Ledger.open(where, "reviews", OBJECTIVES).lengthen(now)
+        Ledger.open(where, "reviews", OBJECTIVES).extend_choices(now)
         assert [record.params["student.depth"] for record in Ledger.read(where, "reviews").records()] == [2, 3, 4]
 
 
 def test_a_value_that_was_tried_stays(tmp_path: Path) -> None:
     ledger = filled(tmp_path)
     with pytest.raises(SpecError, match=r"space\['student.depth'\]: was \[1, 2\], now \[1, 3\]; a list may only grow"):
-        ledger.lengthen(DISTRIBUTIONS | {"student.depth": CategoricalDistribution([1, 3])})
+        ledger.extend_choices(DISTRIBUTIONS | {"student.depth": CategoricalDistribution([1, 3])})

@@ -5,7 +5,7 @@ from pydantic import Field
 from ray import tune
 
 from kdray.errors import SpecError
-from kdray.search.space import architectures, check_space, distributions, domains, ends
+from kdray.search.space import architectures, check_space, distributions, domains, end_values
 from kdray.settings import Settings
 
 
@@ -80,7 +80,7 @@ def test_what_is_no_domain_is_refused_with_what_to_do(domain: object, part: str)
 
 def test_ends_of_each_kind() -> None:
     space = {"a": tune.randint(1, 4), "b": tune.loguniform(1e-5, 1e-3), "c": ["x", None], "d": tune.qrandint(2, 8, 2)}
-    assert {name: ends(d) for name, d in distributions(space).items()} == {
+    assert {name: end_values(d) for name, d in distributions(space).items()} == {
         "a": (1, 3),
         "b": (1e-5, 1e-3),
         "c": ("x", None),
@@ -112,10 +112,16 @@ def test_endless_and_too_many_architectures_are_refused() -> None:
 @pytest.mark.parametrize(
     "domain",
     [
-        [1, 2, 6], tune.choice(["a", None]), tune.uniform(0.1, 0.9), tune.loguniform(1e-5, 1e-3), tune.randint(1, 7),
-        tune.quniform(0.0, 0.5, 0.1), tune.lograndint(1, 64), tune.qrandint(2, 8, 2),
+        [1, 2, 6],
+        tune.choice(["a", None]),
+        tune.uniform(0.1, 0.9),
+        tune.loguniform(1e-5, 1e-3),
+        tune.randint(1, 7),
+        tune.quniform(0.0, 0.5, 0.1),
+        tune.lograndint(1, 64),
+        tune.qrandint(2, 8, 2),
     ],
-)  # fmt: skip
+)
 def test_a_distribution_leads_back_to_its_domain(domain: object) -> None:
     known = distributions({"alpha": domain})
     assert distributions(domains(known)) == known

@@ -56,7 +56,7 @@ def test_the_machines_a_cluster_begins_with_are_waited_for(
     file.write_text(yaml.safe_dump(LOCAL))
     monkeypatch.setattr(cluster, "FIRST_NODES_S", 0.3)
     monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(cluster, "nodes", lambda: next(joining))
+    monkeypatch.setattr(cluster, "list_nodes", lambda: next(joining))
     said: list[str] = []
     cluster._await_first_nodes(said.append)
     assert len(next(joining)) == expected

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from kdray.search.storage import insisting
-from kdray.slots.interrupts import held, interruptible, taken_by
+from kdray.search.ledger_storage import retry_while_away
+from kdray.slots.interrupts import handle_signals, hold_signals, redirect_signals
 
 
 def signalled(number: signal.Signals = signal.SIGINT, then: Callable[[], object] = int) -> None:
@@ -20,35 +20,35 @@ def signalled(number: signal.Signals = signal.SIGINT, then: Callable[[], object]
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_an_interrupt_wherever_it_comes(number: signal.Signals) -> None:
     told: list[str] = []
-    with pytest.raises(KeyboardInterrupt), interruptible(lambda: told.append("stopping")):
+    with pytest.raises(KeyboardInterrupt), handle_signals(lambda: told.append("stopping")):
         signalled(number, lambda: told.append("went on"))
     assert told == ["stopping"]
 
 
 def test_who_takes_it_is_called_and_nothing_is_torn() -> None:
     taken = threading.Event()
-    with interruptible(), taken_by(taken.set):
+    with handle_signals(), redirect_signals(taken.set):
         signalled()
         assert taken.is_set()
 
 
 def test_what_must_not_be_torn_is_ended_first() -> None:
     done: list[str] = []
-    with pytest.raises(KeyboardInterrupt), interruptible(), held():
+    with pytest.raises(KeyboardInterrupt), handle_signals(), hold_signals():
         signalled(then=lambda: done.append("whole"))
     assert done == ["whole"]
 
 
 def test_what_was_held_back_goes_to_who_takes_it() -> None:
     taken = threading.Event()
-    with interruptible(), taken_by(taken.set), held():
+    with handle_signals(), redirect_signals(taken.set), hold_signals():
         signalled()
         assert not taken.is_set()
     assert taken.is_set()
 
 
 def test_an_error_in_the_block_comes_out_as_it_is() -> None:
-    with pytest.raises(ZeroDivisionError), interruptible(), held():
+    with pytest.raises(ZeroDivisionError), handle_signals(), hold_signals():
         signalled(then=lambda: 1 // 0)
 
 
@@ -61,13 +61,13 @@ def test_a_signal_while_a_database_is_away_ends_the_waiting() -> None:
             os.kill(os.getpid(), signal.SIGINT)
         raise OperationalError("select 1", {}, Exception("the server is gone"))
 
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        insisting("postgresql://db/kdray", away)
+    with pytest.raises(KeyboardInterrupt), handle_signals():
+        retry_while_away("postgresql://db/kdray", away)
     assert len(tries) == 2
 
 
 def test_the_handlers_are_as_before_afterwards() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with interruptible():
+    with handle_signals():
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before

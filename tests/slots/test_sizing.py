@@ -6,7 +6,7 @@ import pytest
 
 from kdray.errors import ResourceError, SpecError
 from kdray.slots.pool import SlotSettings
-from kdray.slots.sizing import Growth, Node, counted, fitting, shares, words
+from kdray.slots.sizing import Growth, Node, describe_nodes, divide_into_slots, with_plural, workers_that_fit
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from kdray.slots.sizing import Growth, Node, counted, fitting, shares, words
     ],
 )
 def test_shares(settings: SlotSettings, nodes: list[Node], expected: tuple[int, float, float]) -> None:
-    divided = shares(settings, nodes)
+    divided = divide_into_slots(settings, nodes)
     assert (divided.count, divided.cpus, divided.gpus) == expected
 
 
@@ -45,18 +45,18 @@ def test_more_than_there_is_is_refused_unless_the_cluster_grows(settings: SlotSe
     if settings.workers == 5:
         settings = settings.model_copy(update={"cpus": 1})
     with pytest.raises(ResourceError, match="The cluster has 2 nodes with 2 CPUs"):
-        shares(settings, [Node(2, 0)] * 2)
-    assert shares(settings, [Node(2, 0)] * 2, growth=Growth((Node(8, 2),) * 2))
+        divide_into_slots(settings, [Node(2, 0)] * 2)
+    assert divide_into_slots(settings, [Node(2, 0)] * 2, growth=Growth((Node(8, 2),) * 2))
 
 
 def test_no_share_lies_on_two_gpus() -> None:
     with pytest.raises(ResourceError, match="1 node with 16 CPUs and 3 GPUs"):
-        shares(SlotSettings(count=4, gpus=0.6), [Node(16, 3)])
+        divide_into_slots(SlotSettings(count=4, gpus=0.6), [Node(16, 3)])
 
 
 def test_more_than_it_can_grow_to_is_refused() -> None:
     with pytest.raises(ResourceError, match="can grow to 1 node with 16 CPUs"):
-        shares(SlotSettings(count=4, cpus=8), [Node(2, 0)], growth=Growth((Node(16, 0),)))
+        divide_into_slots(SlotSettings(count=4, cpus=8), [Node(2, 0)], growth=Growth((Node(16, 0),)))
 
 
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"workers": 0}, {"gpus": -1}, {"cpus": 0}, {"count": "many"}])
@@ -67,20 +67,20 @@ def test_settings_that_make_no_slot_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_a_cluster_that_begins_without_workers_is_divided_by_the_machines_it_can_have() -> None:
     head, worker = Node(8, 0), Node(16, 4)
-    divided = shares(SlotSettings(), [head], Growth((head, worker, worker)))
+    divided = divide_into_slots(SlotSettings(), [head], Growth((head, worker, worker)))
     assert (divided.count, divided.cpus, divided.gpus) == (8, 4.0, 1.0)
-    assert fitting([head], divided) == 0
-    assert fitting([head, worker], divided) == 4
+    assert workers_that_fit([head], divided) == 0
+    assert workers_that_fit([head, worker], divided) == 4
 
 
 def test_what_only_the_autoscaler_knows_is_taken_as_asked() -> None:
     asked = SlotSettings(count=4, cpus=7, gpus=1)
-    assert shares(asked, [Node(4, 0)], Growth(())).count == 4
+    assert divide_into_slots(asked, [Node(4, 0)], Growth(())).count == 4
     with pytest.raises(ResourceError, match="asked for 4 slots of 1 worker with 7 CPUs and 1 GPUs each"):
-        shares(asked, [Node(4, 0)])
+        divide_into_slots(asked, [Node(4, 0)])
 
 
 def test_machines_in_words() -> None:
-    assert words([]) == "no nodes"
-    assert words([Node(2, 0), Node(8, 1), Node(2, 0)]) == "2 nodes with 2 CPUs, 1 node with 8 CPUs and 1 GPUs"
-    assert counted(0, "slot") == "0 slots"
+    assert describe_nodes([]) == "no nodes"
+    assert describe_nodes([Node(2, 0), Node(8, 1), Node(2, 0)]) == "2 nodes with 2 CPUs, 1 node with 8 CPUs and 1 GPUs"
+    assert with_plural(0, "slot") == "0 slots"

@@ -19,7 +19,7 @@ from ray import cloudpickle
 
 from kdray.errors import DataError, JobError, ResourceError
 from kdray.slots.cluster import connect
-from kdray.slots.job import Ask, Report, Worker
+from kdray.slots.job import Instruction, Report, Worker
 from kdray.slots.local import LocalSlots
 from kdray.slots.pool import SlotPool, SlotSettings
 from kdray.slots.ray_slots import RaySlots, open_slots
@@ -50,7 +50,7 @@ class Stepping:
     def __call__(self, worker: Worker) -> Iterator[Report]:
         yield {"pid": os.getpid()}
         steps = 0
-        while not worker.stopping():
+        while not worker.must_stop():
             time.sleep(0.02)
             steps += 1
             (self.folder / f"steps-{worker.rank}").write_text(str(steps))
@@ -66,7 +66,7 @@ class Raising:
         yield {"pid": os.getpid()}
         if self.rank in (None, worker.rank):
             raise self.error
-        worker.gathered("waiting for the rank that failed")
+        worker.all_gather("waiting for the rank that failed")
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,19 @@ class Dying:
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
         yield {"i": 0, "pid": os.getpid()}
-        worker.gathered(0)
+        worker.all_gather(0)
         deaths = len(list(self.folder.glob("death-*")))
         if worker.rank == self.rank and deaths < self.times:
             (self.folder / f"death-{deaths}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        worker.gathered(0)
+        worker.all_gather(0)
         yield {"i": 1, "pid": os.getpid()}
 
 
 def sum_of_ranks(worker: Worker) -> Iterator[Report]:
     total = torch.tensor(float(worker.rank + 1))
     dist.all_reduce(total)
-    yield {"total": total.item(), "world": worker.world, "pids": worker.gathered(os.getpid())}
+    yield {"total": total.item(), "world": worker.world, "pids": worker.all_gather(os.getpid())}
 
 
 def arithmetic(worker: Worker) -> Iterator[Report]:
@@ -102,7 +102,7 @@ def arithmetic(worker: Worker) -> Iterator[Report]:
 
 
 def warm_count(worker: Worker) -> Iterator[Report]:
-    calls = worker.kept("calls", list)
+    calls = worker.cached("calls", list)
     calls.append(1)
     yield {"calls": len(calls), "pid": os.getpid()}
 
@@ -190,7 +190,7 @@ class Suspending:
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
         yield {}
-        while (ask := worker.asked()) < Ask.SUSPEND:
+        while (ask := worker.next_instruction()) < Instruction.SUSPEND:
             time.sleep(0.02)
         (self.folder / "asked").write_text(ask.name)
 

@@ -13,15 +13,15 @@ from typer.testing import CliRunner, Result
 from kdray.choice.reruns import Confirm
 from kdray.choice.rule import Choose
 from kdray.cli.app import app
-from kdray.run import run
+from kdray.run import RunOptions, run
 from kdray.search.ledger import Ledger
 from kdray.slots.pool import SlotSettings
-from kdray.stages.choosing import figures_of
-from kdray.stages.choosing_again import finished, ruled
+from kdray.stages.choosing_again import change_rule, read_finished_sweep
+from kdray.stages.reading import read_figures
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
 from kdray.tracking.settings import Tracking, default_uri
-from kdray.tracking.spool import Target
+from kdray.tracking.spool import TrackingTarget
 
 MakeSweep = Callable[..., Sweep]
 
@@ -36,7 +36,7 @@ def original(make_sweep: MakeSweep) -> Sweep:
 def once(original: Sweep, tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
     """A sweep that has run to its end, for looking at."""
     paths = SweepPaths(tmp_path_factory.mktemp("once"), "tiny")
-    run(original, paths, local=True)
+    run(original, paths, RunOptions(local=True))
     return paths
 
 
@@ -55,17 +55,17 @@ def times_of(folder: Path) -> dict[str, int]:
 
 
 def test_the_sweep_is_known_from_its_folder(original: Sweep, once: SweepPaths) -> None:
-    again = finished(once, once)
+    again = read_finished_sweep(once, once)
     assert again.identity() == original.identity()
     assert (again.choose, again.confirm, again.search.trials) == (original.choose, original.confirm, 3)
-    assert again.written()["space.student.depth"] == original.written()["space.student.depth"]
+    assert again.as_params()["space.student.depth"] == original.as_params()["space.student.depth"]
 
 
 def test_another_rule_chooses_without_training_a_trial_again(paths: SweepPaths) -> None:
     before = times_of(paths.root / "trials"), times_of(paths.root / "confirmation")
     done = choose(paths, "--at-most", "latency_ms=1e9", "--best", "accuracy")
     assert done.exit_code == 0, done.output
-    figures = figures_of(paths)
+    figures = read_figures(paths)
     assert figures.verdict is not None
     assert figures.verdict.satisfied
     assert "at most" in figures.sentences[0]
@@ -74,7 +74,7 @@ def test_another_rule_chooses_without_training_a_trial_again(paths: SweepPaths) 
     assert {name: after[name] for name in before[1] if name != "reruns.json"} == {
         name: at for name, at in before[1].items() if name != "reruns.json"
     }
-    assert finished(paths, paths).choose == Choose(best="accuracy", at_most={"latency_ms": 1e9})
+    assert read_finished_sweep(paths, paths).choose == Choose(best="accuracy", at_most={"latency_ms": 1e9})
 
 
 def test_a_bar_that_nobody_reaches_ends_with_3_and_leaves_no_student(paths: SweepPaths) -> None:
@@ -132,9 +132,11 @@ def test_what_cannot_be_asked_is_a_sentence(paths: SweepPaths, arguments: list[s
 
 
 def test_an_address_with_a_secret_must_be_given_again(paths: SweepPaths) -> None:
-    target = Target.read(paths)
+    target = TrackingTarget.read(paths)
     assert target is not None
-    Target(target.tracking.model_copy(update={"uri": "http://me:secret@127.0.0.1:9"}), target.ending).write(paths)
+    TrackingTarget(target.tracking.model_copy(update={"uri": "http://me:secret@127.0.0.1:9"}), target.ending).write(
+        paths
+    )
     done = choose(paths, "--retention", "0.2")
     assert done.exit_code == 2
     assert "the secret in it was not written down. Give the whole address with --tracking-uri." in " ".join(
@@ -167,12 +169,14 @@ def test_a_sweep_that_has_not_ended_is_to_end_first(paths: SweepPaths, tmp_path:
     ],
 )
 def test_what_a_changed_rule_keeps_of_the_former(changes: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert ruled(Choose(smallest="size_mb", retention=0.9, otherwise="none"), changes) == Choose(**expected)
+    assert change_rule(Choose(smallest="size_mb", retention=0.9, otherwise="none"), changes) == Choose(**expected)
 
 
 def test_who_asks_for_the_smallest_asks_for_no_knee() -> None:
-    assert ruled(Choose(knee=True), {"smallest": "size_mb"}) == Choose(smallest="size_mb", retention=0.97)
-    assert ruled(Choose(knee=True, retention=0.9), {"smallest": "size_mb"}) == Choose(smallest="size_mb", retention=0.9)
+    assert change_rule(Choose(knee=True), {"smallest": "size_mb"}) == Choose(smallest="size_mb", retention=0.97)
+    assert change_rule(Choose(knee=True, retention=0.9), {"smallest": "size_mb"}) == Choose(
+        smallest="size_mb", retention=0.9
+    )
     limits = {"latency_ms": 5.0}
     within = Choose(smallest="size_mb", at_most=limits, retention=None)
-    assert ruled(Choose(at_most=limits), {"smallest": "size_mb"}) == within
+    assert change_rule(Choose(at_most=limits), {"smallest": "size_mb"}) == within

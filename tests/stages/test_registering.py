@@ -16,16 +16,16 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from kdray.choice.champion import Contest, Standing
+from kdray.choice.champion import ChampionComparison, RegisteredFigures
 from kdray.choice.reruns import Confirm
 from kdray.choice.rule import Choose
-from kdray.cli.running import conclude
+from kdray.cli.running import print_outcome
 from kdray.errors import SpecError
 from kdray.models.pretrained import Pretrained, weights_fingerprint
-from kdray.run import run
-from kdray.search.searcher import Search
+from kdray.run import RunOptions, run
+from kdray.search.settings import Search
 from kdray.slots.pool import SlotSettings
-from kdray.stages.choosing import Outcome
+from kdray.stages.shipping import Outcome
 from kdray.storage.files import read_json
 from kdray.storage.mirror import ROOT
 from kdray.storage.paths import SweepPaths, storage_path
@@ -34,7 +34,7 @@ from kdray.tasks.text_classification import TextClassification
 from kdray.tracking.mlflow_model import write_mlflow_model
 from kdray.tracking.settings import Tracking, default_uri
 from tests.cli.test_cli import kdray
-from tests.tracking.mlflow_server import Door, Fate, Server
+from tests.tracking.mlflow_server import Fault, FaultyProxy, Server
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 SMALLEST = Choose(smallest="size_mb", retention=0.1)
@@ -58,7 +58,7 @@ def go(make_sweep: Callable[..., Sweep]) -> Go:
             "tracking": Tracking(model="films", patience_s=120),
         }
         sweep = make_sweep(**settings | fields)
-        return run(sweep, SweepPaths(storage, sweep.name), local=True)
+        return run(sweep, SweepPaths(storage, sweep.name), RunOptions(local=True))
 
     return run_it
 
@@ -105,8 +105,10 @@ def test_the_champion_survives_a_worse_sweep_and_moves_for_a_better_one(team: Te
     assert better == "models:/films@champion (version 3, in the place of version 1)"
     assert team.champion("films").version == 3
     assert [version.tags["kdray.sweep"] for version in team.client.search_model_versions("name = 'films'")] == [
-        "depth-1", "depth-3", "depth-2"
-    ]  # fmt: skip
+        "depth-1",
+        "depth-3",
+        "depth-2",
+    ]
 
 
 def test_a_version_says_where_it_comes_from(team: Team) -> None:
@@ -193,7 +195,7 @@ def test_only_a_confirmed_student_is_registered(go: Go, tmp_path: Path) -> None:
 
 
 def test_the_last_lines_name_the_version(team: Team, capsys: pytest.CaptureFixture[str]) -> None:
-    conclude(team.outcomes[2])
+    print_outcome(team.outcomes[2])
     assert "\nRegistry models:/films@champion (version 3, in the place of version 1)\n" in capsys.readouterr().out
 
 
@@ -208,16 +210,22 @@ def test_members_of_the_front_can_be_searched_for(team: Team) -> None:
 
 
 STUDENT = {
-    "accuracy": 0.9, "agreement": 0.95, "retention": 0.9, "latency_ms": 2.0, "size_mb": 10.0, "speedup": 5.0,
-    "parameters": 1e6, "multiply_adds": 1e7,
-}  # fmt: skip
+    "accuracy": 0.9,
+    "agreement": 0.95,
+    "retention": 0.9,
+    "latency_ms": 2.0,
+    "size_mb": 10.0,
+    "speedup": 5.0,
+    "parameters": 1e6,
+    "multiply_adds": 1e7,
+}
 
 
-def standing(**changes: Any) -> Standing:
+def standing(**changes: Any) -> RegisteredFigures:
     """A student like any other, but for these figures and what else is known of it."""
     student = {name: changes.pop(name, value) for name, value in STUDENT.items()}
     known = {"teacher_weights": "t", "test_rows": "r", "measured": "on one CPU"} | changes
-    return Standing(metric="accuracy", student=student, teacher={"accuracy": 1.0, "latency_ms": 10.0}, **known)
+    return RegisteredFigures(metric="accuracy", student=student, teacher={"accuracy": 1.0, "latency_ms": 10.0}, **known)
 
 
 @pytest.mark.parametrize(
@@ -234,11 +242,11 @@ def standing(**changes: Any) -> Standing:
         (Choose(knee=True, smallest="size_mb"), {"size_mb": 5.0, "accuracy": 0.85}, {}, "no better"),
         (Choose(knee=True, smallest="size_mb"), {"size_mb": 5.0}, {}, None),
     ],
-)  # fmt: skip
+)
 def test_the_newer_rule_is_asked_of_both(
     rule: Choose, newcomer: dict[str, Any], champion: dict[str, Any], why: str | None
 ) -> None:
-    objection = Contest(rule, standing(**newcomer), standing(**champion)).objection()
+    objection = ChampionComparison(rule, standing(**newcomer), standing(**champion)).objection()
     assert objection is None if why is None else why in (objection or "")
 
 
@@ -249,7 +257,7 @@ def test_a_champion_is_held_against_the_newer_teacher() -> None:
     )
     beside = standing().beside(poorer)
     assert (beside["retention"], beside["speedup"]) == (1.0, 3.0)
-    assert Standing.read(poorer.tags()) == poorer
+    assert RegisteredFigures.read(poorer.tags()) == poorer
 
 
 def test_a_name_that_no_registered_model_can_have_is_refused() -> None:
@@ -258,8 +266,8 @@ def test_a_name_that_no_registered_model_can_have_is_refused() -> None:
 
 
 def test_a_smoke_run_has_a_registered_model_of_its_own(make_sweep: Callable[..., Sweep]) -> None:
-    assert make_sweep(tracking=Tracking(model="films")).small().tracking.model == "films-smoke"
-    assert make_sweep().small().tracking.model is None
+    assert make_sweep(tracking=Tracking(model="films")).smoke_copy().tracking.model == "films-smoke"
+    assert make_sweep().smoke_copy().tracking.model is None
 
 
 # Loading it -----------------------------------------------------------------------------------------------------------
@@ -346,9 +354,9 @@ def test_a_server_that_is_away_fails_no_sweep_and_is_told_later(go: Go, tmp_path
 @pytest.mark.faults
 @pytest.mark.slow
 def test_a_server_whose_registry_fails_is_told_later(go: Go, tmp_path: Path) -> None:
-    with Server(tmp_path / "server") as server, Door(server) as door:
+    with Server(tmp_path / "server") as server, FaultyProxy(server) as door:
 
-        def fate(method: str, path: str) -> Fate:
+        def fate(method: str, path: str) -> Fault:
             return "error 500" if "model-versions" in path else "passes"
 
         door.fate = fate

@@ -41,9 +41,11 @@ class BucketServer(logging.Handler):
         """What is in the buckets, to be looked at and broken past kdray."""
         here = self.environment
         return s3fs.S3FileSystem(
-            key=here["AWS_ACCESS_KEY_ID"], secret=here["AWS_SECRET_ACCESS_KEY"],
-            endpoint_url=here["AWS_ENDPOINT_URL"], use_listings_cache=False,
-        )  # fmt: skip
+            key=here["AWS_ACCESS_KEY_ID"],
+            secret=here["AWS_SECRET_ACCESS_KEY"],
+            endpoint_url=here["AWS_ENDPOINT_URL"],
+            use_listings_cache=False,
+        )
 
     def names(self, url: str) -> set[str]:
         """The names of all objects below the URL."""

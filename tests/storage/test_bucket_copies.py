@@ -12,20 +12,20 @@ from kdray.cli.app import app
 from kdray.errors import StorageError
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.screen import NullScreen
-from kdray.run import run
-from kdray.search.claim import ledger_in
-from kdray.search.searcher import Search
+from kdray.run import RunOptions, run
+from kdray.search.claim import read_ledger
+from kdray.search.settings import Search
 from kdray.slots.pool import SlotSettings
-from kdray.stages.choosing import Outcome
+from kdray.stages.shipping import Outcome
 from kdray.storage import bucket_copies as records
 from kdray.storage.bucket import FOLDER
-from kdray.storage.bucket_copies import kept_in_bucket, looked_at
+from kdray.storage.bucket_copies import open_for_reading, sync_with_bucket
 from kdray.storage.mirror import ROOT, mirror_of, send
 from kdray.storage.paths import SweepPaths, storage_path, sweep_paths
 from kdray.sweep import Sweep
 from kdray.tracking.settings import Tracking
 from tests.storage.bucket_server import BucketServer
-from tests.tracking.told import runs_in, wait_until
+from tests.tracking.scripted_sweep import runs_in, wait_until
 
 MakeSweep = Callable[..., Sweep]
 TIMES = ("examples_per_s", "train_seconds", "eval_seconds")
@@ -54,7 +54,7 @@ def go(make_sweep: MakeSweep, bucket: str) -> Callable[..., Outcome]:
 
     def run_it(screen: NullScreen | None = None, **fields: Any) -> Outcome:
         sweep = make_sweep(**{"slots": ONE_THREAD} | fields)
-        return run(sweep, SweepPaths(storage_path(bucket), sweep.name), screen=screen, local=True)
+        return run(sweep, SweepPaths(storage_path(bucket), sweep.name), RunOptions(local=True), screen=screen)
 
     return run_it
 
@@ -66,11 +66,16 @@ def another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 def test_a_sweep_in_a_bucket_is_a_sweep(
-    go: Callable[..., Outcome], make_sweep: MakeSweep, bucket: str, bucket_server: BucketServer, tmp_path: Path,
-    another_machine: Callable[[], None], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    go: Callable[..., Outcome],
+    make_sweep: MakeSweep,
+    bucket: str,
+    bucket_server: BucketServer,
+    tmp_path: Path,
+    another_machine: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     outcome = go()
-    plain = run(make_sweep(slots=ONE_THREAD), SweepPaths(tmp_path / "plain", "tiny"), local=True)
+    plain = run(make_sweep(slots=ONE_THREAD), SweepPaths(tmp_path / "plain", "tiny"), RunOptions(local=True))
     assert numbers(list(outcome.figures.records)) == numbers(list(plain.figures.records))
     there = bucket_server.names(f"{bucket}/tiny")
     files = {path.relative_to(plain.paths.root).as_posix() for path in plain.paths.root.rglob("*") if path.is_file()}
@@ -86,8 +91,8 @@ def test_a_sweep_in_a_bucket_is_a_sweep(
     assert b"tester's secret" not in everything
 
     another_machine()
-    with looked_at(sweep_paths(f"{bucket}/tiny")) as paths:
-        assert numbers(ledger_in(paths).records()) == numbers(list(plain.figures.records))
+    with open_for_reading(sweep_paths(f"{bucket}/tiny")) as paths:
+        assert numbers(read_ledger(paths).records()) == numbers(list(plain.figures.records))
     shown = CliRunner().invoke(app, ["show", f"{bucket}/tiny"])
     assert shown.exit_code == 0, shown.output
     assert "teacher" in shown.output
@@ -107,9 +112,13 @@ class Interrupting(Noting):
 
 
 def test_another_machine_goes_on_and_a_lost_ledger_misleads_nobody(
-    go: Callable[..., Outcome], make_sweep: MakeSweep, bucket: str, bucket_server: BucketServer, tmp_path: Path,
+    go: Callable[..., Outcome],
+    make_sweep: MakeSweep,
+    bucket: str,
+    bucket_server: BucketServer,
+    tmp_path: Path,
     another_machine: Callable[[], None],
-) -> None:  # fmt: skip
+) -> None:
     """The table is that of a sweep that nothing befell; MLflow on the other machine has all of it."""
     with pytest.raises(KeyboardInterrupt):
         go(Interrupting(2))
@@ -118,7 +127,7 @@ def test_another_machine_goes_on_and_a_lost_ledger_misleads_nobody(
     another_machine()
     screen = Noting()
     outcome = go(screen, tracking=Tracking(patience_s=60))
-    plain = run(make_sweep(slots=ONE_THREAD), SweepPaths(tmp_path / "plain", "tiny"), local=True)
+    plain = run(make_sweep(slots=ONE_THREAD), SweepPaths(tmp_path / "plain", "tiny"), RunOptions(local=True))
     assert numbers(list(outcome.figures.records)) == numbers(list(plain.figures.records))
     database = mirror_of(bucket) / "mlflow.db"
     assert any(f"a file of this machine, {database}" in note for note in screen.notes)
@@ -136,9 +145,12 @@ def test_a_sweep_that_is_removed_from_the_bucket_is_begun_anew(
 
 
 def test_what_is_dropped_and_what_is_fresh_is_gone_there_too(
-    go: Callable[..., Outcome], make_sweep: MakeSweep, bucket: str, bucket_server: BucketServer,
+    go: Callable[..., Outcome],
+    make_sweep: MakeSweep,
+    bucket: str,
+    bucket_server: BucketServer,
     another_machine: Callable[[], None],
-) -> None:  # fmt: skip
+) -> None:
     front = go().figures.front
     names = bucket_server.names(f"{bucket}/tiny/trials")
     assert {int(name.partition("/")[0]) for name in names} <= {0, 1, 2}
@@ -146,7 +158,7 @@ def test_what_is_dropped_and_what_is_fresh_is_gone_there_too(
     assert not [name for name in names if name.endswith(("checkpoint.pt", "ended.json"))]
     another_machine()
     sweep = make_sweep(slots=ONE_THREAD, search=Search(trials=1, stopping=None))
-    run(sweep, SweepPaths(storage_path(bucket), "tiny"), fresh=True, local=True)
+    run(sweep, SweepPaths(storage_path(bucket), "tiny"), RunOptions(fresh=True, local=True))
     names = bucket_server.names(f"{bucket}/tiny/trials")
     assert {name.partition("/")[0] for name in names} == {"0000"}
 
@@ -204,7 +216,7 @@ def test_a_bucket_that_goes_away_ends_the_sweep_with_its_name(
         go(Removing(1))
     assert caught.value.exit_code == 2
     local = SweepPaths(mirror_of(bucket), "tiny")
-    assert [record.state for record in ledger_in(local).records()] == ["completed", "running"]
+    assert [record.state for record in read_ledger(local).records()] == ["completed", "running"]
 
 
 @pytest.fixture
@@ -217,7 +229,7 @@ def test_what_grows_is_copied_while_it_grows(
 ) -> None:
     monkeypatch.setattr(records, "COPY_S", 0.05)
     paths.logs.mkdir(parents=True)
-    with kept_in_bucket(paths, print):
+    with sync_with_bucket(paths, print):
         paths.journal.parent.mkdir()
         for text in ("1\n", "1\n2\n"):
             paths.journal.write_text(text)
@@ -240,12 +252,12 @@ def test_calls_left_here_are_kept_until_another_session_has_gone_on(
         file.write_text(text)
         send(file, file)
     paths.spool.write_text("1\n2\n")
-    with kept_in_bucket(paths, print):
+    with sync_with_bucket(paths, print):
         assert paths.spool.read_text() == "1\n2\n"
     root = f"{bucket}/tiny/tracking"
     bucket_server.files.pipe_file(f"{root}/{paths.tracking_target.name}", b"another session, which sent all")
     bucket_server.files.rm(f"{root}/{paths.spool.name}")
-    with kept_in_bucket(paths, print):
+    with sync_with_bucket(paths, print):
         assert not paths.spool.exists()
 
 
@@ -262,7 +274,7 @@ def test_a_bucket_that_is_away_is_said_once_and_at_the_end(paths: SweepPaths, mo
     notes: list[str] = []
 
     def writing() -> None:
-        with kept_in_bucket(paths, notes.append):
+        with sync_with_bucket(paths, notes.append):
             monkeypatch.setattr(records, "send", away)
             paths.journal.parent.mkdir(parents=True)
             for number in range(5):

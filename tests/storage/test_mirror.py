@@ -17,9 +17,20 @@ import pytest
 from kdray.errors import StorageError
 from kdray.storage import bucket as bucket_module
 from kdray.storage import mirror
-from kdray.storage.bucket import FOLDER, Note, bucket_of, check
-from kdray.storage.files import handed_in_folder, new_folder, replaced_file, write_json
-from kdray.storage.mirror import ROOT, brought, continued, fetched, gathered, listed, mirror_of, remove, send, url_of
+from kdray.storage.bucket import FOLDER, BucketObject, check_bucket, open_bucket
+from kdray.storage.files import replace_file, replace_folder, upload_folder, write_json
+from kdray.storage.mirror import (
+    ROOT,
+    download,
+    fetch,
+    fetch_files,
+    fetch_growing,
+    list_bucket,
+    mirror_of,
+    remove,
+    send,
+    url_of,
+)
 from kdray.storage.paths import storage_path, sweep_paths
 from tests.storage.bucket_server import BucketServer, on_node
 
@@ -37,7 +48,7 @@ def there(here: Path, tmp_path: Path) -> Callable[[Path], Path]:
 
 
 def write_folder(path: Path, **files: str) -> Path:
-    with new_folder(path) as folder:
+    with replace_folder(path) as folder:
         for name, text in files.items():
             (folder / name).write_text(text)
     return path
@@ -79,10 +90,10 @@ def test_a_url_that_is_none_of_a_folder_is_refused(url: str, said: str) -> None:
 def test_a_plain_folder_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fsspec, "filesystem", None)
     write_folder(tmp_path / "folder", a="1")
-    with handed_in_folder(tmp_path / "kept") as folder:
+    with upload_folder(tmp_path / "kept") as folder:
         (folder / "b").touch()
-    assert fetched(tmp_path / "folder") == gathered(tmp_path / "folder") == continued(tmp_path / "folder")
-    assert listed(tmp_path) == set()
+    assert fetch(tmp_path / "folder") == fetch_files(tmp_path / "folder") == fetch_growing(tmp_path / "folder")
+    assert list_bucket(tmp_path) == set()
     remove(tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
@@ -92,11 +103,14 @@ def test_what_is_whole_here_is_whole_there(
 ) -> None:
     folder = write_folder(here / "cache" / "models" / "k", weights="w", config="c")
     write_json(here / "tiny" / "sweep.json", {"a": 1})
-    assert texts(fetched(there(folder))) == {"weights": "w", "config": "c"}
-    assert json.loads(fetched(there(here / "tiny" / "sweep.json")).read_text()) == {"a": 1}
+    assert texts(fetch(there(folder))) == {"weights": "w", "config": "c"}
+    assert json.loads(fetch(there(here / "tiny" / "sweep.json")).read_text()) == {"a": 1}
     assert bucket_server.names(bucket) == {
-        "cache/models/k/weights", "cache/models/k/config", f"cache/models/k/{FOLDER}", "tiny/sweep.json"
-    }  # fmt: skip
+        "cache/models/k/weights",
+        "cache/models/k/config",
+        f"cache/models/k/{FOLDER}",
+        "tiny/sweep.json",
+    }
 
 
 def test_a_folder_that_was_half_sent_is_not_there(
@@ -108,12 +122,12 @@ def test_a_folder_that_was_half_sent_is_not_there(
         broken.setattr(one, "pipe_file", lambda *_, **__: (_ for _ in ()).throw(OSError("the bucket is away")))
         with pytest.raises(StorageError, match="the bucket is away"):
             write_folder(here / "k", a="1", b="2")
-    assert {path.name for path in listed(here / "k")} == {"a", "b"}
+    assert {path.name for path in list_bucket(here / "k")} == {"a", "b"}
     assert not (here / "k").exists()
-    assert not fetched(here / "k").exists()
-    assert not fetched(there(here / "k")).exists()
+    assert not fetch(here / "k").exists()
+    assert not fetch(there(here / "k")).exists()
     write_folder(here / "k", a="1", b="2")
-    assert texts(fetched(there(here / "k"))) == {"a": "1", "b": "2"}
+    assert texts(fetch(there(here / "k"))) == {"a": "1", "b": "2"}
 
 
 class Watched:
@@ -140,7 +154,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     def watching(broken: str = "", reading: bool = False) -> list[str]:
         sent: list[str] = []
         for module in (mirror, bucket_module):
-            monkeypatch.setattr(module, "bucket_of", lambda url: Watched(bucket_of(url), sent, broken, reading))
+            monkeypatch.setattr(module, "open_bucket", lambda url: Watched(open_bucket(url), sent, broken, reading))
         return sent
 
     return watching
@@ -148,9 +162,13 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 @pytest.mark.parametrize("broken", ["put", "pipe_file", "rm", "copy"])
 def test_a_folder_stays_until_the_one_that_replaces_it_is_there(
-    here: Path, there: Callable[[Path], Path], bucket: str, bucket_server: BucketServer,
-    watch: Callable[..., list[str]], broken: str,
-) -> None:  # fmt: skip
+    here: Path,
+    there: Callable[[Path], Path],
+    bucket: str,
+    bucket_server: BucketServer,
+    watch: Callable[..., list[str]],
+    broken: str,
+) -> None:
     """The process died at the first object, at the list of the new one, or when that began to take its place."""
     old, new = {"a": "1", "b": "2", "gone": "3"}, {"a": "1", "b": "4", "c": "5"}
     write_folder(here / "k", **old)
@@ -159,11 +177,11 @@ def test_a_folder_stays_until_the_one_that_replaces_it_is_there(
         write_folder(here / "k", **new)
     left = bucket_server.names(f"{bucket}/k")
     watch(reading=True)
-    assert texts(fetched(there(here / "k"))) == (new if broken == "copy" else old)
+    assert texts(fetch(there(here / "k"))) == (new if broken == "copy" else old)
     assert bucket_server.names(f"{bucket}/k") == left
     watch()
     write_folder(here / "k", **new)
-    assert texts(fetched(there(here / "k"))) == new
+    assert texts(fetch(there(here / "k"))) == new
     assert bucket_server.names(f"{bucket}/k") == {*new, FOLDER}
 
 
@@ -180,13 +198,13 @@ def test_who_reads_while_a_folder_is_replaced_gets_one_of_the_two_whole(
             if name in ("put", "pipe_file", "copy", "rm"):
                 with monkeypatch.context() as quiet:
                     for module in (mirror, bucket_module):
-                        quiet.setattr(module, "bucket_of", bucket_of)
+                        quiet.setattr(module, "open_bucket", open_bucket)
                     shutil.rmtree(there(here / "k"), ignore_errors=True)
-                    seen.append(texts(fetched(there(here / "k"))))
+                    seen.append(texts(fetch(there(here / "k"))))
             return getattr(self._files, name)
 
     for module in (mirror, bucket_module):
-        monkeypatch.setattr(module, "bucket_of", lambda url: Looked(bucket_of(url), []))
+        monkeypatch.setattr(module, "open_bucket", lambda url: Looked(open_bucket(url), []))
     write_folder(here / "k", **new)
     assert seen[0] == old
     assert seen[-1] == new
@@ -208,21 +226,21 @@ def test_the_bucket_is_right_whatever_lies_here(
 ) -> None:
     folder, file = write_folder(here / "chosen", a="old", b="old"), here / "choice.json"
     write_json(file, "old")
-    fetched(there(folder)), fetched(there(file))
+    fetch(there(folder)), fetch(there(file))
     write_folder(there(folder), a="new")
     write_json(there(file), "new")
-    assert texts(fetched(folder)) == {"a": "new"}
-    assert fetched(file).read_text() == '"new"\n'
+    assert texts(fetch(folder)) == {"a": "new"}
+    assert fetch(file).read_text() == '"new"\n'
     remove(there(folder)), remove(there(file))
-    assert not fetched(folder).exists()
-    assert not fetched(file).exists()
+    assert not fetch(folder).exists()
+    assert not fetch(file).exists()
 
 
 def test_a_copy_that_was_damaged_is_brought_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(here / "k", a="whole")
     (folder / "a").write_text("whale")
     monkeypatch.setattr(mirror, "_SEEN", {})  # as in a new process
-    assert texts(fetched(folder)) == {"a": "whole"}
+    assert texts(fetch(folder)) == {"a": "whole"}
 
 
 def test_objects_that_are_not_what_was_sent_are_refused(
@@ -231,13 +249,13 @@ def test_objects_that_are_not_what_was_sent_are_refused(
     folder = write_folder(here / "k", a="whole")
     bucket_server.files.pipe_file(f"{bucket}/k/a", b"whale")
     with pytest.raises(StorageError, match="its files are not what was sent"):
-        fetched(there(folder))
+        fetch(there(folder))
     assert not there(folder).exists()
 
 
 def _fetch(folder: Path, start: threading.Barrier, kind: str) -> None:
     start.wait(60)
-    {"folder": fetched, "files": gathered}[kind](folder)
+    {"folder": fetch, "files": fetch_files}[kind](folder)
 
 
 @pytest.mark.parametrize("kind", ["folder", "files"])
@@ -247,7 +265,7 @@ def test_a_node_fetches_once_however_many_processes_ask(
     if kind == "folder":
         write_folder(here / "k", a="1")
     else:
-        with replaced_file(here / "k" / "a") as temporary:
+        with replace_file(here / "k" / "a") as temporary:
             temporary.write_text("1")
     spawn = multiprocessing.get_context("spawn")
     start = spawn.Barrier(3)
@@ -266,37 +284,37 @@ def test_a_folder_of_shards_has_what_the_bucket_has(
     here: Path, there: Callable[[Path], Path], bucket: str, bucket_server: BucketServer
 ) -> None:
     for name in "ab":
-        with replaced_file(here / "shards" / name) as temporary:
+        with replace_file(here / "shards" / name) as temporary:
             temporary.write_text(name)
     (there(here) / "shards").mkdir(parents=True)
     (there(here) / "shards" / "b").write_text("b")
     (there(here) / "shards" / "gone").touch()
-    assert texts(gathered(there(here / "shards"))) == {"a": "a", "b": "b"}
+    assert texts(fetch_files(there(here / "shards"))) == {"a": "a", "b": "b"}
     assert bucket_server.asked("GET", f"{bucket}/shards/b") == 0
-    assert not gathered(there(here / "none")).exists() or not any(there(here / "none").iterdir())
+    assert not fetch_files(there(here / "none")).exists() or not any(there(here / "none").iterdir())
 
 
 def test_a_file_that_grows_is_kept_where_it_is_longer(here: Path, there: Callable[[Path], Path]) -> None:
     file = here / "journal.log"
     file.parent.mkdir(parents=True)
     file.write_text("1\n2\n")
-    assert continued(file).read_text() == "1\n2\n"  # the bucket has none
+    assert fetch_growing(file).read_text() == "1\n2\n"  # the bucket has none
     send(file, file)
     file.write_text("1\n2\n3\n")
-    assert continued(file).read_text() == "1\n2\n3\n"
-    other = continued(there(file))
+    assert fetch_growing(file).read_text() == "1\n2\n3\n"
+    other = fetch_growing(there(file))
     other.write_text("1\n2\nother\nway\n")
     send(other, other)
-    assert continued(file).read_text() == "1\n2\nother\nway\n"
-    assert brought(file, here / "elsewhere")
-    assert not brought(here / "nothing", here / "nothing")
+    assert fetch_growing(file).read_text() == "1\n2\nother\nway\n"
+    assert download(file, here / "elsewhere")
+    assert not download(here / "nothing", here / "nothing")
 
 
 def test_what_is_handed_in_lies_in_the_bucket_alone(here: Path, there: Callable[[Path], Path]) -> None:
-    with handed_in_folder(here / "student") as folder:
+    with upload_folder(here / "student") as folder:
         (folder / "a").write_text("1")
     assert not (here / "student").exists()
-    assert texts(fetched(there(here / "student"))) == {"a": "1"}
+    assert texts(fetch(there(here / "student"))) == {"a": "1"}
     assert not list(here.iterdir())
 
 
@@ -308,11 +326,11 @@ def test_what_is_removed_is_removed_there_with_all_below(here: Path, bucket: str
     remove(here / "trials" / "0001")
     assert bucket_server.names(bucket) == {"trials/00011.json"}
     assert [path.name for path in (here / "trials").iterdir()] == ["00011.json"]
-    assert listed(here / "trials") == {here / "trials" / "00011.json"}
+    assert list_bucket(here / "trials") == {here / "trials" / "00011.json"}
 
 
 def test_a_note_is_made_once_and_has_an_age(bucket: str) -> None:
-    note = Note(f"{bucket}/owner.json")
+    note = BucketObject(f"{bucket}/owner.json")
     assert note.read() is None
     assert note.age_s() == 0
     note.write(b"anna", new=True)
@@ -379,7 +397,7 @@ def test_a_bucket_that_denies_access_is_named(bucket: str) -> None:
     with pytest.raises(
         StorageError, match=rf"storage {bucket}: access denied .* list, read, write and delete"
     ) as caught:
-        check(bucket)
+        check_bucket(bucket)
     assert caught.value.exit_code == 2
     assert "secret" not in str(caught.value)
 
@@ -397,7 +415,7 @@ def test_a_missing_library_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch
 
 def test_a_node_that_cannot_make_the_folder_says_so(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageError, match=r"/proc/kdray-mirror: cannot be written on this node .* KDRAY_MIRROR"):
-        fetched(Path("/proc/kdray-mirror/s3/bucket/x"))
+        fetch(Path("/proc/kdray-mirror/s3/bucket/x"))
 
 
 def test_a_list_is_what_makes_a_folder_whole(here: Path, bucket: str, bucket_server: BucketServer) -> None:
@@ -406,4 +424,4 @@ def test_a_list_is_what_makes_a_folder_whole(here: Path, bucket: str, bucket_ser
     assert said == {"a": hashlib.sha256(b"1").hexdigest()}
     shutil.rmtree(here / "k")
     bucket_server.files.rm_file(f"{bucket}/k/{FOLDER}")
-    assert not fetched(here / "k").exists()
+    assert not fetch(here / "k").exists()

@@ -16,17 +16,17 @@ import pytest
 
 from kdray.errors import StorageError
 from kdray.storage import owner
-from kdray.storage.bucket import Note
+from kdray.storage.bucket import BucketObject
 from kdray.storage.mirror import mirror_of
-from kdray.storage.owner import Owner, owned
+from kdray.storage.owner import Owner, own_sweep
 from tests.storage.bucket_server import on_node
 
 HOLDING = """
 import os, subprocess, sys, time
 from pathlib import Path
-from kdray.storage.owner import _LOCKS, owned
+from kdray.storage.owner import _LOCKS, own_sweep
 
-with owned(Path(sys.argv[1]), print):
+with own_sweep(Path(sys.argv[1]), print):
     started = subprocess.Popen(["sleep", "60"], close_fds=False)
     if len(sys.argv) > 2:  # as one that was forked, and has not run yet
         subprocess.Popen(["sleep", sys.argv[2]], pass_fds=_LOCKS)
@@ -76,7 +76,7 @@ def left_by(file: Path, boot: str, seconds_ago: float) -> Owner:
 def taken(file: Path) -> list[str]:
     """What is said when this process takes the sweep and lets it go."""
     notes: list[str] = []
-    with owned(file, notes.append):
+    with own_sweep(file, notes.append):
         assert Owner.model_validate_json(file.read_bytes()).pid == os.getpid()
     assert not file.exists()
     return notes
@@ -89,7 +89,7 @@ def test_an_owner_leaves_nothing(file: Path) -> None:
 
 def test_a_second_driver_is_refused_and_told_who_is_there(file: Path) -> None:
     with holding(file) as (driver, _):
-        with pytest.raises(StorageError) as caught, owned(file, print):
+        with pytest.raises(StorageError) as caught, own_sweep(file, print):
             pass
         assert file.exists()
         who = rf"sweep: \S+@{re.escape(os.uname().nodename)} \(pid {driver.pid}, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d"
@@ -112,7 +112,7 @@ def test_a_killed_driver_whose_children_live_is_replaced_at_once(file: Path) -> 
 def test_a_lock_that_lingers_with_a_child_is_waited_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, "SETTLING_S", 20.0)
     with holding(file, "2") as (driver, _):
-        with pytest.raises(StorageError, match="runs this sweep"), owned(file, print):
+        with pytest.raises(StorageError, match="runs this sweep"), own_sweep(file, print):
             pass
         driver.kill()
         driver.wait(timeout=20)
@@ -122,7 +122,7 @@ def test_a_lock_that_lingers_with_a_child_is_waited_for(file: Path, monkeypatch:
 
 def test_another_machines_owner_is_believed_while_its_file_is_fresh(file: Path) -> None:
     left_by(file, "another boot", seconds_ago=20)
-    with pytest.raises(StorageError) as caught, owned(file, print):
+    with pytest.raises(StorageError) as caught, own_sweep(file, print):
         pass
     said = str(caught.value)
     assert "anna@node7 (pid 4711" in said
@@ -143,7 +143,10 @@ def test_another_machines_owner_is_dead_when_its_file_is_old(file: Path) -> None
 def test_a_file_that_names_nobody_is_respected_while_it_is_fresh(file: Path) -> None:
     file.parent.mkdir()
     file.write_text('{"user": "an')
-    with pytest.raises(StorageError, match="another process runs this sweep; it was last heard of"), owned(file, print):
+    with (
+        pytest.raises(StorageError, match="another process runs this sweep; it was last heard of"),
+        own_sweep(file, print),
+    ):
         pass
     os.utime(file, (time.time() - owner.DEAD_AFTER_S - 5,) * 2)
     assert taken(file) == ["another process ran this sweep and is dead: going on in its place."]
@@ -156,8 +159,8 @@ def test_where_there_are_no_locks_the_age_must_do(file: Path, monkeypatch: pytes
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with owned(file, print):
-        with pytest.raises(StorageError, match=rf"pid {os.getpid()}, .* last heard of 0 s ago"), owned(file, print):
+    with own_sweep(file, print):
+        with pytest.raises(StorageError, match=rf"pid {os.getpid()}, .* last heard of 0 s ago"), own_sweep(file, print):
             pass
         assert file.exists()
     assert not file.exists()
@@ -165,7 +168,7 @@ def test_where_there_are_no_locks_the_age_must_do(file: Path, monkeypatch: pytes
 
 def test_an_owner_gives_signs_of_life(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, "BEAT_S", 0.05)
-    with owned(file, print):
+    with own_sweep(file, print):
         os.utime(file, (0, 0))
         until = time.monotonic() + 20
         while file.stat().st_mtime == 0 and time.monotonic() < until:
@@ -188,7 +191,7 @@ def test_who_was_silent_and_is_replaced_stops(file: Path, monkeypatch: pytest.Mo
     began = time.monotonic()
 
     def silent() -> None:
-        with owned(file, print):
+        with own_sweep(file, print):
             left_by(file, "another boot", seconds_ago=0)
             time.sleep(60)
 
@@ -199,7 +202,7 @@ def test_who_was_silent_and_is_replaced_stops(file: Path, monkeypatch: pytest.Mo
 
 
 def test_an_interrupt_stays_an_interrupt(file: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), owned(file, print):
+    with pytest.raises(KeyboardInterrupt), own_sweep(file, print):
         raise KeyboardInterrupt
     assert not file.exists()
 
@@ -208,7 +211,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sweep").write_text("a file")
     with (
         pytest.raises(StorageError, match=r"owner\.json: cannot be written"),
-        owned(tmp_path / "sweep" / "owner.json", print),
+        own_sweep(tmp_path / "sweep" / "owner.json", print),
     ):
         pass
 
@@ -225,11 +228,11 @@ def objects(bucket: str, tmp_path: Path) -> tuple[Path, Path]:
 
 def test_a_bucket_has_one_owner_whatever_the_machine(objects: tuple[Path, Path], bucket: str) -> None:
     here, there = objects
-    with owned(here, print):
+    with own_sweep(here, print):
         for other in (here, there):
             with (
                 pytest.raises(StorageError, match=rf"{bucket}/sweep: \S+ \(pid {os.getpid()}, .*runs this"),
-                owned(other, print),
+                own_sweep(other, print),
             ):
                 pass
     assert taken(there) == taken(here) == []
@@ -245,7 +248,7 @@ def test_a_dead_owner_in_a_bucket_is_replaced(
         driver.wait(timeout=20)
         with (
             pytest.raises(StorageError, match=r"last heard of \d+ s ago. If it is dead, wait \d+ s"),
-            owned(there, print),
+            own_sweep(there, print),
         ):
             pass
         (note,) = taken(here)
@@ -257,14 +260,14 @@ def test_a_dead_owner_in_a_bucket_is_replaced(
         time.sleep(3.5)
         (note,) = taken(there)
         assert "is dead: going on in its place" in note
-    assert Note(f"{bucket}/sweep/owner.json").read() is None
+    assert BucketObject(f"{bucket}/sweep/owner.json").read() is None
 
 
 def test_of_two_that_begin_at_once_one_is_refused(objects: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = objects
-    with owned(here, print):
-        monkeypatch.setattr(Note, "read", lambda note: None)  # the other has looked before this one wrote
-        with pytest.raises(StorageError, match="has just begun to run this sweep"), owned(there, print):
+    with own_sweep(here, print):
+        monkeypatch.setattr(BucketObject, "read", lambda note: None)  # the other has looked before this one wrote
+        with pytest.raises(StorageError, match="has just begun to run this sweep"), own_sweep(there, print):
             pass
 
 
@@ -275,14 +278,14 @@ def test_who_was_replaced_in_a_bucket_stops(
     monkeypatch.setattr(owner, "BEAT_S", 0.05)
 
     def silent() -> None:
-        with owned(objects[0], print):
+        with own_sweep(objects[0], print):
             now = Owner(user="anna", host="node7", boot="another boot", pid=4711, since=time.time())
             while True:  # a beat that was under way may write its own name once more
-                Note(f"{bucket}/sweep/owner.json").write(now.model_dump_json().encode())
+                BucketObject(f"{bucket}/sweep/owner.json").write(now.model_dump_json().encode())
                 time.sleep(0.2)
 
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"anna@node7 \(pid 4711, .* has taken this sweep over"):
         silent()
     assert time.monotonic() - began < 30
-    assert b"4711" in (Note(f"{bucket}/sweep/owner.json").read() or b"")
+    assert b"4711" in (BucketObject(f"{bucket}/sweep/owner.json").read() or b"")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdray.errors import StorageError
-from kdray.storage.files import file_fingerprint, fingerprint, new_folder, read_json, replaced_file, write_json
+from kdray.storage.files import file_fingerprint, fingerprint, read_json, replace_file, replace_folder, write_json
 from kdray.storage.paths import StoragePaths, SweepPaths, storage_path
 
 
@@ -59,7 +59,7 @@ def test_fingerprints_depend_on_values_alone(tmp_path: Path) -> None:
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
     write_json(tmp_path / "deep" / "x.json", {"a": 1})
-    with pytest.raises(FileNotFoundError), replaced_file(tmp_path / "deep" / "x.json") as temporary:
+    with pytest.raises(FileNotFoundError), replace_file(tmp_path / "deep" / "x.json") as temporary:
         temporary.with_name("nothing").rename(temporary)
     assert read_json(tmp_path / "deep" / "x.json") == {"a": 1}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.json"]
@@ -67,9 +67,9 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
     for content in ("old", "new"):
-        with new_folder(tmp_path / "folder") as folder:
+        with replace_folder(tmp_path / "folder") as folder:
             (folder / content).touch()
-    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "folder") as folder:
+    with pytest.raises(FileNotFoundError), replace_folder(tmp_path / "folder") as folder:
         (folder / "half" / "way").touch()
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["folder", "folder/new"]
 

@@ -10,16 +10,16 @@ import torch
 from transformers import BertConfig, BertModel
 
 from kdray.data.splits import Data, Splits, load_splits
-from kdray.data.tokens import TokenSet, tokenised
+from kdray.data.tokens import TokenSet, tokenise
 from kdray.errors import TeacherError
-from kdray.evaluation.outputs import predictions
+from kdray.evaluation.outputs import compute_logits
 from kdray.models.pretrained import Pretrained
-from kdray.settings import parsed
+from kdray.settings import parse_value
 from kdray.slots.job import Job, Report, Worker
 from kdray.slots.local import LocalSlots
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.text_classification import TextClassification
-from kdray.teacher.teacher import Teacher, check_quality, obtain_source, obtain_teacher
+from kdray.teacher.teacher import FineTuning, Teacher, check_quality, obtain_source, obtain_teacher
 from kdray.training.settings import Training
 from tests.conftest import TINY, write_rows
 
@@ -63,11 +63,11 @@ def swapped(folder: Path, *names: str) -> Path:
 
 def checked(teacher: Teacher, data: Path, labels: str | None, storage: Path) -> float:
     """Do all that a sweep does before a teacher that is taken as it is may teach; its validation accuracy."""
-    task = TextClassification(max_length=16, labels=None if labels is None else parsed(labels))
+    task = TextClassification(max_length=16, labels=None if labels is None else parse_value(labels))
     paths, splits = StoragePaths(storage), load_splits(Data(source=str(data)), task)
     source = obtain_source(teacher, task, splits, paths, seed=0)
-    rows = tokenised(splits, task, source.tokenizer(), paths).rows("validation")
-    logits = predictions(source.model(), rows, 64, Worker(), None)
+    rows = tokenise(splits, task, source.tokenizer(), paths).rows("validation")
+    logits = compute_logits(source.model(), rows, 64, Worker(), None)
     check_quality(teacher, logits, rows.labels, splits.labels)
     return float(task.metrics(logits, rows.labels)["accuracy"])
 
@@ -83,7 +83,7 @@ def remedied(said: str, folder: Path, data: Path, labels: str | None, storage: P
     offers = dict(part.split("=", 1) for part in said.rstrip(".").split("--set ")[1:])
     offers = {name: value.split()[0].rstrip(".,;") for name, value in offers.items()}
     named = offers.get("teacher.labels")
-    teacher = Teacher(model=str(folder), labels=None if named is None else parsed(named))
+    teacher = Teacher(model=str(folder), labels=None if named is None else parse_value(named))
     return checked(teacher, data, offers.get("task.labels", labels), storage)
 
 
@@ -95,22 +95,24 @@ def test_a_fine_tuned_teacher_is_cached_by_content(
 ) -> None:
     paths, settings = StoragePaths(tmp_path), Teacher(model=TINY, training=TRAINED)
     reports: list[Report] = []
-    made = obtain_teacher(settings, source, task, tokens, paths, 0, slots, reports.append)
+    made = obtain_teacher(settings, FineTuning(source, tokens, task, 0), paths, slots, reports.append)
     assert [report["epoch"] for report in reports] == [1, 2]
     assert [path.name for path in made.folder.parent.iterdir()] == [made.key]  # no checkpoint is left
-    again = obtain_teacher(settings, source, task, tokens, paths, 0, NoSlots(), reports.append)
+    again = obtain_teacher(settings, FineTuning(source, tokens, task, 0), paths, NoSlots(), reports.append)
     assert again == made
     assert made.model().config.id2label == {0: "negative", 1: "positive"}
     longer = Teacher(model=TINY, training=TRAINED.model_copy(update={"epochs": 3}))
     with pytest.raises(AssertionError):
-        obtain_teacher(longer, source, task, tokens, paths, 0, NoSlots(), reports.append)
+        obtain_teacher(longer, FineTuning(source, tokens, task, 0), paths, NoSlots(), reports.append)
 
 
 def test_a_fine_tuning_that_is_cut_off_goes_on(
     source: Pretrained, task: TextClassification, tokens: TokenSet, tmp_path: Path, slots: LocalSlots
 ) -> None:
     settings = Teacher(model=TINY, training=TRAINED)
-    whole = obtain_teacher(settings, source, task, tokens, StoragePaths(tmp_path / "whole"), 0, slots, lambda r: None)
+    whole = obtain_teacher(
+        settings, FineTuning(source, tokens, task, 0), StoragePaths(tmp_path / "whole"), slots, lambda r: None
+    )
 
     def interrupt(report: Report) -> None:
         if report["epoch"] == 1:
@@ -118,8 +120,8 @@ def test_a_fine_tuning_that_is_cut_off_goes_on(
 
     paths, reports = StoragePaths(tmp_path / "parts"), list[Report]()
     with pytest.raises(KeyboardInterrupt):
-        obtain_teacher(settings, source, task, tokens, paths, 0, LocalSlots(), interrupt)
-    parts = obtain_teacher(settings, source, task, tokens, paths, 0, slots, reports.append)
+        obtain_teacher(settings, FineTuning(source, tokens, task, 0), paths, LocalSlots(), interrupt)
+    parts = obtain_teacher(settings, FineTuning(source, tokens, task, 0), paths, slots, reports.append)
     assert [report["epoch"] for report in reports] == [1, 2]
     assert (parts.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
 
@@ -135,8 +137,14 @@ def test_a_teacher_from_scratch_must_be_trained(task: TextClassification, splits
 
 def headless(folder: Path, tokenizer: Pretrained) -> Path:
     """A backbone, as it comes from pre-training."""
-    config = BertConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                        intermediate_size=16, max_position_embeddings=16)  # fmt: skip
+    config = BertConfig(
+        vocab_size=100,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=16,
+    )
     BertModel(config).save_pretrained(folder)
     tokenizer.tokenizer().save_pretrained(folder)
     return folder

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from kdray.data.tokens import TokenSet
-from kdray.data.transfer_set import Logits, TransferSet
+from kdray.data.transfer_set import StoredLogits, TransferSet
 from kdray.errors import JobError, StorageError, TeacherError
 from kdray.models.fresh import word_tokenizer
 from kdray.models.pretrained import Pretrained
 from kdray.slots.job import Job, Report
 from kdray.slots.local import LocalSlots
 from kdray.storage.paths import StoragePaths
-from kdray.teacher.transfer import Transfer, obtain_transfer_set
+from kdray.teacher.transfer import Labelling, Transfer, obtain_transfer_set
 
 SETTINGS = Transfer(precision="fp32", shard_rows=100)
 SHARDS = [f"train-{start:09d}.arrow" for start in (0, 100, 200, 300)]
@@ -48,7 +48,7 @@ def obtained(
 ) -> tuple[TransferSet, list[str]]:
     """The transfer set, and the jobs that were run for it."""
     pool = Listing(killed_after)
-    return obtain_transfer_set(settings, teacher, tokens, paths, pool, lambda done, shards: None), pool.ran
+    return obtain_transfer_set(Labelling(settings, teacher, tokens), paths, pool, lambda done, shards: None), pool.ran
 
 
 def test_the_logits_are_those_of_the_live_teacher(teacher: Pretrained, tokens: TokenSet, paths: StoragePaths) -> None:
@@ -67,7 +67,7 @@ def test_the_logits_are_those_of_the_live_teacher(teacher: Pretrained, tokens: T
 def test_rows_are_labelled_once(teacher: Pretrained, tokens: TokenSet, paths: StoragePaths) -> None:
     progress: list[tuple[int, int]] = []
     pool = Listing()
-    made = obtain_transfer_set(SETTINGS, teacher, tokens, paths, pool, lambda *done: progress.append(done))
+    made = obtain_transfer_set(Labelling(SETTINGS, teacher, tokens), paths, pool, lambda *done: progress.append(done))
     assert sorted(pool.ran) == sorted([*ALL, "check"])
     assert progress == [(done, 6) for done in range(1, 7)]
     assert sorted(path.name for path in made.folder.iterdir()) == ["manifest.json", *ALL]
@@ -154,6 +154,6 @@ def test_rows_of_other_data_are_refused(transfer: TransferSet, tokens: TokenSet)
 def test_logits_are_read_from_every_shard(transfer: TransferSet) -> None:
     files = sorted(transfer.folder.glob("train-*.arrow"))
     assert len(files) == 3
-    logits, indices = Logits(files), np.array([319, 0, 128, 127, 0, 256])
+    logits, indices = StoredLogits(files), np.array([319, 0, 128, 127, 0, 256])
     assert np.array_equal(logits[indices], logits.all()[indices])
     assert logits[np.array([], int)].shape == (0, 2)

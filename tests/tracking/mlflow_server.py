@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeAlias
 from urllib.request import urlopen
 
-Fate: TypeAlias = Literal["passes", "error 500", "no answer", "late answer", "lost answer"]
+Fault: TypeAlias = Literal["passes", "error 500", "no answer", "late answer", "lost answer"]
 """`late` and `lost`: the server does what was asked, and the answer comes after `lateness_s`, or never."""
 STARTS_WITHIN_S = 120
 
@@ -47,9 +47,21 @@ class Server:
         """Start it, on the same port and data as before, and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", self.store, "--artifacts-destination", str(self.folder / "artifacts"),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            self.store,
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+        ]
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self.folder / "server.log").open("ab") as out:
             self.process = subprocess.Popen(
@@ -81,13 +93,13 @@ class Server:
             return False
 
 
-class Door:
+class FaultyProxy:
     """Stands before a server. `fate` says how each request fares, by its method and path."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.port = free_port()
-        self.fate: Callable[[str, str], Fate] = lambda method, path: "passes"
+        self.fate: Callable[[str, str], Fault] = lambda method, path: "passes"
         self.lateness_s = 0.0
         self.requests: list[str] = []
         self._gone = threading.Event()
@@ -128,7 +140,7 @@ class Door:
             self._listener.server_close()
             self._listener = None
 
-    def always(self, fate: Fate) -> None:
+    def always(self, fate: Fault) -> None:
         """Let every request fare so."""
         self.fate = lambda method, path: fate
 
@@ -145,7 +157,7 @@ class Door:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    guarded: Door
+    guarded: FaultyProxy
 
     def pass_on(self) -> None:
         door = self.guarded

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.tracking.content import Content, Point, TrackedRun, params_of, tags_of, trial_content
-from kdray.tracking.settings import masked
+from kdray.tracking.content import Point, RunContent, TrackedRun, params_of, tags_of, trial_content
+from kdray.tracking.settings import mask_secrets
 
 WORDS = st.text(max_size=8)
 CONTENTS = st.builds(
-    Content,
+    RunContent,
     name=WORDS,
     started=st.floats(0, 2e9),
     ended=st.floats(0, 2e9),
@@ -32,13 +32,13 @@ CONTENTS = st.builds(
 
 
 @given(CONTENTS)
-def test_what_is_written_is_read_again(content: Content) -> None:
+def test_what_is_written_is_read_again(content: RunContent) -> None:
     line = json.dumps(content.written(Path("/sweep")))
-    assert Content.read(json.loads(line), Path("/sweep")) == content
+    assert RunContent.read(json.loads(line), Path("/sweep")) == content
 
 
 @given(CONTENTS, CONTENTS)
-def test_news_added_is_no_news(held: Content, told: Content) -> None:
+def test_news_added_is_no_news(held: RunContent, told: RunContent) -> None:
     held.add(told.beyond(held))
     left = told.beyond(held)
     assert not any([left.params, left.tags, left.metrics, left.artifacts])
@@ -46,17 +46,17 @@ def test_news_added_is_no_news(held: Content, told: Content) -> None:
 
 
 def test_a_moved_sweep_finds_its_folders_again() -> None:
-    content = Content(artifacts={"report": Path("/old/sweep/report"), "other": Path("/elsewhere")})
-    moved = Content.read(content.written(Path("/old/sweep")), Path("/new/sweep"))
+    content = RunContent(artifacts={"report": Path("/old/sweep/report"), "other": Path("/elsewhere")})
+    moved = RunContent.read(content.written(Path("/old/sweep")), Path("/new/sweep"))
     assert moved.artifacts == {"report": Path("/new/sweep/report"), "other": Path("/elsewhere")}
 
 
 def test_a_value_said_again_keeps_its_first_time_and_a_new_one_has_its_own() -> None:
-    held = Content(metrics={("accuracy", 1): Point(0.8, 1000), ("loss", 1): Point(math.nan, 1000)})
-    held.add(Content(metrics={("accuracy", 1): Point(0.8, 9000), ("loss", 1): Point(math.nan, 9000)}))
+    held = RunContent(metrics={("accuracy", 1): Point(0.8, 1000), ("loss", 1): Point(math.nan, 1000)})
+    held.add(RunContent(metrics={("accuracy", 1): Point(0.8, 9000), ("loss", 1): Point(math.nan, 9000)}))
     assert {point.at for point in held.metrics.values()} == {1000}
-    held.add(Content(started=5.0, metrics={("accuracy", 1): Point(0.9, 9000)}))
-    held.add(Content(started=7.0))
+    held.add(RunContent(started=5.0, metrics={("accuracy", 1): Point(0.9, 9000)}))
+    held.add(RunContent(started=7.0))
     assert held.metrics["accuracy", 1] == Point(0.9, 9000)
     assert held.started == 5.0
 
@@ -70,7 +70,7 @@ def test_of_a_run_that_was_found_only_later_or_newer_points_are_sent_by_step() -
 
 
 def test_a_param_that_has_changed_becomes_a_tag() -> None:
-    run = TrackedRun(None, Content(params={"trials": "48", "new": "1"}), Content(params={"trials": "24"}))
+    run = TrackedRun(None, RunContent(params={"trials": "48", "new": "1"}), RunContent(params={"trials": "24"}))
     news = run.unsent()
     assert (news.params, news.tags) == ({"new": "1"}, {"changed.trials": "48"})
     run.sent.add(news)
@@ -99,5 +99,5 @@ def test_a_trials_times_follow_from_its_record() -> None:
     ],
 )
 def test_secrets_are_masked_wherever_they_stand(address: str, shown: str) -> None:
-    assert masked(address) == shown
+    assert mask_secrets(address) == shown
     assert params_of({"at": address}) == tags_of({"at": address}) == {"at": shown}

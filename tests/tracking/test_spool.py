@@ -8,12 +8,12 @@ import pytest
 
 from kdray.errors import StorageError
 from kdray.storage.paths import SweepPaths
-from kdray.tracking.content import Content, Point
+from kdray.tracking.content import Point, RunContent
 from kdray.tracking.settings import Tracking
-from kdray.tracking.spool import Spool, Target
+from kdray.tracking.spool import Spool, TrackingTarget
 
-FIRST = Content("trial 000", 100.0, status="RUNNING", params={"depth": "2"})
-SECOND = Content(metrics={("accuracy", 10): Point(0.8, 105_000)}, status="FINISHED", ended=106.0)
+FIRST = RunContent("trial 000", 100.0, status="RUNNING", params={"depth": "2"})
+SECOND = RunContent(metrics={("accuracy", 10): Point(0.8, 105_000)}, status="FINISHED", ended=106.0)
 
 
 @pytest.fixture
@@ -23,15 +23,18 @@ def paths(tmp_path: Path) -> SweepPaths:
 
 def test_what_is_appended_is_there_for_the_next_process(paths: SweepPaths) -> None:
     with Spool(paths) as spool:
-        spool.append(None, Content("told"))
+        spool.append(None, RunContent("told"))
         spool.append(0, FIRST)
         spool.append(0, SECOND)
         assert len(paths.spool.read_text().splitlines()) == 3  # before it is closed
     with Spool(paths) as spool:
-        assert spool.read() == [(None, Content("told")), (0, FIRST), (0, SECOND)]
+        assert spool.read() == [(None, RunContent("told")), (0, FIRST), (0, SECOND)]
         assert json.loads(paths.spool.read_text().splitlines()[-1]) == {
-            "run": 0, "ended": 106.0, "status": "FINISHED", "metrics": [["accuracy", 0.8, 105000, 10]],
-        }  # fmt: skip
+            "run": 0,
+            "ended": 106.0,
+            "status": "FINISHED",
+            "metrics": [["accuracy", 0.8, 105000, 10]],
+        }
 
 
 def test_a_torn_line_is_cut_and_one_that_is_no_json_is_left_out(
@@ -75,9 +78,9 @@ def test_one_process_at_a_time_holds_it(paths: SweepPaths) -> None:
 
 
 def test_the_target_is_written_without_secrets(paths: SweepPaths) -> None:
-    assert Target.read(paths) is None
+    assert TrackingTarget.read(paths) is None
     tracking = Tracking(uri="postgresql://me:secret@db/x", experiment="mine", timeout_s=3, patience_s=4)
-    Target(tracking, "failed").write(paths)
+    TrackingTarget(tracking, "failed").write(paths)
     assert "secret" not in paths.tracking_target.read_text()
     masked = tracking.model_copy(update={"uri": "postgresql://***@db/x"})
-    assert Target.read(paths) == Target(masked, "failed")
+    assert TrackingTarget.read(paths) == TrackingTarget(masked, "failed")

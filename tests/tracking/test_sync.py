@@ -11,8 +11,8 @@ from kdray.evaluation.trial_record import TrialRecord
 from kdray.storage.files import write_json
 from kdray.storage.paths import SweepPaths
 from kdray.tracking.settings import Tracking, default_uri
-from kdray.tracking.spool import Target
-from tests.tracking.told import ToldSweep, assert_all_told
+from kdray.tracking.spool import TrackingTarget
+from tests.tracking.scripted_sweep import ScriptedSweep, assert_all_in_mlflow
 
 
 def kdray(*arguments: str | Path) -> tuple[int, str, str]:
@@ -28,7 +28,7 @@ def paths(tmp_path: Path) -> SweepPaths:
 
 def unsent(paths: SweepPaths, uri: str) -> None:
     """A finished sweep that nobody has heard."""
-    sweep = ToldSweep(paths, Tracking(uri=uri, experiment="later", timeout_s=1, patience_s=0))
+    sweep = ScriptedSweep(paths, Tracking(uri=uri, experiment="later", timeout_s=1, patience_s=0))
     sweep.trials(0, 1)
     sweep.end()
     assert paths.spool.stat().st_size > 0
@@ -56,20 +56,20 @@ def test_another_store_may_be_named(paths: SweepPaths) -> None:
         out == f"Sent to MLflow at {default_uri(paths)}: runs changed: 3, values of metrics: 14, folders of files: 0.\n"
     )
     assert "runs: 3 of 3" in err
-    assert_all_told(paths, default_uri(paths), "later")
+    assert_all_in_mlflow(paths, default_uri(paths), "later")
 
 
 def test_a_killed_drivers_controls_are_sent_with_its_trials(paths: SweepPaths) -> None:
     """They have numbers that the ledger does not know."""
     tracking = Tracking(uri="http://127.0.0.1:9", experiment="later", timeout_s=1, patience_s=0)
-    sweep = ToldSweep(paths, tracking)
+    sweep = ScriptedSweep(paths, tracking)
     sweep.trials(0, 1)
     beside = TrialRecord(
         10_000, {}, "completed", ({"step": 1, "accuracy": 0.5},), started=1.0, ended=2.0, title="again"
     )
     sweep.tracker.trial(beside, {"seed": 1}, {"kdray.role": "labels only"})
     sweep.end()
-    Target(tracking).write(paths)  # as it was while the sweep ran: nobody has noted how it ended
+    TrackingTarget(tracking).write(paths)  # as it was while the sweep ran: nobody has noted how it ended
     code, out, err = kdray("sync", paths.root, "--tracking-uri", default_uri(paths))
     assert code == 0, err
     assert "runs changed: 4" in out

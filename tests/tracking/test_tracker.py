@@ -19,7 +19,7 @@ from kdray.tracking.origin import git_commit, source_tags, versions
 from kdray.tracking.page import ui_command
 from kdray.tracking.settings import Tracking, default_uri
 from kdray.tracking.tracker import NullTracker, Tracker
-from tests.tracking.told import wait_until
+from tests.tracking.scripted_sweep import wait_until
 
 SETTINGS = {"student.layers": "evenly", "training.epochs": 3, "distillation.logit_mse": 0.0}
 TAGS = {"kdray.task": "text_classification", "kdray.teacher": "tiny"}
@@ -78,9 +78,13 @@ def test_a_trial_is_a_nested_run_with_all_that_is_needed_to_compare_it(store: St
     parent, child = found["quickstart"], found["trial 007 depth 2"]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert child.data.params == {
-        "student.layers": "evenly", "training.epochs": "3", "distillation.logit_mse": "0.0",
-        "student.depth": "2", "distillation.temperature": "3.5", "distillation.alpha": "0.7",
-    }  # fmt: skip
+        "student.layers": "evenly",
+        "training.epochs": "3",
+        "distillation.logit_mse": "0.0",
+        "student.depth": "2",
+        "distillation.temperature": "3.5",
+        "distillation.alpha": "0.7",
+    }
     wanted = {"accuracy": 0.83, "retention": 0.83 / 0.9, "latency_ms": 1.6, "speedup": 5.1, "parameters": 15e6}
     assert {name: child.data.metrics[name] for name in wanted} == pytest.approx(wanted)
     assert history(store, child, "accuracy") == [(216, 0.81), (432, 0.82), (648, 0.83)]
@@ -222,10 +226,16 @@ def test_the_sweeps_page_has_a_column_for_each_searched_setting_and_the_usual_nu
     assert f"/experiments/{experiment.experiment_id}/runs?viewStateShareKey=quickstart" in page
     view = json.loads(experiment.tags["mlflow.sharedViewState.quickstart"])
     assert view["selectedColumns"] == [
-        "metrics.`accuracy`", "metrics.`retention`", "metrics.`latency_ms`", "metrics.`speedup`",
-        "metrics.`parameters`", "params.`student.depth`", "params.`distillation.temperature`",
-        "params.`distillation.alpha`", "tags.`kdray.status`",
-    ]  # fmt: skip
+        "metrics.`accuracy`",
+        "metrics.`retention`",
+        "metrics.`latency_ms`",
+        "metrics.`speedup`",
+        "metrics.`parameters`",
+        "params.`student.depth`",
+        "params.`distillation.temperature`",
+        "params.`distillation.alpha`",
+        "tags.`kdray.status`",
+    ]
 
 
 def test_files_beside_any_database_lie_in_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,17 +19,17 @@ from kdray.data.rows import Batch
 from kdray.data.tokens import TokenSet
 from kdray.data.transfer_set import TransferSet
 from kdray.errors import JobError, SpecError
-from kdray.evaluation.outputs import predictions
-from kdray.evaluation.quality import quality
+from kdray.evaluation.outputs import compute_logits
+from kdray.evaluation.quality import student_quality
 from kdray.losses.distillation import Distillation, Loss
 from kdray.models.pretrained import Pretrained
-from kdray.slots.job import NOTE, Ask, Report, Worker
-from kdray.training.checkpoint import Keeping, Sums
-from kdray.training.fit import fit
+from kdray.slots.job import NOTE, Instruction, Report, Worker
+from kdray.training.checkpoint import CheckpointKeeper, RunningSums
+from kdray.training.fit import TrainingPlan, fit
 from kdray.training.precision import autocast_dtype
 from kdray.training.settings import Training
 from kdray.training.step import adamw
-from kdray.training.trial import Lesson, Recipe
+from kdray.training.trial import Recipe, TrialInputs
 
 TRAINING = Training(epochs=2, batch_size=32, learning_rate=1e-3, precision="fp32", checkpoint_evaluations=1)
 DISTILLATION = Distillation(alpha=0.7, logit_mse=0.1)
@@ -52,8 +52,9 @@ class Bench:
             return DISTILLATION.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
 
         rows = self.transfer.rows(self.tokens, "train")
-        rest = {"evaluate": lambda model, last: {"last": float(last)}, "worker": Worker()} | changes
-        return fit(model, rows, training, loss_of, seed=seed, **rest)
+        worker = changes.pop("worker", Worker())
+        plan = {"evaluate": lambda model, last: {"last": float(last)}} | changes
+        return fit(model, TrainingPlan(rows, training, loss_of, seed=seed, **plan), worker)
 
 
 @pytest.fixture
@@ -72,9 +73,17 @@ def timeless(reports: list[Report]) -> list[Report]:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("learning_rate", 0), ("learning_rate", -1e-4), ("epochs", 0), ("batch_size", 0), ("warmup", 1.0),
-     ("clip_norm", 0), ("precision", "fp16"), ("learning_rate", float("inf"))],
-)  # fmt: skip
+    [
+        ("learning_rate", 0),
+        ("learning_rate", -1e-4),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("warmup", 1.0),
+        ("clip_norm", 0),
+        ("precision", "fp16"),
+        ("learning_rate", float("inf")),
+    ],
+)
 def test_bad_settings_are_refused(setting: str, value: Any) -> None:
     with pytest.raises(SpecError, match=rf"Training\.{setting}: got"):
         Training(**{setting: value})
@@ -148,28 +157,28 @@ def test_a_training_suspended_at_any_step_goes_on_from_that_step(bench: Bench, t
     whole, first, second = bench.model(), bench.model(), bench.model()
     expected = timeless(list(bench.fit(whole)))
     without = TRAINING.with_dotted({"checkpoint_evaluations": 0})
-    told = list(bench.fit(first, without, worker=asked_at(step, Ask.SUSPEND), checkpoint=tmp_path / "at.pt"))
+    told = list(bench.fit(first, without, worker=asked_at(step, Instruction.SUSPEND), checkpoint=tmp_path / "at.pt"))
     assert timeless(told) == expected[: step // 10]
     worker = Worker()
     assert timeless(list(bench.fit(second, without, worker=worker, checkpoint=tmp_path / "at.pt"))) == expected
-    assert worker.beats == 20 - step
+    assert worker.progress == 20 - step
     assert torch.equal(weights(second), weights(whole))
 
 
 def test_a_checkpoint_by_the_clock_is_written_within_an_epoch(bench: Bench, tmp_path: Path) -> None:
     training = TRAINING.with_dotted({"checkpoint_evaluations": 0, "checkpoint_minutes": 1e-9})
-    first = bench.fit(bench.model(), training, worker=asked_at(5, Ask.END), checkpoint=tmp_path / "at.pt")
+    first = bench.fit(bench.model(), training, worker=asked_at(5, Instruction.END), checkpoint=tmp_path / "at.pt")
     assert list(first) == []
     worker = Worker()
     assert len(list(bench.fit(bench.model(), TRAINING, worker=worker, checkpoint=tmp_path / "at.pt"))) == 2
-    assert worker.beats == 16
+    assert worker.progress == 16
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("damage", ["truncated", "a byte flipped", "empty"])
 def test_a_damaged_checkpoint_is_said_and_never_used(bench: Bench, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "at.pt"
-    list(bench.fit(bench.model(), worker=asked_at(12, Ask.SUSPEND), checkpoint=path))
+    list(bench.fit(bench.model(), worker=asked_at(12, Instruction.SUSPEND), checkpoint=path))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes({"truncated": data[:-100], "a byte flipped": data, "empty": b""}[damage])
@@ -190,17 +199,17 @@ def test_a_loss_that_is_not_finite_ends_the_job(bench: Bench, rate: float) -> No
         list(bench.fit(bench.model(), TRAINING.with_dotted({"learning_rate": rate})))
 
 
-def asked_at(step: int, ask: Ask) -> Worker:
+def asked_at(step: int, ask: Instruction) -> Worker:
     """A worker that is told this from the given step on."""
     worker = Worker()
-    worker.told = lambda: ask if worker.beats >= step else Ask.NOTHING
+    worker.instruction = lambda: ask if worker.progress >= step else Instruction.NOTHING
     return worker
 
 
 def test_a_stop_is_obeyed_at_the_next_step(bench: Bench, tmp_path: Path) -> None:
-    worker = asked_at(4, Ask.END)
+    worker = asked_at(4, Instruction.END)
     assert list(bench.fit(bench.model(), worker=worker, checkpoint=tmp_path / "at.pt")) == []
-    assert worker.beats == 4
+    assert worker.progress == 4
     assert not list(tmp_path.iterdir())
 
 
@@ -232,10 +241,10 @@ def test_what_a_cpu_left_goes_on_on_a_gpu(bench: Bench, monkeypatch: pytest.Monk
     """With the CPU's random state, for it knows none of a GPU."""
     worker = Worker(device=torch.device("cuda"))
     model = bench.model()
-    keeping = Keeping(None, TRAINING, model, adamw(model, TRAINING), worker)
-    monkeypatch.setattr(Sums, "restored", lambda kept, device: kept)
+    keeping = CheckpointKeeper(None, TRAINING, model, adamw(model, TRAINING), worker)
+    monkeypatch.setattr(RunningSums, "from_state", lambda kept, device: kept)
     torch.manual_seed(5)
-    left = {"random": {"cpu": torch.get_rng_state()}, "sums": Sums()}
+    left = {"random": {"cpu": torch.get_rng_state()}, "sums": RunningSums()}
     expected = torch.rand(3)
     assert keeping._own_part([left]) is left["sums"]
     assert torch.equal(torch.rand(3), expected)
@@ -254,36 +263,37 @@ def test_a_family_that_overflows_in_bf16_is_not_computed_in_it_unasked(monkeypat
         assert torch.isfinite(model(input_ids=ids, attention_mask=mask).logits).all()
 
 
-def _rank(rank: int, world: int, folder: Path, lesson: Lesson) -> None:
+def _rank(rank: int, world: int, folder: Path, trial_inputs: TrialInputs) -> None:
     """One of the processes of a slot: trains a student without dropout and writes what rank 0 has at the end."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    reports, model = _trained(lesson, Worker(rank, world))
+    reports, model = _trained(trial_inputs, Worker(rank, world))
     if rank == 0:
         torch.save({"reports": reports, "weights": weights(model)}, folder / "done.pt")
     dist.destroy_process_group()
 
 
-def _trained(lesson: Lesson, worker: Worker) -> tuple[list[Report], nn.Module]:
+def _trained(trial_inputs: TrialInputs, worker: Worker) -> tuple[list[Report], nn.Module]:
     """Batches of 33 rows: the ranks' parts differ in size, and the last batch, of 23, is short."""
     recipe = Recipe().with_dotted({"student.depth": 2, "student.dropout": 0.0})
-    model = recipe.student.build(lesson.source.model(), 0)
+    model = recipe.student.build(trial_inputs.source.model(), 0)
     training = TRAINING.with_dotted({"batch_size": 33, "epochs": 1, "evaluations_per_epoch": 2})
-    validation = lesson.rows("validation", worker)
+    validation = trial_inputs.rows("validation", worker)
 
     def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
-        return quality(lesson.task, predictions(model, validation, 32, worker, None), validation)
+        return student_quality(trial_inputs.task, compute_logits(model, validation, 32, worker, None), validation)
 
     def loss_of(logits: torch.Tensor, batch: Batch) -> Loss:
         return recipe.distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
 
-    return list(fit(model, lesson.rows("train", worker), training, loss_of, evaluate, worker, 0)), model
+    plan = TrainingPlan(trial_inputs.rows("train", worker), training, loss_of, evaluate, seed=0)
+    return list(fit(model, plan, worker)), model
 
 
-def test_two_workers_equal_one(lesson: Lesson, tmp_path: Path) -> None:
-    expected, model = _trained(lesson, Worker())
+def test_two_workers_equal_one(trial_inputs: TrialInputs, tmp_path: Path) -> None:
+    expected, model = _trained(trial_inputs, Worker())
     context = torch.multiprocessing.start_processes(
-        _rank, (2, tmp_path, lesson), nprocs=2, join=False, start_method="spawn"
+        _rank, (2, tmp_path, trial_inputs), nprocs=2, join=False, start_method="spawn"
     )
     deadline = time.monotonic() + 120
     try:
@@ -307,7 +317,7 @@ def test_as_many_evaluations_are_expected_as_are_made(rows: int, per_epoch: int,
 
 
 def test_a_rank_without_rows_adds_nothing_to_the_loss() -> None:
-    sums = Sums()
+    sums = RunningSums()
     loss = Loss(torch.ones(1), {"hard": torch.tensor(0.7)})
     sums.add(loss, 1, torch.tensor(1.0))
     sums.add(loss, 0, torch.tensor(1.0))

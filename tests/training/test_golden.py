@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from kdray.data.rows import Batch, Rows
 from kdray.data.tokens import TokenSet
-from kdray.evaluation.outputs import predictions
-from kdray.evaluation.quality import quality
+from kdray.evaluation.outputs import compute_logits
+from kdray.evaluation.quality import student_quality
 from kdray.losses.distillation import Distillation, Loss
 from kdray.models.pretrained import Pretrained
 from kdray.models.transformer import TransformerStudent
 from kdray.slots.job import Worker
 from kdray.tasks.text_classification import TextClassification
-from kdray.training.fit import fit
+from kdray.training.fit import TrainingPlan, fit
 from kdray.training.settings import Training
 
 GOLDEN = {
@@ -55,10 +55,10 @@ def numbers(source: Pretrained, tokens: TokenSet, task: TextClassification) -> d
         return distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
 
     def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
-        return quality(task, predictions(model, validation, 32, Worker(), None), validation)
+        return student_quality(task, compute_logits(model, validation, 32, Worker(), None), validation)
 
     training = Training(epochs=4, batch_size=64, learning_rate=1e-2, precision="fp32")
-    *_, report = fit(model, train, training, loss_of, evaluate, Worker(), seed=0)
+    *_, report = fit(model, TrainingPlan(train, training, loss_of, evaluate, seed=0), Worker())
     sums = [parameter.detach().double().abs().sum() for parameter in model.parameters()]
     times = ("examples_per_s", "train_seconds", "eval_seconds")
     return {name: value for name, value in report.items() if name not in times} | {"weights": float(sum(sums))}

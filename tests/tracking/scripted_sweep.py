@@ -13,7 +13,7 @@ from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.search.ledger import Ledger
 from kdray.storage.files import write_json
 from kdray.storage.paths import SweepPaths
-from kdray.tracking.ids import key_of, note_runs, sweep_run
+from kdray.tracking.ids import save_run_ids, sweep_key, sweep_run_id
 from kdray.tracking.mlflow_tracker import open_tracker
 from kdray.tracking.settings import Tracking
 from kdray.tracking.tracker import Ending
@@ -22,15 +22,15 @@ SETTINGS = {"student.layers": "evenly", "training.epochs": 3}
 STATUS = {"running": "RUNNING", "completed": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
-class ToldSweep:
+class ScriptedSweep:
     """One session of a sweep; a second one in the same folder goes on with it."""
 
     def __init__(self, paths: SweepPaths, tracking: Tracking) -> None:
         self.paths, self.said, self.longest_call_s = paths, list[str](), 0.0
         write_json(paths.settings, {"search": {"objectives": ["accuracy"]}, "space": {}})
         self.ledger = Ledger.open(paths.journal, paths.name, ["accuracy"])
-        self.tracker = open_tracker(tracking, paths, key_of(self.ledger), self.said.append)
-        self._timed(lambda: self.tracker.start_sweep({"search.trials": 3}, {}, sweep_run(self.ledger)))
+        self.tracker = open_tracker(tracking, paths, sweep_key(self.ledger), self.said.append)
+        self._timed(lambda: self.tracker.start_sweep({"search.trials": 3}, {}, sweep_run_id(self.ledger)))
         for record in self.ledger.records():
             self.tell(record)
 
@@ -51,7 +51,7 @@ class ToldSweep:
     def evaluate(self, number: int, step: int) -> None:
         """A trial is evaluated."""
         metrics = {"epoch": step / 10, "step": float(step), "accuracy": 0.8 + step / 1000, "train_seconds": 0.5}
-        self.tell(self.ledger.record(number, metrics))
+        self.tell(self.ledger.add_evaluation(number, metrics))
 
     def finish(self, number: int, state: State = "completed") -> None:
         """A trial ends."""
@@ -60,7 +60,7 @@ class ToldSweep:
     def tell(self, record: TrialRecord) -> None:
         """Tell the tracker of it, as `Keeper` does."""
         self._timed(lambda: self.tracker.trial(record, SETTINGS, {"kdray.task": "text_classification"}))
-        note_runs(self.ledger, self.tracker.run_ids())
+        save_run_ids(self.ledger, self.tracker.run_ids())
 
     def figures(self, folder: Path | None = None) -> None:
         """What the sweep's own run is told."""
@@ -71,7 +71,7 @@ class ToldSweep:
     def end(self, ending: Ending = "finished") -> None:
         """The session ends."""
         self.tracker.end_sweep(ending)
-        note_runs(self.ledger, self.tracker.run_ids())
+        save_run_ids(self.ledger, self.tracker.run_ids())
 
     def wait_until_sent(self, limit_s: float = 90) -> None:
         """Wait until the store has taken everything."""
@@ -102,7 +102,7 @@ def runs_in(store: str, experiment: str) -> dict[str | None, Run]:
     return by_trial
 
 
-def assert_all_told(paths: SweepPaths, store: str, experiment: str, status: str = "FINISHED") -> None:
+def assert_all_in_mlflow(paths: SweepPaths, store: str, experiment: str, status: str = "FINISHED") -> None:
     """Every trial has exactly one run, with what the ledger has of it: values, times, and how it ended."""
     ledger = Ledger.read(paths.journal, paths.name)
     runs = runs_in(store, experiment)

@@ -17,7 +17,7 @@ OnChange: TypeAlias = Callable[[TrialRecord], None]
 
 
 @dataclass(frozen=True)
-class Told:
+class JobUpdate:
     """What the slots tell of a trial: a report, or the error that ended its job."""
 
     attempt: int = 1
@@ -26,7 +26,7 @@ class Told:
     error: KDRayError | None = None
 
 
-ENDS_THE_SEARCH = (ResourceError, StorageError, SlotsLost)
+SEARCH_ENDING_ERRORS = (ResourceError, StorageError, SlotsLost)
 """No fault of the trial that met it first: the trial stays running in the ledger, to be gone on with."""
 
 
@@ -35,21 +35,21 @@ def job_name(number: int) -> str:
     return f"trial-{number}"
 
 
-def told(client: SlotClient, make: Callable[[], Job], number: int) -> Iterator[Told]:
+def job_updates(client: SlotClient, make: Callable[[], Job], number: int) -> Iterator[JobUpdate]:
     """All that is told of a trial's job, from its making on; closing the iterator cancels the job."""
     try:
         run = client.run(make(), job_name(number))
         try:
             for report in run:
-                yield Told(run.attempts, run.host, report)
+                yield JobUpdate(run.attempts, run.host, report)
         finally:
             run.close()
     except KDRayError as error:
-        yield Told(error=error)
+        yield JobUpdate(error=error)
     except Exception as error:
-        yield Told(error=JobError(reason(error)))
+        yield JobUpdate(error=JobError(failure_reason(error)))
 
 
-def reason(error: BaseException) -> str:
+def failure_reason(error: BaseException) -> str:
     """Why a trial failed, for its row in the table."""
     return str(error) if isinstance(error, KDRayError) else f"{type(error).__name__}: {error}"

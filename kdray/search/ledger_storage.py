@@ -17,12 +17,12 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import text
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 
 from kdray.errors import StorageError
-from kdray.slots.interrupts import heard, held
-from kdray.storage.files import replaced_file
+from kdray.slots.interrupts import deliver_signal, hold_signals
+from kdray.storage.files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def open_storage(where: Where, *, writing: bool) -> BaseStorage:
     """
     try:
         if isinstance(where, str):
-            return _database(where, make_url(where), writing)
+            return get_storage(_rdb_storage(where, writing))
         if not where.exists() and not writing:
             raise StorageError(f"ledger {where}: no such file; the sweep has no trials yet.")
         if writing:
@@ -87,14 +87,14 @@ def open_storage(where: Where, *, writing: bool) -> BaseStorage:
             )  # of a killed process: Optuna waits 30 s for it
             where.touch()
         _check_lines(where, cut=writing)
-        return JournalStorage(Journal(str(where)))
+        return JournalStorage(Journal(where))
     except StorageError:
         raise
     except Exception as error:
         raise StorageError(f"ledger {where}: cannot be used ({_cause(error)}). {_remedy(where, error)}") from error
 
 
-def insisting(where: Where, change: Callable[[], T], patience_s: float = OUTAGE_S) -> T:
+def retry_while_away(where: Where, change: Callable[[], T], patience_s: float = OUTAGE_S) -> T:
     """What the change gives; while the database is locked or away, it is tried again.
 
     A change must do no harm when it is made twice, for one whose answer was lost may have been made.
@@ -103,12 +103,14 @@ def insisting(where: Where, change: Callable[[], T], patience_s: float = OUTAGE_
     until = time.monotonic() + patience_s
     for pause_s in chain((0.1, 0.5, 1, 2, 4), repeat(8)):
         try:
-            with held() as interrupted:  # Optuna's file lock, torn in its release, looks as if the journal were gone
+            with (
+                hold_signals() as interrupted
+            ):  # Optuna's file lock, torn in its release, looks as if the journal were gone
                 return change()
         except (StorageInternalError, OperationalError, InterfaceError) as error:
             if interrupted.is_set():
                 until = min(until, time.monotonic() + INTERRUPTED_S)
-                heard()
+                deliver_signal()
             away = any(isinstance(told, OperationalError | InterfaceError) for told in (error, error.__cause__))
             if not away or time.monotonic() > until:
                 raise StorageError(
@@ -120,30 +122,34 @@ def insisting(where: Where, change: Callable[[], T], patience_s: float = OUTAGE_
     raise AssertionError("the pauses have no end")
 
 
-def relist(where: Where, storage: BaseStorage, study_id: int, longer: Mapping[str, BaseDistribution]) -> BaseStorage:
-    """Let the trials there are know these longer lists of values; the storage opened anew.
+def rewrite_choices(where: Where, study_id: int, longer: Mapping[str, BaseDistribution]) -> BaseStorage:
+    """Write these longer lists of values into the trials of a study; the storage, opened again.
 
     Optuna keeps one list a setting and study, and has no way to change it. A value is kept as its place in the list, so
     the values of the old list must come first in the new one.
     """
     if isinstance(where, Path):
-        _relist_journal(where, longer)
+        _rewrite_journal(where, longer)
     else:
-        _relist_database(storage, study_id, longer)
+        _rewrite_database(_rdb_storage(where, writing=True), study_id, longer)
     return open_storage(where, writing=True)
 
 
 class Journal(JournalFileBackend):
     """Optuna's journal file; a write that fails (a full disk) leaves no half of itself and names the file."""
 
+    def __init__(self, file: Path) -> None:
+        super().__init__(str(file))
+        self._file = file
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """See JournalFileBackend; one process writes at a time."""
-        size = os.path.getsize(self._file_path)
+        size = self._file.stat().st_size
         try:
             super().append_logs(logs)
         except OSError as error:
-            os.truncate(self._file_path, size)
-            raise OSError(error.errno, error.strerror, self._file_path) from error
+            os.truncate(self._file, size)
+            raise OSError(error.errno, error.strerror, str(self._file)) from error
 
 
 def _check_lines(journal: Path, *, cut: bool) -> None:
@@ -176,7 +182,8 @@ def _is_record(line: bytes) -> bool:
     return isinstance(record, dict) and "op_code" in record
 
 
-def _database(where: str, url: URL, writing: bool) -> BaseStorage:
+def _rdb_storage(where: str, writing: bool) -> RDBStorage:
+    url = make_url(where)
     if url.get_backend_name() == "sqlite":
         file, options = Path(url.database or ""), {"timeout": BUSY_S}
         if writing:
@@ -189,11 +196,11 @@ def _database(where: str, url: URL, writing: bool) -> BaseStorage:
     if url.drivername == "postgresql":  # SQLAlchemy 2.0 takes another driver by default than 2.1
         where = url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
     engine = {"connect_args": options, "pool_pre_ping": True}
-    return get_storage(RDBStorage(where, engine_kwargs=engine, skip_table_creation=not writing))
+    return RDBStorage(where, engine_kwargs=engine, skip_table_creation=not writing)
 
 
-def _relist_journal(journal: Path, longer: Mapping[str, BaseDistribution]) -> None:
-    with replaced_file(journal) as temporary, journal.open() as lines, temporary.open("w") as file:
+def _rewrite_journal(journal: Path, longer: Mapping[str, BaseDistribution]) -> None:
+    with replace_file(journal) as temporary, journal.open() as lines, temporary.open("w") as file:
         for line in lines:
             record = json.loads(line)
             known = record.get("distributions", {})
@@ -201,12 +208,12 @@ def _relist_journal(journal: Path, longer: Mapping[str, BaseDistribution]) -> No
             file.write(json.dumps(record, separators=(",", ":")) + "\n")
 
 
-def _relist_database(storage: BaseStorage, study_id: int, longer: Mapping[str, BaseDistribution]) -> None:
+def _rewrite_database(storage: RDBStorage, study_id: int, longer: Mapping[str, BaseDistribution]) -> None:
     change = text(
         "UPDATE trial_params SET distribution_json = :json WHERE param_name = :name"
         " AND trial_id IN (SELECT trial_id FROM trials WHERE study_id = :study)"
     )
-    with storage._backend.engine.begin() as connection:  # type: ignore[attr-defined]  # under get_storage's cache
+    with storage.engine.begin() as connection:
         for name, distribution in longer.items():
             connection.execute(change, {"json": distribution_to_json(distribution), "name": name, "study": study_id})
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from kdray.errors import Refused, ResourceError, StorageError
-from kdray.storage.mirror import fetched
+from kdray.storage.mirror import fetch
 
 PACKAGES = ("torch", "transformers")
 SEEN_WITHIN_S = 15.0
@@ -22,7 +22,7 @@ SEEN_WITHIN_S = 15.0
 
 
 @dataclass(frozen=True)
-class Common:
+class DriverEnvironment:
     """What every worker must find as the driver does."""
 
     machine: str
@@ -32,14 +32,14 @@ class Common:
     content: bytes
 
     @classmethod
-    def here(cls, proof: Path | None) -> "Common":
+    def here(cls, proof: Path | None) -> "DriverEnvironment":
         """What this process finds."""
-        return cls(_machine(), versions(), proof, proof.read_bytes() if proof else b"")
+        return cls(_machine(), installed_versions(), proof, proof.read_bytes() if proof else b"")
 
     def refusal(self) -> Refused | None:
         """Why this process may do no jobs of the sweep: its code, or the storage it sees, is another."""
         if _machine() != self.machine:  # on the driver's own, the same code is there, whatever is being written in it
-            own = versions()
+            own = installed_versions()
             differing = {name: known for name, known in self.versions.items() if own[name] != known}
             wrong = [f"{name} {own[name]} (the driver: {known})" for name, known in differing.items()]
             if wrong:
@@ -54,7 +54,7 @@ class Common:
 
 
 @cache
-def versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Of what a job's numbers depend on; of kdray every line counts, for a checkout's version stays the same."""
     package = Path(__file__).parents[1]
     lines = hashlib.sha256()
@@ -87,7 +87,7 @@ def _storage_refusal(proof: Path, content: bytes) -> StorageError | None:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return fetched(path).read_bytes()
+        return fetch(path).read_bytes()
     except StorageError:  # a bucket that this machine may not use
         raise
     except OSError:

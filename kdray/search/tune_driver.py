@@ -1,6 +1,6 @@
 """Running trials with Ray Tune, as many at a time as there are slots.
 
-Tune's searcher and scheduler are thin here: both only ask and tell the study. A Tune trial is an actor that listens to
+Tune's searcher and scheduler are thin here: both only ask and tell the planner. A Tune trial is an actor that listens to
 one job on the slots; it does no work, sits on this node and is used again for the next trial. What Tune writes goes to
 a folder that is removed: the record of the sweep is the ledger.
 """
@@ -21,10 +21,19 @@ from ray.tune.stopper import Stopper
 
 from kdray.errors import SlotsLost
 from kdray.evaluation.trial_record import State
-from kdray.search.running import ENDS_THE_SEARCH, MakeJob, OnChange, Told, job_name, reason, told
-from kdray.search.searcher import Study
-from kdray.slots.interrupts import taken_by
+from kdray.search.driver import (
+    SEARCH_ENDING_ERRORS,
+    JobUpdate,
+    MakeJob,
+    OnChange,
+    failure_reason,
+    job_name,
+    job_updates,
+)
+from kdray.search.planner import Planner
+from kdray.slots.interrupts import redirect_signals
 from kdray.slots.pool import SlotClient, SlotPool
+from kdray.slots.ray_internals import keep_one_more_actor
 from kdray.storage.files import scratch_folder
 
 TUNE_ENVIRONMENT = {
@@ -41,17 +50,17 @@ RELEASE_TIMEOUT_S = "60"
 """How long an actor may take to let go of a stopped trial; Tune's 2 s are too few for a busy machine."""
 
 
-def search(pool: SlotPool, study: Study, make_job: MakeJob, on_change: OnChange) -> None:
-    """Run trials until the study has no more; one that fails is a failed row, whatever it failed of.
+def run_with_tune(pool: SlotPool, planner: Planner, make_job: MakeJob, on_change: OnChange) -> None:
+    """Run trials until the planner has no more; one that fails is a failed row, whatever it failed of.
 
     Raises ResourceError when there is no slot to be had, KeyboardInterrupt on one, and what `on_change` raises. Trials
     that run then stay running in the ledger: the next session begins them again.
     """
     os.environ.update(TUNE_ENVIRONMENT)
-    driver = Driver(pool, study, make_job, on_change)
+    driver = TuneDriver(pool, planner, make_job, on_change)
     lane = partial(_lane_resources, f"node:{ray.util.get_node_ip_address()}")
     try:
-        with scratch_folder() as folder, taken_by(driver.interrupt):
+        with scratch_folder() as folder, redirect_signals(driver.interrupt):
             tune.Tuner(
                 tune.with_resources(partial(_listen, client=pool.client()), lane),
                 tune_config=tune.TuneConfig(
@@ -80,7 +89,7 @@ def _lane_resources(node: str, config: dict[str, Any]) -> tune.PlacementGroupFac
 
 
 @dataclass(frozen=True)
-class Assignment:
+class PickledTrial:
     """A trial on its way to its actor; opaque to Tune, which would look into a dict."""
 
     number: int
@@ -94,16 +103,16 @@ class Assignment:
 def _listen(config: dict[str, Any], client: SlotClient) -> None:
     """What a Tune trial does: hand its job to the slots and pass on what they tell."""
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = RELEASE_TIMEOUT_S
-    assignment: Assignment = config["assignment"]
-    for new in told(client, partial(cloudpickle.loads, assignment.payload), assignment.number):
+    assignment: PickledTrial = config["assignment"]
+    for new in job_updates(client, partial(cloudpickle.loads, assignment.payload), assignment.number):
         tune.report({"told": [new]})  # in a list, which Tune does not look into
 
 
-class Driver:
+class TuneDriver:
     """The one state behind Tune's searcher, scheduler and stopper, all of which Tune calls from one thread."""
 
-    def __init__(self, pool: SlotPool, study: Study, make_job: MakeJob, on_change: OnChange) -> None:
-        self.pool, self.study, self.make_job, self.on_change = pool, study, make_job, on_change
+    def __init__(self, pool: SlotPool, planner: Planner, make_job: MakeJob, on_change: OnChange) -> None:
+        self.pool, self.planner, self.make_job, self.on_change = pool, planner, make_job, on_change
         self.running: dict[str, int] = {}
         """Tune's id of a trial -> its number."""
         self.lanes: dict[str, int] = {}
@@ -111,40 +120,40 @@ class Driver:
         self.ending: BaseException | None = None
         """Why the search ends before its budget is spent."""
 
-    def next(self, trial_id: str) -> Assignment | None:
+    def next(self, trial_id: str) -> PickledTrial | None:
         """The next trial, which Tune knows by this id; None when there is no more."""
         self.lanes[trial_id] = min(set(range(self.pool.count)) - set(self.lanes.values()))
-        while asked := self.study.ask():
+        while asked := self.planner.next_trial():
             self.running[trial_id] = asked.number
-            self.on_change(self.study.record(asked.number))
+            self.on_change(self.planner.record(asked.number))
             if asked.stopped:
                 self.finish(trial_id, "stopped")
                 continue
             try:
-                return Assignment(asked.number, cloudpickle.dumps(self.make_job(asked.number, asked.params)))
+                return PickledTrial(asked.number, cloudpickle.dumps(self.make_job(asked.number, asked.params)))
             except Exception as error:
-                self.finish(trial_id, "failed", reason(error))
+                self.finish(trial_id, "failed", failure_reason(error))
         return None
 
-    def take(self, trial_id: str, new: Told) -> bool:
+    def take(self, trial_id: str, new: JobUpdate) -> bool:
         """Take what the slots tell of a trial; whether it should go on."""
         number = self.running[trial_id]
-        if isinstance(new.error, ENDS_THE_SEARCH):
+        if isinstance(new.error, SEARCH_ENDING_ERRORS):
             raise new.error
         if new.error:
-            self.finish(trial_id, "failed", reason(new.error))
-        elif new.report is not None and not self.study.observe(number, new.report, new.attempt, new.host):
+            self.finish(trial_id, "failed", failure_reason(new.error))
+        elif new.report is not None and not self.planner.observe(number, new.report, new.attempt, new.host):
             self.pool.cancel(job_name(number))
             self.finish(trial_id, "stopped")
         else:
-            self.on_change(self.study.record(number))
+            self.on_change(self.planner.record(number))
         return trial_id in self.running
 
     def finish(self, trial_id: str, state: State, error: str | None = None) -> None:
         """End a trial, unless it has ended already."""
         number = self.running.pop(trial_id, None)
         if number is not None:
-            self.on_change(self.study.finish(number, state, error))
+            self.on_change(self.planner.finish(number, state, error))
 
     def lost(self, trial_id: str, error: str) -> None:
         """The actor that listened to a trial is gone: the trial is handed out again, and goes on where it was."""
@@ -152,7 +161,7 @@ class Driver:
         if number is None:
             return
         self.pool.suspend(job_name(number))
-        if self.study.again(number):
+        if self.planner.retry(number):
             del self.running[trial_id]
         else:
             self.finish(trial_id, "failed", error)
@@ -181,9 +190,9 @@ class Driver:
 
 
 class StudySearcher(Searcher):
-    """Asks the study, as many trials at a time as there are slots."""
+    """Asks the planner, as many trials at a time as there are slots."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: TuneDriver) -> None:
         super().__init__()
         self.driver = driver
 
@@ -220,9 +229,9 @@ class StudySearcher(Searcher):
 
 
 class StudyScheduler(FIFOScheduler):
-    """Tells the study; what it stops ends at its next step on its slot."""
+    """Tells the planner; what it stops ends at its next step on its slot."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: TuneDriver) -> None:
         super().__init__()
         self.driver = driver
         self._trials: dict[str, TuneTrial] = {}
@@ -245,10 +254,10 @@ class StudyScheduler(FIFOScheduler):
         lane = trial.placement_group_factory
         if lane not in self._lanes:
             self._lanes.add(lane)
-            tune_controller._actor_cache.increase_max(lane)  # Tune has no setting for it
+            keep_one_more_actor(tune_controller, lane)
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """The study's verdict on a report."""
+        """The planner's verdict on a report."""
         goes_on = False
         with self.driver.guarded():
             goes_on = self.driver.take(trial.trial_id, result["told"][0])
@@ -266,7 +275,7 @@ class StudyScheduler(FIFOScheduler):
 class DriverStopper(Stopper):
     """Ends the experiment when the search must end before its budget is spent."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: TuneDriver) -> None:
         self.driver = driver
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

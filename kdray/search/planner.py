@@ -14,112 +14,34 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
-
 from kdray.errors import SpecError
 from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.search.ledger import OPTUNA_STATES, Ledger
-from kdray.search.sampling import SamplerName, Sampling
-from kdray.search.space import Space, architectures, distributions, narrowed
-from kdray.search.stopping import Halving
-from kdray.search.storage import ledger_url
-from kdray.settings import Names, Settings
+from kdray.search.sampling import TrialSampler
+from kdray.search.settings import Limit, Search
+from kdray.search.space import Space, architectures, distributions, narrow_distributions
 from kdray.slots.job import NOTE
 
-ATTEMPTS = 3
+MOST_RETRIES = 3
 """How often a trial is handed out again in one session whose listener died."""
 
-EARLIER = "earlier trials"
+EARLIER_TRIALS = "earlier trials"
 """The ledger's note of another sweep's trials that this one's sampler knows: `trials`, with params and metrics each."""
 
-SPENT = "seconds spent"
+SECONDS_SPENT = "seconds spent"
 """The ledger's note of how long the search has taken in all its sessions, where `hours` limits it."""
 
 NOTE_S = 60.0
 """At most so much of that is lost with a session that is killed."""
 
-FATAL = ("loss", "train_loss")
+MUST_BE_FINITE = ("loss", "train_loss")
 """Besides the objectives: a trial that reports one of these as not finite has failed."""
 
 Costs: TypeAlias = Mapping[str, float]
 
 
-class Limit(Settings):
-    """A bound on a cost; written `at_most(5)` or `at_least(2)`."""
-
-    at_most: float | None = None
-    at_least: float | None = None
-
-    @model_validator(mode="after")
-    def _one_bound(self) -> "Limit":
-        if (self.at_most is None) == (self.at_least is None):
-            raise ValueError("a limit has one of at_most and at_least: at_most(5), or {'at_most': 5}.")
-        return self
-
-    def holds(self, value: float) -> bool:
-        """Whether the value keeps the limit."""
-        return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
-
-    def __str__(self) -> str:
-        return f"at most {self.at_most:g}" if self.at_most is not None else f"at least {self.at_least:g}"
-
-
-def at_most(value: float) -> Limit:
-    """The limit of `constraints={"latency_ms": at_most(5)}`."""
-    return Limit(at_most=value)
-
-
-def at_least(value: float) -> Limit:
-    """The limit of `constraints={"speedup": at_least(2)}`."""
-    return Limit(at_least=value)
-
-
-class Search(Settings):
-    """How long to search, how, and for what."""
-
-    trials: int | None = Field(24, ge=1)
-    """Failed and stopped ones count, too."""
-    hours: float | None = Field(None, gt=0)
-    """After this time, earlier sessions of the sweep included, no trial is begun; those that run are finished."""
-    sampler: SamplerName = "tpe"
-    """One of Optuna's."""
-    objectives: Names = Field(("accuracy", "latency_ms"), min_length=1)
-    """The first is the quality that early stopping compares trials by."""
-    constraints: dict[str, Limit] = Field({})
-    """On costs, which are known before training: a student that breaks one is never trained."""
-    stopping: Halving | None = Halving()
-    seed: int = Field(0, ge=0)
-    ledger: str | None = None
-    """The URL of a database that keeps the trials; by default a journal file in the sweep's folder does."""
-    warm_start: str | None = None
-    """The folder of another sweep, whose comparable trials the sampler knows from the start."""
-
-    @field_validator("ledger")
-    @classmethod
-    def _lasting(cls, url: str | None) -> str | None:
-        return None if url is None else ledger_url(url)
-
-    @model_validator(mode="after")
-    def _possible(self) -> "Search":
-        if self.trials is None and self.hours is None:
-            raise ValueError("Search: without trials and without hours it would never end; give one of them or both.")
-        if len(set(self.objectives)) < len(self.objectives):
-            raise ValueError(f"Search.objectives: {', '.join(self.objectives)}: each may be named once.")
-        if self.sampler == "cmaes" and len(self.objectives) > 1:
-            raise ValueError(
-                f"Search.sampler: cmaes searches for one objective, there are {len(self.objectives)} "
-                f"({', '.join(self.objectives)}). Use tpe, gp, nsga2, nsga3, qmc or random, or name one objective."
-            )
-        if self.warm_start is not None and self.sampler in ("random", "qmc"):
-            raise ValueError(
-                f"Search.warm_start: {self.sampler} learns from no trial. Use tpe, gp, nsga2, nsga3 or cmaes, or leave "
-                "it out."
-            )
-        return self
-
-
 @dataclass(frozen=True)
-class Asked:
+class PlannedTrial:
     """A trial to run."""
 
     number: int
@@ -128,7 +50,7 @@ class Asked:
     """There is nothing to run: nobody heard any more that its last evaluation stops it. `finish` it so."""
 
 
-class Study:
+class Planner:
     """The search as those see it who run trials: `ask` for one, `observe` its evaluations, `finish` it."""
 
     def __init__(
@@ -147,21 +69,21 @@ class Study:
         """
         self.search, self.ledger = search, ledger
         self._costs, self._evaluations, self._clock = costs, evaluations, clock
-        self._distributions = ledger.lengthen(distributions(space))
+        self._distributions = ledger.extend_choices(distributions(space))
         measured = [(shape, costs(shape)) for shape in architectures(space)]
         self._allowed = _allowed(search.constraints, measured)
         self._places = _places(search.objectives, [cost for _, cost in measured])
-        narrow = narrowed(self._distributions, self._allowed)
-        self._sampling = Sampling(search.sampler, search.seed, search.objectives, narrow)
+        narrow = narrow_distributions(self._distributions, self._allowed)
+        self._sampling = TrialSampler(search.sampler, search.seed, search.objectives, narrow)
         records = ledger.records()
-        self._spent_s = self._noted_s = max(_busy_s(records), ledger.attr(SPENT) or 0.0)
+        self._spent_s = self._noted_s = max(_busy_s(records), ledger.attr(SECONDS_SPENT) or 0.0)
         self._opened = clock()
         self._interrupted = [record.number for record in records if record.state == "running"]
         self._attempts: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
         self._again: Counter[int] = Counter()
-        heeded = [self._tell_earlier(**trial) for trial in (ledger.attr(EARLIER) or {"trials": []})["trials"]]
-        self.unheeded = heeded.count(False)
+        heeded = [self._tell_earlier(**trial) for trial in (ledger.attr(EARLIER_TRIALS) or {"trials": []})["trials"]]
+        self.ignored_trials = heeded.count(False)
         """Earlier trials that the sampler does not learn from, for their architecture breaks a constraint."""
         for record in records:
             self._sampling.known(record.params, ledger.notes(record.number))
@@ -176,7 +98,7 @@ class Study:
         """What is known of one trial now."""
         return self.ledger[number]
 
-    def ask(self) -> Asked | None:
+    def next_trial(self) -> PlannedTrial | None:
         """The next trial, an interrupted one first; None when the budget is spent."""
         if self._interrupted:
             record = self.ledger.resume(self._interrupted.pop(0))
@@ -188,13 +110,13 @@ class Study:
         costs = self._costs(drawn.params)
         return self._asked(self.ledger.add(drawn.params, self._distributions, costs, drawn.notes))
 
-    def _asked(self, record: TrialRecord, stopped: bool = False) -> Asked:
+    def _asked(self, record: TrialRecord, stopped: bool = False) -> PlannedTrial:
         self._attempts[record.number] = record.attempts
-        return Asked(record.number, dict(record.params), stopped)
+        return PlannedTrial(record.number, dict(record.params), stopped)
 
-    def again(self, number: int) -> bool:
+    def retry(self, number: int) -> bool:
         """Whoever listened to this trial died, not the trial: hand it out again, if that has not happened too often."""
-        if self.ledger[number].state != "running" or self._again[number] == ATTEMPTS:
+        if self.ledger[number].state != "running" or self._again[number] == MOST_RETRIES:
             return False
         self._again[number] += 1
         self._interrupted.append(number)
@@ -216,12 +138,12 @@ class Study:
         if host and host != record.host:
             self.ledger.set_host(number, host)
         if report.keys() == {NOTE}:
-            self.ledger.remark(number, str(report[NOTE]))
+            self.ledger.add_remark(number, str(report[NOTE]))
             return True
         metrics = {name: float(value) for name, value in report.items() if isinstance(value, Real)}
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        record = self.ledger.record(number, finite)
-        wrong = [name for name in (*self.search.objectives, *FATAL) if name in metrics and name not in finite]
+        record = self.ledger.add_evaluation(number, finite)
+        wrong = [name for name in (*self.search.objectives, *MUST_BE_FINITE) if name in metrics and name not in finite]
         if wrong:
             self.finish(number, "failed", f"{wrong[0]} is {metrics[wrong[0]]} at {_moment(metrics)}")
             return False
@@ -251,7 +173,7 @@ class Study:
         """Keep how long it has taken for the next session, now and then, where that matters."""
         if self.search.hours is not None and self._elapsed_s() >= self._noted_s + NOTE_S:
             self._noted_s = self._elapsed_s()
-            self.ledger.set_attr(SPENT, self._noted_s)
+            self.ledger.set_attr(SECONDS_SPENT, self._noted_s)
 
     def _keeps_constraints(self, params: Mapping[str, Any]) -> bool:
         costs = self._costs(params) if self.search.constraints else {}

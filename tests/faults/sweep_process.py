@@ -56,7 +56,7 @@ def until(true: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
 
 
 @dataclass
-class Night:
+class SweepProcess:
     """A sweep that is run by a process of its own, again and again."""
 
     script: Path

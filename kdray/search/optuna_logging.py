@@ -13,7 +13,7 @@ def _warnings_only(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def quiet_optuna() -> Iterator[None]:
+def silence_optuna() -> Iterator[None]:
     """Within the block Optuna logs warnings only, and warns of nothing experimental."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith("optuna.")]
     loggers = [logging.getLogger(name) for name in names]

@@ -17,12 +17,13 @@ from ray.tune.execution.tune_controller import TuneController
 
 from kdray.errors import DataError, StorageError
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.search import sequential, tuning
+from kdray.search import sequential_driver, tune_driver
 from kdray.search.ledger import Ledger
-from kdray.search.searcher import Search, Study
-from kdray.search.searching import search
+from kdray.search.planner import Planner
+from kdray.search.run_search import run_search
+from kdray.search.settings import Search
 from kdray.slots.cluster import connect
-from kdray.slots.interrupts import interruptible
+from kdray.slots.interrupts import handle_signals
 from kdray.slots.job import Job, Report, Worker
 from kdray.slots.local import LocalSlots
 from kdray.slots.pool import SlotSettings
@@ -56,9 +57,9 @@ class Lingering:
         yield {"accuracy": 0.1 + 0.8 * (self.number % 2), "epoch": 1, "step": 1}
         if self.number % 2 == 0 and self.number > 4:
             until = time.monotonic() + 60
-            while not worker.stopping() and time.monotonic() < until:
+            while not worker.must_stop() and time.monotonic() < until:
                 time.sleep(0.02)
-            (self.folder / str(self.number)).write_text("stopped" if worker.stopping() else "never told")
+            (self.folder / str(self.number)).write_text("stopped" if worker.must_stop() else "never told")
         else:
             yield {"accuracy": 0.9, "epoch": 2, "step": 2}
 
@@ -100,10 +101,12 @@ class OneAtATime:
         self.run, self.cancel, self.suspend, self.client = pool.run, pool.cancel, pool.suspend, pool.client
 
 
-def study(folder: Path, space: dict[str, Any] = SPACE, **settings: Any) -> Study:
+def study(folder: Path, space: dict[str, Any] = SPACE, **settings: Any) -> Planner:
     asked = Search(**({"trials": 12, "stopping": None} | settings))
     ledger = Ledger.open(folder / "journal.log", "sweep", asked.objectives)
-    return Study(asked, space, ledger, lambda params: {"latency_ms": float(params["student.depth"])}, lambda params: 3)
+    return Planner(
+        asked, space, ledger, lambda params: {"latency_ms": float(params["student.depth"])}, lambda params: 3
+    )
 
 
 def teaching(number: int, params: dict[str, Any]) -> Job:
@@ -119,8 +122,8 @@ def table(records: list[TrialRecord]) -> list[tuple[object, ...]]:
 
 def test_one_slot_gives_the_table_of_the_run_without_ray(pool: RaySlots, tmp_path: Path) -> None:
     with_ray, without = (study(tmp_path / name, trials=20, stopping={}) for name in ("with", "without"))
-    tuning.search(OneAtATime(pool), with_ray, teaching, quietly)  # type: ignore[arg-type]
-    sequential.search(LocalSlots(), without, teaching, quietly)
+    tune_driver.run_with_tune(OneAtATime(pool), with_ray, teaching, quietly)  # type: ignore[arg-type]
+    sequential_driver.run_in_sequence(LocalSlots(), without, teaching, quietly)
     assert table(with_ray.records()) == table(without.records())
     assert {record.state for record in with_ray.records()} == {"completed", "stopped"}
 
@@ -130,7 +133,7 @@ def test_no_report_is_lost_and_nothing_is_left_or_shown(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     seen: list[TrialRecord] = []
-    search(pool, study(tmp_path, trials=30, sampler="random"), teaching, seen.append)
+    run_search(pool, study(tmp_path, trials=30, sampler="random"), teaching, seen.append)
     last = {record.number: record for record in seen}
     assert sorted(last) == list(range(30))
     assert all(record.state == "completed" for record in last.values())
@@ -147,7 +150,7 @@ def test_failing_trials_are_rows_with_their_reasons(pool: RaySlots, tmp_path: Pa
         return Failing(number)
 
     sweep = study(tmp_path, trials=6)
-    search(pool, sweep, make_job, quietly)
+    run_search(pool, sweep, make_job, quietly)
     records = sweep.records()
     assert [record.state for record in records] == ["completed", "failed", "failed", "failed", "failed", "completed"]
     assert records[1].error == "row 3: no label"
@@ -158,7 +161,7 @@ def test_failing_trials_are_rows_with_their_reasons(pool: RaySlots, tmp_path: Pa
 
 def test_a_stopped_trial_leaves_its_slot_at_once(pool: RaySlots, tmp_path: Path) -> None:
     sweep = study(tmp_path, {**SPACE, "student.depth": [2]}, trials=9, stopping={}, sampler="random")
-    search(pool, sweep, lambda number, params: Lingering(number, tmp_path), quietly)
+    run_search(pool, sweep, lambda number, params: Lingering(number, tmp_path), quietly)
     assert [sweep.record(number).state for number in (6, 8)] == ["stopped"] * 2
     assert [len(sweep.record(number).history) for number in (6, 8)] == [1, 1]
     assert (tmp_path / "6").read_text() == "stopped"
@@ -166,7 +169,7 @@ def test_a_stopped_trial_leaves_its_slot_at_once(pool: RaySlots, tmp_path: Path)
 
 def test_a_killed_actor_costs_no_trial(pool: RaySlots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
-    taking = tuning.StudyScheduler.on_trial_result
+    taking = tune_driver.StudyScheduler.on_trial_result
 
     def killing(self: Any, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         verdict = taking(self, controller, trial, result)
@@ -175,9 +178,9 @@ def test_a_killed_actor_costs_no_trial(pool: RaySlots, tmp_path: Path, monkeypat
             os.kill(result["pid"], signal.SIGKILL)
         return verdict
 
-    monkeypatch.setattr(tuning.StudyScheduler, "on_trial_result", killing)
+    monkeypatch.setattr(tune_driver.StudyScheduler, "on_trial_result", killing)
     sweep = study(tmp_path, trials=6)
-    search(pool, sweep, teaching, quietly)
+    run_search(pool, sweep, teaching, quietly)
     assert [record.state for record in sweep.records()] == ["completed"] * 6
     assert sweep.record(2).attempts == 2
     assert [metrics["epoch"] for metrics in sweep.record(2).history] == [1, 2, 3]
@@ -189,10 +192,10 @@ def test_an_actor_that_keeps_dying_fails_its_trial_in_the_end(
     def failing(self: Any, trial_id: str, result: Any = None, error: bool = False) -> None:
         completing(self, trial_id, result, error or self.driver.running.get(trial_id) == 1)
 
-    completing = tuning.StudySearcher.on_trial_complete
-    monkeypatch.setattr(tuning.StudySearcher, "on_trial_complete", failing)
+    completing = tune_driver.StudySearcher.on_trial_complete
+    monkeypatch.setattr(tune_driver.StudySearcher, "on_trial_complete", failing)
     sweep = study(tmp_path, trials=3)
-    search(pool, sweep, teaching, quietly)
+    run_search(pool, sweep, teaching, quietly)
     assert [record.state for record in sweep.records()] == ["completed", "failed", "completed"]
     assert sweep.record(1).attempts == 4
 
@@ -205,13 +208,13 @@ def test_an_interrupt_leaves_trials_running_and_the_next_session_begins_them_aga
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        search(pool, study(tmp_path, trials=6), teaching, interrupting)
+    with pytest.raises(KeyboardInterrupt), handle_signals():
+        run_search(pool, study(tmp_path, trials=6), teaching, interrupting)
     assert signal.getsignal(signal.SIGINT) is before
     states = [record.state for record in Ledger.read(tmp_path / "journal.log", "sweep").records()]
     assert states[3] == "running"
     again = study(tmp_path, trials=6)
-    search(pool, again, teaching, quietly)
+    run_search(pool, again, teaching, quietly)
     assert [record.state for record in again.records()] == ["completed"] * 6
     assert again.record(3).attempts == 2
 
@@ -223,15 +226,15 @@ def test_an_error_of_who_listens_comes_out_as_it_is(pool: RaySlots, tmp_path: Pa
 
     sweep = study(tmp_path)
     with pytest.raises(StorageError, match="no space left"):
-        search(pool, sweep, teaching, full)
+        run_search(pool, sweep, teaching, full)
     assert sweep.record(1).state == "running"  # to be gone on with
 
 
 def test_the_budget_in_two_sessions(pool: RaySlots, tmp_path: Path) -> None:
-    makers: list[Callable[[], Study]] = [lambda: study(tmp_path, trials=3), lambda: study(tmp_path, trials=5)]
+    makers: list[Callable[[], Planner]] = [lambda: study(tmp_path, trials=3), lambda: study(tmp_path, trials=5)]
     for make in makers:
-        search(pool, make(), teaching, quietly)
-    search(pool, makers[1](), teaching, quietly)  # nothing left to do
+        run_search(pool, make(), teaching, quietly)
+    run_search(pool, makers[1](), teaching, quietly)  # nothing left to do
     assert [record.state for record in makers[1]().records()] == ["completed"] * 5
 
 
@@ -247,7 +250,7 @@ def test_an_actor_that_cannot_be_used_again_loses_no_trial(
 
     monkeypatch.setattr(TuneController, "_on_trial_reset", refusing)
     sweep = study(tmp_path, trials=6)
-    search(pool, sweep, teaching, quietly)
+    run_search(pool, sweep, teaching, quietly)
     assert resets.count(False) == 1
     assert [record.state for record in sweep.records()] == ["completed"] * 6
     assert sorted(record.attempts for record in sweep.records()) == [1] * 5 + [2]

@@ -1,0 +1,37 @@
+"""Decision: what a sweep came to, and by which rule; the record choice.json."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdray.choice.controls import Control
+from kdray.choice.reruns import Confirm
+from kdray.choice.rule import Choose
+from kdray.choice.verdict import Verdict
+from kdray.settings import Settings
+
+
+class DecisionSettings(Settings):
+    """By which rule a student was chosen, and how much work went into being sure of it."""
+
+    choose: Choose = Choose()
+    confirm: Confirm = Confirm()
+
+
+class Decision(BaseModel):
+    """What a sweep came to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    chosen: int | None = None
+    """The number of the chosen trial; None where no student satisfies the rule."""
+    sentences: tuple[str, ...] = ()
+    """The choice in words."""
+    asked: DecisionSettings = DecisionSettings()
+    front: tuple[int, ...] = ()
+    """The numbers of the trials on the front of the objectives."""
+    importances: dict[str, float] = Field(default_factory=dict)
+    """Dotted name of a searched setting -> the share of the differences in quality that it explains."""
+    controls: tuple[Control, ...] = ()
+    """The controls of the front, on the validation rows."""
+    confirmation: Verdict | None = None
+    measured: dict[str, dict[str, float]] | None = None
+    """Split -> the metrics of the shipped student. It is set once the student lies in `chosen/`."""

@@ -1,0 +1,119 @@
+"""The private parts of Ray that kdray needs: all of them are used here, each with the reason.
+
+Ray has no public way to do these things. `tests/slots/test_ray_internals.py` says which of them a new version of Ray
+has changed. What they are used for is the business of the callers.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+
+from kdray.slots.process_group import use_node_network
+
+LOG_NAMES = ("ray", "ray._private")
+"""The loggers of Ray in this process. `ray.init` removes the handlers of the first while it logs through the second."""
+
+RETRYABLE = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, RayError)
+"""Errors after which the start of a slot is tried again. A RayError means that the controller died, for example because
+a worker on its node ran out of memory."""
+
+
+def is_head_of_local_ray() -> bool:
+    """Whether `ray.init` started Ray in this process. The public context says only which address was joined."""
+    return bool(ray._private.worker._global_node.head)
+
+
+def session_folder() -> Path:
+    """The folder of Ray's own logs. The public API does not name it."""
+    return Path(ray._private.worker._global_node.get_session_dir_path())
+
+
+def print_no_worker_logs() -> None:
+    """Keep the warnings of the raylet off the screen: they are printed even with `log_to_driver=False`."""
+    ray._private.worker._worker_logs_enabled = False
+
+
+def node_groups() -> list[tuple[dict[str, float], int]]:
+    """The resources of each kind of node that the autoscaler may add, and how many of it; empty where unknown."""
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return [(dict(group.resources), group.max_count) for group in groups]
+
+
+def draining_nodes() -> set[str]:
+    """The ids of the nodes that will be taken away. Ray's public list of nodes does not tell it."""
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def timed_out(error: BaseException) -> bool:
+    """Whether the start of a worker group failed because its resources were not there in time."""
+    return any(isinstance(each, WorkerGroupStartupTimeoutError) for each in _error_and_controller_failure(error))
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether the start of a worker group may succeed if it is tried again."""
+    return any(isinstance(each, RETRYABLE) for each in _error_and_controller_failure(error))
+
+
+def keep_one_more_actor(tune_controller: Any, resources: Any) -> None:
+    """Let Ray Tune keep one more idle actor with these resources. Tune has no setting for the size of this cache."""
+    tune_controller._actor_cache.increase_max(resources)
+
+
+def _error_and_controller_failure(error: BaseException) -> Iterable[Any]:
+    """Ray Train raises its own error, and keeps in it the error that ended its controller."""
+    return error, getattr(error, "controller_failure", None)
+
+
+@dataclass
+class ControllerStarted(ControllerCallback):
+    """Calls `register` with the actor of Ray Train's controller before its worker group starts.
+
+    Only the actor itself can be killed while it waits for resources, and Train does not hand it out.
+    """
+
+    register: Callable[[Any], None]
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """See ControllerCallback."""
+        self.register(ray.get_runtime_context().current_actor)
+
+
+class SlotTrainer(TorchTrainer):
+    """A TorchTrainer with one more callback, and without the one that starts an actor for Ray Data.
+
+    No slot uses Ray Data, and the actor would cost one process for each slot. Train has no option for either.
+    """
+
+    def __init__(self, callback: ControllerCallback, *arguments: Any, **options: Any) -> None:
+        self._callback = callback
+        super().__init__(*arguments, **options)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        usual = [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
+        return [*usual, self._callback]
+
+
+class _NodeNetworkBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(use_node_network)
+        super().on_start(worker_group, backend_config)
+
+
+class NodeNetworkConfig(TorchConfig):
+    """A TorchConfig whose gloo process group uses the network address that Ray knows a node by.
+
+    It must be set in each worker before the process group starts, and Train's public hooks run after that.
+    """
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _NodeNetworkBackend

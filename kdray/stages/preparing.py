@@ -1,0 +1,51 @@
+"""The first stage: the rows, and the models that teacher and students start from, before any slot is needed."""
+
+from dataclasses import dataclass
+
+from kdray.data.splits import Splits, load_splits
+from kdray.models.pretrained import Pretrained
+from kdray.models.student_sources import BySource, StudentSource, load_student_sources
+from kdray.report.screen import Screen
+from kdray.search.ledger import Ledger
+from kdray.stages.warm_start import TrialMaterial, check_unchanged, warm_start
+from kdray.storage.paths import SweepPaths
+from kdray.sweep import Sweep
+from kdray.teacher.teacher import obtain_source
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a sweep starts from."""
+
+    splits: Splits
+    source: Pretrained
+    """The teacher before any fine-tuning."""
+    sources: BySource[StudentSource]
+
+
+def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> Material:
+    """Load the rows and the models, and check that they are those of the trials so far.
+
+    Raises Refused for anything that cannot be learnt from, StorageError where trials of this sweep learnt from
+    something else.
+    """
+    screen.stage("Data")
+    splits = load_splits(sweep.data, sweep.task)
+    sweep.check_classes(splits)
+    for note in (*splits.notes, _describe_rows(splits)):
+        screen.note(note)
+    source = obtain_source(sweep.teacher, sweep.task, splits, paths, sweep.seed)
+    sources = load_student_sources(sweep.students, source, splits, sweep.task, paths, sweep.seed)
+    weights = {name: each.model.key for name, each in sources.checkpoints.items()}
+    material = TrialMaterial.of(sweep, splits.key, source.key, weights)
+    check_unchanged(material, ledger, paths)
+    if sweep.search.warm_start is not None:
+        screen.note(warm_start(sweep, material, ledger, paths))
+    return Material(splits, source, sources)
+
+
+def _describe_rows(splits: Splits) -> str:
+    rows = (
+        f"{len(splits.train):,} rows to train on, {len(splits.validation):,} to validate, {len(splits.test):,} to test"
+    )
+    return f"{rows}; labels {', '.join(splits.labels)}"

@@ -1,0 +1,78 @@
+"""The private parts of Ray are still there and still what they were; a new version of Ray fails here first."""
+
+import inspect
+
+import pytest
+import ray
+from ray._private import worker as ray_worker
+from ray._private.state import GlobalState
+from ray.train.torch import TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.execution.tune_controller import _ObjectCache as ActorCache
+
+from kdray.slots.ray_internals import NodeNetworkConfig, SlotTrainer, is_retryable, print_no_worker_logs, timed_out
+
+
+def test_the_node_of_this_process_can_be_asked_for() -> None:
+    assert hasattr(ray_worker, "_global_node")
+    node = ray._private.node.Node
+    assert "self.head = " in inspect.getsource(node.__init__)
+    assert callable(node.get_session_dir_path)
+
+
+def test_worker_logs_have_a_switch() -> None:
+    before = ray_worker._worker_logs_enabled
+    try:
+        print_no_worker_logs()
+        assert ray_worker._worker_logs_enabled is False
+    finally:
+        ray_worker._worker_logs_enabled = before
+
+
+def test_the_state_of_the_cluster_can_be_asked_for() -> None:
+    assert callable(GlobalState.get_cluster_config)
+    assert callable(GlobalState.get_draining_nodes)
+
+
+def test_the_controller_calls_back_when_it_starts() -> None:
+    assert list(inspect.signature(ControllerCallback.after_controller_start).parameters) == [
+        "self",
+        "train_run_context",
+    ]
+
+
+def test_a_trainer_lists_its_callbacks_and_the_one_for_ray_data_has_its_name() -> None:
+    assert "self" in inspect.signature(TorchTrainer._create_default_callbacks).parameters
+    assert DatasetsCallback.__name__ == "DatasetsCallback"
+    assert issubclass(SlotTrainer, TorchTrainer)
+
+
+def test_the_backend_of_torch_is_started_with_a_group_of_workers() -> None:
+    assert list(inspect.signature(_TorchBackend.on_start).parameters)[:3] == ["self", "worker_group", "backend_config"]
+    assert issubclass(NodeNetworkConfig(backend="gloo").backend_cls, _TorchBackend)
+
+
+def test_tune_keeps_idle_actors_in_a_cache_that_can_grow() -> None:
+    assert "_actor_cache" in inspect.getsource(TuneController)
+    assert callable(ActorCache.increase_max)
+
+
+class ControllerFailure(Exception):
+    """An error as Ray Train raises it: with the error that ended its controller."""
+
+    def __init__(self, controller_failure: Exception) -> None:
+        self.controller_failure = controller_failure
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, ControllerFailure])
+def test_which_starts_are_tried_again(wrap: type[Exception]) -> None:
+    late = wrap(WorkerGroupStartupTimeoutError(1))  # type: ignore[arg-type]
+    failed = wrap(WorkerGroupStartupFailedError("no room"))
+    assert (timed_out(late), is_retryable(late)) == (True, True)
+    assert (timed_out(failed), is_retryable(failed)) == (False, True)
+    assert is_retryable(wrap(ray.exceptions.RayError("its node died")))
+    assert not is_retryable(wrap(ValueError("a mistake of ours")))
