@@ -25,7 +25,7 @@ from ray import tune
 
 from kdray import Search, Sweep
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.report.screen import NullScreen
+from kdray.report.screen import NullScreen, StageTimer
 from kdray.search.ledger import Ledger
 from kdray.search.planner import Planner
 from kdray.search.tune_driver import run_with_tune
@@ -34,6 +34,7 @@ from kdray.slots.job import Report, Worker
 from kdray.slots.pool import SlotSettings
 from kdray.slots.ray_slots import RaySlots, open_slots
 from kdray.stages.bookkeeping import Bookkeeper, open_sweep_run
+from kdray.stages.session import Session
 from kdray.storage.paths import SweepPaths
 
 EARLY = 100
@@ -75,14 +76,15 @@ def searched(sweep: Sweep, paths: SweepPaths, slots: RaySlots) -> Watch:
     """Run the empty trials with all that `run` has."""
     ledger, watch = Ledger.open(paths.journal, sweep.name, sweep.search.objectives), Watch()
     with open_sweep_run(sweep, paths, ledger, lambda sentence: None) as tracker:
-        study = Planner(sweep.search, sweep.space, ledger, costs)
-        keeper = Bookkeeper(sweep, paths, ledger, tracker, NullScreen())
+        planner = Planner(sweep.search, sweep.space, ledger, costs)
+        screen = StageTimer(NullScreen(), paths.times)
+        bookkeeper = Bookkeeper(Session(sweep, paths, ledger, screen, slots, tracker))
 
         def changed(record: TrialRecord) -> None:
-            keeper.update(record)
+            bookkeeper.update(record)
             watch.take(record)
 
-        run_with_tune(slots, study, lambda number, params: Empty(params["distillation.alpha"]), changed)
+        run_with_tune(slots, planner, lambda number, params: Empty(params["distillation.alpha"]), changed)
     assert all(record.state == "completed" for record in ledger.records())
     return watch
 

@@ -1,10 +1,10 @@
-"""Claim: a sweep whose driver is killed ten times ends with the table of one that was left in peace.
+"""Claim: a sweep whose driver is killed ten times ends with the table of a sweep that was never disturbed.
 
-Runs a sweep on one slot of a Ray of its own, kills the driver (SIGKILL) at random moments, a few pieces of news after
-each start and in all of its stages, and gives the same command again each time; then runs it once undisturbed, from the
-same teacher, and compares all that no clock has a say in: numbers, settings, states, every metric of every evaluation
-to the last digit, controls, and what confirmation came to. `ratio` is the time of all sessions over that of the
-undisturbed one: mostly Ray and imports started anew.
+Runs a sweep on one slot of a Ray of its own, and kills the driver (SIGKILL) at random moments: a few progress lines
+after each start, in all of its stages. After each kill the same command is given again. Then the script runs the sweep
+once undisturbed, from the same teacher, and compares everything that no clock influences: numbers, settings, states,
+every metric of every evaluation to the last digit, controls, and the confirmed figures. `ratio` is the time of all
+sessions over the time of the undisturbed one: mostly Ray and imports that start again.
 
     python bench/kill_and_resume.py [SWEEP] [--kills 10]              sweeps/quickstart.py: about 20 minutes
 """
@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,21 @@ from kdray.storage.paths import SweepPaths
 
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("examples_per_s", "train_seconds", "eval_seconds")
-NEWS: tuple[tuple[str, ...], ...] = (
+PROGRESS: tuple[tuple[str, ...], ...] = (
     ("epochs of the teacher",),
     ("shards labelled", " begins: ", " completed: ", " stopped at "),
     ("controls trained: ",),
     ("trained again: ",),
     ("Choice",),
 )
-"""What lines say in which a session tells that it got on, stage after stage."""
-ANEW = ("epochs of the teacher", "Choice")
-"""What each session begins anew; other news counts once, for a session repeats what the ones before had told."""
+"""Parts of the lines by which a session shows progress, stage after stage."""
+REPEATED = ("epochs of the teacher", "Choice")
+"""Stages that every session runs again. All other progress counts once, because a session repeats earlier lines."""
 MOMENTS = ((0, 4), (0, 4), (1, 9), (1, 9), (1, 9), (1, 9), (1, 9), (2, 2), (3, 2), (3, 2))
-"""By kill: from which stage on news is counted, and how much of it there may be before; again from the first one when
-there are more kills."""
+"""For each kill: from which stage on progress counts, and the most progress lines before the kill. After the last entry
+the first one comes again."""
 LIVES_S = 3.0
-"""How long a session lives at most from then on."""
+"""The longest time from those progress lines to the kill, in seconds."""
 LIMIT_S = 3600.0
 
 
@@ -53,103 +54,108 @@ def main() -> int:
     parser.add_argument("sweep", nargs="?", type=Path, default=ROOT / "sweeps" / "quickstart.py")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     on = machine()
-    with tempfile.TemporaryDirectory() as storage:
-        killed, disturbed_s = _disturbed(asked.sweep, Path(storage), asked.kills, random.Random(asked.seed))
+    with tempfile.TemporaryDirectory() as name:
+        storage = Path(name)
+        killed, disturbed_s = run_and_kill(options.sweep, storage, options.kills, random.Random(options.seed))
         began = time.monotonic()
-        _begun(asked.sweep, Path(storage), "undisturbed", 0, set())[0].wait(LIMIT_S)
-        quiet_s = time.monotonic() - began
-        tables = {name: _table(Path(storage), name) for name in ("disturbed", "undisturbed")}
-        verdicts = {name: _confirmed(Path(storage), name) for name in tables}
-    equal = tables["disturbed"] == tables["undisturbed"] and verdicts["disturbed"] == verdicts["undisturbed"]
-    figures: dict[str, Any] = {
+        Driver(options.sweep, storage, "undisturbed").process.wait(LIMIT_S)
+        undisturbed_s = time.monotonic() - began
+        tables = [table(storage, sweep) for sweep in ("disturbed", "undisturbed")]
+        confirmed = [confirmed_figures(storage, sweep) for sweep in ("disturbed", "undisturbed")]
+    equal = tables[0] == tables[1] and confirmed[0] == confirmed[1]
+    figures = {
         "equal": equal,
         "kills": killed,
-        "trials": len(tables["undisturbed"]),
-        "confirmed": len(verdicts["undisturbed"]),
+        "trials": len(tables[1]),
+        "confirmed": len(confirmed[1]),
+        "disturbed_s": disturbed_s,
+        "undisturbed_s": undisturbed_s,
     }
-    figures |= {"disturbed_s": disturbed_s, "undisturbed_s": quiet_s}
     say(
-        "a sweep that is killed again and again ends with the table of one left in peace",
-        disturbed_s / quiet_s,
+        "a sweep that is killed again and again ends with the table of an undisturbed one",
+        disturbed_s / undisturbed_s,
         figures,
         on,
     )
-    return 0 if equal and killed == asked.kills else 1
+    return 0 if equal and killed == options.kills else 1
 
 
-def _disturbed(sweep: Path, storage: Path, kills: int, draw: random.Random) -> tuple[int, float]:
-    """Run the sweep to its end, killing it on the way: how often, and the seconds of all sessions."""
+def run_and_kill(sweep: Path, storage: Path, kills: int, draw: random.Random) -> tuple[int, float]:
+    """Run the sweep to its end and kill it on the way: the number of kills, and the seconds of all sessions."""
     killed, began = 0, time.monotonic()
-    told: set[str] = set()
+    seen: set[str] = set()
     while True:
         stage, most = MOMENTS[killed % len(MOMENTS)]
-        driver, news = _begun(sweep, storage, "disturbed", stage, told)
+        driver = Driver(sweep, storage, "disturbed", stage, seen)
         if killed < kills:
             for _ in range(draw.randint(1, most)):
-                news.acquire(timeout=LIMIT_S)
+                driver.progress.acquire(timeout=LIMIT_S)
         try:
-            driver.wait(draw.uniform(0, LIVES_S) if killed < kills else LIMIT_S)
+            driver.process.wait(draw.uniform(0, LIVES_S) if killed < kills else LIMIT_S)
         except subprocess.TimeoutExpired:
-            driver.kill()
-            driver.wait(LIMIT_S)
+            driver.process.kill()
+            driver.process.wait(LIMIT_S)
             killed += 1
-            _tell(f"kill {killed}: {_standing(storage)}")
+            sys.stderr.write(f"kill {killed}: {describe(storage)}\n")
             continue
-        if driver.returncode:
-            raise SystemExit(f"the sweep ended with {driver.returncode}; see {storage / 'disturbed' / 'logs'}")
+        if driver.process.returncode:
+            code, logs = driver.process.returncode, storage / "disturbed" / "logs"
+            raise SystemExit(f"the sweep ended with {code}; see {logs}")
         return killed, time.monotonic() - began
 
 
-def _begun(
-    sweep: Path, storage: Path, name: str, stage: int, told: set[str]
-) -> tuple[subprocess.Popen[str], threading.Semaphore]:
-    """A session, whose words go to this process's stderr, and how much news it has told from this stage on."""
-    command = [
-        sys.executable,
-        "-c",
-        "from kdray.cli.app import app; app()",
-        "run",
-        str(sweep),
-        "--storage",
-        str(storage),
-    ]
-    command += ["--address", "local", "--set", f"name={name}", "--set", "slots.count=1"]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    news = threading.Semaphore(0)
+@dataclass
+class Driver:
+    """One session of the sweep in a process of its own. Its output goes to this process's stderr."""
 
-    def listen() -> None:
-        for line in driver.stderr or ():
+    sweep: Path
+    storage: Path
+    name: str
+    stage: int = 0
+    """Progress before this stage does not count."""
+    seen: set[str] = field(default_factory=set)
+    """Progress lines of earlier sessions."""
+    progress: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    """Released once for each progress line that counts."""
+
+    def __post_init__(self) -> None:
+        command = [sys.executable, "-c", "from kdray.cli.app import app; app()", "run", str(self.sweep)]
+        command += ["--storage", str(self.storage), "--address", "local"]
+        command += ["--set", f"name={self.name}", "--set", "slots.count=1"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.process.stderr or ():
             sys.stderr.write(line)
-            said = line.partition("] ")[2].partition("  [")[0]  # without the time, and without how many are left
-            for number, words in enumerate(NEWS):
-                if any(word in said for word in words) and (said not in told or words[0] in ANEW):
-                    told.add(said)
-                    if number >= stage:
-                        news.release()
-        news.release(max(most for _, most in MOMENTS))
-
-    threading.Thread(target=listen, daemon=True).start()
-    return driver, news
+            # The time at the start of a line, and the number of trials that are left at its end, change.
+            text = line.partition("] ")[2].partition("  [")[0]
+            for number, parts in enumerate(PROGRESS):
+                if any(part in text for part in parts) and (text not in self.seen or parts[0] in REPEATED):
+                    self.seen.add(text)
+                    if number >= self.stage:
+                        self.progress.release()
+        self.progress.release(max(most for _, most in MOMENTS))  # the process has ended: nobody waits any longer
 
 
-def _records(storage: Path, name: str) -> Sequence[TrialRecord]:
+def read_records(storage: Path, name: str) -> Sequence[TrialRecord]:
     try:
         return Ledger.read(SweepPaths(storage, name).journal, name).records()
     except KDRayError:
         return ()
 
 
-def _table(storage: Path, name: str) -> list[Any]:
+def table(storage: Path, name: str) -> list[Any]:
     return [
         (r.number, r.params, r.state, r.error, [{k: v for k, v in m.items() if k not in CLOCKS} for m in r.history])
-        for r in _records(storage, name)
+        for r in read_records(storage, name)
     ]
 
 
-def _confirmed(storage: Path, name: str) -> list[Any]:
-    """Each student that was trained outside the search: whose it is, over how many seeds, and what it measured."""
+def confirmed_figures(storage: Path, name: str) -> list[Any]:
+    """Each student that was trained outside the search: its trial, its role, its number of seeds and its metrics."""
     choice = read_json(SweepPaths(storage, name).choice)
     again = [
         (each["trial"], each["role"], each["seeds"], each["metrics"]) for each in choice["confirmation"]["confirmed"]
@@ -160,15 +166,11 @@ def _confirmed(storage: Path, name: str) -> list[Any]:
     ]
 
 
-def _standing(storage: Path) -> str:
-    records = _records(storage, "disturbed")
+def describe(storage: Path) -> str:
+    records = read_records(storage, "disturbed")
     ended = sum(record.state != "running" for record in records)
     evaluations = sum(len(record.history) for record in records)
     return f"{ended} trials ended, {len(records) - ended} running, {evaluations} evaluations recorded"
-
-
-def _tell(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ from kdray.slots.job import Worker
 from kdray.slots.local import LocalSlots
 from kdray.storage.paths import StoragePaths
 from kdray.teacher.teacher import obtain_source
-from kdray.teacher.transfer import obtain_transfer_set
-from kdray.training.fit import fit
+from kdray.teacher.transfer import Labelling, obtain_transfer_set
+from kdray.training.fit import TrainingPlan, fit
 from kdray.training.precision import autocast_dtype
 from kdray.training.settings import Training
 
@@ -81,16 +81,14 @@ def bare(model: PreTrainedModel, batches: list[Batch], training: Training, dtype
 
 def fitted(model: PreTrainedModel, rows: Rows, training: Training, worker: Worker) -> None:
     """The same with kdray."""
-    reports = fit(
-        model,
+    plan = TrainingPlan(
         rows,
         training,
-        lambda logits, batch: DISTILLATION.loss(logits, batch.teacher_logits_BxC, batch.labels_B),
-        lambda model, last: {},
-        worker,
-        SEED,
+        loss_of=lambda logits, batch: DISTILLATION.loss(logits, batch.teacher_logits_BxC, batch.labels_B),
+        evaluate=lambda model, last: {},
+        seed=SEED,
     )
-    for _ in reports:
+    for _ in fit(model, plan, worker):
         pass
 
 
@@ -109,7 +107,7 @@ class Compared:
 def compared(source: PreTrainedModel, depth: int, rows: Rows, training: Training, repeats: int) -> Compared:
     """One depth, after one unmeasured turn of each."""
     worker = Worker(device=source.device)
-    dtype = autocast_dtype(training.precision, source.device)
+    dtype = autocast_dtype(training.precision, source.device, source)
     indices = epoch_batches(rows.lengths, training.batch_size, seed=SEED, epoch=0)
     batches = [rows.batch(rows_of_one) for rows_of_one in indices]
     build = TransformerStudent(depth=depth).build
@@ -150,7 +148,8 @@ def material(options: argparse.Namespace, folder: Path, worker_slots: LocalSlots
     splits = load_splits(asked.data, asked.task)
     source = obtain_source(asked.teacher, asked.task, splits, paths, SEED)
     tokens = tokenise(splits, asked.task, source.tokenizer(), paths)
-    transfer = obtain_transfer_set(asked.transfer, source, tokens, paths, worker_slots, lambda done, shards: None)
+    labelling = Labelling(asked.transfer, source, tokens)
+    transfer = obtain_transfer_set(labelling, paths, worker_slots, lambda done, shards: None)
     return source.model().to(worker_slots.worker.device), transfer.rows(tokens, "train")
 
 
@@ -176,7 +175,7 @@ def main() -> None:
             "steps": math.ceil(len(rows) / training.batch_size),
             "repeats": options.repeats,
             "mean_tokens": float(rows.lengths.mean()),
-            "autocast": str(autocast_dtype(training.precision, source.device)),
+            "autocast": str(autocast_dtype(training.precision, source.device, source)),
         },
         on,
     )

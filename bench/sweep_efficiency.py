@@ -22,7 +22,7 @@ from kdray import Sweep
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.screen import NullScreen
 from kdray.run import RunOptions, run
-from kdray.stages.choosing import read_figures
+from kdray.stages.reading import read_figures
 from kdray.storage.paths import SweepPaths
 
 

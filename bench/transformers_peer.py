@@ -44,9 +44,9 @@ from kdray.models.pretrained import Pretrained
 from kdray.models.transformer import TransformerStudent
 from kdray.run import RunOptions, run
 from kdray.slots.local import LocalSlots
-from kdray.stages.choosing import read_figures
+from kdray.stages.reading import read_figures
 from kdray.storage.paths import SweepPaths
-from kdray.teacher.teacher import obtain_source, obtain_teacher
+from kdray.teacher.teacher import FineTuning, obtain_source, obtain_teacher
 from kdray.training.precision import autocast_dtype
 
 DEPTH, TEMPERATURE, ALPHA, RATE = (
@@ -112,6 +112,7 @@ class Peer:
     def arguments(self) -> TrainingArguments:
         training = self.asked.training
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = autocast_dtype(training.precision, device, self.teacher.model())
         return TrainingArguments(
             output_dir=str(self.folder / "trainer"),
             num_train_epochs=training.epochs,
@@ -121,7 +122,7 @@ class Peer:
             weight_decay=training.weight_decay,
             max_grad_norm=training.clip_norm,
             optim="adamw_torch_fused",
-            bf16=autocast_dtype(training.precision, device) is torch.bfloat16,
+            bf16=dtype is torch.bfloat16,
             use_cpu=device.type == "cpu",
             train_sampling_strategy="group_by_length" if self.by_length else "random",
             eval_strategy="epoch",
@@ -202,7 +203,8 @@ def ready_teacher(asked: Sweep, folder: Path) -> Pretrained:
     source = obtain_source(asked.teacher, asked.task, splits, paths, asked.seed)
     tokens = tokenise(splits, asked.task, source.tokenizer(), paths)
     with LocalSlots(threads=os.cpu_count() or 1) as slots:
-        return obtain_teacher(asked.teacher, source, asked.task, tokens, paths, asked.seed, slots, lambda report: None)
+        start = FineTuning(source, tokens, asked.task, asked.seed)
+        return obtain_teacher(asked.teacher, start, paths, slots, lambda report: None)
 
 
 def with_kdray(asked: Sweep, folder: Path) -> tuple[Done, Sequence[TrialRecord]]:

@@ -1,7 +1,7 @@
-"""The story of a sweep, from teacher to chosen student.
+"""The stages of a sweep in order, from the rows and the teacher to the shipped student.
 
-Each step finds its finished work on disk and skips it: running the same sweep again continues it. Each step returns a
-value, and the next step takes it.
+Each stage finds its finished work on disk and skips it, so running the same sweep again continues it. Each stage
+returns a value, and the next stages take it.
 """
 
 import os
@@ -37,14 +37,14 @@ from kdray.tracking.settings import mask_secrets
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a sweep runs, and whether it continues what is there."""
+    """Where a sweep runs, and whether it continues earlier work."""
 
     address: str | None = None
-    """The Ray cluster to join. None: the cluster that is found; where there is none, Ray is started on this machine."""
+    """The Ray cluster to join. None: a running cluster if Ray finds one, else a Ray that is started on this machine."""
     require_cluster: bool = False
-    """Never start Ray on this machine."""
+    """Raise ResourceError rather than start Ray on this machine."""
     fresh: bool = False
-    """Remove what this sweep has left, and start over."""
+    """Delete the earlier results of this sweep, and start over."""
     local: bool = False
     """Run every job in this process, without Ray."""
 
@@ -52,8 +52,8 @@ class RunOptions:
 def run(sweep: Sweep, paths: SweepPaths, options: RunOptions = RunOptions(), screen: Screen | None = None) -> Outcome:
     """Run a sweep, or continue it.
 
-    Raises Refused when something is wrong with what was asked, before any training; SweepFailed when no trial ran to
-    its end.
+    Raises Refused for a mistake in the settings, the data, the models or the storage, before any training; SweepFailed
+    when no trial completed.
     """
     screen = screen or NullScreen()
     with own_sweep(paths.owner, screen.note), sync_with_bucket(paths, screen.note):
@@ -71,7 +71,8 @@ def story(
     origin: dict[str, str],
     opening: AbstractContextManager[SlotPool],
 ) -> Outcome:
-    """The steps of a sweep, in a folder that it owns; entering `opening` gives the slots."""
+    """Run the stages of a sweep in a folder that this process owns; entering `opening` gives the slots."""
+    # Before the slots are opened: a mistake in the data or the models is found without waiting for Ray.
     material = prepare(sweep, paths, ledger, screen)
     with opening as slots, open_sweep_run(sweep, paths, ledger, screen.note) as tracker:
         session = Session(sweep=sweep, paths=paths, ledger=ledger, screen=screen, slots=slots, tracker=tracker)
@@ -82,8 +83,10 @@ def story(
         controls = train_controls(session, lessons, records)
         verdict = confirm(session, lessons, records, teacher)
         decision = ship(session, lessons, choose(session, records, controls, verdict, teacher))
-        written = SweepRecords(decision, teacher, costs.conditions, screen.times, origin)
-        results = write_results(session, decision, lessons.lineage, written)
+        sweep_records = SweepRecords(
+            decision=decision, teacher=teacher, conditions=costs.conditions, times=screen.times, origin=origin
+        )
+        results = write_results(session, decision, lessons.lineage, sweep_records)
     uri = sweep.tracking.uri or ""
     return Outcome(
         paths=paths,
@@ -96,9 +99,10 @@ def story(
 
 @contextmanager
 def open_pool(sweep: Sweep, paths: SweepPaths, screen: Screen, options: RunOptions) -> Iterator[SlotPool]:
-    """The slots of the sweep: in this process, or on the Ray that was joined or started."""
+    """Open the slots of the sweep: in this process, or on a Ray cluster that is joined or started."""
     if options.local:
-        threads = max(1, int(sweep.slots.cpus or os.cpu_count() or 1))  # as many as one slot on Ray would have
+        # As many threads as one slot on Ray has: sums and latencies depend on the number of threads.
+        threads = max(1, int(sweep.slots.cpus or os.cpu_count() or 1))
         with LocalSlots(threads) as local_slots:
             yield local_slots
         return

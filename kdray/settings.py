@@ -1,7 +1,7 @@
-"""The base of every settings model, and the dotted names of its knobs.
+"""The base class of all settings models, and the dotted names of settings.
 
-A knob has one dotted name everywhere: `distillation.alpha` is the field `alpha` of the model held in the field
-`distillation`. What a setting means stands beside what it configures, not here.
+A setting has one dotted name everywhere: `distillation.alpha` is the field `alpha` of the model in the field
+`distillation`. Each settings class is defined beside the code that it configures; this module has only the base class.
 """
 
 import json
@@ -16,11 +16,14 @@ from kdray.errors import SpecError, did_you_mean
 S = TypeVar("S", bound="Settings")
 
 MAY_CHANGE: dict[str, Any] = {"may_change": True}
-"""The `json_schema_extra` of a setting that changes no number of a trial; another value may continue a sweep."""
+"""The `json_schema_extra` of a setting that does not change the results of a trial.
+
+A sweep can be resumed with another value of such a setting.
+"""
 
 
 class Settings(BaseModel):
-    """Frozen, strict about names; a mistake is a SpecError with a sentence for each wrong value."""
+    """A frozen pydantic model that refuses unknown names; raises SpecError with one sentence for each wrong value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
@@ -28,18 +31,19 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SpecError(_sentences(error, type(self))) from None
+            raise SpecError(_describe_errors(error, type(self))) from None
 
     def with_dotted(self, changes: Mapping[str, Any]) -> Self:
-        """A checked copy in which the settings of these dotted names have these values.
+        """A validated copy in which `changes`, dotted name -> value, replace the present values.
 
-        Raises SpecError for a name that is not there (with the nearest one) and for a value that is not allowed.
+        Raises SpecError for an unknown name (the message gives the most similar one) and for a value that is not
+        allowed.
         """
-        return _changed(self, changes, self, "")
+        return _apply_changes(self, changes, self, "")
 
 
 def names_that_may_change(settings: Settings, prefix: str = "") -> set[str]:
-    """The dotted names of the settings, or groups of settings, that are marked with `MAY_CHANGE`."""
+    """The dotted names of the settings and groups of settings that are marked with `MAY_CHANGE`."""
     names: set[str] = set()
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
@@ -51,19 +55,19 @@ def names_that_may_change(settings: Settings, prefix: str = "") -> set[str]:
 
 
 def identifying_values(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON, without those that may change: what fingerprints and identities are made of."""
+    """The settings as JSON values, without those marked with `MAY_CHANGE`: the input of fingerprints."""
     values = settings.model_dump(mode="json")
     for name in names_that_may_change(settings):
-        *groups, last = name.split(".")
-        holder = values
+        *groups, field = name.split(".")
+        group_values = values
         for group in groups:
-            holder = holder[group]
-        del holder[last]
+            group_values = group_values[group]
+        del group_values[field]
     return values
 
 
 def dotted_values(settings: Settings, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value, for every setting below this one."""
+    """Dotted name -> value, for every setting in this model and in the models inside it."""
     flat: dict[str, Any] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
@@ -75,59 +79,67 @@ def dotted_values(settings: Settings, prefix: str = "") -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """The value written in `--set name=text`: JSON where it is JSON (1e-4, true, null, [1,2]), else the text itself."""
+    """Parse the value in `--set name=text`: JSON if it is valid JSON (1e-4, true, null, [1,2]), otherwise the text."""
     try:
         return json.loads(text)
     except ValueError:
+        # Python's spelling of null. The word none in lower case stays text: Choose.otherwise takes it.
         return None if text == "None" else text
 
 
-def _split(value: Any) -> Any:
+def _split_at_commas(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
-"""Several names; on a command line written `a,b,c`."""
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_at_commas)]
+"""A tuple of names; the text `a,b,c` on a command line is accepted, too."""
 
 
-def _changed(settings: S, changes: Mapping[str, Any], root: Settings, prefix: str) -> S:
+def _apply_changes(settings: S, changes: Mapping[str, Any], root: Settings, prefix: str) -> S:
     values = {name: getattr(settings, name) for name in type(settings).model_fields}
     nested: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         head, _, rest = name.partition(".")
         if head not in values or (rest and not isinstance(values[head], Settings | dict)):
             known, unknown = dotted_values(root), prefix + name
-            raise SpecError(f"{unknown}: no such setting; {did_you_mean(unknown, known, _beside(unknown, known))}")
+            hint = did_you_mean(unknown, known, listed=_candidates(unknown, known))
+            raise SpecError(f"{unknown}: no such setting; {hint}")
         if rest and isinstance(values[head], Settings):
+            # Collected first: one validation then checks all changes of a group together.
             nested.setdefault(head, {})[rest] = value
         elif rest:
             values[head] = {**values[head], rest: value}
         else:
             values[head] = value
-    for head, inner in nested.items():
-        values[head] = _changed(values[head], inner, root, f"{prefix}{head}.")
+    for head, group_changes in nested.items():
+        values[head] = _apply_changes(values[head], group_changes, root, f"{prefix}{head}.")
     try:
         return type(settings)(**values)
     except SpecError as error:
+        # A message from Python code names the class (Student.depth); the user of `--set` wrote student.depth.
         raise SpecError(str(error).replace(f"{type(settings).__name__}.", prefix)) from None
 
 
-def _beside(name: str, known: Iterable[str]) -> list[str]:
-    """The settings that an unknown name may have meant: those of its group, or the groups if there is no such group."""
-    names, group = list(known), name.partition(".")[0] + "."
-    return [known for known in names if known.startswith(group)] or sorted({known.partition(".")[0] for known in names})
+def _candidates(unknown: str, known: Iterable[str]) -> list[str]:
+    """The settings of the group that an unknown name starts with, or the names of all groups if it has no group.
+
+    The list of all settings of a sweep would be too long for a message.
+    """
+    names, group = list(known), unknown.partition(".")[0] + "."
+    in_group = [name for name in names if name.startswith(group)]
+    return in_group or sorted({name.partition(".")[0] for name in names})
 
 
-def _sentences(error: ValidationError, model: type[Settings]) -> str:
-    return " ".join(_sentence(detail, model) for detail in error.errors())
+def _describe_errors(error: ValidationError, model: type[Settings]) -> str:
+    return " ".join(_describe_error(detail, model) for detail in error.errors())
 
 
-def _sentence(detail: ErrorDetails, model: type[Settings]) -> str:
+def _describe_error(detail: ErrorDetails, model: type[Settings]) -> str:
     where = ".".join([model.__name__, *(str(part) for part in detail["loc"])])
     match detail["type"]:
         case "extra_forbidden":
             name = str(detail["loc"][-1])
-            return f"{where}: no such setting; {did_you_mean(name, _fields(model, detail['loc'][:-1]))}"
+            return f"{where}: no such setting; {did_you_mean(name, _field_names(model, detail['loc'][:-1]))}"
         case "missing":
             return f"{where}: must be given."
         case "value_error":
@@ -136,8 +148,8 @@ def _sentence(detail: ErrorDetails, model: type[Settings]) -> str:
             return f"{where}: got {detail['input']!r}; {detail['msg'][0].lower()}{detail['msg'][1:]}."
 
 
-def _fields(model: type[Settings], loc: tuple[int | str, ...]) -> list[str]:
-    """The fields of the model at `loc` below `model`; of `model` itself where that cannot be told."""
+def _field_names(model: type[Settings], loc: tuple[int | str, ...]) -> list[str]:
+    """The field names of the model at `loc` inside `model`; a part of `loc` without a known model is skipped."""
     for part in loc:
         field = model.model_fields.get(str(part))
         types = (field.annotation, *get_args(field.annotation)) if field else ()

@@ -1,6 +1,7 @@
-"""Sweep: the one value that says everything, composed of the parts' own settings and cross-checked here.
+"""Sweep: all settings of a sweep as one value, composed of the settings of each part and checked together here.
 
-A setting is explained where it belongs: `training.epochs` in training.py, `search.trials` in search/searcher.py.
+Each setting is explained in the class of its part: `training.epochs` in training/settings.py, `search.trials` in
+search/settings.py.
 """
 
 import json
@@ -28,7 +29,8 @@ from kdray.tracking.settings import Tracking
 from kdray.training.settings import Training
 from kdray.training.trial import Recipe
 
-COMPARED = ("agreement", "retention", "loss")
+STUDENT_METRICS = ("agreement", "retention", "loss")
+"""The metrics of a student that do not depend on the task."""
 
 
 class Sweep(Settings):
@@ -43,7 +45,7 @@ class Sweep(Settings):
     distillation: Distillation = Distillation()
     training: Training = Training()
     space: dict[str, Any] = Field(min_length=1)
-    """Dotted name of a trial's setting -> Ray Tune domain, or a list of values."""
+    """Dotted name of a setting of a trial -> Ray Tune domain, or a list of values."""
     search: Search = Search()
     latency: Latency = Latency()
     choose: Choose = Field(Choose(), json_schema_extra=MAY_CHANGE)
@@ -52,88 +54,102 @@ class Sweep(Settings):
     tracking: Tracking = Field(Tracking(), json_schema_extra=MAY_CHANGE)
     seed: int = Field(0, ge=0)
     smoke: dict[str, Any] = Field(default_factory=dict, json_schema_extra=MAY_CHANGE)
-    """Settings by dotted name that make the same sweep small: what --smoke sets."""
+    """Dotted name of a setting -> its value in the small copy of this sweep that --smoke runs."""
 
     @property
     def recipe(self) -> Recipe:
-        """What a trial is told where `space` says nothing."""
+        """The recipe of a trial before its searched settings are applied."""
         return Recipe(student=self.student, distillation=self.distillation, training=self.training)
 
     def recipe_of(self, params: Mapping[str, Any]) -> Recipe:
-        """What the trial with these searched settings is told."""
+        """The recipe of the trial with these searched settings."""
         return self.recipe.with_dotted(params)
 
     def with_changes(self, changes: Mapping[str, Any]) -> Self:
-        """A checked copy with these settings; a searched setting that is given a value is searched no more.
+        """A checked copy with these settings. A searched setting that gets a value here leaves the space.
 
-        Raises SpecError, also for a whole space: its domains have names.
+        Raises SpecError for an unknown setting, a value that is not allowed, and `space` as a whole: each domain has a
+        name of its own, `space.NAME`.
         """
         if "space" in changes:
             raise SpecError("space: give each domain by its own name, such as --set space.student.depth=[1,2].")
-        fixed = {name: value for name, value in self.space.items() if name not in changes}
+        unchanged = {name: value for name, value in self.space.items() if name not in changes}
         domains = {name.removeprefix("space."): value for name, value in changes.items() if name.startswith("space.")}
         others = {name: value for name, value in changes.items() if not name.startswith("space.")}
-        return self.with_dotted(others | {"space": fixed | domains})
+        return self.with_dotted(others | {"space": unchanged | domains})
 
     def smoke_copy(self) -> Self:
-        """The sweep that --smoke runs: the same code over fewer rows, trials and slots, under a name of its own."""
+        """The small sweep that --smoke runs: the same code with fewer rows, trials and slots."""
         model = self.tracking.model
-        names = {"name": f"{self.name}-smoke", "tracking.model": model and f"{model}-smoke"}
+        # Without names of its own, a smoke run would write into the sweep's folder and could replace its champion.
+        names = {"name": f"{self.name}-smoke", "tracking.model": f"{model}-smoke" if model else model}
         return self.with_changes({**self.smoke, **names})
 
     def identity(self) -> dict[str, Any]:
-        """What makes it this sweep and no other, as JSON; two sweeps with the same one may share a folder."""
-        fixed = identifying_values(self.model_copy(update={"space": {}}))
+        """The settings that identify the sweep, as JSON. A sweep with the same identity may continue in its folder."""
+        values = identifying_values(self.model_copy(update={"space": {}}))
+        # Optuna writes its distributions as JSON and reads them back; Tune's domains have no such form.
         domains = {name: json.loads(distribution_to_json(d)) for name, d in distributions(self.space).items()}
-        return {**fixed, "space": domains}
+        return {**values, "space": domains}
 
     @classmethod
     def from_identity(cls, identity: Mapping[str, Any], **fields: Any) -> Self:
-        """The sweep with this identity, and these fields where that says nothing.
+        """The sweep with this identity. `fields` are its other fields, or replace fields of the identity.
 
-        Raises SpecError for one that this version of kdray does not understand.
+        Raises SpecError for an identity that this version of kdray cannot read.
         """
-        told = {name: identity[name] for name in cls.model_fields if name in identity and name not in fields}
+        values = {name: identity[name] for name in cls.model_fields if name in identity and name not in fields}
         space = domains({name: json_to_distribution(json.dumps(domain)) for name, domain in identity["space"].items()})
-        return cls(**{**told, **fields, "space": space})
+        return cls(**{**values, **fields, "space": space})
 
     @property
     def students(self) -> list[TransformerStudent]:
-        """Every student that the space can make, as far as its shape goes."""
+        """One student for each architecture that the space contains."""
         return [self.recipe_of(params).student for params in architectures(self.space)]
 
     def as_params(self) -> dict[str, Any]:
-        """Every setting by dotted name, domains in words: for the record."""
-        flat = {name: value for name, value in dotted_values(self).items() if name not in ("space", "smoke")}
+        """Dotted name -> value of every setting, with domains as text: the params of the sweep's MLflow run."""
+        values = {name: value for name, value in dotted_values(self).items() if name not in ("space", "smoke")}
         domains = {f"space.{name}": getattr(value, "domain_str", value) for name, value in self.space.items()}
-        return flat | domains
+        return values | domains
 
     def check_classes(self, splits: Splits) -> None:
-        """Raise SpecError for an objective, constraint or rule that data with so many labels does not have."""
+        """Raise SpecError for an objective, constraint or rule whose metric this number of labels does not have."""
         self._check_metrics(self.task.metric_names(len(splits.labels)), f" with {len(splits.labels)} labels")
 
     @model_validator(mode="after")
-    def _cross_checked(self) -> Self:
+    def _check_parts(self) -> Self:
         space: Space = self.space
         check_space(space, self.recipe)
         if "student.revision" in space:
             raise SpecError(
-                "space 'student.revision': a sweep cuts its students from one revision of a checkpoint. Set it as "
-                "student.revision, and give each revision a sweep of its own."
+                "space 'student.revision': all students of a sweep are built from one revision of a checkpoint. Set "
+                "student.revision, and run one sweep for each revision."
             )
-        self._check_metrics(self.task.metric_names(2), "")
-        if self.search.objectives[0] not in (*self.task.metric_names(2), "agreement", "retention"):
+        # The data are not read yet, so the number of labels is unknown. Two labels have the most metrics;
+        # `check_classes` checks again with the real number.
+        quality = self.task.metric_names(2)
+        self._check_metrics(quality, "")
+        first = self.search.objectives[0]
+        if first not in (*quality, "agreement", "retention"):
             raise SpecError(
-                f"search.objectives: the first one must be a quality ({', '.join(self.task.metric_names(2))}, "
-                f"agreement, retention), for early stopping compares trials by it; got {self.search.objectives[0]!r}."
+                f"search.objectives: the first objective must be a quality metric ({', '.join(quality)}, agreement, "
+                f"retention), because early stopping compares trials by it; got {first!r}."
             )
         return self
 
-    def _check_metrics(self, quality: tuple[str, ...], when: str) -> None:
-        measured = (*quality, *COMPARED, *ARCHITECTURE_METRICS)
-        asked = {f"search.objectives {name!r}": (name, measured) for name in self.search.objectives}
-        asked |= {f"search.constraints {name!r}": (name, ARCHITECTURE_METRICS) for name in self.search.constraints}
-        asked |= {f"choose {name!r}": (name, measured) for name in self.choose.metrics}
-        for where, (name, allowed) in asked.items():
-            if name not in allowed:
-                raise SpecError(f"{where}: {self.task.name} does not measure that{when}; {did_you_mean(name, allowed)}")
+    def _check_metrics(self, quality: tuple[str, ...], condition: str) -> None:
+        metrics = (*quality, *STUDENT_METRICS, *ARCHITECTURE_METRICS)
+        for name in self.search.objectives:
+            self._check_metric(f"search.objectives {name!r}", name, metrics, condition)
+        # A constraint is checked before any training, so only the metrics of an architecture are allowed.
+        for name in self.search.constraints:
+            self._check_metric(f"search.constraints {name!r}", name, ARCHITECTURE_METRICS, condition)
+        for name in self.choose.metrics:
+            self._check_metric(f"choose {name!r}", name, metrics, condition)
+
+    def _check_metric(self, where: str, name: str, allowed: tuple[str, ...], condition: str) -> None:
+        if name not in allowed:
+            raise SpecError(
+                f"{where}: {self.task.name} does not measure this metric{condition}; {did_you_mean(name, allowed)}"
+            )

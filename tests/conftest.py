@@ -1,7 +1,7 @@
-"""Tiny real things that tests share: labelled rows, a teacher of four layers, its transfer set, a trial_inputs, a sweep.
+"""Fixtures with small real objects: labelled rows, a teacher of four layers, its transfer set, trial inputs, a sweep.
 
-They are made once a session, on slots in this process, in a few seconds. Nobody writes into what is shared: a test that
-changes files makes its own.
+They are made once a session, on slots in this process, in a few seconds. A test must not write into shared folders: a
+test that changes files makes its own.
 """
 
 import csv
@@ -44,7 +44,7 @@ TINY = FreshTransformer(layers=4, width=32, heads=2, feed_forward=64, vocabulary
 
 
 def write_rows(folder: Path, labels: tuple[Any, Any] = ("negative", "positive")) -> Path:
-    """Files of sentences with three opinions each, of which two agree: what most of them say is the label."""
+    """Write train.csv, dev.csv and test.csv: texts with three opinion words, of which two agree and give the label."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in ROWS.items():
         draw = random.Random(split)
@@ -53,9 +53,9 @@ def write_rows(folder: Path, labels: tuple[Any, Any] = ("negative", "positive"))
             writer.writerow(["text", "label"])
             for _ in range(count):
                 label = draw.randrange(2)
-                most, least = (GOOD, BAD) if label else (BAD, GOOD)
+                majority, minority = (GOOD, BAD) if label else (BAD, GOOD)
                 words = [draw.choice(OTHER) for _ in range(draw.randint(2, 6))]
-                words += [draw.choice(most), draw.choice(most), draw.choice(least)]
+                words += [draw.choice(majority), draw.choice(majority), draw.choice(minority)]
                 draw.shuffle(words)
                 writer.writerow([" ".join(words), labels[label]])
     return folder
@@ -63,13 +63,13 @@ def write_rows(folder: Path, labels: tuple[Any, Any] = ("negative", "positive"))
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Sums depend on the number of threads, and the machine is shared."""
+    """Use one thread: sums depend on the number of threads, and other programs share the machine."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """The command line sends all logging to a sweep's file; the next test has its own."""
+    """Remove the log handlers that a test has added: the command line sends all log records to a sweep's file."""
     handlers, level = list(logging.root.handlers), logging.root.level
     yield
     for handler in [handler for handler in logging.root.handlers if handler not in handlers]:
@@ -87,7 +87,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> StoragePaths:
-    """The storage that the shared things lie in."""
+    """The storage of the shared objects."""
     return StoragePaths(tmp_path_factory.mktemp("storage"))
 
 
@@ -99,7 +99,7 @@ def bucket_server() -> Iterator[BucketServer]:
 
 @pytest.fixture
 def bucket(bucket_server: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of a folder in a new bucket; this process is a node of its own, whose mirrors lie in `tmp_path`."""
+    """The URL of a folder in a new bucket. This process is a node of its own, with its mirrors in `tmp_path`."""
     for name, value in bucket_server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(ROOT, str(tmp_path / "node"))
@@ -124,13 +124,13 @@ def splits(data_folder: Path, task: TextClassification) -> Splits:
 
 @pytest.fixture(scope="session")
 def teacher_settings() -> Teacher:
-    """What the shared teacher is made by: from scratch, a second or two of training."""
+    """The settings of the shared teacher: trained from scratch in a second or two."""
     return Teacher(model=TINY, training=Training(epochs=6, learning_rate=3e-3, precision="fp32"))
 
 
 @pytest.fixture(scope="session")
 def source(teacher_settings: Teacher, task: TextClassification, splits: Splits, storage: StoragePaths) -> Pretrained:
-    """The teacher before it has learnt anything."""
+    """The teacher before its training."""
     return obtain_source(teacher_settings, task, splits, storage, seed=0)
 
 
@@ -148,8 +148,9 @@ def teacher(
     storage: StoragePaths,
     slots: LocalSlots,
 ) -> Pretrained:
-    """A teacher that has learnt its task, though not perfectly."""
-    return obtain_teacher(teacher_settings, FineTuning(source, tokens, task, 0), storage, slots, lambda report: None)
+    """A teacher that has learnt its task, but makes some errors."""
+    fine_tuning = FineTuning(source=source, tokens=tokens, task=task, seed=0)
+    return obtain_teacher(teacher_settings, fine_tuning, storage, slots, lambda report: None)
 
 
 @pytest.fixture(scope="session")
@@ -160,21 +161,21 @@ def transfer(teacher: Pretrained, tokens: TokenSet, storage: StoragePaths, slots
 
 @pytest.fixture(scope="session")
 def trial_inputs(task: TextClassification, teacher: Pretrained, tokens: TokenSet, transfer: TransferSet) -> TrialInputs:
-    return TrialInputs(task, teacher, tokens, transfer)
+    return TrialInputs(task=task, source=teacher, tokens=tokens, transfer=transfer)
 
 
 @pytest.fixture(scope="session")
 def recipe() -> Recipe:
-    """A student of two layers and two epochs, ten steps each, in plain float32."""
+    """The recipe of a student of two layers: two epochs of ten steps each, in float32."""
     training = Training(epochs=2, batch_size=32, learning_rate=1e-3, precision="fp32", checkpoint_evaluations=1)
     return Recipe(student=TransformerStudent(depth=2), training=training)
 
 
 @pytest.fixture(scope="session")
 def make_sweep(data_folder: Path, teacher: Pretrained, recipe: Recipe) -> Callable[..., Sweep]:
-    """A sweep of three trials over depth and learning rate, with these settings (by field) instead of its own."""
+    """A function that makes a sweep of three trials over depth and learning rate; its arguments replace fields."""
 
-    def made(**fields: Any) -> Sweep:
+    def make(**fields: Any) -> Sweep:
         settings: dict[str, Any] = {
             "name": "tiny",
             "data": Data(source=str(data_folder)),
@@ -191,11 +192,11 @@ def make_sweep(data_folder: Path, teacher: Pretrained, recipe: Recipe) -> Callab
         }
         return Sweep(**settings | fields)
 
-    return made
+    return make
 
 
 @pytest.fixture(scope="session")
 def chosen(make_sweep: Callable[..., Sweep], tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
-    """A sweep that has ended with a chosen student, for looking at."""
+    """The paths of a finished sweep with a chosen student. Read it only."""
     sweep = make_sweep(search=Search(trials=1, stopping=None), slots=SlotSettings(cpus=1))
     return run(sweep, SweepPaths(tmp_path_factory.mktemp("chosen"), sweep.name), RunOptions(local=True)).paths

@@ -1,4 +1,4 @@
-"""Settings are refused in sentences that name the knob by its dotted name, and nothing is changed in place."""
+"""Errors of settings name the setting by its dotted name; a change makes a copy and leaves the original."""
 
 import math
 from typing import Any
@@ -24,22 +24,22 @@ class Outer(Settings):
     name: str
 
     @model_validator(mode="after")
-    def _even(self) -> "Outer":
+    def _refuse_thirteen(self) -> "Outer":
         if self.epochs == 13:
-            raise ValueError("Outer.epochs: 13 brings bad luck.")
+            raise ValueError("Outer.epochs: 13 is not allowed.")
         return self
 
 
 OUTER = Outer(name="x")
 
 
-def refused(changes: dict[str, Any]) -> str:
+def error_message(changes: dict[str, Any]) -> str:
     with pytest.raises(SpecError) as caught:
         OUTER.with_dotted(changes)
     return str(caught.value)
 
 
-def test_every_knob_has_one_dotted_name() -> None:
+def test_dotted_values_has_every_setting_once() -> None:
     assert dotted_values(OUTER) == {
         "inner.temperature": 2.0,
         "inner.alpha": 0.5,
@@ -51,7 +51,7 @@ def test_every_knob_has_one_dotted_name() -> None:
     }
 
 
-def test_a_changed_copy_leaves_the_original() -> None:
+def test_with_dotted_leaves_the_original() -> None:
     changed = OUTER.with_dotted({"inner.alpha": 1, "inner.temperature": 4, "names": "c, d", "limits.latency": 5})
     assert (changed.inner, changed.names, changed.limits) == (Inner(alpha=1, temperature=4), ("c", "d"), {"latency": 5})
     assert Outer(name="x") == OUTER
@@ -70,18 +70,18 @@ def test_a_changed_copy_leaves_the_original() -> None:
         ({"inner.temperature": math.nan}, ["inner.temperature: got nan", "finite"]),
         ({"inner.alpha": -1, "inner.temperature": 0}, ["inner.alpha: got -1", "inner.temperature: got 0"]),
         ({"epochs": "many"}, ["epochs: got 'many'", "integer"]),
-        ({"epochs": 13}, ["13 brings bad luck"]),
+        ({"epochs": 13}, ["epochs: 13 is not allowed"]),
         ({"optional": {"alfa": 1}}, ["optional: Inner.alfa: no such setting", "did you mean 'alpha'?"]),
         ({"optional": {"alpha": 2}}, ["optional", "alpha: got 2"]),
     ],
 )
-def test_a_mistake_is_a_sentence(changes: dict[str, Any], parts: list[str]) -> None:
-    said = refused(changes)
-    assert all(part in said for part in parts), said
-    assert "validation error" not in said
+def test_error_names_setting_value_and_rule(changes: dict[str, Any], parts: list[str]) -> None:
+    message = error_message(changes)
+    assert all(part in message for part in parts), message
+    assert "validation error" not in message  # pydantic's own heading
 
 
-def test_a_mistake_in_python_names_the_class() -> None:
+def test_error_of_a_constructor_names_the_class() -> None:
     with pytest.raises(SpecError, match=r"Inner\.alfa: no such setting; did you mean 'alpha'\? Allowed: alpha, temp"):
         Inner(alfa=1)
     with pytest.raises(SpecError, match=r"Outer\.name: must be given\."):
@@ -104,5 +104,5 @@ def test_a_mistake_in_python_names_the_class() -> None:
         ("", ""),
     ],
 )
-def test_the_value_on_a_command_line(text: str, value: Any) -> None:
+def test_parse_value(text: str, value: Any) -> None:
     assert parse_value(text) == value

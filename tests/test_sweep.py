@@ -1,7 +1,8 @@
-"""A sweep is checked as a whole when it is built, can be varied by dotted name, and knows what makes it another one."""
+"""Sweep: its checks when it is built, changes by dotted name, and its identity."""
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,12 +28,12 @@ MakeSweep = Callable[..., Sweep]
         ({"training.learning_rate": [0, 1e-4]}, ["space['training.learning_rate']: 0", "greater than 0"]),
         ({"training.learning_rate": tune.uniform(-1e-3, 1e-3)}, ["space['training.learning_rate']: -0.001"]),
         ({"training.precision": ["fp16"]}, ["space['training.precision']: 'fp16'", "bf16"]),
-        ({"student.revision": ["v1", "v2"]}, ["a sweep cuts its students from one revision of a checkpoint"]),
+        ({"student.revision": ["v1", "v2"]}, ["all students of a sweep are built from one revision of a checkpoint"]),
         ({"training.epochs": 3}, ["space['training.epochs']: got 3", "A fixed value is a setting of the sweep"]),
         ({}, ["space"]),
     ],
 )
-def test_a_bad_space_is_refused(make_sweep: MakeSweep, space: dict[str, Any], parts: list[str]) -> None:
+def test_bad_space_is_refused(make_sweep: MakeSweep, space: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(SpecError) as caught:
         make_sweep(space=space)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
@@ -43,16 +44,19 @@ def test_a_bad_space_is_refused(make_sweep: MakeSweep, space: dict[str, Any], pa
     [
         ({"search": Search(objectives=("acuracy", "latency_ms"))}, ["'acuracy'", "did you mean 'accuracy'?"]),
         ({"search": Search(objectives=("accuracy", "latency"))}, ["search.objectives 'latency'", "'latency_ms'"]),
-        ({"search": Search(objectives=("latency_ms",))}, ["search.objectives: the first one must be a quality"]),
+        (
+            {"search": Search(objectives=("latency_ms",))},
+            ["search.objectives: the first objective must be a quality metric"],
+        ),
         ({"search": Search(constraints={"latencyms": at_most(5)})}, ["search.constraints 'latencyms'", "'latency_ms'"]),
         ({"search": Search(constraints={"accuracy": at_least(0.9)})}, ["search.constraints 'accuracy'", "latency_ms"]),
-        ({"choose": Choose(best="bleu")}, ["choose 'bleu'", "text classification does not measure that"]),
+        ({"choose": Choose(best="bleu")}, ["choose 'bleu'", "text classification does not measure this metric"]),
         ({"name": "../other"}, ["Sweep.name: got '../other'"]),
         ({"seed": -1}, ["Sweep.seed: got -1"]),
         ({"tacher": 1}, ["Sweep.tacher: no such setting; did you mean 'teacher'?"]),
     ],
 )
-def test_parts_that_do_not_go_together_are_refused(
+def test_settings_that_do_not_fit_together_are_refused(
     make_sweep: MakeSweep, fields: dict[str, Any], parts: list[str]
 ) -> None:
     with pytest.raises(SpecError) as caught:
@@ -60,15 +64,14 @@ def test_parts_that_do_not_go_together_are_refused(
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
-def test_what_two_labels_have_and_more_do_not(make_sweep: MakeSweep, splits: Splits) -> None:
+def test_metric_of_two_labels_is_refused_for_three(make_sweep: MakeSweep, splits: Splits) -> None:
     sweep = make_sweep(search=Search(objectives=("mcc", "latency_ms")))
     sweep.check_classes(splits)
-    three = Splits(splits.train, splits.validation, splits.test, ("a", "b", "c"), (), "key")
-    with pytest.raises(SpecError, match=r"search\.objectives 'mcc': .* does not measure that with 3 labels"):
-        sweep.check_classes(three)
+    with pytest.raises(SpecError, match=r"search\.objectives 'mcc': .* does not measure this metric with 3 labels"):
+        sweep.check_classes(replace(splits, labels=("a", "b", "c")))
 
 
-def test_any_setting_can_be_varied(make_sweep: MakeSweep) -> None:
+def test_any_setting_can_be_changed(make_sweep: MakeSweep) -> None:
     sweep = make_sweep()
     changed = sweep.with_changes(
         {
@@ -86,7 +89,7 @@ def test_any_setting_can_be_varied(make_sweep: MakeSweep) -> None:
     assert sweep == make_sweep()
 
 
-def test_a_searched_setting_that_is_given_a_value_is_searched_no_more(make_sweep: MakeSweep) -> None:
+def test_searched_setting_that_gets_a_value_leaves_the_space(make_sweep: MakeSweep) -> None:
     fixed = make_sweep().with_changes({"student.depth": 1})
     assert set(fixed.space) == {"training.learning_rate"}
     assert fixed.recipe_of({"training.learning_rate": 1e-4}).student.depth == 1
@@ -107,14 +110,14 @@ def test_a_searched_setting_that_is_given_a_value_is_searched_no_more(make_sweep
         ({"search.constraints.latency_ms": 5}, "search"),
     ],
 )
-def test_a_bad_variation_is_refused(make_sweep: MakeSweep, changes: dict[str, Any], part: str) -> None:
+def test_bad_change_is_refused(make_sweep: MakeSweep, changes: dict[str, Any], part: str) -> None:
     with pytest.raises(SpecError) as caught:
         make_sweep().with_changes(changes)
     assert part in str(caught.value)
     assert "Sweep." not in str(caught.value)
 
 
-def test_smoke_is_the_same_sweep_but_small(make_sweep: MakeSweep) -> None:
+def test_smoke_copy_is_the_same_sweep_but_small(make_sweep: MakeSweep) -> None:
     small = make_sweep().smoke_copy()
     assert (small.name, small.data.max_rows, small.training.epochs, small.search.trials) == ("tiny-smoke", 64, 1, 2)
     assert small.space == make_sweep().space
@@ -132,7 +135,7 @@ def test_smoke_is_the_same_sweep_but_small(make_sweep: MakeSweep) -> None:
         {"choose.retention": 0.5},
     ],
 )
-def test_what_may_change_when_a_sweep_goes_on(make_sweep: MakeSweep, changes: dict[str, Any]) -> None:
+def test_settings_that_may_change_are_not_in_the_identity(make_sweep: MakeSweep, changes: dict[str, Any]) -> None:
     assert make_sweep().with_changes(changes).identity() == make_sweep().identity()
 
 
@@ -147,17 +150,17 @@ def test_what_may_change_when_a_sweep_goes_on(make_sweep: MakeSweep, changes: di
         {"data.max_rows": 50},
     ],
 )
-def test_what_makes_another_sweep(make_sweep: MakeSweep, changes: dict[str, Any]) -> None:
+def test_settings_that_identify_the_sweep(make_sweep: MakeSweep, changes: dict[str, Any]) -> None:
     assert make_sweep().with_changes(changes).identity() != make_sweep().identity()
 
 
-def test_the_identity_is_the_same_when_read_back(make_sweep: MakeSweep) -> None:
+def test_identity_survives_json(make_sweep: MakeSweep) -> None:
     identity = make_sweep(search=Search(constraints={"latency_ms": at_most(5)})).identity()
     assert json.loads(json.dumps(identity)) == identity
 
 
-def test_what_is_written_down_has_every_setting_and_domain(make_sweep: MakeSweep) -> None:
-    written = make_sweep(space={"student.depth": [1, 2], "distillation.alpha": tune.uniform(0, 1)}).as_params()
-    assert written["space.student.depth"] == [1, 2]
-    assert "0" in str(written["space.distillation.alpha"])
-    assert {"training.learning_rate", "distillation.temperature", "teacher.above_chance", "seed"} <= set(written)
+def test_params_have_every_setting_and_domain(make_sweep: MakeSweep) -> None:
+    params = make_sweep(space={"student.depth": [1, 2], "distillation.alpha": tune.uniform(0, 1)}).as_params()
+    assert params["space.student.depth"] == [1, 2]
+    assert "0" in str(params["space.distillation.alpha"])
+    assert {"training.learning_rate", "distillation.temperature", "teacher.above_chance", "seed"} <= set(params)

@@ -1,11 +1,11 @@
-"""Who is chosen, and why: the user's rule, the controls it is checked against, and the confirmation on unseen rows.
+"""Which student is chosen, and why: the user's rule, the controls, and the confirmation on the test rows.
 
 In reading order:
 
-- `rule`       Choose: the user's rule, the candidates that satisfy it, and the choice in a sentence
-- `controls`   which students are trained as controls, and what a control recipe leaves out
-- `reruns`     Confirm; trains candidates and controls again over other seeds, and stores their answers
+- `rule`       Choose: the user's rule, the candidates that satisfy it, and the choice in words
+- `controls`   the controls of the front: which of them are trained, and their metrics
+- `reruns`     Confirm; trains candidates and controls with given seeds, and stores their logits for the test rows
 - `verdict`    the confirmed figures with their intervals, and the rule applied to them
-- `decision`   what a sweep came to, as the record choice.json
+- `decision`   the result of a sweep, as the record choice.json
 - `champion`   which of two confirmed students is the better one, for the model registry
 """

@@ -1,8 +1,8 @@
-"""The front's controls: each architecture on it, on labels alone and with distillation as it comes.
+"""The controls of the front: each of its architectures, trained on labels only and with default distillation.
 
-They have the search's own seed and as many epochs, and are measured on the validation rows, so they can stand beside
-the trials in every table and picture. One seed says little, and the best of many trials is flattered on these rows:
-what the chosen student owes to distillation and to the search is `verdict`'s to say.
+They have the seed and the number of epochs of the search and are measured on the validation rows, so tables and plots
+can show them beside the trials. They prove little: there is one seed, and the best of many trials is overestimated on
+these rows. `verdict` computes what the chosen student gains from distillation and from the search.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +17,15 @@ from kdray.training.trial import Recipe
 
 
 class Control(BaseModel):
-    """What came of one of them."""
+    """The outcome of one control of the front."""
 
     model_config = ConfigDict(frozen=True)
 
     trial: int
-    """The trial that it is a control of: the best of its architecture on the front."""
+    """The number of the trial that it is compared with: the best one of its architecture on the front."""
     role: Role
     metrics: dict[str, float] = {}
-    """On the validation rows, at the end of its training; none where it failed."""
+    """Its metrics on the validation rows at the end of its training; empty if it failed."""
     error: str | None = None
 
 
@@ -35,14 +35,18 @@ def controls_of_front(
     recipe_of: Callable[[Mapping[str, object]], Recipe],
     seed: int,
 ) -> list[Rerun]:
-    """All that must be trained for the front of these objectives; of the first, a student's quality, more is better."""
+    """The reruns that are the controls of the front of these objectives, two for each architecture.
+
+    The first objective is a quality metric, of which more is better. `recipe_of` makes a recipe of searched settings,
+    and `seed` is the seed of the search.
+    """
     numbers = front_trials(records, objectives)
     on_front = [record for record in records if record.number in numbers]
-    best: dict[TransformerStudent, TrialRecord] = {}
+    best_of_shape: dict[TransformerStudent, TrialRecord] = {}
     for record in sorted(on_front, key=lambda record: (-record.metrics[objectives[0]], record.number)):
-        best.setdefault(recipe_of(record.params).student.shape, record)
+        best_of_shape.setdefault(recipe_of(record.params).student.shape, record)
     return [
-        Rerun(record.number, role, seed, recipe)
-        for record in best.values()
+        Rerun(trial=record.number, role=role, seed=seed, recipe=recipe)
+        for record in best_of_shape.values()
         for role, recipe in control_recipes(recipe_of(record.params), recipe_of({})).items()
     ]

@@ -1,4 +1,4 @@
-"""Decision: what a sweep came to, and by which rule; the record choice.json."""
+"""Decision: the result of a sweep and the rule that led to it; the record choice.json."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,14 +10,14 @@ from kdray.settings import Settings
 
 
 class DecisionSettings(Settings):
-    """By which rule a student was chosen, and how much work went into being sure of it."""
+    """The settings of a decision: the rule, and the amount of confirmation."""
 
     choose: Choose = Choose()
     confirm: Confirm = Confirm()
 
 
 class Decision(BaseModel):
-    """What a sweep came to."""
+    """The result of a sweep."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,6 +26,7 @@ class Decision(BaseModel):
     sentences: tuple[str, ...] = ()
     """The choice in words."""
     asked: DecisionSettings = DecisionSettings()
+    """The rule and the confirmation that were requested."""
     front: tuple[int, ...] = ()
     """The numbers of the trials on the front of the objectives."""
     importances: dict[str, float] = Field(default_factory=dict)
@@ -33,5 +34,6 @@ class Decision(BaseModel):
     controls: tuple[Control, ...] = ()
     """The controls of the front, on the validation rows."""
     confirmation: Verdict | None = None
+    """The confirmed figures; None where the sweep has no confirmation."""
     measured: dict[str, dict[str, float]] | None = None
-    """Split -> the metrics of the shipped student. It is set once the student lies in `chosen/`."""
+    """Split -> the metrics of the shipped student. None until the student is in `chosen/`."""

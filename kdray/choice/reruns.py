@@ -1,6 +1,9 @@
-"""What is trained outside the search, and how: candidates again, and controls, each known by its recipe and seed.
+"""The students that are trained outside the search: candidates with other seeds, and controls.
 
-One that is done is never done again, whatever the rule asks later. What the answers are worth is `verdict`'s.
+Each of them is identified by its recipe and seed, and is trained at most once, whatever rule is applied later. What the
+logits mean for the choice is computed in `verdict`.
+
+Letters: N rows, C classes.
 """
 
 import threading
@@ -26,9 +29,11 @@ from kdray.storage.mirror import fetch, remove
 from kdray.training.trial import Recipe, Trial, read_reports, reports_file
 
 Role: TypeAlias = Literal["candidate", "labels only", "default distillation"]
-"""The controls answer two questions: what the teacher's outputs are good for, and what the search is."""
+"""A candidate, or one of its two controls. Its lead over "labels only" is due to distillation, and its lead over
+"default distillation" is due to the search."""
 
 ANSWERS_FILE = "test.npy"
+"""The file with the logits for the test rows, beside the folder of the student's weights."""
 TEST_BATCH_SIZE = 128
 
 
@@ -36,12 +41,12 @@ class Confirm(Settings):
     """Which students are trained again before one of them is chosen."""
 
     candidates: int = Field(3, ge=0)
-    """At most so many members of the front that satisfy the rule. 0: the search alone decides."""
+    """The largest number of candidates: members of the front that satisfy the rule. 0: the search alone decides."""
     seeds: int = Field(3, ge=1)
-    """How often each is trained again, each time with another seed than the search's."""
+    """How many times each candidate is trained again, each time with a seed that the search did not use."""
     controls: bool = True
-    """Train each architecture of the front on labels alone, and with distillation as it comes: once as the search
-    trained it, and those of candidates over the same seeds as these."""
+    """Train each architecture of the front on labels only, and with default distillation, with the seed of the search;
+    and train the controls of the candidates with the seeds of the confirmation."""
 
 
 @dataclass(frozen=True)
@@ -49,38 +54,46 @@ class Rerun:
     """A trial of the search, or a control of it, that is to be trained with this seed."""
 
     trial: int
-    """Its number in the search, or that of the trial that it is a control of."""
+    """The number of the trial; for a control, the number of the trial that it is compared with."""
     role: Role
     seed: int
     recipe: Recipe
 
     @property
     def key(self) -> str:
-        """The same for all that would be trained alike."""
+        """The fingerprint of recipe and seed. Reruns with the same key are one training."""
         return fingerprint(identifying_values(self.recipe), self.seed)
 
     def __str__(self) -> str:
-        return f"trial {self.trial:03d}{'' if self.role == 'candidate' else f', {self.role}'}, seed {self.seed}"
+        role = "" if self.role == "candidate" else f", {self.role}"
+        return f"trial {self.trial:03d}{role}, seed {self.seed}"
 
 
 def planned_reruns(
     confirm: Confirm, candidates: Sequence[TrialRecord], recipe_of: Callable[[Mapping[str, object]], Recipe], seed: int
 ) -> list[Rerun]:
-    """All that must be trained for these candidates; `recipe_of` tells what searched settings come to."""
+    """The reruns that confirm these candidates; `recipe_of` makes a recipe of searched settings.
+
+    `seed` is the seed of the search. The reruns have the seeds after it.
+    """
     runs = []
     for record in candidates:
         tuned = recipe_of(record.params)
         recipes: dict[Role, Recipe] = {"candidate": tuned}
         if confirm.controls:
             recipes |= control_recipes(tuned, recipe_of({}))
-        seeds = range(seed + 1, seed + 1 + confirm.seeds)
-        runs += [Rerun(record.number, role, each, recipe) for each in seeds for role, recipe in recipes.items()]
+        for rerun_seed in range(seed + 1, seed + 1 + confirm.seeds):
+            for role, recipe in recipes.items():
+                runs.append(Rerun(trial=record.number, role=role, seed=rerun_seed, recipe=recipe))
     return runs
 
 
 def control_recipes(tuned: Recipe, untuned: Recipe) -> dict[Role, Recipe]:
-    """The same student on labels alone, and with distillation as it comes and settings that nothing has searched; for
-    as many epochs."""
+    """The two controls of a tuned recipe: the same student, trained for the same number of epochs.
+
+    "labels only" keeps the other tuned settings. "default distillation" has the default losses, and the training
+    settings of `untuned`, in which nothing was searched.
+    """
     training = untuned.training.model_copy(update={"epochs": tuned.training.epochs})
     return {
         "labels only": tuned.model_copy(update={"distillation": tuned.distillation.labels_only()}),
@@ -90,82 +103,87 @@ def control_recipes(tuned: Recipe, untuned: Recipe) -> dict[Role, Recipe]:
 
 @dataclass(frozen=True)
 class RerunResult:
-    """What came of a rerun."""
+    """The outcome of a rerun."""
 
     reports: tuple[Report, ...] = ()
-    """All of its training, whichever session that was in."""
+    """All reports of its training, also those of earlier sessions."""
     host: str = ""
-    """Where it ran in this session; empty where it was done before."""
+    """The machine that it ran on in this session; empty if an earlier session completed it."""
     error: str | None = None
 
 
 @dataclass(frozen=True)
-class TrainAndTest:
-    """The job that trains a student and lets it answer the test rows, in fp32; the logits lie beside it (N x C)."""
+class RerunJob:
+    """The job that trains a student, and stores its logits (N x C) for the test rows in fp32 beside its weights."""
 
     trial: Trial
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
         yield from self.trial(worker)
         student = self.trial.target
+        # A suspended training has no weights yet. Rank 0 decides, because all ranks must compute the logits together.
         if not worker.broadcast(fetch(student).exists()):
-            return  # it was suspended
+            return
         rows = self.trial.inputs.rows("test", worker)
-        logits_NxC = compute_logits(
-            Pretrained(student, "").model().to(worker.device), rows, TEST_BATCH_SIZE, worker, None
-        )
+        model = Pretrained(student, "").model().to(worker.device)
+        logits_NxC = compute_logits(model, rows, TEST_BATCH_SIZE, worker, None)
         if worker.rank == 0:
             with replace_file(student.with_name(ANSWERS_FILE)) as temporary, temporary.open("wb") as file:
                 np.save(file, logits_NxC, allow_pickle=False)
 
 
 def run_reruns(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[Rerun, RerunResult], None]) -> None:
-    """Train all of these that are not done, as many at a time as there are slots.
+    """Train the reruns that are not complete, at most as many at the same time as there are slots.
 
-    Of controls the reports and answers are kept, and no weights. `on_end` hears of each, from this thread. Raises what
-    ends the sweep as a whole.
+    A control keeps its reports and logits, but no weights. `on_end` is called in this thread for each key that has
+    ended. Raises the errors that end the whole sweep; an error of one job is in its result.
     """
-    alike = {run.key: run for run in reversed(list(trials))}
-    candidates = {run.key for run in trials if run.role == "candidate"}
-    stopped = threading.Event()
+    # Reversed, so that of several reruns with one key the first one represents them.
+    run_of_key = {run.key: run for run in reversed(list(trials))}
+    candidate_keys = {run.key for run in trials if run.role == "candidate"}
+    stopping = threading.Event()
 
     def train(key: str) -> RerunResult:
-        student = trials[alike[key]].target
+        student = trials[run_of_key[key]].target
         if fetch(reports_file(student)).exists():
-            kept = fetch(student).exists()
-            if read_answers(student) is not None and (kept or key not in candidates):
+            has_weights = fetch(student).exists()
+            if read_answers(student) is not None and (has_weights or key not in candidate_keys):
                 return RerunResult(read_reports(student))
-            if not kept:  # a control, which may be a candidate now, or one that was stopped before it had answered
+            # Without weights, this is a control that is now a candidate, or a rerun that was stopped before its logits
+            # were stored. `Trial` trains nothing while the reports exist, so both files are removed.
+            if not has_weights:
                 remove(student.with_name(ANSWERS_FILE))
                 remove(reports_file(student))
-        if stopped.is_set():
+        if stopping.is_set():
             return RerunResult()
-        job = pool.run(TrainAndTest(trials[alike[key]]), f"confirm-{key}")
-        if stopped.is_set():
+        job_run = pool.run(RerunJob(trials[run_of_key[key]]), f"confirm-{key}")
+        # The loop that suspends all jobs may have passed this key before the pool knew the job.
+        if stopping.is_set():
             pool.suspend(f"confirm-{key}")
         reports: list[Report] = []
         try:
-            reports += (report for report in job if NOTE not in report)
+            reports += (report for report in job_run if NOTE not in report)
         except JobError as error:
-            return RerunResult(tuple(reports), job.host, str(error))
-        if key not in candidates and read_answers(student) is not None:
+            return RerunResult(tuple(reports), job_run.host, str(error))
+        if key not in candidate_keys and read_answers(student) is not None:
             remove(student)
-        return RerunResult(tuple(reports), job.host)
+        return RerunResult(tuple(reports), job_run.host)
 
     with ThreadPoolExecutor(pool.count) as threads:
         try:
-            keys = {threads.submit(train, key): key for key in alike}
-            for done in as_completed(keys):
-                on_end(alike[keys[done]], done.result())
+            key_of_future = {threads.submit(train, key): key for key in run_of_key}
+            for future in as_completed(key_of_future):
+                on_end(run_of_key[key_of_future[future]], future.result())
         except BaseException:
-            stopped.set()
-            for key in alike:
+            # Without this, leaving the executor would wait until every job has ended.
+            stopping.set()
+            for key in run_of_key:
                 pool.suspend(f"confirm-{key}")
             raise
 
 
 def read_answers(student: Path) -> np.ndarray | None:
-    """The logits (N x C) that a student gave for the test rows; None where there are none yet."""
+    """The logits (N x C) of a student for the test rows; None if they are not stored yet."""
     file = fetch(student.with_name(ANSWERS_FILE))
-    answers: np.ndarray | None = np.load(file, allow_pickle=False) if file.exists() else None
-    return answers
+    logits_NxC: np.ndarray | None = np.load(file, allow_pickle=False) if file.exists() else None
+    return logits_NxC

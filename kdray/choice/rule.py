@@ -1,7 +1,7 @@
-"""The choice: which of the finished students is shipped, by the user's rule, and why in words.
+"""The user's rule: which trials may be chosen, which of them is chosen, and the choice in words.
 
-A rule is asked twice: of the search's figures, to say who is a candidate, and of the confirmed ones, to say who is
-chosen. Which rows and seeds the figures come from makes no difference here.
+A rule is applied twice: to the figures of the search, which gives the candidates, and to the confirmed figures, which
+gives the choice. This module does not know which rows and seeds the figures come from.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,99 +16,109 @@ from kdray.evaluation.pareto import MINIMIZED, direction, knee_distances, pareto
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.settings import Settings
 
+REPORTED_MISSES = 3
+"""The number of trials that the sentence describes when no student satisfies the rule."""
+
 
 class Choose(Settings):
-    """The smallest of something that keeps enough of the teacher; the best within limits; or the front's knee.
+    """The rule: the smallest student that keeps enough of the teacher's quality, the best within limits, or the knee.
 
-    `Choose()` reads: the smallest latency that keeps 97 % of the teacher, else the best accuracy.
+    `Choose()`: the smallest latency of the students that keep 97 % of the teacher's quality, else the best accuracy.
     `Choose(best="accuracy", at_most={"latency_ms": 5, "size_mb": 30})`: the best accuracy within these limits.
-    `Choose(knee=True)`: where the front bends: beyond it, quality costs more than it did before.
+    `Choose(knee=True)`: the knee of the front. Beyond the knee, a gain in quality costs more than before it.
     """
 
     smallest: str | None = "latency_ms"
-    """None, where `at_most` or `knee` is given and this is not: it is no question of the smallest."""
+    """The metric to minimize among the students that are good enough. The default is None with `at_most` or `knee`."""
     retention: float | None = Field(0.97, gt=0)
-    """Least share of the teacher's quality that the student keeps; None, as `smallest`, with `at_most` and `knee`."""
+    """The least share of the teacher's quality that the student keeps. The default is None with `at_most` or `knee`."""
     best: str = "accuracy"
-    """What decides when `smallest` is None, among equals, and when no student is good enough."""
+    """The metric that decides when `smallest` is None, between equal students, and when no student is good enough."""
     at_most: dict[str, float] = Field(default_factory=dict)
-    """Cost -> the most of it that the student may have."""
+    """Name of a metric -> its largest allowed value. Less of the metric must be better."""
     knee: bool = False
-    """Take the knee of the front of `best` over `smallest` (latency_ms where that is None)."""
+    """Choose the knee of the front of `best` over `smallest` (over latency_ms where `smallest` is None)."""
     otherwise: Literal["best", "none"] = "best"
-    """When no student is good enough: take the best all the same and say so, or none (exit code 3)."""
+    """When no student is good enough: choose the best one and report it, or choose none (exit code 3)."""
 
     @model_validator(mode="before")
     @classmethod
-    def _another_question(cls, values: Any) -> Any:
+    def _clear_defaults(cls, values: Any) -> Any:
+        # A rule with limits or a knee does not ask for the smallest student, so these two defaults do not apply to it.
         if isinstance(values, dict) and (values.get("at_most") or values.get("knee")):
             return {"smallest": None, "retention": None, **values}
         return values
 
     @model_validator(mode="after")
-    def _directions(self) -> "Choose":
-        for where, names in (("smallest", (self.smallest,)), ("at_most", self.at_most)):
+    def _check_directions(self) -> "Choose":
+        for setting, names in (("smallest", (self.smallest,)), ("at_most", self.at_most)):
             for name in filter(None, names):
                 if direction(name) != "minimize":
                     raise ValueError(
-                        f"Choose.{where}: {name} is nothing of which less is better; {did_you_mean(name, MINIMIZED)}"
+                        f"Choose.{setting}: {name} is not a metric to minimize; {did_you_mean(name, MINIMIZED)}"
                     )
         return self
 
     @property
     def cost(self) -> str:
-        """What is weighed against `best`."""
+        """The cost on the other axis of the front of `best`."""
         return self.smallest or "latency_ms"
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The metrics that the rule looks at."""
+        """The metrics that the rule reads, besides retention."""
         cost = (self.cost,) if self.smallest or self.knee else ()
         return tuple(dict.fromkeys((*cost, self.best, *self.at_most)))
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """The metrics whose front holds whoever may be chosen."""
+        """The metrics whose Pareto front contains every trial that the rule may choose."""
         return tuple(dict.fromkeys((*self.metrics, "retention")))
 
     def misses(self, metrics: Mapping[str, float]) -> list[str]:
-        """What a student with these metrics lacks, in words; nothing where it is good enough."""
-        keeps = metrics["retention"]
-        said = []
-        if self.retention is not None and keeps < self.retention:
-            said.append(f"keeps {keeps:.1%} of the teacher ({100 * self.retention:g}% asked for)")
-        return said + [
-            f"has {format_metric(name, metrics[name])} {heading(name)} (at most {format_metric(name, limit)} asked for)"
-            for name, limit in self.at_most.items()
-            if metrics[name] > limit
-        ]
+        """The requirements that a student with these metrics does not satisfy, in words; empty if it is good enough.
 
-    def ranked(self, records: Sequence[TrialRecord], bends: Mapping[int, float] | None = None) -> list[TrialRecord]:
-        """The completed trials that are good enough, the one to choose first.
+        Each one is a predicate without a subject, such as "has latency 6.00 ms (the rule allows at most 5.00 ms)".
+        """
+        misses = []
+        share = metrics["retention"]
+        if self.retention is not None and share < self.retention:
+            misses.append(f"keeps {share:.1%} of the teacher's quality (the rule requires {100 * self.retention:g}%)")
+        for name, limit in self.at_most.items():
+            if metrics[name] > limit:
+                value, most = format_metric(name, metrics[name]), format_metric(name, limit)
+                misses.append(f"has {heading(name)} {value} (the rule allows at most {most})")
+        return misses
 
-        Which of them is nearest to the knee is a matter of the whole front: `bends` tells it, by number, where these
-        are some of it.
+    def rank(self, records: Sequence[TrialRecord], knee_scores: Mapping[int, float] | None = None) -> list[TrialRecord]:
+        """The completed trials that are good enough, in the order in which the rule prefers them.
+
+        `knee_scores` maps a trial's number to its nearness to the knee. It is needed where `records` are only a part of
+        the front, because the knee is a property of the whole front.
         """
         enough = [record for record in records if record.state == "completed" and not self.misses(record.metrics)]
         if self.knee:
-            bends = self._bends(enough) if bends is None else bends
-            return sorted(enough, key=lambda r: (-bends[r.number], *self._order(r, self.cost)))
-        return sorted(enough, key=lambda r: self._order(r, self.smallest or self.best))
+            scores = self._knee_scores(enough) if knee_scores is None else knee_scores
+            return sorted(enough, key=lambda record: (-scores[record.number], *self._sort_key(record, self.cost)))
+        return sorted(enough, key=lambda record: self._sort_key(record, self.smallest or self.best))
 
-    def _bends(self, records: Sequence[TrialRecord]) -> dict[int, float]:
+    def rank_by_limits(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+        """All completed trials: those that exceed the fewest limits first, and of these the best first."""
+        completed = [record for record in records if record.state == "completed"]
+        return sorted(
+            completed, key=lambda record: (self._count_exceeded_limits(record), *self._sort_key(record, self.best))
+        )
+
+    def _knee_scores(self, records: Sequence[TrialRecord]) -> dict[int, float]:
         distances = knee_distances([record.metrics for record in records], self.best, self.cost)
         return dict(zip((record.number for record in records), distances, strict=True))
 
-    def nearest(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-        """All completed trials, those that miss least of the rule first, and of those the best."""
-        completed = [record for record in records if record.state == "completed"]
-        return sorted(completed, key=lambda r: (len(self._limits(r)), *self._order(r, self.best)))
+    def _count_exceeded_limits(self, record: TrialRecord) -> int:
+        return len([name for name, limit in self.at_most.items() if record.metrics[name] > limit])
 
-    def _limits(self, record: TrialRecord) -> list[str]:
-        return [name for name, limit in self.at_most.items() if record.metrics[name] > limit]
-
-    def _order(self, record: TrialRecord, first: str) -> tuple[float, ...]:
-        # All that is compared, among equals: so whoever comes first is on that front, whose weights are kept.
+    def _sort_key(self, record: TrialRecord, first: str) -> tuple[float, ...]:
+        # Between equal trials all compared metrics decide, so the first trial is always on their Pareto front. A sweep
+        # keeps the weights of that front only: without this, a chosen student could have no weights.
         return (*(_signed(record, name) for name in (first, self.best, *self.compared)), record.number)
 
 
@@ -117,22 +127,24 @@ class Choice:
     """The outcome of a rule."""
 
     number: int | None
-    """The chosen trial; None when no student satisfies the rule."""
+    """The number of the chosen trial; None when no student satisfies the rule."""
     satisfied: bool
+    """Whether the chosen trial satisfies the rule."""
     sentence: str
+    """The choice in words."""
 
 
 def front_trials(records: Sequence[TrialRecord], objectives: Sequence[str]) -> set[int]:
-    """The numbers of the completed trials that no other completed trial beats in all objectives."""
+    """The numbers of the completed trials on the Pareto front of these objectives."""
     completed = [record for record in records if record.state == "completed"]
     return {completed[index].number for index in pareto_front([record.metrics for record in completed], objectives)}
 
 
 def candidates(records: Sequence[TrialRecord], rule: Choose, most: int) -> list[TrialRecord]:
-    """Who may be chosen: the front's members that satisfy the rule, best first; the nearest where none does."""
-    on_front = front_trials(records, rule.compared)
-    able = [record for record in records if record.number in on_front]
-    return (rule.ranked(able) or rule.nearest(able)[:1])[:most]
+    """At most `most` trials of the front that satisfy the rule, in its order; if none does, the one closest to it."""
+    numbers = front_trials(records, rule.compared)
+    on_front = [record for record in records if record.number in numbers]
+    return (rule.rank(on_front) or rule.rank_by_limits(on_front)[:1])[:most]
 
 
 def apply_rule(
@@ -140,64 +152,79 @@ def apply_rule(
     rule: Choose,
     teacher: Mapping[str, float],
     kind: str = "finished student",
-    bends: Mapping[int, float] | None = None,
+    knee_scores: Mapping[int, float] | None = None,
 ) -> Choice:
-    """Apply the rule to the completed trials; `kind` is what they are in the sentence, `bends` as `Choose.ranked` says.
+    """Apply the rule to the completed trials.
 
-    Raises SpecError for a metric that they do not have.
+    `teacher` are the teacher's metrics, `kind` is the noun for the trials in the sentence, and `knee_scores` are those
+    of `Choose.rank`. Raises SpecError for a metric that the trials do not have.
     """
     completed = [record for record in records if record.state == "completed"]
     if not completed:
-        return Choice(None, False, "No trial ran to its end, so there is no student to choose.")
+        return Choice(None, False, "No trial was completed, so there is no student to choose.")
     for name in rule.metrics:
         if name not in completed[0].metrics:
-            raise SpecError(f"choose: no metric {name!r}; there are {', '.join(sorted(completed[0].metrics))}.")
-    ranked = rule.ranked(completed, bends)
+            raise SpecError(f"choose: the trials have no metric {name!r}; {did_you_mean(name, completed[0].metrics)}")
+    ranked = rule.rank(completed, knee_scores)
     if ranked:
-        why = f"{_enough(rule, len(ranked), len(completed), kind)}, and it {_reason(ranked[0], rule)}"
-        return Choice(
-            ranked[0].number, True, f"Trial {ranked[0].number} was chosen: {why}: {_what(ranked[0], rule, teacher)}."
-        )
-    near = rule.nearest(completed)
+        best = ranked[0]
+        reason = f"{_describe_candidates(rule, len(ranked), len(completed), kind)} trial {best.number} "
+        reason += _describe_advantage(best, rule)
+        sentence = f"Trial {best.number} was chosen: {reason}. {_compare_with_teacher(best, rule, teacher)}"
+        return Choice(best.number, True, sentence)
+    closest = rule.rank_by_limits(completed)
+    none = f"No student {_describe_requirements(rule, 1)}"
     if rule.otherwise == "none":
-        told = "; ".join(f"trial {r.number} {', '.join(rule.misses(r.metrics))}" for r in near[:3])
-        return Choice(None, False, f"No student {_asked(rule)}. The nearest: {told}.")
-    none = f"No student {_asked(rule)}, so the best {rule.best} was taken"
-    return Choice(near[0].number, False, f"{none}: trial {near[0].number}, {_what(near[0], rule, teacher)}.")
+        misses = [f"trial {r.number} {', '.join(rule.misses(r.metrics))}" for r in closest[:REPORTED_MISSES]]
+        return Choice(None, False, f"{none}. Closest to the rule: {'; '.join(misses)}.")
+    best = closest[0]
+    sentence = f"{none}, so {_describe_fallback(rule)} was chosen: trial {best.number}. "
+    return Choice(best.number, False, sentence + _compare_with_teacher(best, rule, teacher))
 
 
 def _signed(record: TrialRecord, name: str) -> float:
     return record.metrics[name] if direction(name) == "minimize" else -record.metrics[name]
 
 
-def _asked(rule: Choose, verb: str = "keeps", has: str = "has") -> str:
-    """What the rule asks of every student."""
-    parts = [] if rule.retention is None else [f"{verb} {100 * rule.retention:g}% of the teacher"]
-    parts += [f"{has} at most {format_metric(name, limit)} {heading(name)}" for name, limit in rule.at_most.items()]
-    return " and ".join(parts) or f"{has} what was asked for"
+def _describe_requirements(rule: Choose, students: int) -> str:
+    """The requirements of the rule as a predicate, in the singular or the plural of `students`."""
+    keep, have = ("keeps", "has") if students == 1 else ("keep", "have")
+    parts = []
+    if rule.retention is not None:
+        parts.append(f"{keep} at least {100 * rule.retention:g}% of the teacher's quality")
+    for name, limit in rule.at_most.items():
+        parts.append(f"{have} {heading(name)} of at most {format_metric(name, limit)}")
+    return " and ".join(parts)
 
 
-def _enough(rule: Choose, enough: int, of: int, kind: str) -> str:
+def _describe_candidates(rule: Choose, enough: int, total: int, kind: str) -> str:
+    """The beginning of the reason; the chosen trial follows as the subject."""
+    kinds = kind if total == 1 else f"{kind}s"
     if rule.retention is None and not rule.at_most:
-        return f"there are {of} {kind}s"
-    asked = _asked(rule, *(("keeps at least", "has") if enough == 1 else ("keep at least", "have")))
-    return f"{enough} of {of} {kind}{'s' * (of > 1)} {asked}"
+        return f"of {total} {kinds},"
+    return f"{enough} of {total} {kinds} {_describe_requirements(rule, enough)}, and"
 
 
-def _reason(record: TrialRecord, rule: Choose) -> str:
+def _describe_advantage(record: TrialRecord, rule: Choose) -> str:
     if rule.knee:
-        return f"lies nearest to where the front of {heading(rule.best)} over {heading(rule.cost)} bends"
+        return f"is the closest to the knee of the front of {heading(rule.best)} over {heading(rule.cost)}"
     if rule.smallest is None:
-        return f"has the best {rule.best}"
+        return f"has the best {heading(rule.best)}"
     smallest = format_metric(rule.smallest, record.metrics[rule.smallest])
-    return f"has the smallest {heading(rule.smallest)} of them ({smallest})"
+    return f"has the smallest {heading(rule.smallest)} of these ({smallest})"
 
 
-def _what(record: TrialRecord, rule: Choose, teacher: Mapping[str, float]) -> str:
+def _describe_fallback(rule: Choose) -> str:
+    if rule.at_most:
+        return f"the student with the best {heading(rule.best)} of those that exceed the fewest limits"
+    return f"the student with the best {heading(rule.best)}"
+
+
+def _compare_with_teacher(record: TrialRecord, rule: Choose, teacher: Mapping[str, float]) -> str:
     metrics = record.metrics
-    if rule.best in teacher:
-        return (
-            f"{rule.best} {metrics[rule.best]:.4f} against the teacher's {teacher[rule.best]:.4f} "
-            f"(keeps {metrics['retention']:.1%}), {metrics['speedup']:.1f} times faster"
-        )
-    return f"it keeps {metrics['retention']:.1%} of the teacher and is {metrics['speedup']:.1f} times faster"
+    share = f"keeps {metrics['retention']:.1%} of the teacher's quality"
+    speed = f"is {metrics['speedup']:.1f} times as fast as the teacher"
+    if rule.best not in teacher:
+        return f"It {share} and {speed}."
+    ours, theirs = format_metric(rule.best, metrics[rule.best]), format_metric(rule.best, teacher[rule.best])
+    return f"Its {heading(rule.best)} is {ours} (teacher: {theirs}); it {share} and {speed}."

@@ -1,7 +1,9 @@
-"""What confirmation came to: each candidate's figures on rows that nothing was chosen by, with intervals.
+"""The verdict of a confirmation: the figures of each candidate on the test rows, with intervals, and the choice.
 
-The interval of a figure draws rows and seeds anew; those of differences draw the same rows for both (`statistics`). A
-gain whose interval holds zero is not shown, and the sentence says so.
+The interval of one figure is a bootstrap over rows and seeds. The interval of a difference draws the same rows for both
+students (see `statistics`). If the interval of a gain contains zero, the sentence says that no gain is shown.
+
+Letters: N rows, C classes, S seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,98 +30,111 @@ from kdray.evaluation.trial_record import TrialRecord
 from kdray.tasks.task import Task
 
 FEW_ROWS = 200
+"""Below this number of test rows, a sentence says that the intervals are wide."""
 
 
 class ConfirmedStudent(BaseModel):
-    """One student over its seeds, on the test rows."""
+    """One student on the test rows, over its seeds."""
 
     model_config = ConfigDict(frozen=True)
 
     trial: int
     role: Role
     seeds: int
+    """The number of seeds that it was trained with."""
     metric: Interval
+    """The task's quality metric."""
     retention: Interval
     metrics: dict[str, float]
-    """All of the task's, averaged over the seeds."""
+    """All metrics of the task, averaged over the seeds."""
     misses: list[str]
-    """What it lacks by the rule, on these figures."""
+    """The requirements of the rule that it does not satisfy with these figures, in words."""
 
 
 class Gain(BaseModel):
-    """How much better the chosen student is than one of its controls."""
+    """The lead of the chosen student over one of its controls."""
 
     model_config = ConfigDict(frozen=True)
 
     over: Role
     difference: Interval
+    """In the task's quality metric; above zero if the chosen student is better."""
 
 
 class PairedTest(BaseModel):
-    """The chosen student beside the next candidate, on rows that only one of them has right."""
+    """McNemar's test of the chosen student and the next candidate."""
 
     model_config = ConfigDict(frozen=True)
 
     trial: int
+    """The number of the next candidate."""
     only_chosen: int
+    """The number of rows that only the chosen student has right."""
     only_other: int
+    """The number of rows that only the other candidate has right."""
     p: float
 
 
 class Verdict(BaseModel):
-    """What confirmation came to."""
+    """The result of a confirmation."""
 
     model_config = ConfigDict(frozen=True)
 
     metric: str
+    """The name of the task's quality metric."""
     rows: int
+    """The number of test rows."""
     teacher: Interval
+    """The teacher's quality on the test rows."""
     confirmed: list[ConfirmedStudent]
     chosen: int | None
     satisfied: bool
+    """Whether the chosen student satisfies the rule."""
     sentences: list[str]
     gains: list[Gain] = []
     against: PairedTest | None = None
     flattered: float | None = None
-    """The metric on the validation rows when the chosen trial was found, less the confirmed one."""
+    """The chosen trial's metric in the search, on the validation rows, minus its confirmed metric."""
     failed: dict[str, str] = {}
-    """What could not be trained again, and why."""
+    """Rerun -> why it failed."""
 
     @property
     def winner(self) -> ConfirmedStudent | None:
-        """The chosen student's confirmed figures; None where none was chosen, or none could be trained again."""
+        """The confirmed figures of the chosen student; None without one, or if no candidate could be trained again."""
         return next((c for c in self.confirmed if (c.trial, c.role) == (self.chosen, "candidate")), None)
 
 
 @dataclass(frozen=True)
 class ConfirmationAnswers:
-    """What the reruns of a confirmation answered on the test rows."""
+    """The outputs of the reruns of a confirmation for the test rows."""
 
     logits: Mapping[Rerun, np.ndarray]
-    """Run -> its logits (N x C)."""
+    """Rerun -> its logits (N x C)."""
     failed: Mapping[Rerun, str]
-    """Run -> why it failed."""
+    """Rerun -> why it failed."""
     rows: Rows
+    """The test rows."""
     task: Task
 
 
 def reach_verdict(
     answers: ConfirmationAnswers, candidates: Sequence[TrialRecord], rule: Choose, teacher: Mapping[str, float]
 ) -> Verdict:
-    """Apply the rule to the confirmed figures; to the figures of the search where no candidate could be trained again.
+    """Apply the rule to the confirmed figures, or to those of the search if no candidate could be trained again.
 
-    `teacher` are the teacher's metrics and costs, as the search knows them.
+    `candidates` are in the order in which the rule prefers them. `teacher` are the metrics and costs of the teacher in
+    the search.
     """
     figures = _ConfirmedFigures(answers, rule)
     confirmed = [figures.student(record, role) for record in candidates for role in figures.roles(record.number)]
-    tested = {each.trial: each.metrics for each in confirmed if each.role == "candidate"}
+    test_metrics = {student.trial: student.metrics for student in confirmed if student.role == "candidate"}
     records = [
-        replace(record, history=(*record.history, tested[record.number]))
+        replace(record, history=(*record.history, test_metrics[record.number]))
         for record in candidates
-        if record.number in tested
+        if record.number in test_metrics
     ]
-    # A knee belongs to the whole front, which only the search has seen. Candidates come in the order of the rule, so
-    # among those that still satisfy it the first one is nearest to the knee.
+    # The knee is a property of the whole front, and only the search has measured all of that front. So the order of the
+    # candidates is used: of those that still satisfy the rule, the first one is the closest to the knee.
     knee_scores = {record.number: -float(place) for place, record in enumerate(candidates)}
     if records:
         choice = apply_rule(records, rule, {**teacher, **figures.teacher_metrics}, "confirmed student", knee_scores)
@@ -133,17 +148,17 @@ def reach_verdict(
         chosen=choice.number,
         satisfied=choice.satisfied,
         sentences=[],
-        failed={str(run): why for run, why in answers.failed.items()},
+        failed={str(run): error for run, error in answers.failed.items()},
     )
     if (winner := verdict.winner) is not None:
-        found = next(record for record in candidates if record.number == winner.trial)
-        flattered = found.metrics[figures.metric] - winner.metric.estimate if figures.metric in found.metrics else None
-        ranked = [record.number for record in (rule.ranked(records, knee_scores) or rule.nearest(records))]
-        others = [number for number in ranked if number != winner.trial]
+        searched = next(record.metrics for record in candidates if record.number == winner.trial)
+        excess = searched[figures.metric] - winner.metric.estimate if figures.metric in searched else None
+        ranked = rule.rank(records, knee_scores) or rule.rank_by_limits(records)
+        others = [record.number for record in ranked if record.number != winner.trial]
         against = figures.paired_test(winner.trial, others[0]) if others else None
         gains = [figures.gain(winner.trial, role) for role in figures.roles(winner.trial) if role != "candidate"]
-        verdict = verdict.model_copy(update={"gains": gains, "against": against, "flattered": flattered})
-    return verdict.model_copy(update={"sentences": _sentences(verdict, choice)})
+        verdict = verdict.model_copy(update={"gains": gains, "against": against, "flattered": excess})
+    return verdict.model_copy(update={"sentences": _describe(verdict, choice)})
 
 
 class _ConfirmedFigures:
@@ -154,90 +169,106 @@ class _ConfirmedFigures:
         self._rows, self._task = answers.rows, answers.task
         self.metric = self._task.quality
         teacher_NxC = self._rows.teacher_logits(np.arange(len(self._rows)))
-        self._teacher = self._resampled([teacher_NxC])
+        self._teacher_metric = self._count_metric([teacher_NxC])
         self.teacher_metrics = self._task.metrics(teacher_NxC, self._rows.labels)
-        self.teacher = bootstrap_interval(self._teacher)
+        self.teacher = bootstrap_interval(self._teacher_metric)
 
     def roles(self, trial: int) -> list[Role]:
-        """The roles in which runs of this trial, or controls of it, have answered."""
+        """The roles that have logits for this trial."""
         return list(dict.fromkeys(run.role for run in self._answers.logits if run.trial == trial))
 
     def student(self, record: TrialRecord, role: Role) -> ConfirmedStudent:
-        """One student over its seeds."""
+        """The figures of one student over its seeds."""
         logits = self._logits(record.number, role)
-        resampled = self._resampled(logits)
-        each = [student_quality(self._task, logits_NxC, self._rows) for logits_NxC in logits]
-        metrics = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+        count_metric = self._count_metric(logits)
+        metrics_of_seeds = [student_quality(self._task, logits_NxC, self._rows) for logits_NxC in logits]
+        metrics = {name: float(np.mean([each[name] for each in metrics_of_seeds])) for name in metrics_of_seeds[0]}
         return ConfirmedStudent(
             trial=record.number,
             role=role,
             seeds=len(logits),
-            metric=bootstrap_interval(resampled),
-            retention=bootstrap_ratio(resampled, self._teacher),
+            metric=bootstrap_interval(count_metric),
+            retention=bootstrap_ratio(count_metric, self._teacher_metric),
             metrics=metrics,
             misses=self._rule.misses({**record.metrics, **metrics}),
         )
 
     def gain(self, trial: int, over: Role) -> Gain:
-        """How much better the candidate is than its control."""
-        ours, theirs = (self._resampled(self._logits(trial, role)) for role in ("candidate", over))
-        return Gain(over=over, difference=bootstrap_difference(ours, theirs))
+        """The lead of the candidate over its control."""
+        candidate, control = (self._count_metric(self._logits(trial, role)) for role in ("candidate", over))
+        return Gain(over=over, difference=bootstrap_difference(candidate, control))
 
     def paired_test(self, trial: int, other: int) -> PairedTest:
-        """McNemar's test of two candidates, by the first seed of each: it compares two classifiers, not two recipes."""
+        """McNemar's test of two candidates.
+
+        The test compares two classifiers, not two recipes, so it reads the first seed of each candidate only.
+        """
         right = [self._logits(each, "candidate")[0].argmax(1) == self._rows.labels for each in (trial, other)]
-        found = mcnemar(*right)
-        return PairedTest(trial=other, only_chosen=found.only_first, only_other=found.only_second, p=found.p)
+        test = mcnemar(*right)
+        return PairedTest(trial=other, only_chosen=test.only_first, only_other=test.only_second, p=test.p)
 
     def _logits(self, trial: int, role: str) -> list[np.ndarray]:
-        """The logits of each seed, in the order of the seeds."""
+        """The logits (N x C) of each seed, in the order of the seeds."""
         runs = [run for run in self._answers.logits if (run.trial, run.role) == (trial, role)]
         return [self._answers.logits[run] for run in sorted(runs, key=lambda run: run.seed)]
 
-    def _resampled(self, logits: Sequence[np.ndarray]) -> CountMetric:
-        answers_SxN = np.stack([one.argmax(1) for one in logits])
+    def _count_metric(self, logits: Sequence[np.ndarray]) -> CountMetric:
+        answers_SxN = np.stack([logits_NxC.argmax(1) for logits_NxC in logits])
         return classification_metric(self.metric, answers_SxN, self._rows.labels)
 
 
-def _sentences(verdict: Verdict, choice: Choice) -> list[str]:
-    said = [choice.sentence]
-    winner = verdict.winner
-    if winner is not None:
-        seeds = f"{winner.seeds} seed{'s' * (winner.seeds > 1)}"
+def _describe(verdict: Verdict, choice: Choice) -> list[str]:
+    """The verdict in sentences."""
+    sentences = [choice.sentence]
+    if (winner := verdict.winner) is not None:
+        seeds = "1 seed" if winner.seeds == 1 else f"{winner.seeds} seeds"
         metric = format_interval(verdict.metric, winner.metric)
         retention = format_interval("retention", winner.retention)
-        said.append(
-            f"Trained again over {seeds} and measured on {verdict.rows:,} test rows that nothing was chosen by: "
-            f"{verdict.metric} {metric}, {retention} of the teacher's."
+        sentences.append(
+            f"Trial {winner.trial} was trained again with {seeds} and measured on {verdict.rows:,} test rows, which "
+            f"the search did not use: {verdict.metric} {metric}, retention {retention}."
         )
-        said += [_gain(gain) for gain in verdict.gains]
-    elif not any(each.role == "candidate" for each in verdict.confirmed):
-        said.append(
-            "This could not be confirmed: no candidate could be trained again, and the figures are those of the "
-            "validation rows, which it was chosen by."
+        sentences += [_describe_gain(gain) for gain in verdict.gains]
+    elif not any(student.role == "candidate" for student in verdict.confirmed):
+        sentences.append(
+            "The choice could not be confirmed, because no candidate could be trained again. The figures are those of "
+            "the validation rows, which the search used."
         )
     if verdict.flattered is not None:
-        points = 100 * verdict.flattered
-        why = "the choice among many flatters, and the rows differ" if points > 0 else "the choice did not flatter it"
-        more = f"{abs(points):.1f} points {'more' if points > 0 else 'less'}"
-        said.append(f"When it was found, the validation rows said {more}: {why}.")
+        sentences.append(_describe_excess(verdict, verdict.flattered))
     if verdict.against is not None:
         other = verdict.against
-        said.append(
-            f"Beside trial {other.trial}, the next candidate, it alone is right on {other.only_chosen} rows and alone "
-            f"wrong on {other.only_other} (McNemar's p {other.p:.2g})."
+        sentences.append(
+            f"Compared with trial {other.trial}, the next candidate, by the first seed of each: {other.only_chosen} "
+            f"rows are right only for the chosen student, {other.only_other} only for trial {other.trial} (McNemar's "
+            f"test: p = {other.p:.2g})."
         )
     if verdict.rows < FEW_ROWS:
-        said.append(f"With {verdict.rows} test rows the intervals are wide: a difference of a point cannot be seen.")
+        sentences.append(
+            f"With {verdict.rows} test rows the intervals are wide: a difference of one point cannot be detected."
+        )
     if verdict.failed:
-        said.append(f"{len(verdict.failed)} of the runs that were to confirm it failed; report.md has the reasons.")
-    return said
+        sentences.append(f"{len(verdict.failed)} of the runs of the confirmation failed; report.md gives the reasons.")
+    return sentences
 
 
-def _gain(gain: Gain) -> str:
-    due, over = {
-        "labels only": ("Due to distillation", "the same student trained on labels alone"),
-        "default distillation": ("Due to the search", "the same student with distillation as it comes"),
+def _describe_excess(verdict: Verdict, excess: float) -> str:
+    before = f"In the search, on the validation rows, the {verdict.metric} of trial {verdict.chosen} was"
+    points = f"{100 * abs(excess):.1f} points"
+    if excess > 0:
+        return f"{before} {points} higher: the best of many trials is overestimated, and the rows differ."
+    return f"{before} {points} lower, so it was not overestimated."
+
+
+def _describe_gain(gain: Gain) -> str:
+    cause, control = {
+        "labels only": ("distillation", "the same student trained on labels only"),
+        "default distillation": ("the search", "the same student with default distillation"),
     }[gain.over]
-    shown = "" if gain.difference.low > 0 else "; it is worse" if gain.difference.high < 0 else "; no gain is shown"
-    return f"{due}: {format_points(gain.difference)} over {over}{shown}."
+    if gain.difference.low > 0:
+        remark = ""
+    elif gain.difference.high < 0:
+        remark = "; the chosen student is worse"
+    else:
+        remark = "; no gain is shown"
+    return f"Due to {cause}: {format_points(gain.difference)} over {control}{remark}."

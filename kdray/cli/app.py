@@ -3,7 +3,7 @@
 import typer
 
 from kdray.cli.looking import show, sync_sweep, ui
-from kdray.cli.options import flat
+from kdray.cli.options import flatten_groups
 from kdray.cli.running import choose_again, run_file
 from kdray.cli.student import export_student, predict, register_student
 
@@ -13,11 +13,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("run")(flat(run_file))
-app.command("choose")(flat(choose_again))
+app.command("run")(flatten_groups(run_file))
+app.command("choose")(flatten_groups(choose_again))
 app.command("show")(show)
 app.command("sync")(sync_sweep)
 app.command("ui")(ui)
 app.command("export")(export_student)
-app.command("predict")(flat(predict))
+app.command("predict")(flatten_groups(predict))
 app.command("register")(register_student)

@@ -1,4 +1,4 @@
-"""What all commands share: how they are found, where they log, and how they end.
+"""What all commands share: the sweep's log file, the printing of errors, and the exit codes.
 
 Exit codes: 0 a student was chosen; 1 failed; 2 refused, or no usable storage; 3 finished, but no student satisfies the
 rule; 130 interrupted.
@@ -19,44 +19,44 @@ from kdray.storage.paths import SweepPaths, sweep_paths
 from kdray.tracking.origin import command_line
 
 log = logging.getLogger(__name__)
-logging.getLogger("kdray").addHandler(
-    logging.NullHandler()
-)  # else Python prints errors itself until there is a log file
+# Without a handler, Python prints errors to stderr itself until a command opens its log file.
+logging.getLogger("kdray").addHandler(logging.NullHandler())
 stderr_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-CHATTERERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggingface_hub")
-"""Libraries that put handlers of their own on the screen."""
+LOGGERS_WITH_HANDLERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggingface_hub")
+"""Loggers of libraries that add handlers of their own, which print on the screen."""
 
 
 def log_to(paths: SweepPaths) -> None:
-    """Send all logging to the sweep's log file; libraries' warnings included."""
+    """Send all log records, and the warnings of libraries, to the sweep's log file."""
     paths.logs.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(paths.logs / "kdray.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
-    for name in CHATTERERS:
-        chatterer = logging.getLogger(name)
-        chatterer.handlers, chatterer.propagate = [], True
+    for name in LOGGERS_WITH_HANDLERS:
+        library_log = logging.getLogger(name)
+        library_log.handlers, library_log.propagate = [], True
     logging.root.addHandler(handler)
-    logging.raiseExceptions = False  # a full storage is said once, not at every line that the log cannot take
+    # When the storage is full, logging would print a traceback for every record. The command reports the error once.
+    logging.raiseExceptions = False
     logging.root.setLevel(logging.INFO)
 
 
 def wide_console() -> Console:
-    """Standard output; a file or a pipe gets whole rows."""
+    """A console on standard output; in a file or a pipe it does not break the rows of a table."""
     return Console() if sys.stdout.isatty() else Console(soft_wrap=True, width=160)
 
 
 def open_log_of(sweep: str) -> SweepPaths:
-    """The paths of STORAGE/NAME; where there is such a sweep, its log file has what follows."""
+    """The paths of STORAGE/NAME; if a sweep exists there, log records go to its log file from now on."""
     paths = sweep_paths(sweep)
     if paths.settings.exists():
         log_to(paths)
     return paths
 
 
-class exit_on_error:  # noqa: N801  (used as `with exits():`)
-    """Turn an error into a sentence on stderr and the exit code; the traceback goes to the log file."""
+class exit_on_error:  # noqa: N801  (used as `with exit_on_error():`)
+    """End the process with one sentence on stderr and an exit code on any error; its traceback goes to the log file."""
 
     def __init__(self, storage: str = "the storage") -> None:
         self.storage = storage
@@ -66,36 +66,39 @@ class exit_on_error:  # noqa: N801  (used as `with exits():`)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        error = (error and storage_error(error, self.storage)) or error
+        if error is None:
+            return
+        error = storage_error(error, self.storage) or error
         if isinstance(error, KDRayError):
             print_error(error)
             raise SystemExit(error.exit_code) from None
         if isinstance(error, KeyboardInterrupt):
             stderr_console.print(
-                f"Interrupted; nothing is lost. To go on from here:\n    {resume_command(sys.argv)}", markup=False
+                f"Interrupted; nothing is lost. To continue from here:\n    {resume_command(sys.argv)}", markup=False
             )
             raise SystemExit(EXIT_CODE) from None
-        if error is not None and not isinstance(error, SystemExit | typer.Exit):
+        if not isinstance(error, SystemExit | typer.Exit):
             log.error("".join(traceback.format_exception(error)))
 
 
 def resume_command(arguments: Sequence[str]) -> str:
-    """The command line that goes on with the sweep that these arguments ran."""
+    """The command line that continues the sweep which these arguments started; without --fresh, which deletes it."""
     return command_line([argument for argument in arguments if argument != "--fresh"])
 
 
 def print_error(error: KDRayError) -> None:
-    """Print an error as a sentence."""
+    """Print the message of an error on stderr, and write its traceback to the log."""
     log.error("".join(traceback.format_exception(error)))
     stderr_console.print(f"kdray: {error}", markup=False)
 
 
-def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _exit_on_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if isinstance(error, KDRayError):
         print_error(error)
         raise SystemExit(error.exit_code)
     sys.__excepthook__(kind, error, trace)
 
 
-# A sweep script builds its Sweep before main() is called: a mistake in it must be a sentence all the same.
-sys.excepthook = _uncaught
+# A sweep script builds its Sweep before it calls main(), so outside `exit_on_error`. This hook prints a mistake in the
+# Sweep as a sentence too, without a traceback.
+sys.excepthook = _exit_on_uncaught

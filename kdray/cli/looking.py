@@ -1,4 +1,4 @@
-"""Looking at sweeps: their tables, MLflow, and sending MLflow what it missed."""
+"""`kdray show`, `kdray sync` and `kdray ui`: a sweep's table, its unsent MLflow changes, MLflow's user interface."""
 
 import subprocess
 from typing import Annotated
@@ -31,42 +31,44 @@ def sync_sweep(
     sweep: Annotated[str, typer.Argument(help="STORAGE/NAME: the folder of a sweep that has ended.")],
     tracking_uri: SweepServer = None,
 ) -> None:
-    """Send MLflow what it missed of a sweep while its server did not answer."""
+    """Send MLflow the changes of a sweep that its server did not accept while the sweep ran."""
     with exit_on_error():
         paths = open_log_of(sweep)
         with open_screen() as screen:
             screen.stage("MLflow")
-            synced = send_spool(paths, tracking_uri, screen.note, lambda done, of: screen.progress("runs", done, of))
+            result = send_spool(
+                paths, tracking_uri, screen.note, lambda done, count: screen.progress("runs", done, count)
+            )
         console = Console(soft_wrap=True, highlight=False)
-        for line in describe_sent(sweep, synced):
+        for line in describe_sync(sweep, result):
             console.print(line, markup=False)
 
 
 def ui(
     storage: Annotated[
-        str, typer.Argument(help="The storage whose trials to look at.", envvar="KDRAY_STORAGE")
+        str, typer.Argument(help="The storage whose trials to show.", envvar="KDRAY_STORAGE")
     ] = DEFAULT_STORAGE,
-    port: Annotated[int, typer.Option(help="Port on loopback.")] = UI_PORT,
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = UI_PORT,
 ) -> None:
-    """Open MLflow's user interface for a storage, on loopback only."""
+    """Open MLflow's user interface for a storage, on the loopback interface only."""
     with exit_on_error():
         paths = StoragePaths(storage_path(storage))
         if url_of(paths.storage) and not paths.tracking_database.exists():
             raise StorageError(
-                f"storage {storage}: MLflow's database is a file of the machine that ran its sweeps, "
-                f"{paths.tracking_database}, and none is here. Open it there, or open your MLflow server."
+                f"storage {storage}: its MLflow database is a file on the machine that ran the sweeps, and there is no "
+                f"{paths.tracking_database} here. Run this command on that machine, or open your MLflow server."
             )
         stderr_console.print(f"MLflow on http://127.0.0.1:{port} for {storage}; Ctrl-C ends it.")
         raise typer.Exit(subprocess.run(ui_command(paths.storage, port), check=False).returncode)
 
 
-def describe_sent(sweep: str, synced: SyncResult | None) -> list[str]:
-    """What `kdray sync` has sent, in words."""
-    if synced is None:
-        return [f"Nothing to send: {sweep} holds nothing that MLflow has not taken."]
-    sent = synced.sent
-    missing = [f"Left out, for it is not there any more: {folder}" for folder in sent.missing]
+def describe_sync(sweep: str, result: SyncResult | None) -> list[str]:
+    """The lines that `kdray sync` prints about its result; `result` is None when there was nothing to send."""
+    if result is None:
+        return [f"Nothing to send: {sweep} has no unsent changes."]
+    sent = result.sent
+    missing = [f"Left out, because it does not exist any more: {folder}" for folder in sent.missing]
     if not sent.runs:
-        return [f"Nothing to send: MLflow at {synced.uri} has everything of {sweep}.", *missing]
+        return [f"Nothing to send: MLflow at {result.uri} has every change of {sweep}.", *missing]
     counts = f"runs changed: {len(sent.runs)}, values of metrics: {sent.metrics:,}, folders of files: {sent.folders}"
-    return [f"Sent to MLflow at {synced.uri}: {counts}.", *missing]
+    return [f"Sent to MLflow at {result.uri}: {counts}.", *missing]

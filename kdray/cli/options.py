@@ -1,9 +1,9 @@
-"""The options of the command line: each group of options is a dataclass, and commands take whole groups.
+"""The options of the command line: each group of options is a dataclass, and one parameter of a command.
 
     def command(sweep: SweepFolder, run: RunGroup) -> None: ...
-    typer.command()(flat(command))
+    typer.command()(flatten_groups(command))
 
-`flat` shows Typer the single options, and hands the command the groups filled in.
+Typer sees the single options. The command gets the filled groups.
 """
 
 import functools
@@ -20,10 +20,12 @@ UI_PORT = 5000
 
 SweepFolder = Annotated[str, typer.Argument(metavar="STORAGE/NAME", help="The folder of a finished sweep.")]
 SweepServer = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server; by default the sweep's own.")]
-Set = Annotated[
+Changes = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Change any setting; repeatable. A searched one is then searched no more.", metavar="NAME=VALUE"
+        "--set",
+        help="Change any setting; repeatable. A setting that is given here is no longer searched.",
+        metavar="NAME=VALUE",
     ),
 ]
 TrackingUri = Annotated[
@@ -34,23 +36,26 @@ Address = Annotated[str | None, typer.Option(help="Ray cluster to join, such as 
 RequireCluster = Annotated[
     bool,
     typer.Option(
-        "--require-cluster", help="Fail rather than start a local Ray; so it is on the head of a `ray up` cluster."
+        "--require-cluster", help="Never start a local Ray. This is the default on the head of a `ray up` cluster."
     ),
 ]
-Local = Annotated[bool, typer.Option("--local", help="Run every job in this process, one at a time: for a debugger.")]
+Local = Annotated[bool, typer.Option("--local", help="Run every job in this process, one at a time, for a debugger.")]
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """What `kdray run` and a sweep script are told."""
+    """The options of `kdray run` and of a sweep script."""
 
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="The same sweep, small: a test of everything in a minute or two.")
+        bool,
+        typer.Option(
+            "--smoke", help="Run the same sweep with fewer rows and trials, to test everything in a minute or two."
+        ),
     ] = False
     trials: Annotated[
-        int | None, typer.Option(help="Trials to run; more than before extends a finished sweep.", min=1)
+        int | None, typer.Option(help="Number of trials; a larger number than before extends a finished sweep.", min=1)
     ] = None
-    changes: Set = None
+    changes: Changes = None
     storage: Annotated[
         str,
         typer.Option(
@@ -62,29 +67,33 @@ class RunGroup:
     tracking_uri: TrackingUri = None
     address: Address = None
     require_cluster: RequireCluster = False
-    fresh: Annotated[bool, typer.Option("--fresh", help="Remove this sweep's earlier results and start over.")] = False
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete this sweep's earlier results and start over.")] = False
     local: Local = False
     ledger: Annotated[
-        str | None, typer.Option("--ledger", help="Database that keeps the trials; by default a file.", metavar="URL")
+        str | None, typer.Option("--ledger", help="Database for the trials; by default a file.", metavar="URL")
     ] = None
 
 
 @dataclass(frozen=True)
 class RuleGroup:
-    """The rule that `kdray choose` is told."""
+    """The options of `kdray choose` that make up the rule."""
 
-    retention: Annotated[float | None, typer.Option(help="Least share of the teacher's quality to keep.")] = None
-    smallest: Annotated[str | None, typer.Option(help="Cost to have least of.", metavar="COST")] = None
-    best: Annotated[str | None, typer.Option(help="Quality to have most of.", metavar="METRIC")] = None
-    at_most: Annotated[list[str] | None, typer.Option(help="Limit of a cost; repeatable.", metavar="COST=VALUE")] = None
-    knee: Annotated[bool, typer.Option("--knee", help="Take the knee of the front.")] = False
+    retention: Annotated[
+        float | None, typer.Option(help="Smallest share of the teacher's quality that the student must keep.")
+    ] = None
+    smallest: Annotated[str | None, typer.Option(help="Cost to minimise.", metavar="COST")] = None
+    best: Annotated[str | None, typer.Option(help="Quality metric to maximise.", metavar="METRIC")] = None
+    at_most: Annotated[
+        list[str] | None, typer.Option(help="Upper limit of a cost; repeatable.", metavar="COST=VALUE")
+    ] = None
+    knee: Annotated[bool, typer.Option("--knee", help="Choose the knee of the Pareto front.")] = False
 
 
 @dataclass(frozen=True)
-class AgainGroup:
-    """What `kdray choose` is told beside the rule."""
+class ChooseGroup:
+    """The other options of `kdray choose`."""
 
-    changes: Set = None
+    changes: Changes = None
     tracking_uri: TrackingUri = None
     address: Address = None
     require_cluster: RequireCluster = False
@@ -93,53 +102,57 @@ class AgainGroup:
 
 @dataclass(frozen=True)
 class PredictGroup:
-    """What `kdray predict` is told beside the sweep and the texts."""
+    """The options of `kdray predict`."""
 
     pair: Annotated[
-        list[str] | None, typer.Option(help="The second text of a pair, once for each text.", metavar="TEXT")
+        list[str] | None, typer.Option(help="The second text of a pair; give it once for each text.", metavar="TEXT")
     ] = None
-    file: Annotated[Path | None, typer.Option(help="Read csv, tsv, txt, json, jsonl or parquet.")] = None
-    to: Annotated[Path | None, typer.Option(help="Write csv, jsonl or parquet.", metavar="FILE")] = None
+    file: Annotated[Path | None, typer.Option(help="Read texts from csv, tsv, txt, json, jsonl or parquet.")] = None
+    to: Annotated[Path | None, typer.Option(help="Write answers to csv, jsonl or parquet.", metavar="FILE")] = None
     columns: Annotated[
         str | None, typer.Option(help="Names of the columns of a file without a header.", metavar="A,B")
     ] = None
     form: Annotated[str, typer.Option(help="pytorch, onnx or int8.")] = "pytorch"
-    batch_size: Annotated[int, typer.Option(help="Texts at once.", min=1)] = 64
+    batch_size: Annotated[int, typer.Option(help="Texts per batch.", min=1)] = 64
 
 
-def flat(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with every group of options replaced by its single options, for Typer to read."""
+def flatten_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace every group among the parameters of a command by its single options.
+
+    Typer reads options from the signature of a function, so the result carries a signature without groups.
+    """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:
-            parameters += _options(groups[name])
+            parameters += _option_parameters(groups[name])
         else:
             parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
-    def flattened(**values: Any) -> None:
-        filled = {
-            name: group(**{each.name: values.pop(each.name) for each in fields(group)})
+    def run_command(**values: Any) -> None:
+        filled_groups = {
+            name: group(**{option.name: values.pop(option.name) for option in fields(group)})
             for name, group in groups.items()
         }
-        command(**values, **filled)
+        command(**values, **filled_groups)
 
-    flattened.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    flattened.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del flattened.__wrapped__  # else the signature of the command itself would be read
-    return flattened
+    run_command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run_command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    # functools.wraps sets __wrapped__, through which Typer would read the signature with the groups.
+    del run_command.__wrapped__
+    return run_command
 
 
-def _options(group: Any) -> list[inspect.Parameter]:
+def _option_parameters(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(
-            each.name,
+            option.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if each.default is MISSING else each.default,
-            annotation=hints[each.name],
+            default=inspect.Parameter.empty if option.default is MISSING else option.default,
+            annotation=hints[option.name],
         )
-        for each in fields(group)
+        for option in fields(group)
     ]

@@ -1,4 +1,4 @@
-"""Running a sweep: `main(sweep)` for sweep scripts, `kdray run FILE`, and `kdray choose` for a finished one."""
+"""Commands that run a sweep: `main(sweep)` in a sweep script, `kdray run FILE`, and `kdray choose`."""
 
 import os
 import runpy
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kdray.cli.ending import exit_on_error, log_to, wide_console
-from kdray.cli.options import UI_PORT, AgainGroup, RuleGroup, RunGroup, SweepFolder, flat
+from kdray.cli.options import UI_PORT, ChooseGroup, RuleGroup, RunGroup, SweepFolder, flatten_groups
 from kdray.errors import KDRayError, SpecError
 from kdray.report.screen import open_screen
 from kdray.report.table import table
@@ -23,7 +23,7 @@ from kdray.storage.bucket_copies import open_for_reading
 from kdray.storage.paths import SweepPaths, display_path, storage_path, sweep_paths
 from kdray.sweep import Sweep
 
-STOPPING = "Stopping: what runs writes a checkpoint first. Ctrl-C or SIGTERM once more ends it at once."
+STOPPING = "Stopping: running jobs write a checkpoint first. A second Ctrl-C or SIGTERM ends the sweep at once."
 
 
 def main(sweep: Sweep) -> None:
@@ -34,7 +34,7 @@ def main(sweep: Sweep) -> None:
 
     command.__doc__ = f"Run the sweep {sweep.name!r}, or continue it."
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    script.command()(flat(command))
+    script.command()(flatten_groups(command))
     script()
 
 
@@ -43,37 +43,48 @@ def run_file(file: Annotated[Path, typer.Argument(help="A Python file that defin
     launch(lambda: load_sweep_file(file), run)
 
 
-def choose_again(sweep: SweepFolder, rule: RuleGroup, again: AgainGroup) -> None:
-    """Choose again from a finished sweep by another rule; only what confirmation still lacks is trained."""
+def choose_again(sweep: SweepFolder, rule: RuleGroup, options: ChooseGroup) -> None:
+    """Choose again from a finished sweep by another rule; only students that confirmation still needs are trained."""
     with exit_on_error():
-        place = sweep_paths(sweep)
-        with open_for_reading(place) as paths:
-            finished = read_finished_sweep(paths, place, again.tracking_uri)
+        paths = sweep_paths(sweep)
+        with open_for_reading(paths) as readable_paths:
+            finished = read_finished_sweep(readable_paths, paths, options.tracking_uri)
+        # None stands for an option that was not given: it leaves the rule as it is.
         limits = parse_changes(rule.at_most or [], "--at-most") or None
-        asked = vars(rule) | {"at_most": limits, "knee": rule.knee or None}
-        new_rule = change_rule(finished.choose, {name: value for name, value in asked.items() if value is not None})
-        changed = finished.model_copy(update={"choose": new_rule}).with_changes(parse_changes(again.changes or []))
-        options = RunOptions(again.address, again.require_cluster, local=again.local)
-        run_on_screen(changed, place, changed.tracking.uri, options)
+        requested = vars(rule) | {"at_most": limits, "knee": rule.knee or None}
+        new_rule = change_rule(finished.choose, {name: value for name, value in requested.items() if value is not None})
+        changed = finished.model_copy(update={"choose": new_rule}).with_changes(parse_changes(options.changes or []))
+        run_options = RunOptions(address=options.address, require_cluster=options.require_cluster, local=options.local)
+        run_on_screen(changed, paths, changed.tracking.uri, run_options)
 
 
-def launch(load: Callable[[], Sweep], told: RunGroup) -> None:
-    """Run a sweep with the options of a command line and end the process with its exit code."""
-    with exit_on_error(told.storage):
+def launch(load: Callable[[], Sweep], options: RunGroup) -> None:
+    """Run a sweep with the options of a command line, and end the process with its exit code.
+
+    `load` gives the sweep. It is called here so that an error in it is printed as a sentence.
+    """
+    with exit_on_error(options.storage):
         sweep = load()
-        sweep = sweep.smoke_copy() if told.smoke else sweep
-        sweep = sweep.with_changes(parse_changes(told.changes or []))
-        if told.trials is not None:
-            sweep = sweep.with_changes({"search.trials": told.trials})
-        if told.ledger is not None:
-            sweep = sweep.with_changes({"search.ledger": told.ledger})
-        paths = SweepPaths(storage_path(told.storage), sweep.name)
-        uri = told.tracking_uri or sweep.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        run_on_screen(sweep, paths, uri, RunOptions(told.address, told.require_cluster, told.fresh, told.local))
+        # First --smoke, so that --set and the other options may change what the smoke copy has set.
+        sweep = sweep.smoke_copy() if options.smoke else sweep
+        sweep = sweep.with_changes(parse_changes(options.changes or []))
+        if options.trials is not None:
+            sweep = sweep.with_changes({"search.trials": options.trials})
+        if options.ledger is not None:
+            sweep = sweep.with_changes({"search.ledger": options.ledger})
+        paths = SweepPaths(storage_path(options.storage), sweep.name)
+        uri = options.tracking_uri or sweep.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        run_options = RunOptions(
+            address=options.address,
+            require_cluster=options.require_cluster,
+            fresh=options.fresh,
+            local=options.local,
+        )
+        run_on_screen(sweep, paths, uri, run_options)
 
 
 def run_on_screen(sweep: Sweep, paths: SweepPaths, tracking_uri: str | None, options: RunOptions) -> None:
-    """Run a sweep on the screen, and print the outcome."""
+    """Run a sweep, show its progress on the screen, and print the outcome."""
     if tracking_uri:
         sweep = sweep.with_changes({"tracking.uri": tracking_uri})
     log_to(paths)
@@ -83,7 +94,10 @@ def run_on_screen(sweep: Sweep, paths: SweepPaths, tracking_uri: str | None, opt
 
 
 def print_outcome(outcome: Outcome) -> None:
-    """Print what came out, and where it lies."""
+    """Print the table, the sentences of the choice, and where the student, the report and the MLflow page are.
+
+    Raises typer.Exit with exit code 3 when no student was chosen.
+    """
     console = wide_console()
     console.print(table(outcome.figures))
     for sentence in outcome.figures.sentences:
@@ -105,16 +119,16 @@ def print_outcome(outcome: Outcome) -> None:
 
 
 def parse_changes(changes: list[str], option: str = "--set") -> dict[str, Any]:
-    """The settings written as name=value. Raises SpecError for anything else."""
+    """The settings in texts of the form name=value. Raises SpecError for any other text."""
     for change in changes:
-        if change.find("=") < 1:
+        if change.find("=") < 1:  # there is no `=`, or no name before it
             example = "training.epochs=2" if option == "--set" else "latency_ms=5"
             raise SpecError(f"{option} {change}: write it as name=value, such as {option} {example}.")
     return {name: parse_value(value) for name, _, value in (change.partition("=") for change in changes)}
 
 
 def load_sweep_file(file: Path) -> Sweep:
-    """The sweep that a Python file defines. Raises SpecError when there is none, or more than one."""
+    """The sweep that a Python file defines. Raises SpecError if the file does not define exactly one sweep."""
     if not file.is_file():
         raise SpecError(f"{file}: no such file. Give a Python file that defines a Sweep, such as sweeps/quickstart.py.")
     try:
@@ -122,16 +136,18 @@ def load_sweep_file(file: Path) -> Sweep:
     except KDRayError:
         raise
     except Exception as error:
-        raise SpecError(f"{file}: it is no sweep that Python can read: {_place(error, file)}.") from error
+        raise SpecError(f"{file}: Python cannot run this sweep file: {_locate_error(error, file)}.") from error
+    # By identity, because one Sweep may have several names in the file.
     sweeps = {id(value): value for value in names.values() if isinstance(value, Sweep)}
     if len(sweeps) != 1:
-        raise SpecError(f"{file}: it defines {len(sweeps)} Sweep values, where one is needed: sweep = Sweep(...).")
+        raise SpecError(f"{file}: it defines {len(sweeps)} Sweep values, but must define one: sweep = Sweep(...).")
     return next(iter(sweeps.values()))
 
 
-def _place(error: Exception, file: Path) -> str:
-    """What went wrong in a sweep file, and in which of its lines."""
+def _locate_error(error: Exception, file: Path) -> str:
+    """The line of a sweep file in which an error was raised, and the error's message."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-    return f"{f'line {lines[-1]}: ' if lines else ''}{type(error).__name__}: {error}"
+    location = f"line {lines[-1]}: " if lines else ""
+    return f"{location}{type(error).__name__}: {error}"

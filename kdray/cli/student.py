@@ -1,4 +1,4 @@
-"""What is done with a chosen student: `kdray export`, `kdray predict` and `kdray register`."""
+"""Commands that use a chosen student: `kdray export`, `kdray predict` and `kdray register`."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -33,12 +33,12 @@ def export_student(
     form: Annotated[
         list[str] | None, typer.Option(help="onnx or int8; repeatable. Both by default.", metavar="FORM")
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="Copy the student's whole folder there.", metavar="DIR")] = None,
+    to: Annotated[Path | None, typer.Option(help="Copy the student's complete folder to DIR.", metavar="DIR")] = None,
 ) -> None:
-    """Write the chosen student as ONNX, check that it is still the same student, and measure it."""
+    """Write the chosen student as ONNX, check that its outputs stay the same, and measure its speed."""
     with exit_on_error():
-        paths = _paths(sweep)
-        forms = [_form(name) for name in form or ("onnx", "int8")]
+        paths = _fetch_sweep(sweep)
+        forms = [_parse_form(name) for name in form or ("onnx", "int8")]
         student = read_shipped(paths)
         if to is not None:
             check_empty(to)
@@ -49,27 +49,30 @@ def export_student(
             own_sweep(paths.owner, screen.note),
             sync_with_bucket(paths, screen.note),
         ):
-            exported = export_forms(student, forms, read_figures(paths), screen)
+            result = export_forms(student, forms, read_figures(paths), screen)
             if to is not None:
                 copy_student(student.folder, to)
         console = Console(soft_wrap=True, highlight=False)
-        for line in describe_exported(exported):
+        for line in describe_export(result):
             console.print(line, markup=False)
         console.print(f"\nStudent  {to or display_path(student.folder)}", markup=False)
-        if exported.missing:
-            raise ExportError("; ".join(f"{form}: {why}" for form, why in exported.missing.items()) + ".")
+        if result.missing:
+            raise ExportError("; ".join(f"{name}: {reason}" for name, reason in result.missing.items()) + ".")
 
 
 def predict(
     sweep: SweepFolder,
     options: PredictGroup,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; - reads lines.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; - reads lines of standard input.")
+    ] = None,
 ) -> None:
-    """Ask the chosen student: label, probability and text of each, with tabs between; or a file to a file."""
+    """Classify texts with the chosen student: print label, probability and text of each, or read and write a file."""
     with exit_on_error():
+        # Either texts or --file, and --to together with --file only.
         if bool(texts) == bool(options.file) or bool(options.file) != bool(options.to):
             raise SpecError("predict: give texts, or - for lines of standard input, or --file FILE and --to FILE.")
-        student = read_shipped(_paths(sweep))
+        student = read_shipped(_fetch_sweep(sweep))
         if options.file is not None and options.to is not None:
             _predict_file(student, options, options.file, options.to)
         else:
@@ -78,82 +81,88 @@ def predict(
 
 def _predict_file(student: Shipped, options: PredictGroup, file: Path, to: Path) -> None:
     check_target(file, to)
-    with suppress(OSError):  # it may be somebody else's sweep: to ask its student writes nothing there
+    # A student may be used without the right to write into its sweep. There is no log file then.
+    with suppress(OSError):
         log_to(student.paths)
     with open_screen() as screen, handle_signals():
         screen.stage(f"Predicting {file} by {options.form}")
-        predictor = Predictor(student, _form(options.form), options.batch_size)
+        predictor = Predictor(student, _parse_form(options.form), options.batch_size)
         names = tuple(name.strip() for name in options.columns.split(",")) if options.columns else ()
-        rows = predict_file(predictor, file, to, names, lambda done, of: screen.progress("rows", done, of))
+        rows = predict_file(predictor, file, to, names, lambda done, count: screen.progress("rows", done, count))
     typer.echo(f"{rows:,} rows  {to}")
 
 
 def _predict_texts(student: Shipped, options: PredictGroup, texts: list[str]) -> None:
-    given = [check_text(text) for text in texts]
-    if given == ["-"]:
+    first_texts = [check_text(text) for text in texts]
+    if first_texts == ["-"]:
         chunks: Iterable[tuple[Sequence[str], Sequence[str] | None]] = read_lines(sys.stdin.buffer, student)
     else:
-        chunks = [(given, check_pairs(student, given, [check_text(text) for text in options.pair or []]))]
-    predictor = Predictor(student, _form(options.form), options.batch_size)
-    for some, others in chunks:
-        for text, answer in zip(some, predictor.answers(some, others), strict=True):
-            typer.echo(_answer_line(text, answer))
+        second_texts = check_pairs(student, first_texts, [check_text(text) for text in options.pair or []])
+        chunks = [(first_texts, second_texts)]
+    predictor = Predictor(student, _parse_form(options.form), options.batch_size)
+    for chunk, second_chunk in chunks:
+        for text, answer in zip(chunk, predictor.answers(chunk, second_chunk), strict=True):
+            typer.echo(_format_answer(text, answer))
 
 
 def register_student(
     sweep: SweepFolder,
-    replace: Annotated[bool, typer.Option("--replace", help="Make it champion, whatever the rule says.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Make the student champion, whatever the rule says.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(help="The registered model; by default the sweep's.", metavar="NAME")
     ] = None,
     tracking_uri: SweepServer = None,
 ) -> None:
-    """Put the chosen student into MLflow's model registry; the better one, by its sweep's rule, is champion."""
+    """Register the chosen student in MLflow; it becomes champion if it is better by its sweep's rule."""
     with exit_on_error():
         paths = open_log_of(sweep)
         with open_screen() as screen, handle_signals():
             screen.stage("Registry")
-            came = register_finished(paths, tracking_uri, model, replace, screen.note)
-        typer.echo(f"Registry {came}")
+            outcome = register_finished(paths, tracking_uri, model, replace, screen.note)
+        typer.echo(f"Registry {outcome}")
 
 
-def describe_exported(exported: ExportResult) -> list[str]:
-    """What `kdray export` has made, in words: a line a form, and how it was measured."""
-    quality = next(iter(exported.forms[0].metrics))
+def describe_export(result: ExportResult) -> list[str]:
+    """The lines that `kdray export` prints: one line for each form, and one for how the forms were measured."""
+    quality = next(iter(result.forms[0].metrics))
     lines = []
-    for made in exported.forms:
+    for form in result.forms:
         parts = [
             f"{name} {format_metric(metric, value)}"
             for name, metric, value in (
-                ("", "size_mb", made.size_mb),
-                ("latency", "latency_ms", made.latency_ms),
-                ("p95", "latency_p95_ms", made.latency_p95_ms),
-                ("throughput", "throughput_per_s", made.throughput_per_s),
-                (heading(quality), quality, made.metrics[quality]),
-                ("agreement", "agreement", made.agreement),
+                ("", "size_mb", form.size_mb),
+                ("latency", "latency_ms", form.latency_ms),
+                ("p95", "latency_p95_ms", form.latency_p95_ms),
+                ("throughput", "throughput_per_s", form.throughput_per_s),
+                (heading(quality), quality, form.metrics[quality]),
+                ("agreement", "agreement", form.agreement),
             )
         ]
-        lines.append(f"{made.form:8} {', '.join(parts).strip()}, largest difference {made.largest_difference:.2g}")
-    return [*lines, f"On {exported.rows:,} {exported.split} rows. {_capitalised(exported.conditions)}."]
+        lines.append(f"{form.form:8} {', '.join(parts).strip()}, largest difference {form.largest_difference:.2g}")
+    return [*lines, f"On {result.rows:,} {result.split} rows. {_capitalise(result.conditions)}."]
 
 
-def _answer_line(text: str, answer: Answer) -> str:
+def _format_answer(text: str, answer: Answer) -> str:
+    """Label, probability and text, with tabs between them; white space in the text becomes single spaces."""
     return f"{answer.label}\t{answer.probability:.4f}\t{' '.join(text.split())}"
 
 
-def _capitalised(text: str) -> str:
+def _capitalise(text: str) -> str:
+    # str.capitalize would also turn all other letters into small ones.
     return text[:1].upper() + text[1:]
 
 
-def _form(name: str) -> Form:
+def _parse_form(name: str) -> Form:
     for form in FORMS:
         if form == name:
             return form
     raise SpecError(f"--form {name}: no such form; {did_you_mean(name, FORMS)}")
 
 
-def _paths(sweep: str) -> SweepPaths:
-    """Where the sweep lies; of one in a bucket, what is needed of it is fetched."""
+def _fetch_sweep(sweep: str) -> SweepPaths:
+    """The paths of a sweep; if it is in a bucket, its records and its chosen student are downloaded first."""
     paths = sweep_paths(sweep)
     for path in (paths.settings, *paths.records, paths.chosen):
         fetch(path)

@@ -5,34 +5,40 @@ from collections.abc import Iterator
 import numpy as np
 
 BUCKET_BATCHES = 50
-"""Batches cut from one shuffled pool sorted by length: more pads less, fewer mixes better."""
+"""The number of batches that are cut from one shuffled pool after sorting it by length.
+
+A larger pool needs less padding, but its batches are less random.
+"""
 
 
 def epoch_batches(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
-    """The row numbers of each global batch of an epoch: every row once, rows of like length together, shuffled.
+    """The row numbers of each global batch of an epoch: each row once, rows of similar length together, shuffled.
 
-    Depends on the arguments alone. The last batch may be short.
+    The result depends on the arguments alone, so that every rank and every resumed training computes the same batches.
+    `lengths` has the number of tokens of each row. The last batch may be smaller than `batch_size`.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(lengths))
-    pool = batch_size * BUCKET_BATCHES
+    pool_size = batch_size * BUCKET_BATCHES
     batches = [
         batch
-        for start in range(0, len(order), pool)
-        for batch in _cut(_by_length(order[start : start + pool], lengths), batch_size)
+        for start in range(0, len(order), pool_size)
+        for batch in _slices(_sort_by_length(order[start : start + pool_size], lengths), batch_size)
     ]
-    full = len(lengths) // batch_size
-    return [batches[place] for place in random.permutation(full)] + batches[full:]
+    full_batches = len(lengths) // batch_size
+    # Inside a pool the batches are in order of length, so they are shuffled. Only full ones: the short one stays last.
+    return [batches[number] for number in random.permutation(full_batches)] + batches[full_batches:]
 
 
 def ordered_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """The row numbers of each batch, longest rows first, for evaluation and labelling; the last batch may be short."""
-    return list(_cut(_by_length(np.arange(len(lengths)), lengths)[::-1], batch_size))
+    return list(_slices(_sort_by_length(np.arange(len(lengths)), lengths)[::-1], batch_size))
 
 
-def _by_length(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def _sort_by_length(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    # A stable sort leaves rows of equal length in their order, on every machine.
     return rows[np.argsort(lengths[rows], kind="stable")]
 
 
-def _cut(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def _slices(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -1,7 +1,7 @@
-"""Columns checked cell by cell: a text is a text, a label is a name or a whole number.
+"""Checks text and label columns cell by cell: a text must be a string, a label a name or a whole number.
 
-A wrong cell is a DataError with its row, counted from 1 without a header. Which labels belong together, and which
-number each gets, is `kdray.data.splits`'s business.
+A wrong cell raises DataError with its row; rows are counted from 1, without the header. `kdray.data.splits` decides the
+order of the labels and the number of each.
 """
 
 import re
@@ -13,59 +13,82 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kdray.data.sources import Column, Table
+from kdray.data.sources import Column, Table, short_repr
 from kdray.errors import DataError, did_you_mean
 
 UNLABELLED = -1
-"""What datasets with named labels write where a row has none."""
-WHOLE = re.compile(r"(-?\d+)(?:\.0+)?")
-"""A whole number, also as it is written once its column has held a gap: 1.0."""
+"""The label of a row without a label, in datasets that give names to the numbers of their labels."""
+
+WHOLE_NUMBER = re.compile(r"(-?\d+)(?:\.0+)?")
+"""A whole number, with or without a fraction of zeros.
+
+A table library turns a column of integers with a missing value into floats, and then writes 1 as 1.0.
+"""
 
 
 @dataclass(frozen=True)
 class LabelCells:
-    """A label column: each row's place in `names`."""
+    """A label column: the different label names, and for each row the index of its name."""
 
     codes: np.ndarray
+    """For each row the index of its label in `names`, int64."""
     names: tuple[str | None, ...]
-    """None: a row without a label."""
+    """One of them is None if there are rows without a label."""
 
 
 def text_column(table: Table, name: str, setting: str) -> pa.Array:
-    """The column as Arrow text. Raises DataError for a missing column and at the first cell that is no text."""
-    column = _column(table, name, setting)
+    """The column as Arrow text (large_string), one cell for each row.
+
+    `setting` is the setting that names the column, for messages. Raises DataError if the column is missing, and for the
+    first cell that is not a text.
+    """
+    column = _find_column(table, name, setting)
     try:
         return _as_text(column)
     except (pa.ArrowException, UnicodeError, TypeError) as error:
+        # Arrow converts a whole column at once and does not report the row: only after a failure, look at each cell.
         for row in range(len(column)):
-            fault = _text_fault(_cell(column, row))
-            if fault:
-                raise _refusal(table, row, name, fault, "every cell must hold a text") from None
+            problem = _text_problem(_cell(column, row))
+            if problem:
+                raise _cell_error(table, row, name, problem, "every cell must hold a text") from None
         raise DataError(f"{table.where}, column {name!r}: not a column of texts ({error}).") from None
 
 
 def label_column(table: Table, name: str, class_names: Sequence[str] | None) -> LabelCells:
-    """The label column. Raises DataError at the first cell that is neither a name nor a whole number."""
-    codes, distinct = _coded(_column(table, name, "task.label"))
+    """The label column as names. `class_names` are the names of the numbers 0, 1, ... in the dataset's own features.
+
+    Raises DataError if the column is missing, and for the first cell that is neither a name nor a whole number.
+    """
+    codes, distinct_cells = _encode(_find_column(table, name, "task.label"))
     names = []
-    for code, cell in enumerate(distinct):
+    # Each different value is checked once, however many rows have it.
+    for code, cell in enumerate(distinct_cells):
         try:
             names.append(_label_name(cell, class_names))
         except ValueError as error:
             row = int(np.flatnonzero(codes == code)[0])
-            raise _refusal(table, row, name, str(error), "a label is a name or a whole number") from None
-    return LabelCells(codes, tuple(_without_points(names)))
+            raise _cell_error(table, row, name, str(error), "a label is a name or a whole number") from None
+    return LabelCells(codes, tuple(_without_zero_fractions(names)))
 
 
-def _without_points(names: Sequence[str | None]) -> Sequence[str | None]:
-    """The names, without a point where all of them are whole numbers: so other files and formats write them."""
-    numbers = [name and WHOLE.fullmatch(name) for name in names]
-    if not all(number or name is None for name, number in zip(names, numbers, strict=True)):
-        return names
-    return [number and number[1] for number in numbers]
+def _without_zero_fractions(names: Sequence[str | None]) -> Sequence[str | None]:
+    """The names, with 1.0 as 1 if all of them are whole numbers.
+
+    So a label has the same name in every file and format. If one name is no whole number (1.1), all stay as they are.
+    """
+    whole_numbers: list[str | None] = []
+    for name in names:
+        if name is None:
+            whole_numbers.append(None)
+            continue
+        match = WHOLE_NUMBER.fullmatch(name)
+        if match is None:
+            return names
+        whole_numbers.append(match[1])
+    return whole_numbers
 
 
-def _column(table: Table, name: str, setting: str) -> Column:
+def _find_column(table: Table, name: str, setting: str) -> Column:
     if name in table.columns:
         return table.columns[name]
     raise DataError(
@@ -74,11 +97,12 @@ def _column(table: Table, name: str, setting: str) -> Column:
     )
 
 
-def _refusal(table: Table, row: int, name: str, fault: str, rule: str) -> DataError:
-    return DataError(f"{table.where}, row {row + 1}, column {name!r}: {fault}; {rule}. Mend or remove that row.")
+def _cell_error(table: Table, row: int, name: str, problem: str, rule: str) -> DataError:
+    return DataError(f"{table.where}, row {row + 1}, column {name!r}: {problem}; {rule}. Correct or remove that row.")
 
 
 def _as_text(column: Column) -> pa.Array:
+    """The column as large_string. Raises TypeError, UnicodeError or ArrowException if a cell is not a text."""
     if isinstance(column, list):
         if not all(isinstance(cell, str) for cell in column):
             raise TypeError("a cell is not a text")
@@ -87,18 +111,22 @@ def _as_text(column: Column) -> pa.Array:
         column = column.cast(column.type.value_type)
     if column.null_count or not _is_text(column.type):
         raise TypeError(f"Arrow type {column.type}")
-    text = pa.concat_arrays([pa.array([], pa.large_string()), *(c.cast(pa.large_string()) for c in column.chunks)])
+    chunks = [chunk.cast(pa.large_string()) for chunk in column.chunks]
+    # concat_arrays accepts no empty list, and a column without rows may have no chunks.
+    text = pa.concat_arrays([pa.array([], pa.large_string()), *chunks])
+    # Strings in a parquet file are not checked while they are read; this checks that all bytes are UTF-8.
     text.validate(full=True)
     return text
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def _is_text(arrow_type: pa.DataType) -> bool:
+    """Whether the Arrow type holds strings, or bytes that may be UTF-8."""
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(kind) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary))
+    return any(test(arrow_type) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary))
 
 
 def _cell(column: Column, row: int) -> Any:
-    """The value of one cell; bytes where it is not UTF-8."""
+    """The value of one cell; its bytes if it is an Arrow string that is not UTF-8."""
     if isinstance(column, list):
         return column[row]
     try:
@@ -107,7 +135,8 @@ def _cell(column: Column, row: int) -> Any:
         return error.object
 
 
-def _text_fault(cell: Any) -> str | None:
+def _text_problem(cell: Any) -> str | None:
+    """Why the cell is not a text, for a message; None if it is one."""
     if cell is None:
         return "the cell is empty (null)"
     if not isinstance(cell, str | bytes):
@@ -121,31 +150,33 @@ def _text_fault(cell: Any) -> str | None:
     return None
 
 
-def _coded(column: Column) -> tuple[np.ndarray, list[Any]]:
-    """Each row's place among the different cells, and these."""
+def _encode(column: Column) -> tuple[np.ndarray, list[Any]]:
+    """Dictionary-encode a column: for each row the index of its cell among the different cells, and these cells."""
     if isinstance(column, list):
-        places: dict[tuple[type, str], int] = {}
-        cells: list[Any] = []
+        codes_by_key: dict[tuple[type, str], int] = {}
+        distinct_cells: list[Any] = []
         codes = np.empty(len(column), np.int64)
         for row, cell in enumerate(column):
-            key = (type(cell), repr(cell))  # True is not 1, and a list has no hash
-            if key not in places:
-                places[key] = len(cells)
-                cells.append(cell)
-            codes[row] = places[key]
-        return codes, cells
+            # Not the cell itself: True equals 1 as a dictionary key, and a list cannot be one.
+            key = (type(cell), repr(cell))
+            if key not in codes_by_key:
+                codes_by_key[key] = len(distinct_cells)
+                distinct_cells.append(cell)
+            codes[row] = codes_by_key[key]
+        return codes, distinct_cells
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_nested(column.type):
-        return _coded(column.to_pylist())
+        return _encode(column.to_pylist())  # Arrow cannot dictionary-encode lists and structs
     if _is_text(column.type):
+        # As bytes, a cell that is not UTF-8 does not fail here, but in _label_name, where its row is known.
         column = column.cast(pa.large_binary())
     encoded = pc.dictionary_encode(column.combine_chunks(), null_encoding="encode")
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
 
 
 def _label_name(cell: Any, class_names: Sequence[str] | None) -> str | None:
-    """The label's name; None for a row without. Raises ValueError with what is wrong."""
+    """The name of the label in this cell; None for a row without a label. Raises ValueError with the problem."""
     match cell:
         case bool():
             return str(cell).lower()
@@ -161,16 +192,10 @@ def _label_name(cell: Any, class_names: Sequence[str] | None) -> str | None:
             return str(int(cell))
         case float():
             raise ValueError(f"label {cell} is not a whole number")
-    fault = _text_fault(cell)
-    if fault:
-        raise ValueError(fault.replace("is not a text", "is not a label"))
+    problem = _text_problem(cell)
+    if problem:
+        raise ValueError(problem.replace("is not a text", "is not a label"))
     name = (cell.decode() if isinstance(cell, bytes) else str(cell)).strip()
     if not name:
         raise ValueError("the label is blank")
     return name
-
-
-def short_repr(value: Any) -> str:
-    """A value in a sentence, shortened."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

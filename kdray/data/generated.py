@@ -1,17 +1,17 @@
-"""Sentences with labels made on the spot, and a small Transformer to start from, for sweeps that download nothing.
+"""Labelled sentences that a seeded generator writes, for sweeps that download nothing.
 
-A generated review says in one to three clauses what its writer thinks of a film, and says other things too:
+A generated review has one to three clauses. They say what its writer thinks of a film, and other things, too:
 
     critics call the plot superb but not very funny dialogue .            (negative)
     i do not think the cast is silly , the music should be rather good .  (positive)
 
-What a model must learn stands one thing on top of the other, which is why depth matters: how strong a word is, its
-degree ("hardly", "very"), negation next to a word and negation with a scope ("i do not think ..."), what had been
-expected and is not so, other people's opinions, which do not count, and that more weight lies on what follows "but".
+The label depends on several effects that combine, so that the number of layers matters: the strength of a word, its
+degree ("hardly", "very"), negation of a word, negation of a clause ("i do not think ..."), expectations that are not
+met ("should be"), opinions of other people, which do not count, and the higher weight of what follows "but".
 
-The training labels are one annotator's votes, who is the less sure the fainter the opinion; the other splits carry
-the true label. A teacher sees through the votes by their number, and its soft targets tell a student how faint each
-opinion is. Loading, cutting and tokenising the rows is left to `kdray.data.splits`.
+The training labels are the votes of one simulated annotator, who is wrong more often where the opinion is weak; the
+other splits have the true labels. A teacher that has seen many votes learns the true labels, and its soft targets give
+a student the strength of each opinion. `kdray.data.splits` checks the rows, and `kdray.data.tokens` tokenises them.
 """
 
 import math
@@ -27,6 +27,7 @@ from kdray.settings import Settings
 Split: TypeAlias = Literal["train", "validation", "test"]
 
 LABELS = ("negative", "positive")
+NEGATIVE, POSITIVE = LABELS
 
 THINGS = ["plot", "story", "cast", "acting", "dialogue", "music", "camera", "ending", "script", "pace", "humour"]
 
@@ -41,6 +42,7 @@ BAD = {
     1.8: ["awful", "terrible", "hopeless", "dreadful"],
 }
 
+# Adverbs by the factor that they multiply the strength with.
 DEGREES = {1.4: ["very", "really", "truly", "remarkably"], 0.5: ["fairly", "somewhat", "rather", "mildly"]}
 
 MINIMISERS = ["hardly", "barely", "scarcely"]
@@ -51,18 +53,18 @@ DENIALS = ["i do not think", "i would not say", "nobody claims", "i doubt that"]
 
 BELIEFS = ["i think", "i would say", "i must admit", "i am sure that"]
 
-NEGATED = -0.7  # "not very good" is bad, but less so than "very bad" is
+NEGATION_FACTOR = -0.7  # not -1: "not very good" is bad, but less bad than "very bad"
 
-BEFORE_BUT = 0.4  # what follows "but" counts fully, what stands before it less
+BEFORE_BUT_FACTOR = 0.4  # for everything before a "but"; the clause after it counts fully
 
-EXPECTED = -0.6  # what should have been so is not
+EXPECTATION_FACTOR = -0.6  # "should be good" means that it is not good
 
-FAINTEST = 0.3  # opinions fainter than this are not written
+MINIMUM_STRENGTH = 0.3  # a review with a weaker opinion is discarded
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """A piece of a review, and how good it says the film is: below 0 bad, 0 nothing, 1 plainly good."""
+    """A part of a review and its score: below 0 the opinion is bad, 0 means no opinion, 1 is plainly good."""
 
     text: str
     score: float
@@ -75,103 +77,123 @@ class GeneratedReviews(Settings):
     validation_rows: int = Field(2000, ge=2)
     test_rows: int = Field(2000, ge=2)
     sureness: float = Field(1.6, gt=0)
-    """Of the annotator: an opinion of strength s gets the right vote with probability 1 / (1 + exp(-sureness * s))."""
+    """How sure the annotator is: the vote on a review of strength s is right with probability
+    1 / (1 + exp(-sureness * s))."""
     seed: int = 0
 
     def rows(self, split: Split) -> dict[str, list[str]]:
-        """The columns `text` and `label` of one split; no sentence twice."""
-        draw = random.Random(f"{split} {self.seed}")  # a text as seed does not depend on the process, as hash() would
-        wanted = {"train": self.train_rows, "validation": self.validation_rows, "test": self.test_rows}[split]
-        reviews: dict[str, float] = {}
-        while len(reviews) < wanted:
+        """The columns `text` and `label` of one split; no sentence occurs twice."""
+        # The seed is a text: it gives the same numbers in every process, which hash() of a text would not.
+        draw = random.Random(f"{split} {self.seed}")
+        row_count = {"train": self.train_rows, "validation": self.validation_rows, "test": self.test_rows}[split]
+        scores: dict[str, float] = {}
+        while len(scores) < row_count:
             review = _review(draw)
-            if split_of(review.text) == split and abs(review.score) > FAINTEST:
-                reviews[review.text] = review.score
+            if split_of(review.text) == split and abs(review.score) > MINIMUM_STRENGTH:
+                scores[review.text] = review.score
+        # An infinite sureness gives the true labels. It draws as many random numbers, one for each row.
         sureness = self.sureness if split == "train" else math.inf
-        return {"text": list(reviews), "label": [LABELS[_vote(draw, score, sureness)] for score in reviews.values()]}
+        return {"text": list(scores), "label": [_vote(draw, score, sureness) for score in scores.values()]}
 
 
 def split_of(text: str) -> Split:
-    """The one split in which a sentence may stand; so a split never depends on the size of another."""
+    """The only split that may contain this sentence.
+
+    It depends on the sentence alone, so that the size of one split has no influence on the others.
+    """
     return ("train", "train", "validation", "test")[zlib.crc32(text.encode()) % 4]
 
 
-def _vote(draw: random.Random, score: float, sureness: float) -> bool:
-    right = draw.random() < 1 / (1 + math.exp(-sureness * abs(score)))
-    return (score > 0) == right
+def _vote(draw: random.Random, score: float, sureness: float) -> str:
+    """The label that the annotator gives to a review with this score."""
+    right, wrong = (POSITIVE, NEGATIVE) if score > 0 else (NEGATIVE, POSITIVE)
+    return right if draw.random() < 1 / (1 + math.exp(-sureness * abs(score))) else wrong
 
 
 def _review(draw: random.Random) -> Opinion:
-    """One to three clauses, each about another thing. Single ones are what the others are learnt from."""
+    """A review of one to three clauses, each about a different thing."""
+    # Many reviews have a single clause: from these a model can learn what the clauses of the longer ones mean.
     things = draw.sample(THINGS, draw.choice((1, 1, 2, 2, 3)))
     text, score = "", 0.0
     for thing in things:
         clause = draw.choice(CLAUSES)(draw, thing)
         link = draw.choice((" , ", " , ", " and ", " but ", " . ")) if text else ""
-        score = score * (BEFORE_BUT if link == " but " else 1.0) + clause.score
+        score = score * (BEFORE_BUT_FACTOR if link == " but " else 1.0) + clause.score
         text += link + clause.text
     return Opinion(f"{text} .", score)
 
 
-def _named(draw: random.Random, thing: str) -> Opinion:
-    """Hardly funny plot."""
-    said = _predicate(draw)
-    return Opinion(f"{said.text} {thing}", said.score)
+def _noun_phrase(draw: random.Random, thing: str) -> Opinion:
+    """An opinion such as "hardly funny plot"."""
+    predicate = _predicate(draw)
+    return Opinion(f"{predicate.text} {thing}", predicate.score)
 
 
-def _plain(draw: random.Random, thing: str) -> Opinion:
-    """The plot is hardly funny."""
-    said = _predicate(draw)
-    return Opinion(f"the {thing} is {said.text}", said.score)
+def _statement(draw: random.Random, thing: str) -> Opinion:
+    """An opinion such as "the plot is hardly funny"."""
+    predicate = _predicate(draw)
+    return Opinion(f"the {thing} is {predicate.text}", predicate.score)
 
 
-def _believed(draw: random.Random, thing: str) -> Opinion:
-    """I think the plot is hardly funny."""
-    said = _predicate(draw)
-    return Opinion(f"{draw.choice(BELIEFS)} the {thing} is {said.text}", said.score)
+def _belief(draw: random.Random, thing: str) -> Opinion:
+    """An opinion such as "i think the plot is hardly funny"."""
+    predicate = _predicate(draw)
+    return Opinion(f"{draw.choice(BELIEFS)} the {thing} is {predicate.text}", predicate.score)
 
 
-def _denied(draw: random.Random, thing: str) -> Opinion:
-    """ "i doubt that the plot is very funny": the negation stands far from the word."""
-    said = _graded(draw)
-    return Opinion(f"{draw.choice(DENIALS)} the {thing} is {said.text}", NEGATED * said.score)
+def _denial(draw: random.Random, thing: str) -> Opinion:
+    """An opinion such as "i doubt that the plot is very funny": the negation is far from the word."""
+    adjective = _adjective(draw)
+    return Opinion(f"{draw.choice(DENIALS)} the {thing} is {adjective.text}", NEGATION_FACTOR * adjective.score)
 
 
-def _expected(draw: random.Random, thing: str) -> Opinion:
-    """The plot should be funny."""
-    said = _graded(draw)
-    return Opinion(f"the {thing} should be {said.text}", EXPECTED * said.score)
+def _expectation(draw: random.Random, thing: str) -> Opinion:
+    """An opinion such as "the plot should be funny"."""
+    adjective = _adjective(draw)
+    return Opinion(f"the {thing} should be {adjective.text}", EXPECTATION_FACTOR * adjective.score)
 
 
-def _heard(draw: random.Random, thing: str) -> Opinion:
-    """Somebody else's opinion, which says nothing of the writer's."""
-    theirs = _graded(draw)
-    return Opinion(f"{draw.choice(PEOPLE)} call the {thing} {theirs.text}", 0.0)
+def _opinion_of_others(draw: random.Random, thing: str) -> Opinion:
+    """A clause such as "critics call the plot funny", which gives no opinion of the writer."""
+    adjective = _adjective(draw)
+    return Opinion(f"{draw.choice(PEOPLE)} call the {thing} {adjective.text}", 0.0)
 
 
-CLAUSES = (_named, _named, _named, _plain, _plain, _believed, _denied, _expected, _heard, _heard)
+CLAUSES = (
+    _noun_phrase,
+    _noun_phrase,
+    _noun_phrase,
+    _statement,
+    _statement,
+    _belief,
+    _denial,
+    _expectation,
+    _opinion_of_others,
+    _opinion_of_others,
+)
+"""The kinds of clauses; a kind that occurs n times is drawn with probability n / 10."""
 
 
 def _predicate(draw: random.Random) -> Opinion:
-    """What follows "is": a word with its degree, perhaps negated."""
-    said = _graded(draw)
-    chance = draw.random()
-    if chance < 0.15:
-        return Opinion(f"not {said.text}", NEGATED * said.score)
-    if chance < 0.2:
-        return Opinion(f"anything but {said.text}", NEGATED * said.score)
-    return said
+    """What follows "is": an adjective, negated in one of five cases."""
+    adjective = _adjective(draw)
+    number = draw.random()
+    if number < 0.15:
+        return Opinion(f"not {adjective.text}", NEGATION_FACTOR * adjective.score)
+    if number < 0.2:
+        return Opinion(f"anything but {adjective.text}", NEGATION_FACTOR * adjective.score)
+    return adjective
 
 
-def _graded(draw: random.Random) -> Opinion:
-    """A word of praise or blame, perhaps with its degree."""
+def _adjective(draw: random.Random) -> Opinion:
+    """A word of praise or blame, with or without its degree."""
     sign, words = draw.choice(((1, GOOD), (-1, BAD)))
     strength = draw.choice(list(words))
     word = draw.choice(words[strength])
-    chance = draw.random()
-    if chance < 0.4:
+    number = draw.random()
+    if number < 0.4:
         degree = draw.choice(list(DEGREES))
         return Opinion(f"{draw.choice(DEGREES[degree])} {word}", sign * degree * strength)
-    if chance < 0.46:
-        return Opinion(f"{draw.choice(MINIMISERS)} {word}", sign * NEGATED * strength)
+    if number < 0.46:
+        return Opinion(f"{draw.choice(MINIMISERS)} {word}", sign * NEGATION_FACTOR * strength)
     return Opinion(word, sign * strength)

@@ -1,7 +1,9 @@
-"""The sweep's rows: found, read, checked cell by cell, and cut into train, validation and test.
+"""The rows of a sweep: read, checked cell by cell, and divided into train, validation and test.
 
-Whatever a sweep could not learn from is refused here. Files and formats are read in `sources`; token ids and
-batches are made in `tokens`.
+Data that no model could learn from are refused here. `sources` reads files and formats, `cells` checks single cells,
+`tokens` makes token ids.
+
+A source has splits with names of its own. A split of the source has a role in the sweep: train, validation or test.
 """
 
 import hashlib
@@ -16,65 +18,72 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from kdray.data.cells import UNLABELLED, LabelCells, label_column, short_repr, text_column
+from kdray.data.cells import UNLABELLED, LabelCells, label_column, text_column
 from kdray.data.generated import GeneratedReviews
-from kdray.data.sources import Source, Table, open_source
+from kdray.data.rows import TEST, TRAIN, VALIDATION
+from kdray.data.sources import Source, Table, open_source, short_repr
 from kdray.errors import DataError, did_you_mean
 from kdray.settings import Names, Settings
 from kdray.storage.files import fingerprint
 from kdray.tasks.task import Task
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
 ALIASES = {VALIDATION: (VALIDATION, "dev", "valid", "val"), TEST: (TEST,)}
-"""The splits that are cut from train where they are missing, and what they may be called."""
+"""The roles whose rows are cut from train if the source has no split for them, and the usual names of such a split."""
 WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
+"""A whole number that fits into 64 bits."""
 
 
 class Data(Settings):
-    """Where the rows come from, and how they are split."""
+    """Where the rows come from, and how they are divided into splits."""
 
     source: str | GeneratedReviews
-    """A Hugging Face dataset name, a local folder, a local file (csv, tsv, txt, json, jsonl, parquet), a generator."""
+    """A Hugging Face dataset name, a local folder, a local file (csv, tsv, txt, json, jsonl, parquet), or a
+    generator."""
     config: str | None = None
-    """Of a hub dataset with several configurations; of a local folder: the folder in it."""
+    """The configuration of a hub dataset that has several; for a local folder, the name of a folder in it."""
     revision: str | None = None
-    """Of a hub dataset: a commit hash pins it."""
+    """The revision of a hub dataset; a commit hash pins it."""
     columns: Names = ()
-    """The names of the columns of csv, tsv and txt files that have no header."""
+    """The names of the columns, for csv, tsv and txt files without a header."""
     train: str = "train"
+    """The split to train on."""
     validation: str | None = VALIDATION
-    """The split to evaluate on (dev, valid and val are found too). None, or none there: cut from train."""
+    """The split to evaluate on; with the default, a split named dev, valid or val is found, too.
+    None, or the default in a source without such a split: cut from train."""
     test: str | None = TEST
-    """The split that no choice sees. None, or none there, or one without labels: cut from train."""
+    """The split that no choice depends on.
+    None, or the default in a source without such a split, or a split without labels: cut from train."""
     validation_fraction: float = Field(0.1, gt=0, lt=0.5)
+    """The share of train to cut for validation."""
     test_fraction: float = Field(0.1, gt=0, lt=0.5)
+    """The share of train to cut for test, after the cut for validation."""
     max_rows: int | None = Field(None, ge=2)
-    """At most so many rows of each split, drawn with the labels' shares; for --smoke."""
+    """The maximum number of rows of each split, drawn so that the shares of the labels stay; for --smoke."""
     seed: int = Field(0, ge=0)
-    """Of the cuts and of `max_rows`."""
+    """The seed of the cuts from train and of the rows that `max_rows` draws."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Checked rows with the columns id (row number in what was read), text, pair (where there are pairs) and label."""
+    """Checked rows with the columns id (row number in the split as read), text, pair (for pairs of texts) and label."""
 
     train: datasets.Dataset
     validation: datasets.Dataset
     test: datasets.Dataset
     labels: tuple[str, ...]
-    """The name of each label's number."""
+    """The names of the labels; a name's index is its number in the column label."""
     notes: tuple[str, ...]
-    """What was done without being asked: a sentence each."""
+    """One sentence for everything that was done although no setting requests it."""
     key: str
     """A fingerprint of all rows and labels."""
 
     def columns(self, split: str) -> dict[str, Sequence[Any]]:
-        """The columns of one split by name."""
+        """Name -> column, of one split."""
         rows = {"train": self.train, "validation": self.validation, "test": self.test}[split]
         return {name: rows[name] for name in rows.column_names}
 
     def content(self, split: str) -> str:
-        """A fingerprint of the texts and label names of one split, whatever the others hold."""
+        """A fingerprint of the texts and label names of one split; it does not depend on the other splits."""
         columns = self.columns(split)
         labels = [self.labels[label] for label in columns["label"]]
         return fingerprint(labels, {name: list(columns[name]) for name in ("text", "pair") if name in columns})
@@ -88,130 +97,160 @@ class CheckedTable:
     texts: pa.Array
     pairs: pa.Array | None
     labels: LabelCells | None
-    """None: it has no such column."""
+    """None: the table has no label column."""
 
 
 def load_splits(data: Data, task: Task) -> Splits:
-    """The rows of a sweep. Raises DataError for anything that cannot be read or learnt from: file, row, column."""
+    """Load, check and divide the rows of a sweep.
+
+    Raises DataError if something cannot be read, or if a model cannot learn from it: the message names the file, the
+    row and the column.
+    """
     source = open_source(data.source, data.config, data.revision, data.columns)
-    tables = {role: source.read(split) for role, split in _roles(source, data).items()}
-    named = next((t.class_names[task.label] for t in tables[TRAIN] if task.label in t.class_names), None)
-    parts = {role: [_part(table, task, role, named) for table in some] for role, some in tables.items()}
-    labels, numbers = _numbered(parts[TRAIN], task, named)
+    tables = {role: source.read(split) for role, split in _find_splits(source, data).items()}
+    class_names = next((t.class_names[task.label] for t in tables[TRAIN] if task.label in t.class_names), None)
+    checked = {role: [_check_table(table, task, role, class_names) for table in some] for role, some in tables.items()}
+    labels, numbers = _number_labels(checked[TRAIN], task, class_names)
     notes: list[str] = []
-    if TEST in parts and _unlabelled(parts[TEST], numbers):
-        notes.append(f"{parts[TEST][0].where}: its rows have no labels, so it is not used.")
-        del parts[TEST]
+    if TEST in checked and _is_unlabelled(checked[TEST], numbers):
+        # Test splits of public benchmarks often come without labels, or with -1 everywhere.
+        notes.append(f"{checked[TEST][0].where}: its rows have no labels, so it is not used.")
+        del checked[TEST]
     rows: dict[str, pa.Table] = {}
-    for role, some in parts.items():  # train comes first
-        rows[role] = _rows(some, numbers, notes)
-        _check(rows[role], labels, rows[TRAIN], role, some)
+    for role, parts in checked.items():  # train comes first: the other splits are compared with it
+        rows[role] = _join_tables(parts, numbers, notes)
+        _check_labels(rows[role], labels, rows[TRAIN], role, parts)
     for role, fraction in ((VALIDATION, data.validation_fraction), (TEST, data.test_fraction)):
         if role not in rows:
-            rows[TRAIN], rows[role] = _cut(rows[TRAIN], fraction, data.seed, source.where, role)
+            rows[TRAIN], rows[role] = _cut_split(rows[TRAIN], fraction, data.seed, source.where, role)
             notes.append(f"{source.where}: {rows[role].num_rows} rows were cut from train for {role}, by label.")
     if data.max_rows:
-        rows = {role: _drawn(table, data.max_rows, data.seed)[0] for role, table in rows.items()}
-    made = {role: datasets.Dataset(table) for role, table in rows.items()}
-    key = fingerprint(labels, {role: _content(table) for role, table in rows.items()})
-    return Splits(made[TRAIN], made[VALIDATION], made[TEST], labels, tuple(notes), key)
+        rows = {role: _draw_rows(table, data.max_rows, data.seed)[0] for role, table in rows.items()}
+    return Splits(
+        train=datasets.Dataset(rows[TRAIN]),
+        validation=datasets.Dataset(rows[VALIDATION]),
+        test=datasets.Dataset(rows[TEST]),
+        labels=labels,
+        notes=tuple(notes),
+        key=fingerprint(labels, {role: _content_digest(table) for role, table in rows.items()}),
+    )
 
 
-def _roles(source: Source, data: Data) -> dict[str, str]:
-    """The source's split for each role that has one. Raises DataError where one is missing or plays two roles."""
-    wanted = {TRAIN: data.train, VALIDATION: data.validation, TEST: data.test}
-    found = {role: _split(source, role, name) for role, name in wanted.items()}
-    roles = {role: split for role, split in found.items() if split is not None}
-    twice = [role for role in roles if list(roles.values()).count(roles[role]) > 1]
-    if twice:
+def _find_splits(source: Source, data: Data) -> dict[str, str]:
+    """Role -> the source's split for it, without the roles that have none; train comes first.
+
+    Raises DataError if a split is missing or has two roles.
+    """
+    names = {TRAIN: data.train, VALIDATION: data.validation, TEST: data.test}
+    found = {role: _find_split(source, role, name) for role, name in names.items()}
+    splits = {role: split for role, split in found.items() if split is not None}
+    same = [role for role in splits if list(splits.values()).count(splits[role]) > 1]
+    if same:
         raise DataError(
-            f"{source.where}: {' and '.join(f'data.{role}' for role in twice)} name the same split "
-            f"{roles[twice[0]]!r}, so what was learnt or chosen would be measured on the same rows. Name different "
-            f"ones, or null to have one cut from train."
+            f"{source.where}: {' and '.join(f'data.{role}' for role in same)} name the same split "
+            f"{splits[same[0]]!r}, so a student would be measured on rows that it was trained on or chosen by. "
+            f"Name different splits, or null to cut one from train."
         )
-    return roles
+    return splits
 
 
-def _split(source: Source, role: str, wanted: str | None) -> str | None:
-    """The source's split for this role; None when none was asked for, or only the usual one, and it is not there."""
-    if wanted is None:
+def _find_split(source: Source, role: str, name: str | None) -> str | None:
+    """The source's split for this role; None if the rows shall be cut from train.
+
+    Raises DataError if the source lacks the split, unless its name is the default one of validation or test.
+    """
+    if name is None:
         return None
-    usual = wanted == role and role in ALIASES
-    split = next((name for name in (ALIASES[role] if usual else (wanted,)) if name in source.splits), None)
-    if split is None and not usual:
+    is_default = name == role and role in ALIASES
+    names = ALIASES[role] if is_default else (name,)
+    split = next((candidate for candidate in names if candidate in source.splits), None)
+    if split is None and not is_default:
         raise DataError(
-            f"{source.where}: no split {wanted!r} (data.{role}); {did_you_mean(wanted, source.splits)} "
+            f"{source.where}: no split {name!r} (data.{role}); {did_you_mean(name, source.splits)} "
             f"A file is named for its split, such as {role}.csv; a single file may be given as data.source itself."
         )
     return split
 
 
-def _part(table: Table, task: Task, role: str, class_names: Sequence[str] | None) -> CheckedTable:
-    text = text_column(table, task.text, "task.text")
+def _check_table(table: Table, task: Task, role: str, class_names: Sequence[str] | None) -> CheckedTable:
+    """Check the cells of one table. `class_names` are for a table whose own features have none."""
+    texts = text_column(table, task.text, "task.text")
     pairs = text_column(table, task.pair, "task.pair") if task.pair else None
-    if role == TEST and task.label not in table.columns:
-        return CheckedTable(table.where, text, pairs, None)
-    return CheckedTable(
-        table.where, text, pairs, label_column(table, task.label, table.class_names.get(task.label, class_names))
-    )
+    labels = None
+    if role != TEST or task.label in table.columns:  # only a test split may lack the label column
+        labels = label_column(table, task.label, table.class_names.get(task.label, class_names))
+    return CheckedTable(where=table.where, texts=texts, pairs=pairs, labels=labels)
 
 
-def _numbered(
+def _number_labels(
     train: list[CheckedTable], task: Task, class_names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The labels in order, and the number of each name that stands in the data. Raises DataError."""
+    """The labels in order, and the number of each name that the data may contain."""
     found = {name for part in train if part.labels for name in part.labels.names if name is not None}
     order = task.labels or class_names
-    if order is None:
-        whole = all(WHOLE_NUMBER.fullmatch(name) for name in found)
-        order = sorted(found, key=lambda name: (int(name), name)) if whole else sorted(found)
+    if order is None and all(WHOLE_NUMBER.fullmatch(name) for name in found):
+        # By value, so that 10 follows 9; names of the same value, such as 1 and 01, by name.
+        order = sorted(found, key=lambda name: (int(name), name))
+    elif order is None:
+        order = sorted(found)
     numbers = {name: number for number, name in enumerate(order)}
     if found <= {str(number) for number in range(len(order))} and not found <= set(order):
-        numbers = {str(number): number for number in range(len(order))}  # task.labels names the data's numbers
+        # The data contain the numbers 0, 1, ..., and task.labels gives their names.
+        numbers = {str(number): number for number in range(len(order))}
     return tuple(order), numbers
 
 
-def _unlabelled(test: list[CheckedTable], numbers: Mapping[str, int]) -> bool:
-    """Whether no row has a label: no such column, or -1 everywhere where train has no -1."""
-    unknown = {None} if str(UNLABELLED) in numbers else {None, str(UNLABELLED)}
-    rows = any(len(part.texts) for part in test)
-    return rows and all(part.labels is None or set(part.labels.names) <= unknown for part in test)
+def _is_unlabelled(test: list[CheckedTable], numbers: Mapping[str, int]) -> bool:
+    """Whether no row of the test split has a label: no label column, or only empty and -1 ones.
+
+    If train has a label -1, then -1 is a label like any other.
+    """
+    no_label = {None} if str(UNLABELLED) in numbers else {None, str(UNLABELLED)}
+    has_rows = any(len(part.texts) for part in test)  # a split without rows is an error, not an unlabelled split
+    return has_rows and all(part.labels is None or set(part.labels.names) <= no_label for part in test)
 
 
-def _rows(parts: list[CheckedTable], numbers: Mapping[str, int], notes: list[str]) -> pa.Table:
-    """One table of a split's rows. Rows without a label are left out, and a note says so."""
-    numbered = np.concatenate([_numbers(part, numbers) for part in parts])
-    columns = {"id": pa.array(np.arange(len(numbered))), "text": pa.chunked_array([part.texts for part in parts])}
+def _join_tables(parts: list[CheckedTable], numbers: Mapping[str, int], notes: list[str]) -> pa.Table:
+    """One table of the rows of a split. Leave out rows without a label, and add a note with their count."""
+    label_numbers = np.concatenate([_label_numbers(part, numbers) for part in parts])
+    columns = {"id": pa.array(np.arange(len(label_numbers))), "text": pa.chunked_array([part.texts for part in parts])}
     if parts[0].pairs is not None:
         columns["pair"] = pa.chunked_array([part.pairs for part in parts])
-    table = pa.table({**columns, "label": pa.array(numbered)})
-    without = int((numbered == UNLABELLED).sum())
-    if not without:
+    table = pa.table({**columns, "label": pa.array(label_numbers)})
+    unlabelled = int((label_numbers == UNLABELLED).sum())
+    if not unlabelled:
         return table
-    notes.append(f"{parts[0].where}: {without} of {len(numbered)} rows have no label and are left out.")
-    return table.filter(pa.array(numbered != UNLABELLED))
+    notes.append(f"{parts[0].where}: {unlabelled} of {len(label_numbers)} rows have no label and are left out.")
+    return table.filter(pa.array(label_numbers != UNLABELLED))
 
 
-def _numbers(part: CheckedTable, numbers: Mapping[str, int]) -> np.ndarray:
-    """Each row's label as its number, -1 where there is none. Raises DataError for a name that has no number."""
+def _label_numbers(part: CheckedTable, numbers: Mapping[str, int]) -> np.ndarray:
+    """The number of each row's label, -1 for a row without one. Raises DataError for a name that has no number."""
     if part.labels is None:
         raise DataError(f"{part.where}: no label column, but other files of this split have one.")
     for code, name in enumerate(part.labels.names):
         if name is not None and name not in numbers:
             row = int(np.flatnonzero(part.labels.codes == code)[0])
             raise DataError(
-                f"{part.where}, row {row + 1}: label {short_repr(name)} is neither in task.labels nor in train, which has "
-                f"{', '.join(numbers)}. Mend the row, or name every label in task.labels."
+                f"{part.where}, row {row + 1}: label {short_repr(name)} is neither in task.labels nor in train, which "
+                f"has {', '.join(numbers)}. Correct the row, or name every label in task.labels."
             )
-    known = [UNLABELLED if name is None else numbers[name] for name in part.labels.names]
-    return np.array(known, np.int64)[part.labels.codes]
+    number_by_code = [UNLABELLED if name is None else numbers[name] for name in part.labels.names]
+    return np.array(number_by_code, np.int64)[part.labels.codes]
 
 
-def _check(table: pa.Table, labels: Sequence[str], train: pa.Table, role: str, parts: list[CheckedTable]) -> None:
-    """Raise DataError for a split that is empty, of one class, or with a label that train does not have."""
+def _check_labels(
+    table: pa.Table, labels: Sequence[str], train: pa.Table, role: str, parts: list[CheckedTable]
+) -> None:
+    """Raise DataError if a split is empty, has one class only, or has a label that train does not have.
+
+    A test split of one class is accepted.
+    """
     where = parts[0].where
     if table.num_rows == 0:
-        raise DataError(f"{where}: the split has no rows. Give a file with rows, or leave it away to have it cut.")
+        raise DataError(
+            f"{where}: the split has no rows. Give a split with rows; or leave it out, and kdray cuts it from train."
+        )
     present = np.unique(table["label"].to_numpy())
     if len(present) == 1 and role != TEST:
         raise DataError(
@@ -220,19 +259,23 @@ def _check(table: pa.Table, labels: Sequence[str], train: pa.Table, role: str, p
         )
     unseen = np.setdiff1d(present, train["label"].to_numpy())
     if len(unseen):
-        first = int(np.flatnonzero(table["label"].to_numpy() == unseen[0])[0])
-        row, part = table["id"][first].as_py(), 0
+        index = int(np.flatnonzero(table["label"].to_numpy() == unseen[0])[0])
+        # The id is the row number in all files of the split together; the message needs the row in its own file.
+        row, part = table["id"][index].as_py(), 0
         while row >= len(parts[part].texts):
             row, part = row - len(parts[part].texts), part + 1
         raise DataError(
-            f"{parts[part].where}, row {row + 1}: label {labels[unseen[0]]!r} does not occur in train, so it cannot "
-            f"be learnt. Add such rows to train, or remove them here."
+            f"{parts[part].where}, row {row + 1}: label {labels[unseen[0]]!r} does not occur in train, so no model can "
+            f"learn it. Add such rows to train, or remove them here."
         )
 
 
-def _cut(table: pa.Table, fraction: float, seed: int, where: str, role: str) -> tuple[pa.Table, pa.Table]:
-    """What remains, and the part cut off, each with the labels' shares. Raises DataError if there is too little."""
-    cut, rest = _drawn(table, round(fraction * table.num_rows), seed, leave=1)
+def _cut_split(table: pa.Table, fraction: float, seed: int, where: str, role: str) -> tuple[pa.Table, pa.Table]:
+    """Cut a fraction of the rows off; the rest and the cut rows, both with the shares of the labels.
+
+    Raises DataError if the cut rows do not have at least two labels.
+    """
+    cut, rest = _draw_rows(table, round(fraction * table.num_rows), seed, leave=1)
     if len(pc.unique(cut["label"])) < 2:
         raise DataError(
             f"{where}: train's {table.num_rows} rows are too few to cut {fraction:.0%} off for {role} "
@@ -241,37 +284,38 @@ def _cut(table: pa.Table, fraction: float, seed: int, where: str, role: str) -> 
     return rest, cut
 
 
-def _drawn(table: pa.Table, count: int, seed: int, leave: int = 0) -> tuple[pa.Table, pa.Table]:
-    """`count` rows with the labels' shares, drawn by seed, and the others; each in the order they came in.
+def _draw_rows(table: pa.Table, count: int, seed: int, leave: int = 0) -> tuple[pa.Table, pa.Table]:
+    """Draw `count` rows with the shares of the labels; the drawn rows and the others, both in their original order.
 
-    Of each label at least one row is drawn if `count` allows, and at least `leave` rows stay.
+    At least one row of each label is drawn if `count` allows it, and at least `leave` rows of each label are not drawn.
     """
     random = np.random.default_rng(seed)
     labels = table["label"].to_numpy()
     shuffled = random.permutation(len(labels))
-    # A row's turn is where it stands among the rows of its label, in shares: the first of each label come first.
-    turn = np.empty(len(labels))
+    # The rank of a row is its position among the shuffled rows of its label, divided by their number. The rows with the
+    # lowest ranks have the shares of the labels, and the first row of each label (rank 0) comes before all others.
+    ranks = np.empty(len(labels))
     for label in np.unique(labels):
-        own = shuffled[labels[shuffled] == label]
-        turn[own] = np.arange(len(own)) / len(own)
+        rows_of_label = shuffled[labels[shuffled] == label]
+        ranks[rows_of_label] = np.arange(len(rows_of_label)) / len(rows_of_label)
         if leave:
-            turn[own[len(own) - leave :]] = np.inf
-    first = shuffled[np.argsort(turn[shuffled], kind="stable")][:count]
-    drawn = np.zeros(len(labels), bool)
-    drawn[first[np.isfinite(turn[first])]] = True
-    return table.filter(pa.array(drawn)), table.filter(pa.array(~drawn))
+            ranks[rows_of_label[len(rows_of_label) - leave :]] = np.inf
+    first = shuffled[np.argsort(ranks[shuffled], kind="stable")][:count]
+    is_drawn = np.zeros(len(labels), bool)
+    is_drawn[first[np.isfinite(ranks[first])]] = True
+    return table.filter(pa.array(is_drawn)), table.filter(pa.array(~is_drawn))
 
 
-def _content(table: pa.Table) -> str:
-    """A fingerprint of the cells, whatever chunks they came in."""
+def _content_digest(table: pa.Table) -> str:
+    """The SHA-256 of the cells in hexadecimal; how the columns are divided into chunks makes no difference."""
     digest = hashlib.sha256()
-    with pa.ipc.new_stream(pa.PythonFile(_Hashed(digest), "w"), table.schema) as writer:
+    with pa.ipc.new_stream(pa.PythonFile(_HashingFile(digest), "w"), table.schema) as writer:
         writer.write_table(table.combine_chunks())
     return digest.hexdigest()
 
 
-class _Hashed:
-    """A file that only hashes what is written into it."""
+class _HashingFile:
+    """A writable file that stores nothing: it adds what is written to a digest."""
 
     closed = False
 

@@ -1,6 +1,7 @@
-"""Reads a transfer set: the teacher's logits, memory-mapped and keyed by row id.
+"""Reads a transfer set: the teacher's logits, memory-mapped and keyed by example id.
 
-It is written by `kdray.teacher.transfer`, which describes its files.
+`kdray.teacher.transfer` writes transfer sets and describes their files. Shapes: N rows of a split, K selected rows,
+C classes.
 """
 
 from dataclasses import dataclass
@@ -15,15 +16,14 @@ from kdray.data.tokens import TokenSet
 from kdray.errors import StorageError
 from kdray.storage.mirror import fetch_files
 
-SPLITS = ("train", "validation", "test")
-
 
 class StoredLogits:
     """The stored logits of one split, memory-mapped; `logits[indices]` is float32, K x C."""
 
     def __init__(self, files: list[Path]) -> None:
+        """Map the files of a split, in the order of their rows."""
         tables = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
-        self._shards = [_matrix(table.column("logits").combine_chunks()) for table in tables]
+        self._shards = [_as_matrix(table.column("logits").combine_chunks()) for table in tables]
         self._ids = [table.column("id").to_numpy() for table in tables]
         self._starts = np.array([0, *accumulate(len(shard) for shard in self._shards)])
 
@@ -33,15 +33,16 @@ class StoredLogits:
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         if len(self._shards) == 1:
             return self._shards[0][indices]
-        shards = np.searchsorted(self._starts, indices, side="right") - 1
-        out = np.empty((len(indices), self._shards[0].shape[1]), np.float32)
-        for shard in np.unique(shards):
-            here = shards == shard
-            out[here] = self._shards[shard][indices[here] - self._starts[shard]]
-        return out
+        # Concatenated shards would need only one lookup, but would be a copy in the memory of each process.
+        shards_K = np.searchsorted(self._starts, indices, side="right") - 1
+        logits_KxC = np.empty((len(indices), self._shards[0].shape[1]), np.float32)
+        for shard in np.unique(shards_K):
+            in_shard_K = shards_K == shard
+            logits_KxC[in_shard_K] = self._shards[shard][indices[in_shard_K] - self._starts[shard]]
+        return logits_KxC
 
     def of(self, rows: Rows) -> Rows:
-        """These rows with their logits. Raises StorageError when the example ids differ."""
+        """These rows with their logits. Raises StorageError if the logits have other example ids than the rows."""
         if not np.array_equal(np.concatenate(self._ids), rows.ids):
             raise StorageError(
                 "the transfer set was written for other rows: its example ids are not the data's. Remove it."
@@ -49,26 +50,28 @@ class StoredLogits:
         return rows.with_logits(self)
 
     def all(self) -> np.ndarray:
-        """Every row's logits, N x C."""
+        """The logits of all rows, N x C; a copy in memory."""
         return np.concatenate(self._shards)
 
 
 @dataclass(frozen=True)
 class TransferSet:
-    """A finished transfer set on disk."""
+    """A complete transfer set on disk."""
 
     folder: Path
 
     def logits(self, split: str) -> StoredLogits:
+        """The logits of one split."""
+        # The name of a file ends with the number of its first row, with leading zeros: sorted, the rows are in order.
         return StoredLogits(sorted(fetch_files(self.folder).glob(f"{split}-*.arrow")))
 
     def rows(self, tokens: TokenSet, split: str) -> Rows:
-        """The token ids of a split with the teacher's logits."""
+        """The token ids of a split with the teacher's logits. Raises StorageError if they have other example ids."""
         return self.logits(split).of(tokens.rows(split))
 
 
-def _matrix(column: pa.Array) -> np.ndarray:
-    """A list column of one chunk as N x C, without a copy."""
+def _as_matrix(column: pa.Array) -> np.ndarray:
+    """A column of lists, in one chunk, as N x C without a copy."""
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)
     return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)

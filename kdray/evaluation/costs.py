@@ -1,8 +1,9 @@
-"""What each architecture costs: measured once per architecture and hardware, before any training.
+"""The costs of the teacher and of each student architecture, measured before any training and cached.
 
-They depend on the architecture alone, so they are exact objectives and constraints: an architecture that breaks a
-constraint is never trained. They are measured one at a time, on an otherwise idle machine, and kept in the storage's
-cache with the hardware they were measured on.
+Costs depend on the architecture and the hardware, not on the weights. They are therefore exact objectives and
+constraints: an architecture that breaks a constraint is never trained. Models are measured one at a time, because other
+work on the machine makes latencies longer. Each cache file contains the costs of one model, with the hardware and the
+`Latency` settings of the measurement. How one model is measured is in `measuring`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +24,7 @@ from kdray.storage.paths import StoragePaths
 
 @dataclass(frozen=True)
 class MeasureModel:
-    """The job that measures one architecture; with no student, the source itself."""
+    """The job that measures one model: a student of this architecture, or the source itself if `student` is None."""
 
     source: Pretrained
     student: TransformerStudent | None
@@ -32,13 +33,14 @@ class MeasureModel:
     def __call__(self, worker: Worker) -> Iterator[Report]:
         model = worker.cached(("source", self.source.key), self.source.model)
         if self.student:
+            # Costs do not depend on the weights, so any seed gives the same costs.
             model = self.student.build(model, seed=0)
         yield measure_model(model, self.latency, worker.device)
 
 
 @dataclass(frozen=True)
 class ReportHardware:
-    """The job that says what the slots run on: their device, and the CPU beside it."""
+    """The job that reports the hardware of a slot: its device, and the CPU of the same machine."""
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
         yield {"hardware": hardware_name(worker.device), "cpu": hardware_name()}
@@ -46,42 +48,44 @@ class ReportHardware:
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of the teacher, and of every architecture that may be tried."""
+    """The costs of the teacher, and of every architecture that the sweep can try."""
 
     machine: dict[str, str]
-    """What they were measured on: `hardware`, the slots' device, and `cpu`, the processor beside it."""
+    """The hardware of the measurement: `hardware`, the device of the slots, and `cpu`, the CPU of the same machine."""
     teacher: dict[str, float]
     by_student: dict[TransformerStudent, dict[str, float]]
+    """The costs by `TransformerStudent.shape`."""
     conditions: str
-    """How they were measured and on what, in words: to stand beside every figure."""
+    """How and on which hardware the costs were measured, as text that is printed beside every figure."""
 
     def of(self, student: TransformerStudent) -> dict[str, float]:
-        """What `measuring.costs` measures, and the speed-up over the teacher, on the slots' device and on the CPU."""
+        """The costs of a student, by the names in `measuring.ARCHITECTURE_METRICS`: costs and speed-ups."""
         return self.by_student[student.shape]
 
 
 class CostConditions(BaseModel):
-    """How the costs of a sweep were measured: conditions.json."""
+    """The content of conditions.json: how the costs of a sweep were measured."""
 
     model_config = ConfigDict(frozen=True)
 
     costs: str
-    """As `Costs.conditions`."""
+    """See `Costs.conditions`."""
     machine: dict[str, str]
-    """As `Costs.machine`."""
+    """See `Costs.machine`."""
 
 
 @dataclass(frozen=True)
 class CostMeasuring:
-    """How costs are measured and where they are cached."""
+    """Measures costs on a pool of slots and caches them in the storage."""
 
     latency: Latency
     paths: StoragePaths
     pool: Pool
-    """Nothing else may run on it while costs are measured."""
+    """No other job may run on this pool during the measurement."""
     measured_on: Mapping[str, str] | None = None
-    """The machine of a begun sweep, as in `Costs.machine`. Costs of two machines cannot be compared, so a sweep that is
-    continued elsewhere keeps the costs of that machine. None: no trial has begun."""
+    """The machine on which a sweep with trials was measured, see `Costs.machine`. Costs of two machines cannot be
+    compared, so a sweep that is continued elsewhere uses the costs of its first machine. None: the sweep has no trials
+    yet."""
 
     def measure(
         self,
@@ -91,36 +95,44 @@ class CostMeasuring:
     ) -> Costs:
         """Measure the teacher and each architecture once, one after the other.
 
-        Raises ResourceError when the sweep began on another machine and an architecture was not measured there.
+        `on_progress` receives the number of measured architectures and the number of all architectures. Raises
+        ResourceError if the sweep began on another machine and an architecture was not measured there.
         """
-        (here,) = self.pool.run(ReportHardware(), "hardware")
-        machine = {**(self.measured_on or here)}
-        teacher = self._costs_of(MeasureModel(sources.teacher.model, None, self.latency), machine, machine == here)
+        (this_machine,) = self.pool.run(ReportHardware(), "hardware")
+        machine = {**(self.measured_on or this_machine)}
+        can_measure = machine == this_machine
+        teacher = self._costs_of(MeasureModel(sources.teacher.model, None, self.latency), machine, can_measure)
+        # Students with the same shape cost the same, so each shape is measured once.
         shapes = dict.fromkeys(student.shape for student in students)
-        conditions = describe_conditions(self.latency, machine["hardware"], cpu=machine["cpu"])
         by_student: dict[TransformerStudent, dict[str, float]] = {}
         for done, shape in enumerate(shapes, start=1):
             job = MeasureModel(sources.of(shape).model, shape, self.latency)
-            own = self._costs_of(job, machine, machine == here)
-            by_student[shape] = own | {name: teacher[of] / own[of] for name, of in SPEEDUP_METRICS.items()}
+            costs = self._costs_of(job, machine, can_measure)
+            speedups = {name: teacher[latency] / costs[latency] for name, latency in SPEEDUP_METRICS.items()}
+            by_student[shape] = costs | speedups
             on_progress(done, len(shapes))
-        return Costs(machine, teacher, by_student, conditions)
+        return Costs(
+            machine=machine,
+            teacher=teacher,
+            by_student=by_student,
+            conditions=describe_conditions(self.latency, machine["hardware"], cpu=machine["cpu"]),
+        )
 
-    def _costs_of(self, job: MeasureModel, machine: dict[str, str], is_here: bool) -> dict[str, float]:
-        """The costs of one model, from the cache where it was measured before."""
+    def _costs_of(self, job: MeasureModel, machine: dict[str, str], can_measure: bool) -> dict[str, float]:
+        """The costs of one model on `machine`: from the cache, or measured now if this is that machine."""
         shape = job.student.architecture(job.source.layers) if job.student else {}
         cache = self.paths.cost(fingerprint(job.source.key, shape, self.latency.model_dump(), machine))
         if not fetch(cache).exists():
-            if not is_here:
+            if not can_measure:
                 sizes = ", ".join(f"{name} {size}" for name, size in shape.items())
-                what = f"a student of {sizes}" if shape else "the teacher"
+                model = f"a student of {sizes}" if shape else "the teacher"
                 raise ResourceError(
-                    f"the costs of {what} were not measured on {machine['hardware']}, where this sweep began, and "
+                    f"the costs of {model} were not measured on {machine['hardware']}, where this sweep began, and "
                     "latencies of two machines cannot be compared. Continue the sweep there, or run it here under "
                     "another name (--set name=...)."
                 )
             *_, costs = self.pool.run(job, f"cost-{cache.stem}")
-            about = {**machine, "architecture": shape, "latency": self.latency.model_dump()}
-            write_json(cache, {**about, "costs": costs})
+            conditions = {**machine, "architecture": shape, "latency": self.latency.model_dump()}
+            write_json(cache, {**conditions, "costs": costs})
         cached: dict[str, float] = read_json(cache)["costs"]
         return cached

@@ -1,6 +1,6 @@
-"""How names and numbers are written for a person: on the screen, in the report, in a sentence.
+"""Text for people: names and numbers on the screen, in the report, in a sentence.
 
-Files for machines (MLflow, results.csv) keep the dotted names and all digits.
+Data for machines (MLflow, results.csv) has the dotted names and all digits.
 """
 
 from collections import Counter
@@ -10,13 +10,14 @@ from typing import Any
 from kdray.evaluation.statistics import Interval
 from kdray.evaluation.trial_record import TrialRecord
 
-_SETTINGS = {
+_SHORT_HEADINGS = {
     "student.depth": "depth",
     "distillation.temperature": "T",
     "distillation.alpha": "alpha",
     "training.learning_rate": "lr",
-}  # in the order in which they are shown
-_NUMBERS: dict[str, tuple[str, Callable[[float], str]]] = {
+}
+"""The headings of the settings that come first in a table, in the order of its columns."""
+_METRIC_FORMATS: dict[str, tuple[str, Callable[[float], str]]] = {
     "retention": ("retention", lambda value: f"{value:.1%}"),
     "agreement": ("agreement", lambda value: f"{value:.1%}"),
     "latency_ms": ("latency", lambda value: f"{_three_digits(value)} ms"),
@@ -33,31 +34,32 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], str]]] = {
     "macro_f1": ("macro F1", lambda value: f"{value:.4f}"),
     "mcc": ("MCC", lambda value: f"{value:.4f}"),
 }
+"""A metric -> its heading, and the function that writes its value with the unit."""
 
 
 def settings_in_order(names: Iterable[str]) -> list[str]:
-    """Settings as they are shown: depth, temperature, alpha, learning rate, then the others by name."""
-    first = list(_SETTINGS)
+    """These settings in the order of the table: depth, temperature, alpha, learning rate, then the others by name."""
+    first = list(_SHORT_HEADINGS)
     return sorted(names, key=lambda name: (first.index(name) if name in first else len(first), name))
 
 
 def headings(names: Iterable[str]) -> dict[str, str]:
-    """Dotted name -> the shortest heading that tells these settings apart, in the order they are shown."""
+    """Dotted name -> the shortest heading that no other of these settings has, in the order of `settings_in_order`."""
     ordered = settings_in_order(names)
-    tails = Counter(name.rpartition(".")[2] for name in ordered)
-    return {name: _SETTINGS.get(name) or _tail(name, tails) for name in ordered}
+    last_parts = Counter(name.rpartition(".")[2] for name in ordered)
+    return {name: _SHORT_HEADINGS.get(name) or _unique_heading(name, last_parts) for name in ordered}
 
 
 def heading(metric: str) -> str:
-    """What a metric is called."""
-    return _NUMBERS[metric][0] if metric in _NUMBERS else metric.replace("_", " ")
+    """The name of a metric for people: "p95 latency" for latency_p95_ms."""
+    return _METRIC_FORMATS[metric][0] if metric in _METRIC_FORMATS else metric.replace("_", " ")
 
 
 def format_metric(metric: str, value: float | None) -> str:
-    """A metric's value with its unit and no more digits than mean something; a dash where there is none."""
+    """A metric's value, rounded, with its unit; a dash if there is no value."""
     if value is None:
         return "-"
-    return _NUMBERS[metric][1](value) if metric in _NUMBERS else f"{value:.4f}"
+    return _METRIC_FORMATS[metric][1](value) if metric in _METRIC_FORMATS else f"{value:.4f}"
 
 
 def format_interval(metric: str, interval: Interval) -> str:
@@ -67,13 +69,13 @@ def format_interval(metric: str, interval: Interval) -> str:
 
 
 def format_points(difference: Interval) -> str:
-    """A difference of shares in percentage points, with its interval: +0.2 points (95%: -0.8 to +1.2)."""
+    """A difference of two shares in percentage points, with its interval: +0.2 points (95%: -0.8 to +1.2)."""
     estimate, low, high = (100 * value for value in (difference.estimate, difference.low, difference.high))
     return f"{estimate:+.1f} points ({difference.level:.0%}: {low:+.1f} to {high:+.1f})"
 
 
 def format_setting(value: Any) -> str:
-    """A setting's value: three digits are enough to tell trials apart."""
+    """A setting's value; a float has about three digits, which are enough to distinguish trials."""
     if not isinstance(value, float):
         return str(value)
     if value and not 1e-3 <= abs(value) < 1e5:
@@ -83,17 +85,17 @@ def format_setting(value: Any) -> str:
 
 
 def format_settings(params: Mapping[str, Any]) -> str:
-    """The settings of a trial in a line: depth 2, T 3.12, alpha 0.70, lr 1.9e-4."""
+    """The settings of a trial in one line: depth 2, T 3.12, alpha 0.70, lr 1.9e-4."""
     return ", ".join(f"{short} {format_setting(params[name])}" for name, short in headings(params).items())
 
 
 def format_metrics(metrics: Mapping[str, float], names: Iterable[str]) -> str:
-    """Those of the named metrics that are there, in a line."""
+    """The named metrics in one line, without those that `metrics` does not have."""
     return ", ".join(f"{heading(name)} {format_metric(name, metrics[name])}" for name in names if name in metrics)
 
 
 def format_status(record: TrialRecord) -> str:
-    """How a trial stands or ended: running, completed, stopped at epoch 1, failed: why."""
+    """The state of a trial: running, completed, "stopped at epoch 1", or "failed: <the error>"."""
     if record.state == "failed":
         return f"failed: {record.error or 'no reason was given'}"
     if record.state == "stopped" and record.history:
@@ -102,34 +104,33 @@ def format_status(record: TrialRecord) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """45 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    """A duration, such as 45 s, 3 min 20 s, 2 h 05 min."""
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def shorten(text: str, longest: int) -> str:
-    """The text in one line of at most so many characters."""
+    """The text in one line of at most `longest` characters."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
-def _tail(name: str, tails: Counter[str]) -> str:
-    tail = name.rpartition(".")[2]
-    return tail.replace("_", " ") if tails[tail] == 1 else name
+def _unique_heading(name: str, last_parts: Counter[str]) -> str:
+    """The last part of a dotted name, or the whole name if another setting has the same last part."""
+    last_part = name.rpartition(".")[2]
+    return last_part.replace("_", " ") if last_parts[last_part] == 1 else name
 
 
 def _three_digits(value: float) -> str:
     size = abs(value)
-    return (
-        f"{value:.0f}"
-        if size >= 100
-        else f"{value:.1f}"
-        if size >= 10
-        else f"{value:.2f}"
-        if size >= 0.1
-        else f"{value:.3f}"
-    )
+    if size >= 100:
+        return f"{value:.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    if size >= 0.1:
+        return f"{value:.2f}"
+    return f"{value:.3f}"

@@ -1,7 +1,7 @@
-"""What a model costs: size, multiply-adds, latency and throughput, on the hardware at hand.
+"""Measure what one model costs on this machine: size, multiply-adds, latency and throughput.
 
-A figure means nothing without how it was taken: `conditions` says it, to stand beside every one of them. Where costs
-are kept is `costs`'s business.
+A figure is useful only together with the conditions of its measurement; `describe_conditions` gives them as text.
+`costs` decides which models are measured, and caches the results.
 """
 
 import copy
@@ -27,69 +27,82 @@ from kdray.settings import Settings
 from kdray.slots.job import torch_threads
 
 SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64"}
+"""The name of a torch dtype in the header of a safetensors file."""
 
 CPU_METRICS = {
     "latency_ms": "cpu_latency_ms",
     "latency_p95_ms": "cpu_latency_p95_ms",
     "throughput_per_s": "cpu_throughput_per_s",
 }
-"""What a clock says on the device that a model is trained on, and its name on the CPU beside it."""
-COST_METRICS = (*CPU_METRICS, "multiply_adds", "parameters", "size_mb", *CPU_METRICS.values())
-"""What an architecture costs. Without a GPU the CPU's figures are the device's own."""
-SPEEDUP_METRICS = {"speedup": "latency_ms", "cpu_speedup": "cpu_latency_ms"}
-"""Beside a teacher: what its latency over the student's is called."""
-ARCHITECTURE_METRICS = (*COST_METRICS, *SPEEDUP_METRICS)
-"""All that is known of an architecture before it is trained."""
+"""The metrics that depend on the device: the name for the device of the slots -> the name for the CPU beside it."""
 
-THROUGHPUT_MS, THROUGHPUT_CALLS = 1000, 30
-"""How long throughput is measured, and in how many passes at most."""
+COST_METRICS = (*CPU_METRICS, "multiply_adds", "parameters", "size_mb", *CPU_METRICS.values())
+"""The costs of one model. Without a GPU the CPU is the device of the slots, so both have the same figures."""
+
+SPEEDUP_METRICS = {"speedup": "latency_ms", "cpu_speedup": "cpu_latency_ms"}
+"""A speed-up -> the latency whose ratio it is: the teacher's latency over the student's."""
+
+ARCHITECTURE_METRICS = (*COST_METRICS, *SPEEDUP_METRICS)
+"""All metrics of an architecture that are known before it is trained."""
+
+THROUGHPUT_MS = 1000
+"""The measurement of throughput ends after this many milliseconds."""
+THROUGHPUT_CALLS = 30
+"""The measurement of throughput ends after this many passes, even if the time is not over."""
 
 
 class Latency(Settings):
-    """How latency is measured: the time of one forward pass in float32; and throughput, in passes of many examples."""
+    """How latency and throughput are measured: by the time of forward passes in float32."""
 
     batch_size: int = Field(1, ge=1)
+    """Examples in one pass when latency is measured."""
     length: int = Field(64, ge=1)
     """Tokens in each example."""
     threads: int = Field(1, ge=1)
     """Processor threads that the model may use."""
     warmup: int = Field(5, ge=0)
-    """Passes before the measured ones."""
+    """Passes before the measured passes of latency."""
     repeats: int = Field(30, ge=1)
+    """Measured passes of latency."""
     throughput_batch_size: int = Field(32, ge=1)
-    """Examples in a pass when throughput is measured."""
+    """Examples in one pass when throughput is measured."""
 
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """Percentiles over the measured passes, in milliseconds."""
+    """The median and the 95th percentile of the measured passes, in milliseconds."""
 
     p50: float
     p95: float
 
 
 def describe_conditions(latency: Latency, hardware: str, precision: str = "float32", cpu: str = "") -> str:
-    """How the figures were taken, in words, to stand beside them; `cpu`, where the hardware is another."""
-    tokens = f"{latency.length} {_of('token', latency.length)} each"
-    threads = f"{latency.threads} {_of('thread', latency.threads)}"
+    """The conditions of a measurement as text, which is printed beside the figures.
+
+    `cpu` is the processor beside the measured device. It is named only if it is not `hardware` itself.
+    """
+    tokens = f"{latency.length} {_plural('token', latency.length)} each"
+    threads = f"{latency.threads} {_plural('thread', latency.threads)}"
     return (
-        f"latency of {latency.batch_size} {_of('example', latency.batch_size)} a pass, throughput of "
+        f"latency of {latency.batch_size} {_plural('example', latency.batch_size)} a pass, throughput of "
         f"{latency.throughput_batch_size}; {tokens}, {threads}, {precision}, {hardware}"
         f"{f' (CPU: {cpu})' if cpu not in ('', hardware) else ''}"
     )
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of parameters; those used in two places count once."""
+    """The number of parameters; a parameter that the model uses in two places counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def safetensors_size_mb(model: nn.Module) -> float:
-    """The size of the model's safetensors file in millions of bytes, without writing it."""
+    """The size of the model's safetensors file in millions of bytes, computed without writing the file."""
+    # A tied tensor is stored once. Reversed, so that the first of its names stays.
     unique = {tensor.data_ptr(): (name, tensor) for name, tensor in reversed(model.state_dict().items())}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    # As the format's own writer orders them, since the header holds the offsets: wide types first, then by name.
+    # The header contains offsets, so its length depends on the order of the tensors. The writer of the format puts
+    # wide types first, and tensors of one type in the order of their names.
     for name, tensor in sorted(unique.values(), key=lambda item: (-item[1].element_size(), item[0])):
         start, end = end, end + tensor.numel() * tensor.element_size()
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -98,66 +111,79 @@ def safetensors_size_mb(model: nn.Module) -> float:
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
+    # The file has 8 bytes with the length of the header, the header padded to a multiple of 8 bytes, and the tensors.
     header_bytes = len(json.dumps(header, separators=(",", ":")))
-    return (8 + -(-header_bytes // 8) * 8 + end) / 1e6
+    padded_header_bytes = -(-header_bytes // 8) * 8
+    return (8 + padded_header_bytes + end) / 1e6
 
 
 def count_multiply_adds(model: PreTrainedModel, length: int) -> float:
-    """The multiply-adds of a forward pass over one example of so many tokens.
+    """The multiply-adds of a forward pass over one example of `length` tokens.
 
-    Counted are matrix products (linear layers, attention) and convolutions, as torch's FlopCounterMode sees them;
-    additions, activations, normalisation and look-ups in the embeddings are not.
+    Counts matrix products (linear layers, attention) and convolutions, as torch's FlopCounterMode does. Does not count
+    additions, activations, normalisation and embedding look-ups.
     """
     inputs = synthetic_inputs(model, 1, length, model.device)
-    # Fused attention for the CPU is not in the counter's list: it must be seen as the matrix products that it is.
+    # FlopCounterMode does not know the fused attention kernel of the CPU and counts it as 0. The math kernel computes
+    # attention with matrix products, which are counted.
     with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**inputs)
+    # A multiply-add is two floating-point operations.
     return counter.get_total_flops() / 2
 
 
 def measure_latency(model: PreTrainedModel, latency: Latency, device: torch.device) -> LatencyResult:
-    """The time of a forward pass on synthetic full-length examples, on this device; the model is not changed.
+    """Measure the time of a forward pass on this device with synthetic full-length examples.
 
-    Raises SpecError when the model cannot read examples of that length.
+    The model is not changed. Raises SpecError if the model cannot read examples of that length.
     """
-    return _Clock(model, latency, device).latency()
+    return _ModelTimer(model, latency, device).measure_latency()
 
 
 def measure_model(model: PreTrainedModel, latency: Latency, device: torch.device) -> dict[str, float]:
-    """What an architecture costs: `COSTS`, in milliseconds, examples a second, multiply-adds an example, and MB."""
-    clock = _Clock(model, latency, device)
-    own = clock.figures()
-    on_cpu = own if device.type == "cpu" else _Clock(model, latency, torch.device("cpu")).figures()
+    """Measure `COST_METRICS`, on this device and on the CPU.
+
+    Units: latencies in milliseconds, throughput in examples per second, multiply-adds per example, size in millions of
+    bytes. Raises SpecError if the model cannot read examples of that length.
+    """
+    timer = _ModelTimer(model, latency, device)
+    on_device = timer.measure()
+    cpu = torch.device("cpu")
+    on_cpu = on_device if device.type == "cpu" else _ModelTimer(model, latency, cpu).measure()
     return {
-        **own,
-        "multiply_adds": count_multiply_adds(clock.model, latency.length),
+        **on_device,
+        "multiply_adds": count_multiply_adds(timer.model, latency.length),
         "parameters": count_parameters(model),
         "size_mb": safetensors_size_mb(model),
-        **{name: on_cpu[of] for of, name in CPU_METRICS.items()},
+        **{cpu_name: on_cpu[name] for name, cpu_name in CPU_METRICS.items()},
     }
 
 
-def time_calls(once: Callable[[], object], latency: Latency) -> LatencyResult:
-    """How long one call takes: percentiles over `repeats` calls, after `warmup` calls that do not count."""
+def time_calls(call: Callable[[], object], latency: Latency) -> LatencyResult:
+    """Measure the time of one call: percentiles over `repeats` calls, after `warmup` calls that do not count."""
     for _ in range(latency.warmup):
-        once()
-    p50, p95 = np.percentile([_milliseconds(once) for _ in range(latency.repeats)], [50, 95])
+        call()
+    p50, p95 = np.percentile([_milliseconds(call) for _ in range(latency.repeats)], [50, 95])
     return LatencyResult(float(p50), float(p95))
 
 
-def measure_throughput(once: Callable[[], object], examples: int) -> float:
-    """How many examples a second go through, when each call takes so many: by the median of a second's calls."""
-    once()
+def measure_throughput(call: Callable[[], object], examples: int) -> float:
+    """Measure how many examples per second are processed, if one call processes `examples` of them.
+
+    The result is computed from the median time of the calls. One call before them does not count.
+    """
+    call()
     times: list[float] = []
     while not times or (sum(times) < THROUGHPUT_MS and len(times) < THROUGHPUT_CALLS):
-        times.append(_milliseconds(once))
+        times.append(_milliseconds(call))
     return 1000 * examples / float(np.median(times))
 
 
 def hardware_name(device: torch.device | None = None) -> str:
-    """The name of what this device computes on: the GPU's, or the processor's. None: the CPU."""
+    """The name of the GPU that this device is, or the name of the processor. None: the CPU."""
     if device is not None and device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    # On Linux, platform.processor() is often empty or only the machine type; the kernel knows the model name.
     processors = Path("/proc/cpuinfo")
     lines = processors.read_text().splitlines() if processors.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -165,16 +191,17 @@ def hardware_name(device: torch.device | None = None) -> str:
 
 
 def synthetic_inputs(model: PreTrainedModel, examples: int, length: int, device: torch.device) -> dict[str, Tensor]:
-    """Full examples of tokens that are not padding, the same each time."""
+    """Full-length examples without padding tokens (`examples` x `length`), the same at each call."""
     shape = (examples, length)
     ids = torch.randint(model.config.vocab_size - 1, shape, generator=torch.Generator().manual_seed(0))
     padding = model.config.pad_token_id
+    # The ids are drawn from one id too few. The ids from the padding id on move up by one, so none is the padding id.
     ids += (ids >= padding).long() if padding is not None else 0
     return {"input_ids": ids.to(device), "attention_mask": torch.ones(shape, dtype=torch.long, device=device)}
 
 
-class _Clock:
-    """A model in float32 on a device, to be timed there as the settings say."""
+class _ModelTimer:
+    """Times the forward passes of one model, in float32, on one device, as `Latency` says."""
 
     def __init__(self, model: PreTrainedModel, latency: Latency, device: torch.device) -> None:
         if latency.length > (most := count_positions(model, latency.length)):
@@ -183,43 +210,51 @@ class _Clock:
                 f"{most} tokens; give a length up to that."
             )
         if model.device != device or model.dtype != torch.float32:
+            # A copy, because the model of the caller must not change.
             model = copy.deepcopy(model).to(device, torch.float32)
-        self.model, self.settings, self._device = model, latency, device
+        self.model = model
+        self._latency = latency
+        self._device = device
 
-    def figures(self) -> dict[str, float]:
-        """All that it says, by the names of the device's own."""
-        passes = self.latency()
-        return {"latency_ms": passes.p50, "latency_p95_ms": passes.p95, "throughput_per_s": self.throughput()}
+    def measure(self) -> dict[str, float]:
+        """Measure all metrics that depend on the device, by the keys of `CPU_METRICS`."""
+        latency = self.measure_latency()
+        return {
+            "latency_ms": latency.p50,
+            "latency_p95_ms": latency.p95,
+            "throughput_per_s": self._measure_throughput(),
+        }
 
-    def latency(self) -> LatencyResult:
-        """Of a pass."""
-        once = self._passing(self.settings.batch_size)
-        with evaluation_mode(self.model), torch_threads(self.settings.threads):
-            return time_calls(once, self.settings)
+    def measure_latency(self) -> LatencyResult:
+        """Measure the time of one forward pass."""
+        run_pass = self._make_pass(self._latency.batch_size)
+        with evaluation_mode(self.model), torch_threads(self._latency.threads):
+            return time_calls(run_pass, self._latency)
 
-    def throughput(self) -> float:
-        """In examples a second."""
-        examples = self.settings.throughput_batch_size
-        once = self._passing(examples)
-        with evaluation_mode(self.model), torch_threads(self.settings.threads):
-            return measure_throughput(once, examples)
+    def _measure_throughput(self) -> float:
+        examples = self._latency.throughput_batch_size
+        run_pass = self._make_pass(examples)
+        with evaluation_mode(self.model), torch_threads(self._latency.threads):
+            return measure_throughput(run_pass, examples)
 
-    def _passing(self, examples: int) -> Callable[[], None]:
-        inputs = synthetic_inputs(self.model, examples, self.settings.length, self._device)
+    def _make_pass(self, examples: int) -> Callable[[], None]:
+        """A function that runs one forward pass over `examples` examples and waits for its end."""
+        inputs = synthetic_inputs(self.model, examples, self._latency.length, self._device)
 
-        def once() -> None:
+        def run_pass() -> None:
             self.model(**inputs)
             if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)  # else the clock would only see that the work was handed over
+                # CUDA kernels run asynchronously. Without this, the time of their launch would be measured.
+                torch.cuda.synchronize(self._device)
 
-        return once
+        return run_pass
 
 
-def _milliseconds(once: Callable[[], object]) -> float:
+def _milliseconds(call: Callable[[], object]) -> float:
     start = time.perf_counter_ns()
-    once()
+    call()
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def _of(what: str, count: int) -> str:
-    return what if count == 1 else f"{what}s"
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"

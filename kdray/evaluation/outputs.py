@@ -1,6 +1,7 @@
-"""What a model says: its logits on given rows, and how often it agrees with the teacher.
+"""The outputs of a model: its logits on given rows, and how often its class is the teacher's class.
 
-Quality metrics are the task's; what a model costs is measured in `measuring`, when evaluations happen is `training`'s.
+Letters: N rows, C classes. The quality metrics are part of the task, costs are measured in `measuring`, and `training`
+decides when a model is evaluated.
 """
 
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from kdray.slots.job import Worker
 def compute_logits(
     model: nn.Module, rows: Rows, batch_size: int, worker: Worker, autocast: torch.dtype | None
 ) -> np.ndarray:
-    """The logits of all rows (N x C, float32, in row order), on every rank. A collective call.
+    """Compute the logits of all rows (N x C, float32, in row order) and give them to every rank.
 
-    Each rank computes its share of the same batches, so the numbers do not depend on how many ranks there are.
+    A collective call: every rank must make it. Each rank computes its share of the same batches, so the numbers do not
+    depend on the number of ranks. `autocast`: the type that autocast computes in; None for float32.
     """
     share = ordered_batches(rows.lengths, batch_size)[worker.rank :: worker.world]
     outputs: list[Tensor] = []
@@ -28,20 +30,20 @@ def compute_logits(
         for indices in share:
             inputs = rows.batch(indices, worker.pad_multiple).to(worker.device).inputs
             outputs.append(model(**inputs).logits)
-            worker.progress += 1
-    # One copy from the device at the end: copying each batch would wait for it.
+            worker.progress += 1  # a worker whose count does not grow is taken for hung
+    # One copy from the device at the end: each copy waits until the device has computed its batch.
     logits = torch.cat(outputs).float().cpu().numpy() if outputs else None
-    return _in_row_order(len(rows), worker.all_gather((share, logits)))
+    return _merge_in_row_order(len(rows), worker.all_gather((share, logits)))
 
 
 def agreement(student_logits_NxC: np.ndarray, teacher_logits_NxC: np.ndarray) -> float:
-    """The share of rows for which the student's class is the teacher's."""
+    """The share of rows for which student and teacher answer the same class."""
     return float(np.mean(student_logits_NxC.argmax(axis=-1) == teacher_logits_NxC.argmax(axis=-1)))
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode without gradients, and back in its mode afterwards."""
+    """Put the model into evaluation mode without gradients, and restore its mode at the end of the block."""
     training = model.training
     model.eval()
     try:
@@ -51,7 +53,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _in_row_order(rows: int, shares: list[tuple[list[np.ndarray], np.ndarray | None]]) -> np.ndarray:
+def _merge_in_row_order(rows: int, shares: list[tuple[list[np.ndarray], np.ndarray | None]]) -> np.ndarray:
+    """The logits of all ranks as one array in row order. A rank without batches has None for its logits."""
     computed = [(np.concatenate(batches), logits) for batches, logits in shares if logits is not None]
     logits_NxC = np.empty((rows, computed[0][1].shape[1]), dtype=np.float32)
     for indices, logits in computed:

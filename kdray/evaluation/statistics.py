@@ -1,10 +1,11 @@
 """How sure a figure is: bootstrap intervals of a metric, a ratio and a difference on the same rows; McNemar's test.
 
-A test split is a sample: other rows would have given other figures. The bootstrap draws rows anew, with replacement,
-and looks how much a figure moves. Figures that are compared see the same draws (they are paired): what is hard about a
-row is hard for both, and cancels. Where a candidate was trained over several seeds, seeds are drawn as well as rows.
+A test split is a sample: other rows would give other figures. The bootstrap draws rows with replacement many times and
+measures how much a figure changes. Figures that are compared use the same draws (they are paired): a difficult row is
+difficult for both candidates, so its effect cancels. If a candidate was trained with several seeds, seeds are drawn as
+well as rows.
 
-Letters: N rows, R draws, S seeds, C classes. Who is compared with whom is `choice`'s business.
+Letters: M candidates, N rows, R draws, S seeds, K counts, C classes. `choice` decides which candidates are compared.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +19,22 @@ from scipy.stats import binomtest, norm
 from kdray.errors import SpecError, did_you_mean
 
 Metric: TypeAlias = Callable[[np.ndarray, np.ndarray], float]
-"""From outputs (N x ...) and labels (N) to a number."""
+"""A function of outputs (N x ...) and labels (N) that gives a number."""
 Method: TypeAlias = Literal["bca", "percentile"]
+Statistic: TypeAlias = Callable[[np.ndarray], np.ndarray]
+"""A function of the candidates' metrics (M x R) that gives one value for each draw (R)."""
 
 RESAMPLES = 2_000
+"""The number of draws."""
 LEVEL = 0.95
-CELLS = 4_000_000
-"""Weights held at once: draws are worked off in parts, so that memory does not grow with them."""
+"""The level of confidence."""
+CELLS_IN_MEMORY = 4_000_000
+"""The most numbers in one array. Draws are computed in parts, so that memory does not grow with their number."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and where it would lie on other rows, at this level of confidence."""
+    """A figure, and the range that would contain it on other rows, at this level of confidence."""
 
     estimate: float
     low: float
@@ -45,7 +50,7 @@ class Interval:
 
 
 class ResampledMetric(Protocol):
-    """A candidate's metric on any draw of the rows."""
+    """A metric of one candidate that can be computed on any draw of the rows."""
 
     @property
     def rows(self) -> int: ...
@@ -54,23 +59,23 @@ class ResampledMetric(Protocol):
     def seeds(self) -> int: ...
 
     @property
-    def cells(self) -> int:
-        """How many numbers one draw needs."""
+    def cells_per_draw(self) -> int:
+        """The most numbers that an array of one draw contains."""
         ...
 
     def values(self, weights_RxN: np.ndarray) -> np.ndarray:
-        """R x S: the metric of each seed when row n is there `weights_RxN[r, n]` times."""
+        """R x S: the metric of each seed on each draw, in which row n occurs `weights_RxN[r, n]` times."""
         ...
 
 
 @dataclass(frozen=True)
 class CountMetric:
-    """A metric that is a function of counts summed over rows: quick, for a draw is one matrix product."""
+    """A metric that is a function of counts summed over rows. It is fast, because a draw is one matrix product."""
 
     counts_SxNxK: tuple[sparse.csr_array, ...]
-    """For each seed what each row adds to each of K counts."""
+    """For each seed, how much each row adds to each of K counts."""
     metric: Callable[[np.ndarray], np.ndarray]
-    """From summed counts (... x K) to values (...)."""
+    """A function of summed counts (... x K) that gives values (...)."""
 
     @property
     def rows(self) -> int:
@@ -81,21 +86,21 @@ class CountMetric:
         return len(self.counts_SxNxK)
 
     @property
-    def cells(self) -> int:
+    def cells_per_draw(self) -> int:
         return max(self.counts_SxNxK[0].shape)
 
     def values(self, weights_RxN: np.ndarray) -> np.ndarray:
-        """See Measured."""
+        """See `ResampledMetric.values`."""
         return np.stack([self.metric(weights_RxN @ counts_NxK) for counts_NxK in self.counts_SxNxK], axis=1)
 
 
 @dataclass(frozen=True)
 class ComputedMetric:
-    """Any metric, computed anew for every draw and seed: slow."""
+    """Any metric. It is slow, because it is computed again for every draw and seed."""
 
     metric: Metric
     outputs_SxN: np.ndarray
-    """S x N x ...: classes, logits or whatever the metric reads."""
+    """S x N x ...: classes, logits, or other outputs that the metric reads."""
     labels_N: np.ndarray
 
     @property
@@ -107,44 +112,53 @@ class ComputedMetric:
         return len(self.outputs_SxN)
 
     @property
-    def cells(self) -> int:
+    def cells_per_draw(self) -> int:
         return self.rows
 
     def values(self, weights_RxN: np.ndarray) -> np.ndarray:
-        """See Measured."""
-        drawn = [np.repeat(np.arange(self.rows), weights_N) for weights_N in weights_RxN]
-        return np.array([[self.metric(one[rows], self.labels_N[rows]) for one in self.outputs_SxN] for rows in drawn])
+        """See `ResampledMetric.values`."""
+        draws = [np.repeat(np.arange(self.rows), weights_N) for weights_N in weights_RxN]
+        return np.array(
+            [[self.metric(outputs_N[rows], self.labels_N[rows]) for outputs_N in self.outputs_SxN] for rows in draws]
+        )
 
 
 def classification_metric(metric: str, answers_SxN: np.ndarray, labels_N: np.ndarray) -> CountMetric:
-    """The accuracy, macro_f1 or mcc of classes that were answered, by one seed (N) or several (S x N).
+    """The accuracy, macro_f1 or mcc of predicted classes, of one seed (N) or of several (S x N), as a `CountMetric`.
 
-    All three are functions of the confusion matrix, whose cells are counts of rows. Raises SpecError for another name.
+    All three are functions of the confusion matrix, whose cells are counts of rows. Raises SpecError for another name,
+    ValueError if the numbers of answers and labels differ.
     """
     if metric not in CONFUSION_METRICS:
-        raise SpecError(f"statistics: no quick metric {metric!r}; {did_you_mean(metric, CONFUSION_METRICS)}")
+        hint = did_you_mean(metric, CONFUSION_METRICS)
+        raise SpecError(f"statistics: {metric!r} is not a metric of the confusion matrix; {hint}")
     answers_SxN = np.atleast_2d(answers_SxN)
     if answers_SxN.shape[1] != len(labels_N):
-        raise ValueError(f"answers for {answers_SxN.shape[1]} rows, labels for {len(labels_N)}: they must be the same.")
+        raise ValueError(
+            f"answers for {answers_SxN.shape[1]} rows, labels for {len(labels_N)}: the numbers must be equal."
+        )
     classes = int(max(answers_SxN.max(), labels_N.max())) + 1
     rows = np.arange(len(labels_N))
     ones = np.ones(len(labels_N))
     shape = (len(labels_N), classes**2)
-    cells = (sparse.csr_array((ones, (rows, labels_N * classes + one)), shape=shape) for one in answers_SxN)
-    of_matrix = CONFUSION_METRICS[metric]
-    return CountMetric(tuple(cells), lambda sums: of_matrix(sums.reshape(*sums.shape[:-1], classes, classes)))
+    # Each row adds 1 to one of the C * C cells of the confusion matrix, so most counts are 0: the matrix is sparse.
+    counts_SxNxK = tuple(
+        sparse.csr_array((ones, (rows, labels_N * classes + answers_N)), shape=shape) for answers_N in answers_SxN
+    )
+    confusion_metric = CONFUSION_METRICS[metric]
+    return CountMetric(counts_SxNxK, lambda sums: confusion_metric(sums.reshape(*sums.shape[:-1], classes, classes)))
 
 
 def bootstrap_interval(
-    measured: ResampledMetric,
+    candidate: ResampledMetric,
     *,
     method: Method = "bca",
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Where a metric would lie on other rows (and, for several seeds, with others): the mean over seeds."""
-    return _interval([measured], lambda values_MxR: values_MxR[0], method, resamples, level, seed)
+    """The interval of a metric, averaged over seeds, on other rows (and with other seeds, if there are several)."""
+    return _interval([candidate], lambda values_MxR: values_MxR[0], method, resamples, level, seed)
 
 
 def bootstrap_ratio(
@@ -156,7 +170,7 @@ def bootstrap_ratio(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Where retention lies: the student's metric over the teacher's, both on the same draws of the rows."""
+    """The interval of the retention: the student's metric over the teacher's, both on the same draws of the rows."""
     return _interval([student, teacher], _retention, method, resamples, level, seed)
 
 
@@ -169,153 +183,168 @@ def bootstrap_difference(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Where the first's metric minus the second's lies, both on the same draws of the rows; each draws its own seeds.
+    """The interval of the first metric minus the second, both on the same draws of the rows.
 
-    An interval across zero: these rows do not tell the two apart.
+    The seeds of each candidate are drawn independently. An interval that contains zero means: these rows do not show
+    which of the two is better.
     """
     return _interval([first, second], lambda values_MxR: values_MxR[0] - values_MxR[1], method, resamples, level, seed)
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Whether two classifiers are right equally often, by the rows on which only one of them is."""
+    """McNemar's test of whether two classifiers are right equally often."""
 
     only_first: int
-    """Rows that the first has right and the second wrong."""
+    """The number of rows for which the first classifier is right and the second is wrong."""
     only_second: int
+    """The number of rows for which the second classifier is right and the first is wrong."""
     p: float
-    """How often a fair coin would divide these rows as unevenly, or more so."""
+    """The p-value: how often a fair coin divides these rows at least as unevenly."""
 
 
 def mcnemar(right_first_N: np.ndarray, right_second_N: np.ndarray) -> McNemar:
-    """The exact, two-sided test: under the null hypothesis `only_first` is binomial with n = b + c and p = 1/2.
+    """The exact two-sided test: under the null hypothesis `only_first` is binomial with n = b + c and p = 1/2.
+
+    b is `only_first` and c is `only_second`. Raises ValueError if the classifiers did not answer equally many rows.
 
     McNemar (1947), "Note on the sampling error of the difference between correlated proportions or percentages"; the
     exact form as in Dietterich (1998), "Approximate statistical tests for comparing supervised classification learning
-    algorithms", and statsmodels' mcnemar(exact=True).
+    algorithms", and in statsmodels' mcnemar(exact=True).
     """
     first_N, second_N = np.asarray(right_first_N, bool), np.asarray(right_second_N, bool)
     if first_N.shape != second_N.shape:
-        raise ValueError(f"{first_N.size} and {second_N.size} rows: the two must have answered the same ones.")
+        raise ValueError(f"{first_N.size} and {second_N.size} rows: both classifiers must have answered the same rows.")
     b, c = int((first_N & ~second_N).sum()), int((second_N & ~first_N).sum())
-    return McNemar(b, c, float(binomtest(b, b + c).pvalue) if b + c else 1.0)
+    # binomtest refuses n = 0, but classifiers that are right on the same rows do not differ.
+    p = float(binomtest(b, b + c).pvalue) if b + c else 1.0
+    return McNemar(only_first=b, only_second=c, p=p)
 
 
 def _interval(
     candidates: Sequence[ResampledMetric],
-    combined: Callable[[np.ndarray], np.ndarray],
+    statistic: Statistic,
     method: Method,
     resamples: int,
     level: float,
     seed: int,
 ) -> Interval:
-    """The percentile or BCa interval of a function of the candidates' metrics (M x R to R)."""
+    """The percentile or BCa interval of a statistic of the candidates' metrics."""
     rows = candidates[0].rows
     if any(candidate.rows != rows for candidate in candidates):
-        raise ValueError(f"{[candidate.rows for candidate in candidates]} rows: all must have answered the same ones.")
+        counts = [candidate.rows for candidate in candidates]
+        raise ValueError(f"{counts} rows: all candidates must have answered the same rows.")
     random = np.random.default_rng(seed)
-    estimate = float(combined(_means(candidates, np.ones((1, rows), np.int64)))[0])
+    estimate = float(statistic(_means_over_seeds(candidates, np.ones((1, rows), np.int64)))[0])
     draws_R = np.concatenate(
-        [combined(_drawn(candidates, count, random)) for count in _parts(resamples, candidates)], dtype=np.float64
+        [statistic(_draw_means(candidates, count, random)) for count in _part_sizes(resamples, candidates)],
+        dtype=np.float64,
     )
-    shares = np.array([(1 - level) / 2, (1 + level) / 2])
+    quantiles = np.array([(1 - level) / 2, (1 + level) / 2])
     if method == "bca":
-        shares = _corrected(shares, draws_R, estimate, lambda: _left_out(candidates, combined))
-    low, high = np.quantile(draws_R, shares)
-    # A statistic that every draw makes smaller can leave its own estimate outside; no interval here does.
-    return Interval(estimate, min(float(low), estimate), max(float(high), estimate), level)
+        quantiles = _bca_quantiles(quantiles, draws_R, estimate, lambda: _jackknife(candidates, statistic))
+    low, high = np.quantile(draws_R, quantiles)
+    # If every draw gives a smaller value than all rows do, the estimate is outside the quantiles. An interval must
+    # contain its estimate, so it is widened.
+    return Interval(estimate=estimate, low=min(float(low), estimate), high=max(float(high), estimate), level=level)
 
 
-def _corrected(
-    shares: np.ndarray, draws_R: np.ndarray, estimate: float, jackknife: Callable[[], np.ndarray]
+def _bca_quantiles(
+    quantiles: np.ndarray, draws_R: np.ndarray, estimate: float, jackknife: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """The shares of the draws that bound a BCa interval: corrected for bias (z0) and acceleration (a).
+    """The quantiles of the draws that bound a BCa interval: corrected for bias (z0) and acceleration (a).
 
     Efron (1987), "Better bootstrap confidence intervals"; Efron and Tibshirani (1993), "An introduction to the
-    bootstrap", section 14.3. Ties count half, as in scipy.
+    bootstrap", section 14.3.
     """
+    # Ties count half, as in scipy.
     below = ((draws_R < estimate).mean() + (draws_R <= estimate).mean()) / 2
     if not 0 < below < 1:
-        return shares
-    off_N = jackknife()
-    off_N = off_N.mean() - off_N
-    spread = (off_N**2).sum() ** 1.5
-    a = (off_N**3).sum() / (6 * spread) if spread > 0 else 0.0
-    z0, z = norm.ppf(below), norm.ppf(shares)
+        return quantiles  # z0 would be infinite
+    left_out_N = jackknife()
+    deviations_N = left_out_N.mean() - left_out_N
+    spread = (deviations_N**2).sum() ** 1.5
+    a = (deviations_N**3).sum() / (6 * spread) if spread > 0 else 0.0
+    z0, z = norm.ppf(below), norm.ppf(quantiles)
     return np.asarray(norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))))
 
 
-def _left_out(candidates: Sequence[ResampledMetric], combined: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The statistic without each of the rows in turn."""
+def _jackknife(candidates: Sequence[ResampledMetric], statistic: Statistic) -> np.ndarray:
+    """N: the statistic of all rows but one, for each row that is left out."""
     rows = candidates[0].rows
     if rows == 1:
-        return np.zeros(1)
-    found, start = [], 0
-    for count in _parts(rows, candidates):
+        return np.zeros(1)  # no row remains, so no metric is defined
+    parts, start = [], 0
+    for count in _part_sizes(rows, candidates):
         weights_RxN = np.ones((count, rows), np.int64)
         weights_RxN[np.arange(count), start + np.arange(count)] = 0
-        found.append(combined(_means(candidates, weights_RxN)))
+        parts.append(statistic(_means_over_seeds(candidates, weights_RxN)))
         start += count
-    return np.concatenate(found)
+    return np.concatenate(parts)
 
 
-def _drawn(candidates: Sequence[ResampledMetric], count: int, random: np.random.Generator) -> np.ndarray:
-    """M x count: each candidate's metric on the same draws of rows, averaged over a draw of its own seeds.
+def _draw_means(candidates: Sequence[ResampledMetric], count: int, random: np.random.Generator) -> np.ndarray:
+    """M x count: each candidate's metric on the same draws of rows, averaged over a draw of the candidate's seeds.
 
-    Of S seeds S - 1 are drawn, for S would make the spread between seeds too small by (S - 1) / S, which with three
-    seeds is a third: Hesterberg (2015), "What teachers should know about the bootstrap", on narrowness bias.
+    Of S seeds S - 1 are drawn. Draws of S seeds would make the variance between seeds too small by the factor
+    (S - 1) / S, with three seeds by a third: Hesterberg (2015), "What teachers should know about the bootstrap", on
+    narrowness bias.
     """
-    weights_RxN = _weights(count, candidates[0].rows, random)
-    found = []
+    weights_RxN = _draw_weights(count, candidates[0].rows, random)
+    means = []
     for candidate in candidates:
         values_RxS = candidate.values(weights_RxN)
         if candidate.seeds > 1:
-            chosen = random.integers(candidate.seeds, size=(count, candidate.seeds - 1))
-            values_RxS = np.take_along_axis(values_RxS, chosen, axis=1)
-        found.append(values_RxS.mean(axis=1))
-    return np.stack(found)
+            seeds = random.integers(candidate.seeds, size=(count, candidate.seeds - 1))
+            values_RxS = np.take_along_axis(values_RxS, seeds, axis=1)
+        means.append(values_RxS.mean(axis=1))
+    return np.stack(means)
 
 
-def _means(candidates: Sequence[ResampledMetric], weights_RxN: np.ndarray) -> np.ndarray:
+def _means_over_seeds(candidates: Sequence[ResampledMetric], weights_RxN: np.ndarray) -> np.ndarray:
+    """M x R: each candidate's metric on each draw, averaged over all its seeds."""
     return np.stack([candidate.values(weights_RxN).mean(axis=1) for candidate in candidates])
 
 
-def _weights(count: int, rows: int, random: np.random.Generator) -> np.ndarray:
-    """count x rows: how often each row is drawn when `rows` of them are drawn with replacement."""
-    drawn = random.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
-    return np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows)
+def _draw_weights(count: int, rows: int, random: np.random.Generator) -> np.ndarray:
+    """count x rows: how often each row occurs in each draw of `rows` rows with replacement."""
+    # Draw r counts its rows from r * rows on, so that one bincount counts all draws.
+    numbers = random.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
+    return np.bincount(numbers.ravel(), minlength=count * rows).reshape(count, rows)
 
 
-def _parts(total: int, candidates: Sequence[ResampledMetric]) -> list[int]:
-    """`total` draws in parts of a bearable size."""
-    size = max(1, min(total, CELLS // max(candidate.cells for candidate in candidates)))
+def _part_sizes(total: int, candidates: Sequence[ResampledMetric]) -> list[int]:
+    """The sizes of the parts in which `total` draws are computed, so that each part fits into memory."""
+    size = max(1, min(total, CELLS_IN_MEMORY // max(candidate.cells_per_draw for candidate in candidates)))
     return [size] * (total // size) + ([total % size] if total % size else [])
 
 
 def _retention(values_MxR: np.ndarray) -> np.ndarray:
-    """The ratio of the first to the second; 0 where the second is 0, as in `trial.quality`."""
+    """The ratio of the first metric to the second; 0 where the second is 0, as in `quality.student_quality`."""
     student_R, teacher_R = values_MxR
     return np.divide(student_R, teacher_R, out=np.zeros_like(student_R), where=teacher_R != 0)
 
 
 def accuracy(confusion_CxC: np.ndarray) -> np.ndarray:
-    """The share of rows on the diagonal; labels are the matrix's rows, answers its columns."""
+    """The share of rows on the diagonal. In a confusion matrix the labels are the rows, the answers the columns."""
     return np.trace(confusion_CxC, axis1=-2, axis2=-1) / confusion_CxC.sum(axis=(-2, -1))
 
 
 def macro_f1(confusion_CxC: np.ndarray) -> np.ndarray:
-    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN); classes that neither occur nor are answered do not count.
+    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN), over the classes that occur as a label or an answer.
 
-    As scikit-learn's f1_score(average="macro", zero_division=0) has it, which knows only classes that it sees.
+    This is scikit-learn's f1_score(average="macro", zero_division=0), which knows only the classes that occur.
     """
-    right = np.diagonal(confusion_CxC, axis1=-2, axis2=-1)
-    seen = confusion_CxC.sum(axis=-1) + confusion_CxC.sum(axis=-2)
-    there = seen > 0
-    return np.divide(2 * right, seen, out=np.zeros_like(right), where=there).sum(axis=-1) / there.sum(axis=-1)
+    right_C = np.diagonal(confusion_CxC, axis1=-2, axis2=-1)
+    # TP + FN is the number of labels of a class, TP + FP is the number of answers.
+    labels_and_answers_C = confusion_CxC.sum(axis=-1) + confusion_CxC.sum(axis=-2)
+    occurs_C = labels_and_answers_C > 0
+    f1_C = np.divide(2 * right_C, labels_and_answers_C, out=np.zeros_like(right_C), where=occurs_C)
+    return f1_C.sum(axis=-1) / occurs_C.sum(axis=-1)
 
 
 def mcc(confusion_CxC: np.ndarray) -> np.ndarray:
-    """Matthews' correlation coefficient for C classes; 0 where labels or answers are all of one class.
+    """Matthews' correlation coefficient for C classes; 0 if the labels or the answers are all of one class.
 
     Gorodkin (2004), "Comparing two K-category assignments by a K-category correlation coefficient", as in scikit-learn.
     """

@@ -1,41 +1,46 @@
-"""One trial as a row: what the ledger keeps, the tracker logs, the screen and the report show, the choice compares."""
+"""One trial as a record: the ledger stores it, the tracker logs it, the report prints it, the choice compares it."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 State: TypeAlias = Literal["running", "completed", "stopped", "failed"]
-"""`stopped`: early stopping ended it. `failed`: an error, a number that is not finite, or a worker that kept dying."""
+"""`stopped`: early stopping ended the trial. `failed`: an error, a metric that is not finite, or a worker that died in
+every attempt ended it."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """All that is known of one trial; immutable, the ledger hands out a new one after each change."""
+    """Everything that is known about one trial. It is immutable: the ledger returns a new record after each change."""
 
     number: int
     params: dict[str, Any]
-    """The searched settings, by dotted name."""
+    """The values of the searched settings, by dotted name."""
     state: State = "running"
     history: tuple[dict[str, float], ...] = ()
-    """The metrics of each evaluation in order; every one has `epoch` (from 1, may be fractional) and `step`."""
+    """The metrics of each evaluation, in order. Each has `epoch` (the epochs trained so far, may be fractional) and
+    `step`."""
     costs: dict[str, float] = field(default_factory=dict)
-    """Of its architecture, known before training: latency_ms, parameters, size_mb, speedup."""
+    """The costs of the trial's architecture, known before training: latency_ms, parameters, size_mb, speedup, ..."""
     error: str | None = None
+    """Why the trial failed."""
     attempts: int = 1
+    """How often the trial was started or continued."""
     run_id: str | None = None
-    """MLflow's."""
+    """The id of the trial's MLflow run."""
     started: float = 0.0
-    """Seconds since the epoch; `ended` is 0 while it runs."""
+    """When the last attempt started, in seconds since the Unix epoch."""
     ended: float = 0.0
+    """When the trial ended, in seconds since the Unix epoch; 0 while it runs."""
     remarks: tuple[str, ...] = ()
-    """What befell it and did not end it, in sentences."""
+    """Events that did not end the trial, such as a damaged checkpoint, one sentence each."""
     host: str = ""
-    """Where it ran last; of a slot that spans several machines all of them, by rank."""
+    """The machine on which the trial ran last; all machines in rank order if the slot spans several."""
     passed: int = 0
-    """After how many evaluations early stopping has let it go on; 0 before the first such verdict."""
+    """The number of evaluations after which early stopping last let the trial continue; 0 before the first decision."""
     title: str = ""
-    """What it is, where it is no trial of the search."""
+    """What the record describes, if it is not a trial of the search."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last evaluation's metrics, and the costs."""
+        """The metrics of the last evaluation, and the costs."""
         return {**(self.history[-1] if self.history else {}), **self.costs}

@@ -1,6 +1,6 @@
-"""README.md in the student's folder: what it is, how good, how fast, and how to load it, with the hub's metadata.
+"""The model card, README.md in the student's folder: use, quality, costs and settings, with metadata for model hubs.
 
-It goes wherever the folder goes, so it names no place on this machine.
+Users publish the card with the folder, so it must not contain paths of this machine.
 """
 
 import re
@@ -24,17 +24,17 @@ from kdray.training.trial import Recipe
 
 FILE = "README.md"
 HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "mcc": "matthews_correlation"}
-"""What the hub calls them."""
+"""Name of a metric here -> its name on the Hugging Face hub."""
 
 
 def write_card(student: Shipped, figures: Figures) -> None:
-    """Write the card of the chosen student, with all that is known of it by now."""
-    with student.changed() as folder:
+    """Write the card of the chosen student into its folder."""
+    with student.edit_folder() as folder:
         (folder / FILE).write_text(model_card(student, figures, folder), encoding="utf-8")
 
 
 def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
-    """The card's text, for this folder, in which the student and its forms lie."""
+    """The text of the card; `folder` is the student's folder, or the new copy that will replace it."""
     chosen = next(record for record in figures.records if record.number == figures.chosen)
     exported = read_export_result(folder / FOLDER / EXPORT_FILE)
     measured = student.decision.measured or {}
@@ -43,29 +43,32 @@ def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
     parts = [
         f"---\n{_metadata(student, figures, measured, data)}\n---",
         f"# {figures.name}",
-        f"A small model for {student.task.name}, distilled from {teacher} on {data} with kdray. It tells apart "
-        f"{len(labels)} labels: {', '.join(labels)}.",
+        f"A small model for {student.task.name}, distilled from {teacher} on {data} with kdray. It predicts "
+        f"one of {len(labels)} labels: {', '.join(labels)}.",
         "\n".join(figures.sentences),
-        "## How to use it",
-        _block(_loading(student)),
+        "## Usage",
+        _code_block(_pytorch_code(student)),
         *_onnx_parts(student, exported),
-        "## How good it is",
+        "## Quality",
         _quality_table(figures, chosen, measured, exported),
+        "Agreement is the share of rows with the same predicted label as the teacher's. Retention is the student's "
+        f"{heading(student.task.quality)} divided by the teacher's.",
         *_interval_note(exported),
         *_confirmed_parts(figures),
-        "## What it costs",
+        "## Costs",
         _cost_table(figures, chosen),
         *([f"Measured: {figures.conditions}."] if figures.conditions else []),
         *_form_parts(exported),
-        "## How it was made",
-        f"Trial {chosen.number} of {len(figures.records)}. What every trial of the sweep was told, or this one found:",
-        _table(["setting", "value"], _settings(student, chosen)),
+        "## Settings",
+        f"The model is the student of trial {chosen.number} (number of trials in the sweep: {len(figures.records)}). "
+        "The settings of this trial that influence its metrics, fixed and searched ones:",
+        _table(["setting", "value"], _setting_rows(student, chosen)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _metadata(student: Shipped, figures: Figures, measured: Mapping[str, Mapping[str, float]], data: str) -> str:
-    """The block at the head, in YAML, that model hubs read."""
+    """The YAML block at the start of the card, which model hubs read."""
     pipeline = student.task.name.replace(" ", "-")
     split = "test" if "test" in measured else "validation"
     results = [
@@ -92,78 +95,82 @@ def _metadata(student: Shipped, figures: Figures, measured: Mapping[str, Mapping
     return str(card.to_yaml()).strip()
 
 
-def _loading(student: Shipped) -> str:
-    """How to load it and ask it something, in ten lines."""
-    pairs = 'pairs = ["and what goes with the one", "and with the other"]\n' if student.task.pair else ""
-    given = "texts, pairs" if student.task.pair else "texts"
+def _pytorch_code(student: Shipped) -> str:
+    """Python code that loads the model with transformers and predicts two texts."""
+    pairs = 'pairs = ["second text of the first pair", "second text of the second pair"]\n' if student.task.pair else ""
+    arguments = "texts, pairs" if student.task.pair else "texts"
     return f"""import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-folder = "."  # where this file lies
+folder = "."  # the folder of this file
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
-texts = ["one text", "another one"]
-{pairs}cut = {{"truncation": True, "max_length": {student.task.max_length}, "padding": True}}
-inputs = tokenizer({given}, **cut, return_tensors="pt")
+texts = ["one text", "another text"]
+{pairs}options = {{"truncation": True, "max_length": {student.task.max_length}, "padding": True}}
+inputs = tokenizer({arguments}, **options, return_tensors="pt")
 with torch.inference_mode():
     probabilities = model(**inputs).logits.softmax(dim=-1)
 print([(model.config.id2label[int(row.argmax())], round(float(row.max()), 4)) for row in probabilities])"""
 
 
 def _onnx_parts(student: Shipped, exported: ExportResult | None) -> list[str]:
-    form = exported and (exported.of("int8") or exported.of("onnx"))
-    if not form:
+    """How to use the model without PyTorch; empty without an ONNX form or a tokenizer that `tokenizers` can load."""
+    if exported is None or not (student.folder / "tokenizer.json").exists():
         return []
-    return (
-        [
-            "Without PyTorch, by onnxruntime:",
-            _block(f"""import numpy as np
+    form = exported.figures_of("int8") or exported.figures_of("onnx")
+    if form is None:
+        return []
+    return ["Without PyTorch, with onnxruntime:", _code_block(_onnx_code(student, form.file))]
+
+
+def _onnx_code(student: Shipped, file: str) -> str:
+    """Python code that loads the ONNX file and prints the logits of one text."""
+    pair = ', "its second text"' if student.task.pair else ""
+    return f"""import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
 tokenizer = Tokenizer.from_file("tokenizer.json")
 tokenizer.enable_truncation({student.task.max_length})
-text = tokenizer.encode("one text"{', "and what goes with it"' if student.task.pair else ""})
-session = onnxruntime.InferenceSession("{form.file}")
-known = {{"input_ids": text.ids, "attention_mask": text.attention_mask, "token_type_ids": text.type_ids}}
-inputs = {{entry.name: np.array([known[entry.name]]) for entry in session.get_inputs()}}
-print(session.run(["logits"], inputs)[0][0].tolist())"""),
-        ]
-        if (student.folder / "tokenizer.json").exists()
-        else []
-    )
+text = tokenizer.encode("one text"{pair})
+session = onnxruntime.InferenceSession("{file}")
+values = {{"input_ids": text.ids, "attention_mask": text.attention_mask, "token_type_ids": text.type_ids}}
+inputs = {{entry.name: np.array([values[entry.name]]) for entry in session.get_inputs()}}
+print(session.run(["logits"], inputs)[0][0].tolist())"""
 
 
 def _quality_table(
     figures: Figures, chosen: TrialRecord, measured: Mapping[str, Mapping[str, float]], exported: ExportResult | None
 ) -> str:
-    intervals = _intervals(exported)
+    intervals = _pytorch_intervals(exported)
     validation = measured.get("validation", chosen.metrics)
     test = measured.get("test", {})
+    teacher = {"retention": 1.0, **figures.teacher}  # retention is a share of the teacher's quality
     names = [name for name in (*HUB_METRICS, "agreement", "retention") if name in validation]
     rows = [
         [
             heading(name),
-            format_metric(name, figures.teacher.get(name, 1.0 if name == "retention" else None)),
+            format_metric(name, teacher.get(name)),
             format_metric(name, validation.get(name)),
-            format_metric(name, test.get(name)) + _bounds(name, intervals.get(name)),
+            format_metric(name, test.get(name)) + _format_bounds(name, intervals.get(name)),
         ]
         for name in names
     ]
-    return _table(["", "teacher, validation", "student, validation", "student, test"], rows)
+    return _table(["metric", "teacher, validation", "student, validation", "student, test"], rows)
 
 
-def _intervals(exported: ExportResult | None) -> Mapping[str, Interval]:
-    pytorch = exported.of("pytorch") if exported is not None else None
+def _pytorch_intervals(exported: ExportResult | None) -> Mapping[str, Interval]:
+    pytorch = exported.figures_of("pytorch") if exported is not None else None
     return pytorch.intervals if pytorch is not None else {}
 
 
 def _interval_note(exported: ExportResult | None) -> list[str]:
-    if exported is None or not _intervals(exported):
+    if exported is None or not _pytorch_intervals(exported):
         return []
     return [
-        f"In brackets: where the figure would lie on other {exported.split} rows of this kind, at 95 % confidence "
-        f"(bootstrap over the {exported.rows:,} rows). The validation rows chose the student, and flatter it."
+        f"In brackets: the 95 % confidence interval of the metric (bootstrap over the {exported.rows:,} "
+        f"{exported.split} rows). The validation rows were used to choose the student, so its metrics on these rows "
+        "tend to be too high."
     ]
 
 
@@ -180,7 +187,7 @@ def _cost_table(figures: Figures, chosen: TrialRecord) -> str:
         for name in figures.costs
         if name in chosen.metrics
     ]
-    return _table(["", "teacher", "student"], rows)
+    return _table(["cost", "teacher", "student"], rows)
 
 
 def _form_parts(exported: ExportResult | None) -> list[str]:
@@ -195,8 +202,8 @@ def _form_parts(exported: ExportResult | None) -> list[str]:
         "p95 latency",
         "throughput",
         heading(quality),
-        "agreement",
-        "largest difference of a logit",
+        "agreement with PyTorch",
+        "largest logit difference from PyTorch",
     ]
     rows = [
         [
@@ -206,58 +213,63 @@ def _form_parts(exported: ExportResult | None) -> list[str]:
             format_metric("latency_ms", form.latency_ms),
             format_metric("latency_p95_ms", form.latency_p95_ms),
             format_metric("throughput_per_s", form.throughput_per_s),
-            format_metric(quality, form.metrics[quality]) + _bounds(quality, form.intervals.get(quality)),
+            format_metric(quality, form.metrics[quality]) + _format_bounds(quality, form.intervals.get(quality)),
             format_metric("agreement", form.agreement),
             f"{form.largest_difference:.2g}",
         ]
         for form in exported.forms
     ]
-    missing = [f"Not there: {form}, for {why}." for form, why in exported.missing.items()]
-    said = (
-        f"Its forms, measured beside each other on the {exported.rows:,} {exported.split} rows ({exported.conditions}):"
+    introduction = (
+        f"The forms of the model, measured on the same machine. The columns {heading(quality)} and agreement (the "
+        f"share of rows with the same predicted label) are from the {exported.rows:,} {exported.split} rows. "
+        f"Conditions: {exported.conditions}."
     )
-    return [said, _table(titles, rows), *missing]
+    missing = [f"Not available: {form}, because {reason}." for form, reason in exported.missing.items()]
+    return [introduction, _table(titles, rows), *missing]
 
 
-def _settings(student: Shipped, chosen: TrialRecord) -> list[list[str]]:
-    told = {name: student.settings.get(name, {}) for name in Recipe.model_fields}
-    recipe = Recipe(**told).with_dotted(chosen.params)
+def _setting_rows(student: Shipped, chosen: TrialRecord) -> list[list[str]]:
+    """Name and value of each setting that influences the metrics of the chosen trial."""
+    fixed = {name: student.settings.get(name, {}) for name in Recipe.model_fields}
+    recipe = Recipe(**fixed).with_dotted(chosen.params)
     left_out = names_that_may_change(recipe)
-    listed = {
-        name: value for name, value in dotted_values(recipe).items() if value is not None and name not in left_out
-    }
-    return [[f"`{name}`", _shown(name, value)] for name, value in listed.items()]
+    return [
+        [f"`{name}`", _format_value(name, value)]
+        for name, value in dotted_values(recipe).items()
+        if value is not None and name not in left_out
+    ]
 
 
-def _shown(name: str, value: Any) -> str:
-    return _public(value) if name == "student.checkpoint" else format_setting(value)
+def _format_value(name: str, value: Any) -> str:
+    return _public_name(value) if name == "student.checkpoint" else format_setting(value)
 
 
 def _teacher_name(settings: Mapping[str, Any]) -> str:
     model = settings["teacher"]["model"]
-    return f"`{_public(model)}`" if isinstance(model, str) else "a Transformer trained from scratch"
+    return f"`{_public_name(model)}`" if isinstance(model, str) else "a Transformer trained from scratch"
 
 
 def _data_name(settings: Mapping[str, Any]) -> str:
     source = settings["data"]["source"]
-    return _public(source) if isinstance(source, str) else "generated reviews"
+    return _public_name(source) if isinstance(source, str) else "generated reviews"
 
 
-def _public(name: str) -> str:
-    """A hub name as it is; of a path its last part, for what lies above it is nobody's business."""
+def _public_name(name: str) -> str:
+    """The name of a model or data set on the hub; for a path its last part, because the rest may be confidential."""
     return name if HUB_NAME.fullmatch(name) and not name.startswith(".") else Path(name).name
 
 
-def _bounds(metric: str, bounds: Interval | None) -> str:
-    """In brackets; none where every draw was alike, for then the rows say nothing about how sure the figure is."""
-    return (
-        f" [{format_metric(metric, bounds.low)}, {format_metric(metric, bounds.high)}]"
-        if bounds and bounds.width
-        else ""
-    )
+def _format_bounds(metric: str, interval: Interval | None) -> str:
+    """The bounds of the interval in brackets; empty without an interval, and for one of width 0.
+
+    All bootstrap draws of an interval of width 0 are equal, so it does not show how certain the metric is.
+    """
+    if interval is None or not interval.width:
+        return ""
+    return f" [{format_metric(metric, interval.low)}, {format_metric(metric, interval.high)}]"
 
 
-def _block(code: str) -> str:
+def _code_block(code: str) -> str:
     return f"```python\n{code}\n```"
 
 

@@ -1,4 +1,7 @@
-"""Whether a form is still the student, and what it costs: measured beside PyTorch, on the same rows and machine."""
+"""Whether a form gives the same answers as the student, and what it costs: compared with PyTorch on one machine.
+
+In array names: N rows, C labels.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -33,58 +36,65 @@ from kdray.tasks.task import Task
 
 EXPORT_FILE = "export.json"
 BATCH = 32
-"""Rows at once: in int8 a row's logits depend on its neighbours a little, for they share the scale of activations."""
+"""Rows per batch. Fixed, because in int8 a row's logits depend a little on the other rows of its batch: dynamic
+quantisation computes one scale for all their activations."""
 
 
 @dataclass(frozen=True)
 class FormFigures:
-    """What was measured of one form."""
+    """The quality, size and speed of one form."""
 
     form: Form
     file: str
-    """In the student's folder."""
+    """Relative to the student's folder."""
     size_mb: float
+    """Millions of bytes, with the weights in other files."""
     latency_ms: float
+    """The median of a pass over `latency.batch_size` synthetic examples."""
     latency_p95_ms: float
     throughput_per_s: float
+    """Examples per second."""
     metrics: dict[str, float]
-    """The task's."""
+    """The metrics of the task."""
     intervals: dict[str, Interval]
-    """Of those metrics that have one."""
+    """Confidence intervals of those metrics that can have one."""
     agreement: float = 1.0
-    """The share of rows on which it answers what PyTorch does."""
+    """The share of rows with the same predicted label as in PyTorch."""
     largest_difference: float = 0.0
-    """Of any logit from PyTorch's."""
+    """The largest absolute difference of a logit from PyTorch's."""
     difference: Interval | None = None
-    """Of the first metric, from PyTorch's on the same rows."""
+    """The difference of the task's quality metric from PyTorch's on the same rows; None if it has no interval."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What came of an export."""
+    """The result of an export."""
 
     split: str
+    """The rows on which quality was measured."""
     rows: int
+    """The number of these rows."""
     conditions: str
-    """How latency was measured, and on what."""
+    """The conditions and the hardware of the measurement of latency."""
     forms: tuple[FormFigures, ...]
+    """PyTorch is the first."""
     missing: dict[str, str]
-    """Form -> why it could not be made."""
+    """Form -> the reason why it could not be exported."""
 
-    def of(self, form: Form) -> FormFigures | None:
-        """The figures of this form, if it is there."""
+    def figures_of(self, form: Form) -> FormFigures | None:
+        """The figures of this form; None if it was not exported."""
         return next((figures for figures in self.forms if figures.form == form), None)
 
-    def written(self) -> dict[str, Any]:
-        """As JSON."""
+    def to_json(self) -> dict[str, Any]:
+        """The result as a JSON object."""
         return asdict(self)
 
 
 def read_export_result(file: Path) -> ExportResult | None:
-    """What was written of an export; None where there was none."""
+    """Read the result of an export; None if the student was not exported."""
     if not file.exists():
         return None
-    known = read_json(file)
+    fields = read_json(file)
     forms = tuple(
         FormFigures(
             **{
@@ -93,50 +103,58 @@ def read_export_result(file: Path) -> ExportResult | None:
                 "difference": figures["difference"] and Interval(**figures["difference"]),
             }
         )
-        for figures in known["forms"]
+        for figures in fields["forms"]
     )
-    return ExportResult(**{**known, "forms": forms})
+    return ExportResult(**{**fields, "forms": forms})
 
 
 class FormChecker:
-    """Measures forms of one student, PyTorch first: what it says is what the others are held against."""
+    """Measures the forms of one student. PyTorch must be the first: the other forms are compared with its logits."""
 
     def __init__(self, student: Shipped, rows: Rows, split: str) -> None:
         self._student, self._rows, self._split = student, rows, split
-        self._expected: np.ndarray | None = None
-        self._synthetic = student.model.model()
+        self._pytorch_logits_NxC: np.ndarray | None = None
+        self._config_model = student.model.model()  # only its configuration is read, for the synthetic inputs
 
-    def __call__(self, form: Form, model: nn.Module, file: Path) -> FormFigures:
-        """The figures of this form, which was read from this file."""
+    def measure(self, form: Form, model: nn.Module, file: Path) -> FormFigures:
+        """Measure this form; `model` was loaded from `file`."""
         latency, task, labels = self._student.latency, self._student.task, self._rows.labels
         logits_NxC = compute_logits(model, self._rows, BATCH, Worker(), None)
-        expected_NxC = logits_NxC if self._expected is None else self._expected
-        self._expected = expected_NxC
-        once = self._passing(model, latency.batch_size)
-        many = self._passing(model, latency.throughput_batch_size)
+        if self._pytorch_logits_NxC is None:
+            self._pytorch_logits_NxC = logits_NxC
+        expected_NxC = self._pytorch_logits_NxC
+        latency_call = self._forward_call(model, latency.batch_size)
+        throughput_call = self._forward_call(model, latency.throughput_batch_size)
         with evaluation_mode(model), torch_threads(latency.threads):
-            passes, throughput = time_calls(once, latency), measure_throughput(many, latency.throughput_batch_size)
+            passes = time_calls(latency_call, latency)
+            throughput = measure_throughput(throughput_call, latency.throughput_batch_size)
         return FormFigures(
-            form,
-            FILES[form],
-            _size_mb(file),
-            passes.p50,
-            passes.p95,
-            throughput,
-            task.metrics(logits_NxC, labels),
-            _intervals(task, logits_NxC, labels),
-            agreement(logits_NxC, expected_NxC),
-            float(np.abs(logits_NxC - expected_NxC).max()),
-            _difference(task, logits_NxC, expected_NxC, labels),
+            form=form,
+            file=FILES[form],
+            size_mb=_size_mb(file),
+            latency_ms=passes.p50,
+            latency_p95_ms=passes.p95,
+            throughput_per_s=throughput,
+            metrics=task.metrics(logits_NxC, labels),
+            intervals=_intervals(task, logits_NxC, labels),
+            agreement=agreement(logits_NxC, expected_NxC),
+            largest_difference=float(np.abs(logits_NxC - expected_NxC).max()),
+            difference=_difference(task, logits_NxC, expected_NxC, labels),
         )
 
-    def conclusion(self, forms: list[FormFigures], missing: dict[str, str]) -> ExportResult:
-        """All of it."""
-        how = describe_conditions(self._student.latency, hardware_name(), "float32 (int8: weights in int8)")
-        return ExportResult(self._split, len(self._rows), how, tuple(forms), missing)
+    def result(self, forms: list[FormFigures], missing: dict[str, str]) -> ExportResult:
+        """The result of the export: the figures of the exported forms, and the reasons for the missing ones."""
+        conditions = describe_conditions(self._student.latency, hardware_name(), "float32 (int8: weights in int8)")
+        return ExportResult(
+            split=self._split,
+            rows=len(self._rows),
+            conditions=conditions,
+            forms=tuple(forms),
+            missing=missing,
+        )
 
-    def _passing(self, model: nn.Module, examples: int) -> Callable[[], object]:
-        inputs = synthetic_inputs(self._synthetic, examples, self._student.latency.length, torch.device("cpu"))
+    def _forward_call(self, model: nn.Module, examples: int) -> Callable[[], object]:
+        inputs = synthetic_inputs(self._config_model, examples, self._student.latency.length, torch.device("cpu"))
         return lambda: model(**inputs)
 
 
@@ -147,17 +165,19 @@ def _intervals(task: Task, logits_NxC: np.ndarray, labels_N: np.ndarray) -> dict
     }
 
 
-def _difference(task: Task, ours_NxC: np.ndarray, theirs_NxC: np.ndarray, labels_N: np.ndarray) -> Interval | None:
+def _difference(task: Task, form_NxC: np.ndarray, pytorch_NxC: np.ndarray, labels_N: np.ndarray) -> Interval | None:
+    """The difference of the quality metric between the logits of a form and those of PyTorch."""
     if task.quality not in CONFUSION_METRICS:
         return None
-    ours, theirs = (
+    form, pytorch = (
         classification_metric(task.quality, logits_NxC.argmax(axis=1), labels_N)
-        for logits_NxC in (ours_NxC, theirs_NxC)
+        for logits_NxC in (form_NxC, pytorch_NxC)
     )
-    return bootstrap_difference(ours, theirs)
+    return bootstrap_difference(form, pytorch)
 
 
 def _size_mb(file: Path) -> float:
-    """Of the file and of the weights that it keeps in files beside it, in millions of bytes."""
-    weights = [*file.parent.glob(f"{file.name}*"), *file.parent.glob("model-*-of-*.safetensors")]
-    return sum(path.stat().st_size for path in weights if path.is_file()) / 1e6
+    """The size of the file, and of other files with its weights, in millions of bytes."""
+    # Large models have weights in other files, such as model.onnx.data or model-00001-of-00002.safetensors.
+    files = [*file.parent.glob(f"{file.name}*"), *file.parent.glob("model-*-of-*.safetensors")]
+    return sum(path.stat().st_size for path in files if path.is_file()) / 1e6

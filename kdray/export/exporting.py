@@ -1,6 +1,6 @@
-"""`kdray export`: the chosen student in the forms that were asked for, each checked against PyTorch and measured.
+"""`kdray export`: writes the chosen student in the requested forms, compares each with PyTorch, and measures it.
 
-A form that cannot be made, or that does not answer as the student does, is left out, and the figures say why.
+A form that cannot be exported, or that does not answer as the student does, is left out, and the result has the reason.
 """
 
 import os
@@ -25,54 +25,55 @@ from kdray.storage.files import replace_folder, write_json
 ONNX_FORMS: tuple[Form, ...] = ("onnx", "int8")
 FORM_NAMES = {"onnx": "ONNX", "int8": "ONNX in int8"}
 LARGEST_LOGIT_DIFFERENCE = 0.01
-"""How far a logit may be off in float32: rounding alone stays far below it."""
+"""The allowed difference of a logit in a float32 graph. Rounding alone stays far below it."""
 
 
 def export_forms(student: Shipped, forms: Sequence[Form], figures: Figures, screen: Screen) -> ExportResult:
-    """Make these forms in the student's folder, in place of those made before; PyTorch's is there already.
+    """Write these forms into the student's folder, in place of earlier exports, and write the model card again.
 
-    The card tells of them. They are checked on the test split. Raises DataError when the sweep's data are not there any
-    more, or are others, ResourceError when what the forms need is not installed.
+    The forms are compared with PyTorch on the test split. Raises DataError if the data of the sweep are missing or have
+    changed, ResourceError if a library for the forms is missing.
     """
-    asked = [form for form in ONNX_FORMS if form in forms]
-    if asked:
+    requested = [form for form in ONNX_FORMS if form in forms]
+    if requested:
         require_installed(NEEDED)
     screen.stage("Data")
-    checks = FormChecker(student, _test_rows(student), "test")
+    checker = FormChecker(student, _test_rows(student), "test")
     screen.stage("PyTorch")
-    made = [checks("pytorch", student.model.model(), student.folder / FILES["pytorch"])]
+    exported = [checker.measure("pytorch", student.model.model(), student.folder / FILES["pytorch"])]
     missing: dict[str, str] = {}
-    with student.changed() as folder:
+    with student.edit_folder() as folder:
         place = folder / FOLDER
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        for form in asked:
+        for form in requested:
             screen.stage(FORM_NAMES[form])
             try:
-                made.append(_made(form, student, checks, place))
+                exported.append(_export_form(form, student, checker, place))
             except ExportError as error:
                 missing[form] = str(error)
                 screen.note(f"{form}: {error}")
-        exported = checks.conclusion(made, missing)
-        _drop_all_but(exported, place)
-        write_json(place / EXPORT_FILE, exported.written())
+        result = checker.result(exported, missing)
+        _delete_other_graphs(result, place)
+        write_json(place / EXPORT_FILE, result.to_json())
         (folder / CARD).write_text(model_card(student, figures, folder), encoding="utf-8")
-    return exported
+    return result
 
 
 def check_empty(to: Path) -> None:
-    """Raise StorageError when there is something already, or nothing can be put there."""
+    """Raise StorageError unless `to` is an empty folder, or does not exist and can be created."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise StorageError(f"--to {to}: there is something already. Name a folder that is empty or not there yet.")
-    there = next(folder for folder in (to.absolute(), *to.absolute().parents) if folder.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise StorageError(f"--to {to}: you may not write into {there}. Name another place.")
+        raise StorageError(f"--to {to}: exists already. Name an empty folder, or one that does not exist yet.")
+    existing = next(folder for folder in (to.absolute(), *to.absolute().parents) if folder.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError(f"--to {to}: you may not write into {existing}. Name another folder.")
 
 
 def copy_student(folder: Path, to: Path) -> None:
-    """Copy a student's whole folder to one that is empty or not there yet."""
+    """Copy a student's complete folder. `to` must be empty or missing; raises StorageError otherwise."""
     check_empty(to)
-    if to.exists():  # it may be a mount point, or where this process stands: nothing can take its place
+    # An existing folder cannot be replaced if it is a mount point or the working directory.
+    if to.exists():
         shutil.copytree(folder, to, dirs_exist_ok=True)
         return
     with replace_folder(to) as place:
@@ -83,28 +84,33 @@ def _test_rows(student: Shipped) -> Rows:
     splits = load_splits(student.data, student.task)
     if student.lineage is not None and splits.key != student.lineage.data:
         raise DataError(
-            f"data.source {student.data.source}: its rows are others now than those that the student learnt from and "
-            "was measured on, so no form can be compared by them. Restore them."
+            f"data.source {student.data.source}: its rows differ from those that the student was trained and measured "
+            "on, so the forms cannot be compared on them. Restore the data."
         )
     return tokenise(splits, student.task, student.model.tokenizer(), student.paths).rows("test")
 
 
-def _made(form: Form, student: Shipped, checks: FormChecker, place: Path) -> FormFigures:
-    """Write the form and measure it; int8 is made from a graph that has been checked. Raises as `_graph_checked`."""
+def _export_form(form: Form, student: Shipped, checker: FormChecker, place: Path) -> FormFigures:
+    """Write the form into the folder `place` and measure it. Raises ExportError as `_export_graph` and `write_int8`."""
     graph, file = (place / Path(FILES[name]).name for name in ("onnx", form))
+    # int8 is made from the float32 graph. That graph is checked even if only int8 is requested, because the limit for
+    # the difference of a logit cannot be applied to int8.
     if not graph.exists():
-        figures = _graph_checked(student, checks, graph)
+        figures = _export_graph(student, checker, graph)
         if form == "onnx":
             return figures
     write_int8(graph, file)
-    return checks(form, OnnxModel(file, student.latency.threads), file)
+    return checker.measure(form, OnnxModel(file, student.latency.threads), file)
 
 
-def _graph_checked(student: Shipped, checks: FormChecker, graph: Path) -> FormFigures:
-    """Write the float32 graph. Raises ExportError when it cannot be, or does not answer as the student does."""
+def _export_graph(student: Shipped, checker: FormChecker, graph: Path) -> FormFigures:
+    """Write the float32 graph and measure it.
+
+    Raises ExportError if the model has no graph, or if the graph does not answer as the student does.
+    """
     write_onnx(student.model, graph)
-    figures = checks("onnx", OnnxModel(graph, student.latency.threads), graph)
-    if not figures.largest_difference <= LARGEST_LOGIT_DIFFERENCE:
+    figures = checker.measure("onnx", OnnxModel(graph, student.latency.threads), graph)
+    if not figures.largest_difference <= LARGEST_LOGIT_DIFFERENCE:  # not `>`, which would let NaN pass
         graph.unlink()
         raise ExportError(
             f"the ONNX graph does not answer as the student does: a logit is off by {figures.largest_difference:.3g}, "
@@ -113,9 +119,9 @@ def _graph_checked(student: Shipped, checks: FormChecker, graph: Path) -> FormFi
     return figures
 
 
-def _drop_all_but(exported: ExportResult, place: Path) -> None:
-    """Remove a graph that nobody asked for, or that is wrong."""
+def _delete_other_graphs(result: ExportResult, place: Path) -> None:
+    """Delete the files of forms that are not in the result: a graph that was only needed for int8, or that failed."""
     for form in ONNX_FORMS:
-        if exported.of(form) is None:
+        if result.figures_of(form) is None:
             for file in place.glob(f"{Path(FILES[form]).name}*"):
                 file.unlink()

@@ -1,7 +1,9 @@
-"""The forms of a student, each read as a torch module: whoever measures or predicts need not know which one it is.
+"""The forms of a student. Each is loaded as a torch module, so that measuring and predicting is the same for all forms.
 
-They lie where transformers, optimum and transformers.js look for them: model.safetensors, onnx/model.onnx and
+The file names are those that transformers, optimum and transformers.js expect: model.safetensors, onnx/model.onnx and
 onnx/model_quantized.onnx.
+
+In tensor names: B texts of a batch, C labels.
 """
 
 import importlib.util
@@ -29,9 +31,10 @@ INSTALL = "pip install 'kdray[onnx]'"
 
 
 def open_form(student: Pretrained, form: Form, threads: int = 0) -> nn.Module:
-    """The student in this form, called like a transformers model. `threads`: of an ONNX session; 0: all there are.
+    """Load the student in this form; the module is called like a transformers model.
 
-    Raises StorageError for a form that has not been exported, ResourceError when what runs it is not installed.
+    `threads` is the number of threads of an ONNX session; 0 uses one per core. Raises StorageError for a form that has
+    not been exported, ResourceError if onnxruntime is missing.
     """
     if form == "pytorch":
         return student.model()
@@ -42,14 +45,14 @@ def open_form(student: Pretrained, form: Form, threads: int = 0) -> nn.Module:
 
 
 def require_installed(libraries: Sequence[str]) -> None:
-    """Raise ResourceError with the command that installs them when one of these libraries is not there."""
-    lacking = [name for name in libraries if importlib.util.find_spec(name) is None]
-    if lacking:
-        raise ResourceError(f"ONNX needs {', '.join(lacking)}, not installed here: {INSTALL}")
+    """Raise ResourceError, with the command to install, if one of these libraries is missing."""
+    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ResourceError(f"ONNX needs {', '.join(missing)}, not installed here: {INSTALL}")
 
 
 class OnnxModel(nn.Module):
-    """An ONNX file on the processor, through onnxruntime."""
+    """An ONNX file that onnxruntime runs on the CPU."""
 
     def __init__(self, file: Path, threads: int = 0) -> None:
         super().__init__()
@@ -60,11 +63,11 @@ class OnnxModel(nn.Module):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         self._session: Any = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        self._names = [entry.name for entry in self._session.get_inputs()]
+        self._input_names = [entry.name for entry in self._session.get_inputs()]
 
     def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
-        """The logits; what is not given (token types) is zeros, as transformers has it."""
-        nothing = torch.zeros_like(inputs["input_ids"])
-        fed = {name: inputs.get(name, nothing).numpy() for name in self._names}
-        (logits_BxC,) = self._session.run(["logits"], fed)
+        """Compute the logits, B x C. A missing input (token types) is zeros, which is the default of transformers."""
+        zeros = torch.zeros_like(inputs["input_ids"])
+        arrays = {name: inputs.get(name, zeros).numpy() for name in self._input_names}
+        (logits_BxC,) = self._session.run(["logits"], arrays)
         return SequenceClassifierOutput(logits=torch.from_numpy(logits_BxC))

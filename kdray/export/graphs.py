@@ -1,6 +1,6 @@
-"""Writes a student as an ONNX graph, and that graph with its weights in eight bits.
+"""Writes a student as an ONNX graph, and that graph with int8 weights.
 
-Whether the graph still is the student is found out in `checks`.
+`checks` finds out whether a graph gives the same answers as the student.
 """
 
 import inspect
@@ -19,25 +19,26 @@ from kdray.export.forms import require_installed
 from kdray.models.pretrained import Pretrained
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-EXAMPLE = (2, 7)  # rows and tokens: 1 would be taken for fixed
+EXAMPLE = (2, 7)
+"""Rows and tokens of the example that is traced; the exporter would take a size of 1 for a constant."""
 
 
 def write_onnx(student: Pretrained, file: Path) -> None:
-    """Write the student as an ONNX graph in float32 for any number and length of examples.
+    """Write the student as an ONNX graph in float32, for any number and length of texts.
 
-    Raises ExportError, with the reason, for a model that has no such graph; ResourceError without the extra.
+    Raises ExportError, with the reason, for a model that has no such graph; ResourceError if a library is missing.
     """
     require_installed(NEEDED)
     model = student.model()
-    model.config.use_cache = False  # of a decoder; a cache is no output of a classifier
+    model.config.use_cache = False  # a decoder would return its cache as further outputs; a classifier needs none
     inputs = synthetic_inputs(model, *EXAMPLE, torch.device("cpu"))
-    inputs["attention_mask"][1, -2:] = 0
-    known = inspect.signature(model.forward).parameters
-    names = [name for name in student.tokenizer().model_input_names if name in known]
+    inputs["attention_mask"][1, -2:] = 0  # padding, as in a batch of texts of different lengths
+    parameters = inspect.signature(model.forward).parameters
+    names = [name for name in student.tokenizer().model_input_names if name in parameters]
     example = {name: inputs.get(name, torch.zeros(EXAMPLE, dtype=torch.long)) for name in names}
     axes = {name: {0: "batch_size", 1: "sequence_length"} for name in names}
     try:
-        with _quiet():
+        with _quiet_libraries():
             program = torch.onnx.export(
                 model,
                 args=(),
@@ -48,25 +49,27 @@ def write_onnx(student: Pretrained, file: Path) -> None:
                 dynamo=True,
                 verbose=False,
             )
-            _forget_origin(program.model)  # type: ignore[union-attr]
-            program.save(file)  # type: ignore[union-attr]  # None is what the old exporter returns
-    except Exception as error:  # whatever a tracer, a decomposition or a translation comes upon
-        raise ExportError(f"this {model.config.model_type} model has no ONNX graph: {_reason(error)}") from error
+            _remove_metadata(program.model)  # type: ignore[union-attr]
+            program.save(file)  # type: ignore[union-attr]  # only the old exporter returns None
+    except Exception as error:  # tracing, decomposing and translating a model may raise any error
+        raise ExportError(f"this {model.config.model_type} model has no ONNX graph: {_root_cause(error)}") from error
 
 
 def write_int8(graph: Path, file: Path) -> None:
-    """Write the ONNX graph with its weights in int8; activations are quantised as they come (dynamic quantisation).
+    """Write the ONNX graph with int8 weights; activations are quantised at run time (dynamic quantisation).
 
-    A scale for each channel and weights of seven bits keep processors without VNNI from saturating. Raises ExportError.
+    Raises ExportError, with the reason, if the graph cannot be quantised; ResourceError if a library is missing.
     """
     require_installed(NEEDED)
     import onnx  # noqa: PLC0415  (an extra)
     from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
 
     try:
-        with _quiet():
+        with _quiet_libraries():
             model = onnx.load(graph)
-            del model.graph.value_info[:]  # shapes that the quantiser works out itself, and stumbles over
+            del model.graph.value_info[:]  # the quantiser infers shapes itself, and fails on those of the exporter
+            # One scale per channel agrees with float32 more often than one per matrix (docs/experiments.md). Weights of
+            # seven bits (reduce_range) do not saturate on processors without VNNI.
             quantize_dynamic(
                 model,
                 file,
@@ -76,18 +79,18 @@ def write_int8(graph: Path, file: Path) -> None:
                 use_external_data_format=model.ByteSize() > 2**31 - 1,
             )
     except Exception as error:
-        raise ExportError(f"the ONNX graph cannot be quantised: {_reason(error)}") from error
+        raise ExportError(f"the ONNX graph cannot be quantised: {_root_cause(error)}") from error
 
 
-def _forget_origin(model: Any) -> None:
-    """Remove what the exporter notes of every node: its place in source files on this machine, mostly."""
+def _remove_metadata(model: Any) -> None:
+    """Remove the exporter's notes at every node: most are paths of source files on this machine."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # noqa: PLC0415  (an extra)
 
     ClearMetadataAndDocStringPass()(model)
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of what lies deepest: on the way up, every layer of an exporter adds advice of its own."""
+def _root_cause(error: BaseException) -> str:
+    """The first line of the innermost error: every layer of the exporter wraps it in a message with general advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason was given")
@@ -95,23 +98,24 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """What exporter and quantiser say on the standard error goes to the log file, if there is one."""
-    nowhere = logging.NullHandler()
-    known = [log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)]
-    talkers = [log for log in known if log.handlers and log.name.startswith("torch") and "__trace" not in log.name]
-    before = [(log, log.handlers, log.propagate) for log in talkers]
+def _quiet_libraries() -> Iterator[None]:
+    """Send the messages of the exporter and the quantiser to the log file, if there is one, instead of stderr."""
+    null_handler = logging.NullHandler()
+    loggers = [log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)]
+    # torch's own handlers write to stderr. Its trace logger writes to a file, on request only.
+    on_stderr = [log for log in loggers if log.handlers and log.name.startswith("torch") and "__trace" not in log.name]
+    before = [(log, log.handlers, log.propagate) for log in on_stderr]
     for log, _, _ in before:
         log.handlers, log.propagate = [], True
     level = logging.root.level
-    logging.root.addHandler(nowhere)
-    logging.root.setLevel(max(level, logging.WARNING))  # a line for every tensor helps nobody
+    logging.root.addHandler(null_handler)  # without any handler, Python would print warnings to stderr
+    logging.root.setLevel(max(level, logging.WARNING))  # below it, the quantiser logs a line for every tensor
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.root.removeHandler(nowhere)
+        logging.root.removeHandler(null_handler)
         logging.root.setLevel(level)
         for log, handlers, propagates in before:
             log.handlers, log.propagate = handlers, propagates

@@ -1,6 +1,8 @@
-"""What a chosen student says of new texts: of a few, of lines as they come, or of a file, written to another one.
+"""Predicts labels with a chosen student: for some texts, for lines of standard input, or for a file.
 
-Reading files is `sources`' business and checking cells `cells`'; in which form the student is run `export.forms`'s.
+`data.sources` reads files, `data.cells` checks cells, and `export.forms` loads the student in the requested form.
+
+In array names: N texts, B texts of a batch, C labels.
 """
 
 import csv
@@ -27,21 +29,23 @@ from kdray.export.shipped import Shipped
 from kdray.storage.files import replace_file
 
 CHUNK = 2_048
-"""Texts that are tokenised at once, and put into batches by length."""
+"""Texts that are tokenised together; within a chunk, batches have texts of similar length."""
 LABEL, PROBABILITY = "predicted", "probability"
+"""Names of the columns that `predict_file` adds."""
 ENDINGS = (".csv", ".jsonl", ".parquet")
+"""Formats that can be written."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the student says of one text."""
+    """The most probable label of one text, and its probability."""
 
     label: str
     probability: float
 
 
 class Predictor:
-    """A chosen student in one of its forms, ready to be asked."""
+    """A chosen student that is loaded in one of its forms."""
 
     def __init__(self, student: Shipped, form: Form, batch_size: int) -> None:
         self.student, self._batch_size = student, batch_size
@@ -52,97 +56,109 @@ class Predictor:
     def probabilities(
         self, texts: Sequence[str], pairs: Sequence[str] | None, on_progress: Callable[[int], None] = lambda done: None
     ) -> np.ndarray:
-        """N x C: how likely each label is, by the softmax of the logits; `on_progress` is told how many are done."""
-        found_NxC = np.empty((len(texts), len(self.labels)), np.float32)
+        """Compute the probability of each label, N x C: the softmax of the logits.
+
+        `pairs` are the second texts, None for single texts. `on_progress` receives the number of complete texts.
+        """
+        probabilities_NxC = np.empty((len(texts), len(self.labels)), np.float32)
         for start in range(0, len(texts), CHUNK):
             rows = slice(start, start + CHUNK)
             encoded = self.student.task.encode(
                 self._tokenizer, list(texts[rows]), None if pairs is None else list(pairs[rows])
             )
+            # Texts of similar length share a batch, which needs less padding.
             order = np.argsort([-len(ids) for ids in encoded["input_ids"]], kind="stable")
             for first in range(0, len(order), self._batch_size):
                 batch = order[first : first + self._batch_size]
-                found_NxC[start + batch] = self._of_batch(
-                    {name: [of[row] for row in batch] for name, of in encoded.items()}
-                )
+                inputs = {name: [values[row] for row in batch] for name, values in encoded.items()}
+                probabilities_NxC[start + batch] = self._batch_probabilities(inputs)
                 on_progress(start + min(first + self._batch_size, len(order)))
-        return found_NxC
+        return probabilities_NxC
 
     def answers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Answer]:
-        """The likeliest label of each text."""
-        return self.named(self.probabilities(texts, pairs))
+        """Predict the most probable label of each text."""
+        return self.most_probable(self.probabilities(texts, pairs))
 
-    def named(self, probabilities_NxC: np.ndarray) -> list[Answer]:
-        """The likeliest label of each row."""
+    def most_probable(self, probabilities_NxC: np.ndarray) -> list[Answer]:
+        """The most probable label of each row."""
         return [Answer(self.labels[int(row_C.argmax())], float(row_C.max())) for row_C in probabilities_NxC]
 
-    def _of_batch(self, encoded: Mapping[str, list[list[int]]]) -> np.ndarray:
-        some = any(next(iter(encoded.values())))  # of empty texts alone a decoder's tokenizer makes no token at all
-        wide = {} if some else {"padding": "max_length", "max_length": 1}
-        inputs = self._tokenizer.pad(dict(encoded), return_tensors="pt", return_attention_mask=True, **wide)
+    def _batch_probabilities(self, encoded: Mapping[str, list[list[int]]]) -> np.ndarray:
+        # The tokenizer of a decoder makes no token of an empty text. If all texts of a batch are empty, the batch must
+        # be padded to one token, because a model cannot read a sequence of length 0.
+        has_tokens = any(next(iter(encoded.values())))
+        padding = {} if has_tokens else {"padding": "max_length", "max_length": 1}
+        inputs = self._tokenizer.pad(dict(encoded), return_tensors="pt", return_attention_mask=True, **padding)
         with evaluation_mode(self._model):
             logits_BxC = self._model(**inputs).logits
         return np.asarray(torch.softmax(logits_BxC.float(), dim=-1).numpy())
 
 
 def check_text(text: str) -> str:
-    """This text of the command line. Raises DataError where it was not UTF-8."""
+    """Return this text of the command line. Raises DataError if it is not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise DataError(
-            f"{text.encode(errors='replace').decode()!r}: the text is not UTF-8. Say it in UTF-8."
+            f"{text.encode(errors='replace').decode()!r}: the text is not UTF-8. Give it in UTF-8."
         ) from None
     return text
 
 
 def check_pairs(student: Shipped, texts: Sequence[str], pairs: Sequence[str]) -> Sequence[str] | None:
-    """The second texts, one for each text, where the student reads pairs; else None. Raises SpecError."""
+    """Return the second texts, None for a student of single texts. Raises SpecError for pairs that do not fit."""
     if student.task.pair is None:
         if pairs:
-            raise SpecError("--pair: this student was taught single texts, not pairs. Leave it away.")
+            raise SpecError("--pair: this student reads single texts, not pairs. Leave out --pair.")
         return None
     if len(pairs) != len(texts):
         raise SpecError(
-            f"--pair: this student reads pairs ({student.task.text}, {student.task.pair}), and there are "
-            f"{len(texts)} texts and {len(pairs)} second ones. Give --pair TEXT once for each text, in the same order."
+            f"--pair: this student reads pairs ({student.task.text}, {student.task.pair}), but there are "
+            f"{len(texts)} texts and {len(pairs)} second texts. Give --pair TEXT once for each text, in the same order."
         )
     return pairs
 
 
 def read_lines(stream: BinaryIO, student: Shipped) -> Iterator[tuple[list[str], list[str] | None]]:
-    """Texts, and their second ones, from lines of UTF-8; those of a pair have a tab between them. Raises DataError."""
+    """Read chunks of texts and their second texts from lines of UTF-8; a tab separates the texts of a pair.
+
+    The second texts are None for a student of single texts. Raises DataError for a line that is not UTF-8 or no pair.
+    """
     numbered = enumerate(stream, 1)
     while chunk := list(islice(numbered, CHUNK)):
-        rows = [_line(line, number, student) for number, line in chunk]
+        rows = [_parse_line(line, number, student) for number, line in chunk]
         yield [text for text, _ in rows], [pair or "" for _, pair in rows] if student.task.pair else None
 
 
 def predict_file(
     predictor: Predictor, source: Path, target: Path, columns: Sequence[str], on_progress: Callable[[int, int], None]
 ) -> int:
-    """Write the rows of one file to another, with what the student says of each; how many there are.
+    """Write the rows of the file `source` with their predictions to the file `target`; return the number of rows.
 
-    Added are `predicted`, `probability` and `probability_LABEL` for every label. Raises SpecError and DataError.
+    `columns` are the names of the columns of a file without a header. `on_progress` receives the number of complete
+    rows and of all rows. The new columns are `predicted`, `probability`, and `probability_LABEL` for every label.
+    Raises SpecError for a target that cannot be written, DataError for a source that cannot be read.
     """
     check_target(source, target)
-    table = _read(source, columns or predictor.student.data.columns)
+    table = _read_table(source, columns or predictor.student.data.columns)
     task = predictor.student.task
-    texts = _texts(table, task.text)
-    pairs = _texts(table, task.pair) if task.pair else None
+    texts = _read_texts(table, task.text)
+    pairs = _read_texts(table, task.pair) if task.pair else None
     if not texts:
         raise DataError(f"{source}: no rows in it. Give a file with at least one text.")
-    added = (LABEL, PROBABILITY, *(f"{PROBABILITY}_{label}" for label in predictor.labels))
-    taken = [name for name in added if name in table.columns]
+    new_columns = (LABEL, PROBABILITY, *(f"{PROBABILITY}_{label}" for label in predictor.labels))
+    taken = [name for name in new_columns if name in table.columns]
     if taken:
-        raise DataError(f"{source}: it has a column {taken[0]!r}, which is to be added. Rename or remove that one.")
-    found_NxC = predictor.probabilities(texts, pairs, lambda done: on_progress(done, len(texts)))
-    answers = predictor.named(found_NxC)
-    result = {name: _values(column) for name, column in table.columns.items()}
+        raise DataError(
+            f"{source}: it already has a column {taken[0]!r}, which kdray adds. Rename or remove that column."
+        )
+    probabilities_NxC = predictor.probabilities(texts, pairs, lambda done: on_progress(done, len(texts)))
+    answers = predictor.most_probable(probabilities_NxC)
+    result = {name: _cells(column) for name, column in table.columns.items()}
     result[LABEL] = [answer.label for answer in answers]
     result[PROBABILITY] = [round(answer.probability, 6) for answer in answers]
     result |= {
-        f"{PROBABILITY}_{label}": [round(float(value), 6) for value in found_NxC[:, number]]
+        f"{PROBABILITY}_{label}": [round(float(value), 6) for value in probabilities_NxC[:, number]]
         for number, label in enumerate(predictor.labels)
     }
     with replace_file(target) as file:
@@ -151,22 +167,22 @@ def predict_file(
 
 
 def check_target(source: Path, target: Path) -> None:
-    """Raise SpecError for a file that cannot be written to, before anything is read."""
+    """Raise SpecError for a target that cannot be written. Call it before anything is read."""
     if target.suffix not in ENDINGS:
         raise SpecError(
             f"--to {target}: cannot write files ending in {target.suffix!r}. Allowed: {', '.join(ENDINGS)}."
         )
     if target.exists() and source.exists() and target.samefile(source):
-        raise SpecError(f"--to {target}: is the file that is read. Name another one.")
+        raise SpecError(f"--to {target}: is the input file. Name another file.")
     if target.is_dir():
         raise SpecError(f"--to {target}: is a folder. Name a file.")
     if not target.parent.is_dir():
-        raise SpecError(f"--to {target}: there is no folder {target.parent}. Make it, or name another file.")
+        raise SpecError(f"--to {target}: there is no folder {target.parent}. Create it, or name another file.")
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise SpecError(f"--to {target}: you may not write into {target.parent.absolute()}. Name another place.")
+        raise SpecError(f"--to {target}: you may not write into {target.parent.absolute()}. Name another folder.")
 
 
-def _line(line: bytes, number: int, student: Shipped) -> tuple[str, str | None]:
+def _parse_line(line: bytes, number: int, student: Shipped) -> tuple[str, str | None]:
     text = decode_line(line, f"standard input, line {number}")
     if student.task.pair is None:
         return text, None
@@ -176,36 +192,40 @@ def _line(line: bytes, number: int, student: Shipped) -> tuple[str, str | None]:
     return first, second
 
 
-def _read(source: Path, columns: Sequence[str]) -> Table:
+def _read_table(source: Path, columns: Sequence[str]) -> Table:
     if not source.is_file():
         raise DataError(f"{source}: no such file. Give a file ending in {', '.join(SUFFIXES)}; `-` reads lines.")
     try:
         (table,) = open_source(str(source), None, None, columns).read("train")
-    except DataError as error:  # it speaks of settings of a sweep
-        sentence = str(error).removeprefix("data.source ").replace("data.columns", "--columns")
-        raise DataError(sentence) from None
+    except DataError as error:  # its message names settings of a sweep; here they are options of the command
+        message = str(error).removeprefix("data.source ").replace("data.columns", "--columns")
+        raise DataError(message) from None
     return table
 
 
-def _texts(table: Table, name: str) -> list[str]:
+def _read_texts(table: Table, name: str) -> list[str]:
     if name not in table.columns:
         raise DataError(
-            f"{table.where}: no column {name!r}, which this student was taught to read; there are "
-            f"{', '.join(table.columns)}. Rename the right one; a file without a header needs --columns."
+            f"{table.where}: no column {name!r}, which this student reads; the file has the columns "
+            f"{', '.join(table.columns)}. Rename the column with the texts; a file without a header needs --columns."
         )
     return list(text_column(table, name, "task.text").to_pylist())
 
 
-def _values(column: Column) -> list[Any]:
-    """The cells as Python values; what a file holds beside the texts need not be UTF-8."""
-    if isinstance(column, list):  # half of a pair of surrogates, such as a cut emoji, is no character
+def _cells(column: Column) -> list[Any]:
+    """The cells as Python values. Other columns than the texts may contain invalid characters, which are replaced."""
+    # JSON may contain half of a surrogate pair, such as a cut emoji, which cannot be encoded.
+    if isinstance(column, list):
         return [cell.encode(errors="replace").decode() if isinstance(cell, str) else cell for cell in column]
     return [cell.decode(errors="replace") if isinstance(cell, bytes) else cell for cell in column.to_pylist()]
 
 
 @dataclass(frozen=True)
-class _Lines:
-    """Where a csv writer writes: it quotes what holds \\r only while that is in what it ends its lines with."""
+class _LineFeedStream:
+    """The output of the csv writer, with the line end \\r\\n of that writer replaced by \\n.
+
+    The writer quotes a cell with \\r only if its own line end contains \\r, so it cannot be given \\n itself.
+    """
 
     stream: TextIO
 
@@ -215,7 +235,7 @@ class _Lines:
 
 def _write_csv(file: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(_Lines(stream))
+        writer = csv.writer(_LineFeedStream(stream))
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
 
@@ -232,7 +252,7 @@ def _write_parquet(file: Path, columns: Mapping[str, Sequence[Any]]) -> None:
         table = pa.table({name: pa.array(values) for name, values in columns.items()})
     except pa.ArrowException as error:
         raise DataError(
-            f"--to: a column has no one type, as parquet needs it ({error}). Write jsonl instead."
+            f"--to: a column has cells of several types, but parquet needs one ({error}). Write jsonl instead."
         ) from None
     pa.parquet.write_table(table, file)
 

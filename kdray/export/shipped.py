@@ -1,4 +1,4 @@
-"""The student that a sweep has shipped: its folder, and the settings that say how it is used and measured."""
+"""The student that a sweep has chosen and shipped: its folder, and the settings for its use and measurement."""
 
 import shutil
 from collections.abc import Iterator
@@ -33,17 +33,18 @@ class Shipped:
     """The settings of the sweep, as JSON."""
     decision: Decision
     lineage: Lineage | None
-    """None: the sweep is older than this record."""
+    """None for a sweep from before this record existed."""
 
     @property
     def folder(self) -> Path:
+        """The folder with the weights, the tokenizer, the model card and the exported forms."""
         return self.paths.chosen
 
     @contextmanager
-    def changed(self) -> Iterator[Path]:
-        """A copy of the folder, to be changed, that replaces the folder as a whole when the block ends well.
+    def edit_folder(self) -> Iterator[Path]:
+        """Give a copy of the folder to change; it replaces the folder when the block ends without an error.
 
-        A storage in a bucket knows whole folders only: a file that is added to one is not seen by other machines.
+        A storage in a bucket transfers complete folders only: other machines do not see a file that is added to one.
         """
         with replace_folder(self.folder) as place:
             shutil.copytree(self.folder, place, dirs_exist_ok=True)
@@ -51,22 +52,23 @@ class Shipped:
 
     @property
     def model(self) -> Pretrained:
+        """The student in PyTorch, identified by the fingerprint of its weights."""
         return Pretrained(self.folder, weights_fingerprint(self.folder))
 
 
 def read_shipped(paths: SweepPaths) -> Shipped:
-    """The chosen student of the sweep in this folder. Raises StorageError where there is no sweep, or no student."""
+    """Read the chosen student of a sweep. Raises StorageError if there is no sweep in this folder, or no student."""
     settings = read_settings(paths)
     decision = read_record(Decision, paths.choice) or Decision()
     if decision.chosen is not None and decision.measured is None:
         raise StorageError(
-            f"{display_path(paths.root)}: trial {decision.chosen} was chosen, and its student has not been put into "
-            f"{paths.chosen.name}/ yet. Give the command again that chose it."
+            f"{display_path(paths.root)}: trial {decision.chosen} was chosen, but its student is not in "
+            f"{paths.chosen.name}/ yet. Run the command that chose it again."
         )
     if not (paths.chosen / "config.json").exists():
         raise StorageError(
-            f"{paths.chosen}: there is no chosen student yet, or the rule found none. Let the sweep end, or see "
-            f"`kdray show` for why none was chosen."
+            f"{paths.chosen}: there is no chosen student: the sweep has not ended, or no student satisfies its rule. "
+            f"Wait for the end of the sweep, or see `kdray show` for the reason."
         )
     return Shipped(
         paths=paths,
@@ -80,7 +82,7 @@ def read_shipped(paths: SweepPaths) -> Shipped:
 
 
 def copy_forms(before: Path, now: Path) -> None:
-    """Carry the exported forms over to a folder that takes the place of `before`, if it holds the same weights."""
+    """Copy the exported forms from `before` to the folder `now` that replaces it, if both have the same weights."""
     weights = "model.safetensors"
     if not (before / FOLDER).is_dir() or not (before / weights).exists() or not (now / weights).exists():
         return

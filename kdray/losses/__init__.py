@@ -1,5 +1,5 @@
-"""What a student is trained to lower.
+"""The loss that a student is trained with.
 
-- `logits`         pure functions that compare logits, one value an example
-- `distillation`   Distillation: the weights of these terms, and the loss of a batch
+- `logits`         the terms: pure functions that compare logits, with one value for each example
+- `distillation`   Distillation: the weights of the terms, and the loss of a batch
 """

@@ -3,8 +3,8 @@
 In reading order:
 
 - `pretrained`        a model and its tokenizer as a folder: found, checked (safetensors only), copied into the cache
-- `lineage`           what the students of a sweep come from
+- `lineage`           Lineage: the names and fingerprints of what the students of a sweep are made from
 - `fresh`             FreshTransformer: a small Transformer with random weights, and a tokenizer made from the texts
-- `transformer`       TransformerStudent: a shallower copy of a Transformer
+- `transformer`       TransformerStudent: a copy of a Transformer with fewer layers
 - `student_sources`   the models that students are built from: the teacher, or smaller checkpoints
 """

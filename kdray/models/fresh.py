@@ -1,4 +1,4 @@
-"""A small Transformer with random weights, and a word tokenizer made from the texts it will learn."""
+"""A small Transformer with random weights, and a word tokenizer made from the texts that it is trained on."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -12,7 +12,7 @@ from kdray.settings import Settings
 
 
 class FreshTransformer(Settings):
-    """A BERT with random weights, and a tokenizer of whole words made from the texts that it is to learn."""
+    """A BERT with random weights, and a tokenizer of whole words made from the texts that it is trained on."""
 
     layers: int = Field(4, ge=1)
     width: int = Field(64, ge=8)
@@ -20,20 +20,25 @@ class FreshTransformer(Settings):
     feed_forward: int = Field(128, ge=8)
     dropout: float = Field(0.0, ge=0, lt=1)
     vocabulary: int = Field(2000, ge=16)
-    """At most so many words, the most frequent ones; the others become one unknown word."""
+    """The maximum number of words and special tokens: the most frequent words. All other words become [UNK]."""
     spread: float = Field(0.05, gt=0)
-    """The standard deviation of the first weights. BERT's 0.02 is for a width of 768; narrow layers need more."""
+    """The standard deviation of the initial weights. BERT's 0.02 is for a width of 768; narrow layers need more."""
 
     @model_validator(mode="after")
-    def _heads_share_the_width(self) -> Self:
+    def _check_heads(self) -> Self:
         if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} cannot be shared by {self.heads} heads; give a multiple of it.")
+            raise ValueError(
+                f"a width of {self.width} cannot be shared by {self.heads} heads; give a multiple of heads."
+            )
         return self
 
     def create(
         self, texts: Sequence[str], labels: Sequence[str], max_length: int, seed: int
     ) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast]:
-        """A model that has learnt nothing, for texts of up to `max_length` words, and its tokenizer."""
+        """An untrained model with these labels, and its tokenizer, for texts of at most `max_length` tokens.
+
+        `seed` decides the weights; torch's global random generator is left as it was.
+        """
         tokenizer = word_tokenizer(texts, self.vocabulary, max_length)
         config = BertConfig(
             vocab_size=len(tokenizer),
@@ -55,7 +60,7 @@ class FreshTransformer(Settings):
 
 
 def word_tokenizer(texts: Sequence[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of lower-case words and punctuation, framed the way BERT does for one text or a pair."""
+    """A tokenizer of lower-case words and punctuation; it adds BERT's special tokens to a text or a pair of texts."""
     words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     words.normalizer = normalizers.BertNormalizer(lowercase=True)
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -1,7 +1,7 @@
-"""A model with its tokenizer as a folder in the storage's cache, whatever it came from.
+"""Finds a model in a local folder or on the model hub, checks it, and copies it into the storage's cache.
 
-Teachers, and the smaller checkpoints that students may start from, are found here (a local folder, a model hub),
-checked (safetensors weights only) and copied, so that every slot reads the same files on every node.
+The model is a teacher, or a smaller checkpoint that students start from. Only safetensors weights are accepted, because
+pickled ones can run code. The copy has the head and the labels of the task, and every slot on every node reads it.
 """
 
 from collections.abc import Callable
@@ -16,65 +16,66 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from kdray.errors import SpecError, TeacherError
+from kdray.errors import SpecError, TeacherError, first_line
 from kdray.storage.files import file_fingerprint, fingerprint, replace_folder
 from kdray.storage.mirror import fetch
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.task import Task
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-RESERVED = 2
-"""Rows of a table of positions that no token has: RoBERTa begins after its padding's."""
+"""Patterns of weight files in other formats than safetensors; most of them are pickled and can run code when loaded."""
+RESERVED_POSITIONS = 2
+"""The most entries of a table of positions that no token uses: RoBERTa numbers its tokens from 2 on."""
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
+"""Patterns of the files that a model and its tokenizer consist of; no others are downloaded."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A folder that transformers loads, and the fingerprint of what is in it."""
+    """A folder that transformers can load, and the fingerprint of its content."""
 
     folder: Path
     key: str
 
     def model(self) -> PreTrainedModel:
-        """The model, in float32 and evaluation mode, on the CPU."""
-        _quieten()
+        """Load the model in float32 and evaluation mode, on the CPU."""
+        _silence_transformers()
         return AutoModelForSequenceClassification.from_pretrained(
             fetch(self.folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         ).eval()
 
     def tokenizer(self) -> Any:
+        """Load the tokenizer."""
         return AutoTokenizer.from_pretrained(fetch(self.folder), trust_remote_code=False)
 
     @property
     def layers(self) -> int:
+        """The number of layers, read from config.json."""
         return int(AutoConfig.from_pretrained(fetch(self.folder), trust_remote_code=False).num_hidden_layers)
 
 
 def find_model(name: str, revision: str | None, setting: str) -> Path:
-    """The local folder of the model `name`: the folder itself, or a snapshot from the model hub.
+    """The local folder of the model `name`: the folder itself, or a snapshot downloaded from the model hub.
 
-    Raises TeacherError when there is no such folder, no such model, or no safetensors weights; `setting` names the
-    knob in the sentence.
+    Raises TeacherError if there is no such folder, no such model, or no safetensors weights in it; `setting` is the
+    setting with the name, for the message.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _checked(folder.absolute(), setting)
+        return _check_folder(folder.absolute(), setting)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise TeacherError(f"{setting} {name}: no such folder. Give the folder of a saved model, or a model hub name.")
     try:
-        return _checked(Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES)), setting)
+        return _check_folder(Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES)), setting)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        if isinstance(error, TeacherError):
-            raise
-        reason = str(error).strip().splitlines()[0]
         raise TeacherError(
-            f"{setting} {name}: neither a local folder nor a model that the hub gave ({reason}). "
+            f"{setting} {name}: neither a local folder nor a model that the hub gave ({first_line(error)}). "
             f"Give a folder that holds config.json and model.safetensors, or check the name, --set and the network."
         ) from None
 
 
 def cached_folder(cache: Path, make: Callable[[Path], None]) -> Path:
-    """The cached folder, made whole by `make` if it is not there yet."""
+    """The folder `cache`; if it does not exist, `make` fills a temporary folder, which is then renamed to `cache`."""
     if not fetch(cache).exists():
         with replace_folder(cache) as folder:
             make(folder)
@@ -83,38 +84,38 @@ def cached_folder(cache: Path, make: Callable[[Path], None]) -> Path:
 
 @dataclass(frozen=True)
 class Head:
-    """The classification head that a model shall have."""
+    """The classification head that an imported model gets."""
 
     labels: tuple[str, ...]
     """The labels in the order of the outputs."""
     outputs: tuple[str, ...] | None = None
-    """Which label each output of the model's own head means, where its order is another one."""
+    """The labels in the order of the outputs of the model's own head; None: the order of `labels`."""
     must_be_trained: bool = False
-    """Refuse a model whose head is missing, or has another number of outputs, instead of drawing a new head."""
+    """Whether a model is refused whose head is missing or has another number of outputs; otherwise a head is drawn."""
 
 
 def import_model(folder: Path, task: Task, head: Head, paths: StoragePaths, seed: int) -> Pretrained:
-    """The model of this folder with this head, in the storage's cache.
+    """Copy the model in this folder, with this head, into the storage's cache.
 
-    A head that is missing, or that has another number of outputs, is drawn from the seed. Raises TeacherError where
-    the head must be trained and is not, SpecError where the model has no positions for the task's longest texts.
+    A head that is missing, or that has another number of outputs, is drawn at random with `seed`. Raises TeacherError
+    if the head must be trained but is missing, SpecError if the model has fewer positions than `task.max_length`.
     """
     labels, order = list(head.labels), list(head.outputs or head.labels)
     key = fingerprint(weights_fingerprint(folder), labels, order, seed)
 
     def make(target: Path) -> None:
         torch.manual_seed(seed)
-        _quieten()
-        model, drawn = task.model(folder, labels)
-        if drawn and head.must_be_trained:
+        _silence_transformers()
+        model, random_weights = task.model(folder, labels)
+        if random_weights and head.must_be_trained:
             raise TeacherError(
                 f"teacher.model {folder}: it has no trained classification head for {len(labels)} labels "
-                f"({', '.join(drawn)} would be random). Fine-tune it: Teacher(..., training=Training())."
+                f"({', '.join(random_weights)} would be random). Fine-tune it: Teacher(..., training=Training())."
             )
         if order != labels:
             _reorder_outputs(model, [order.index(label) for label in labels])
         tokenizer = task.tokenizer(folder)
-        _agree_on_padding(model, tokenizer, folder)
+        _set_padding_token(model, tokenizer, folder)
         save_model(model, tokenizer, target)
 
     imported = Pretrained(cached_folder(paths.model(key), make), key)
@@ -123,30 +124,34 @@ def import_model(folder: Path, task: Task, head: Head, paths: StoragePaths, seed
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """A fingerprint of all that decides a model's outputs: weights, configuration, tokenizer."""
-    files = [path for pattern in HUB_FILES for path in folder.glob(pattern) if path.is_file()]
-    return file_fingerprint(*sorted(set(files)))
+    """A fingerprint of everything that decides a model's outputs: weights, configuration, tokenizer."""
+    # A set, because one file can match two patterns.
+    files = {path for pattern in HUB_FILES for path in folder.glob(pattern) if path.is_file()}
+    return file_fingerprint(*sorted(files))
 
 
 def count_positions(model: PreTrainedModel, enough: int) -> int:
-    """How many tokens the model has places for; `enough` where it numbers no places."""
+    """The maximum number of tokens that the model's table of positions allows; `enough` if it has no such table."""
     for name, module in model.named_modules():
         if name.endswith(("position_embeddings", ".wpe")) and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin number places from the padding token's id on.
-            taken = 0 if module.padding_idx is None else module.padding_idx + 1
-            return int(module.num_embeddings - taken)
+            # RoBERTa and similar models give their first token the position after the padding token's id.
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings - unused)
     return enough
 
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Write model (safetensors) and tokenizer into the folder."""
-    _quieten()
+    """Write the model (as safetensors) and the tokenizer into the folder."""
+    _silence_transformers()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _agree_on_padding(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Let model and tokenizer have the same padding token: a decoder reads its answer before the first one."""
+def _set_padding_token(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """Give the model and the tokenizer the same padding token. Raises TeacherError if both have none.
+
+    A decoder computes its output at the last token before the padding, so a wrong padding token gives wrong outputs.
+    """
     if tokenizer.pad_token_id is None and model.config.pad_token_id is None:
         raise TeacherError(
             f"{folder}: neither the tokenizer nor config.json has a padding token. Give it one: "
@@ -157,18 +162,24 @@ def _agree_on_padding(model: PreTrainedModel, tokenizer: Any, folder: Path) -> N
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _check_positions(taken: Pretrained, max_length: int, folder: Path) -> None:
-    """Raise SpecError for texts that are longer than the model's table of positions, if its tokenizer does not."""
-    config = AutoConfig.from_pretrained(taken.folder, trust_remote_code=False)
-    places = getattr(config, "max_position_embeddings", None) or max_length + RESERVED
-    if max_length <= places - RESERVED or taken.tokenizer().model_max_length <= places:
-        return  # without loading the model
-    if max_length > (most := count_positions(taken.model(), max_length)):
-        raise SpecError(f"task.max_length: got {max_length}; the model of {folder} takes at most {most} tokens.")
+def _check_positions(imported: Pretrained, max_length: int, folder: Path) -> None:
+    """Raise SpecError if the model has fewer positions than `max_length` and its tokenizer does not know that.
+
+    Without this check, a long text would end in an index error in the embedding. If the tokenizer knows the maximum
+    length of the model, the task's `encode` raises the SpecError.
+    """
+    config = AutoConfig.from_pretrained(imported.folder, trust_remote_code=False)
+    positions = getattr(config, "max_position_embeddings", None) or max_length + RESERVED_POSITIONS
+    if max_length <= positions - RESERVED_POSITIONS or imported.tokenizer().model_max_length <= positions:
+        return  # decided by the small files alone: loading the model takes longer
+    maximum = count_positions(imported.model(), max_length)
+    if max_length > maximum:
+        raise SpecError(f"task.max_length: got {max_length}; the model of {folder} takes at most {maximum} tokens.")
 
 
 def _reorder_outputs(model: PreTrainedModel, order: list[int]) -> None:
-    """Let output i be what output order[i] was: in the head's last layer, which has a row for each label."""
+    """Permute the outputs of the head: the new output i is the old output order[i]."""
+    # The head's last layer is the last Linear with one row for each label.
     head = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(order)][-1]
     with torch.no_grad():
         head.weight.copy_(head.weight[order].clone())
@@ -176,13 +187,14 @@ def _reorder_outputs(model: PreTrainedModel, order: list[int]) -> None:
             head.bias.copy_(head.bias[order].clone())
 
 
-def _quieten() -> None:
-    """No progress bars for files that are read in a moment: the screen is kdray's."""
+def _silence_transformers() -> None:
+    """Switch off the progress bars and warnings of transformers, because kdray draws its own screen."""
     disable_progress_bar()
     set_verbosity_error()
 
 
-def _checked(folder: Path, setting: str) -> Path:
+def _check_folder(folder: Path, setting: str) -> Path:
+    """The folder itself. Raises TeacherError if config.json or safetensors weights are missing in it."""
     if not (folder / "config.json").is_file():
         raise TeacherError(f"{setting} {folder}: no config.json in it; give the folder that save_pretrained wrote.")
     if any(folder.glob("*.safetensors")):

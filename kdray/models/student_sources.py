@@ -1,4 +1,4 @@
-"""The models that students are built from: the teacher, or smaller checkpoints, each with the rows in its token ids."""
+"""The models that students are built from, the teacher or smaller checkpoints, and the rows in the ids of each."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ class BySource(Generic[T]):
 
     teacher: T
     checkpoints: Mapping[str, T]
-    """`student.checkpoint` -> the value of that checkpoint."""
+    """The value of the setting `student.checkpoint` -> the value for that checkpoint."""
 
     def of(self, student: TransformerStudent) -> T:
-        """The value of the model that this student is built from."""
+        """The value for the model that this student is built from."""
         return self.teacher if student.checkpoint is None else self.checkpoints[student.checkpoint]
 
     def map(self, change: Callable[[T], R]) -> "BySource[R]":
-        """The same sources with `change` applied to each value."""
+        """The results of `change` for each value, by the same models."""
         return BySource(change(self.teacher), {name: change(value) for name, value in self.checkpoints.items()})
 
 
 @dataclass(frozen=True)
 class StudentSource:
-    """A model that students are built from, and the rows in the ids of its tokenizer."""
+    """A model that students are built from, and the rows in the ids of this model's tokenizer."""
 
     model: Pretrained
     tokens: TokenSet
@@ -47,20 +47,21 @@ def load_student_sources(
     paths: StoragePaths,
     seed: int,
 ) -> BySource[StudentSource]:
-    """The source of every one of these students.
+    """Load the sources of these students: the teacher, and each checkpoint once.
 
-    Raises SpecError for a student that its source cannot make, TeacherError for a checkpoint that cannot be used.
+    Raises SpecError for a student with more layers than its source, TeacherError for a checkpoint that cannot be used.
     """
 
-    def source(model: Pretrained) -> StudentSource:
+    def tokenise_for(model: Pretrained) -> StudentSource:
         return StudentSource(model, tokenise(splits, task, model.tokenizer(), paths))
 
     checkpoints: dict[str, StudentSource] = {}
-    sources = BySource(source(teacher), checkpoints)
+    sources = BySource(tokenise_for(teacher), checkpoints)
     for student in students:
         name = student.checkpoint
         if name is not None and name not in checkpoints:
             folder = find_model(name, student.revision, "student.checkpoint")
-            checkpoints[name] = source(import_model(folder, task, Head(splits.labels), paths, seed))
+            checkpoints[name] = tokenise_for(import_model(folder, task, Head(splits.labels), paths, seed))
+        # Called for its SpecError: a depth that the source does not have is refused before any trial starts.
         student.chosen_layers(sources.of(student).model.layers)
     return sources

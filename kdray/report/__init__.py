@@ -1,14 +1,14 @@
-"""What people see: progress on the screen while a sweep runs, and the report when it has ended.
+"""What users see: the progress on the screen while a sweep runs, and the report at its end.
 
 In reading order:
 
-- `screen`      live progress on a terminal, plain lines elsewhere
-- `figures`     Figures: everything that a report shows
+- `screen`      the live display on a terminal, plain lines elsewhere
+- `figures`     Figures: all values that a report shows
 - `table`       the table of trials on a terminal
 - `confirmed`   the table of the confirmed students
 - `controls`    the table of the controls
-- `front`       the picture of the Pareto front
-- `plots`       the interactive pictures of the page
+- `front`       the plot of the Pareto front as a picture
+- `plots`       the interactive plots of the page
 - `page`        report.html, from page.html.j2
 - `files`       writes the report's folder: report.html, report.md, results.csv, front.png
 """

@@ -1,4 +1,4 @@
-"""What confirmation came to, as a table: the same words in report.md and on the page."""
+"""The table of the confirmed students: the same titles and cells for report.md, the page and the model card."""
 
 from collections.abc import Iterator
 
@@ -7,33 +7,38 @@ from kdray.evaluation.formatting import format_interval
 
 
 def about(verdict: Verdict) -> str:
-    """What the table holds, in two sentences."""
+    """The caption of the table."""
     return (
-        f"Trained again with other seeds than the search's, and measured on {verdict.rows:,} test rows. An interval "
-        "holds the figure of other rows and seeds with 95% confidence (bootstrap over rows and seeds)."
+        f"The students were trained again with seeds that the search did not use, and measured on {verdict.rows:,} "
+        "test rows. The intervals are 95% bootstrap intervals over rows and seeds."
     )
 
 
 def titles(verdict: Verdict) -> list[str]:
-    return ["student", "seeds", verdict.metric, "retention", "misses"]
+    """The titles of the columns."""
+    return ["student", "seeds", verdict.metric, "retention", "rule not satisfied"]
 
 
 def rows(verdict: Verdict) -> Iterator[tuple[bool, list[str]]]:
-    """The teacher, then each candidate and its controls: whether it is the chosen one, and its cells."""
+    """For the teacher, each candidate and each of its controls: whether it is the chosen student, and its cells."""
     yield False, ["teacher", "", format_interval(verdict.metric, verdict.teacher), "100%", ""]
-    for each in verdict.confirmed:
-        cells = [_called(each), str(each.seeds), format_interval(verdict.metric, each.metric)]
-        cells += [
-            format_interval("retention", each.retention),
-            "; ".join(each.misses) if each.role == "candidate" else "",
+    for student in verdict.confirmed:
+        is_candidate = student.role == "candidate"
+        cells = [
+            _name(student),
+            str(student.seeds),
+            format_interval(verdict.metric, student.metric),
+            format_interval("retention", student.retention),
+            # A control cannot be chosen, so the rule does not apply to it.
+            "; ".join(student.misses) if is_candidate else "",
         ]
-        yield each == verdict.winner, cells
+        yield student == verdict.winner, cells
 
 
 def failures(verdict: Verdict) -> list[str]:
-    """Each run that failed, and why, in a line."""
-    return [f"{run}: {' '.join(why.split())}" for run, why in verdict.failed.items()]
+    """For each failed rerun a line with the reason."""
+    return [f"{run}: {' '.join(error.split())}" for run, error in verdict.failed.items()]
 
 
-def _called(each: ConfirmedStudent) -> str:
-    return f"trial {each.trial:03d}" + ("" if each.role == "candidate" else f", {each.role}")
+def _name(student: ConfirmedStudent) -> str:
+    return f"trial {student.trial:03d}" + ("" if student.role == "candidate" else f", {student.role}")

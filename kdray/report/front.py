@@ -1,4 +1,4 @@
-"""The front: quality over cost, as a picture."""
+"""The picture front.png: the plot of the Pareto front, quality over cost. `plots` shares parts of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,26 +11,28 @@ from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
 
 FRONT, CHOSEN, TEACHER, OTHER, CONTROL = "#1f6fb4", "#e4572e", "#222222", "#9aa5b1", "#7a5195"
+LOG_AXIS_RATIO = 12
+"""The largest cost over the smallest one, above which the cost axis is logarithmic."""
 
 
 def front_picture(figures: Figures) -> Picture:
-    """Quality over cost: every trial, the front, the teacher, the chosen student."""
+    """The picture of quality over cost: every trial, the front, the teacher, the chosen student."""
     picture = Picture(figsize=(8.5, 5.2), layout="constrained")
     axes = picture.add_subplot()
-    for group in groups(figures):
-        x, y = points(figures, group.records)
+    for group in trial_groups(figures):
+        x, y = coordinates(figures, group.records)
         fill, edge = ("none", group.color) if group.hollow else (group.color, "white")
         size = 190 if group.marker == "*" else 46
         axes.scatter(
             x, y, s=size, marker=group.marker, facecolors=fill, edgecolors=edge, label=group.label, zorder=group.order
         )
     axes.plot(*front_line(figures), color=FRONT, linewidth=1.2, alpha=0.6, zorder=2)
-    for record in _front(figures):
-        name = f"{record.number:03d}  {_depth(record)}".rstrip()
-        at = (record.metrics[figures.cost], record.metrics[figures.quality])
-        axes.annotate(name, at, (-7, 7), textcoords="offset points", fontsize=8, ha="right", color=FRONT)
+    for record in _front_records(figures):
+        name = f"{record.number:03d}  {_depth_label(record)}".rstrip()
+        point = (record.metrics[figures.cost], record.metrics[figures.quality])
+        axes.annotate(name, point, (-7, 7), textcoords="offset points", fontsize=8, ha="right", color=FRONT)
     _draw_teacher(figures, axes)
-    if wide(figures):
+    if needs_log_axis(figures):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")
@@ -39,7 +41,9 @@ def front_picture(figures: Figures) -> Picture:
     axes.margins(0.1)
     axes.set_xlabel(axis_title(figures.cost))
     axes.set_ylabel(axis_title(figures.quality))
-    axes.set_title(title(figures), loc="left", fontweight="bold")
+    axes.set_title(
+        f"{figures.name}: {heading(figures.quality)} over {heading(figures.cost)}", loc="left", weight="bold"
+    )
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
@@ -48,54 +52,72 @@ def front_picture(figures: Figures) -> Picture:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Trials that look alike in the picture."""
+class TrialGroup:
+    """Trials that look the same in the plot."""
 
     label: str
     color: str
     marker: str
+    """A marker of matplotlib."""
     order: int
+    """A group with a larger number is drawn over the others."""
     records: Sequence[TrialRecord]
     hollow: bool = False
 
 
-def groups(figures: Figures) -> list[Group]:
-    rest = [record for record in drawable(figures) if not figures.place(record)]
-    ended = [record for record in rest if record.state != "stopped"]
-    stopped = [record for record in rest if record.state == "stopped"]
-    chosen = [record for record in drawable(figures) if figures.place(record) == "chosen"]
-    front = [record for record in _front(figures) if record not in chosen]
+def trial_groups(figures: Figures) -> list[TrialGroup]:
+    """The groups of trials in the plot, without empty ones."""
+    records = drawable_trials(figures)
+    other = [record for record in records if not figures.place(record)]
+    stopped = [record for record in other if record.state == "stopped"]
+    ended = [record for record in other if record.state != "stopped"]
+    chosen = [record for record in records if figures.place(record) == "chosen"]
+    front = [record for record in _front_records(figures) if record not in chosen]
     groups = [
-        Group("stopped early", OTHER, "o", 3, stopped, hollow=True),
-        Group("other trials", OTHER, "o", 4, ended),
-        Group("Pareto front", FRONT, "o", 5, front),
-        Group("chosen student", CHOSEN, "*", 6, chosen),
+        TrialGroup(label="stopped early", color=OTHER, marker="o", order=3, records=stopped, hollow=True),
+        TrialGroup(label="other trials", color=OTHER, marker="o", order=4, records=ended),
+        TrialGroup(label="Pareto front", color=FRONT, marker="o", order=5, records=front),
+        TrialGroup(label="chosen student", color=CHOSEN, marker="*", order=6, records=chosen),
     ]
     return [group for group in groups if group.records]
 
 
-def drawable(figures: Figures) -> list[TrialRecord]:
+def drawable_trials(figures: Figures) -> list[TrialRecord]:
+    """The trials that have both a quality and a cost, without failed ones."""
     needed = (figures.cost, figures.quality)
     return [r for r in figures.records if r.state != "failed" and all(name in r.metrics for name in needed)]
 
 
-def _front(figures: Figures) -> list[TrialRecord]:
-    return [record for record in drawable(figures) if record.number in figures.front]
-
-
-def points(figures: Figures, records: Sequence[TrialRecord]) -> tuple[list[float], list[float]]:
+def coordinates(figures: Figures, records: Sequence[TrialRecord]) -> tuple[list[float], list[float]]:
+    """The costs and the qualities of these trials."""
     return [r.metrics[figures.cost] for r in records], [r.metrics[figures.quality] for r in records]
 
 
 def front_line(figures: Figures) -> tuple[list[float], list[float]]:
-    return points(figures, sorted(_front(figures), key=lambda record: record.metrics[figures.cost]))
+    """The costs and the qualities of the trials on the front, by cost."""
+    return coordinates(figures, sorted(_front_records(figures), key=lambda record: record.metrics[figures.cost]))
 
 
-def wide(figures: Figures) -> bool:
-    """Whether the costs differ so much that only a logarithmic axis keeps them apart."""
-    costs = [record.metrics[figures.cost] for record in drawable(figures)]
+def needs_log_axis(figures: Figures) -> bool:
+    """Whether the costs differ so much that only a logarithmic axis separates the cheap trials."""
+    costs = [record.metrics[figures.cost] for record in drawable_trials(figures)]
     costs += [figures.teacher[figures.cost]] if figures.cost in figures.teacher else []
-    return bool(costs) and min(costs) > 0 and max(costs) / min(costs) > 12
+    return bool(costs) and min(costs) > 0 and max(costs) / min(costs) > LOG_AXIS_RATIO
+
+
+def axis_title(metric: str) -> str:
+    """The heading of a metric with its unit."""
+    unit = {
+        "latency_ms": " (ms, median)",
+        "latency_p95_ms": " (ms)",
+        "size_mb": " (MB)",
+        "throughput_per_s": " (examples/s)",
+    }.get(metric.removeprefix("cpu_"), "")
+    return heading(metric) + unit
+
+
+def _front_records(figures: Figures) -> list[TrialRecord]:
+    return [record for record in drawable_trials(figures) if record.number in figures.front]
 
 
 def _draw_teacher(figures: Figures, axes: Axes) -> None:
@@ -107,19 +129,5 @@ def _draw_teacher(figures: Figures, axes: Axes) -> None:
         axes.scatter([figures.teacher[figures.cost]], [level], s=70, c=TEACHER, marker="D", label="teacher", zorder=5)
 
 
-def _depth(record: TrialRecord) -> str:
+def _depth_label(record: TrialRecord) -> str:
     return f"depth {record.params['student.depth']}" if "student.depth" in record.params else ""
-
-
-def title(figures: Figures) -> str:
-    return f"{figures.name}: {heading(figures.quality)} over {heading(figures.cost)}"
-
-
-def axis_title(metric: str) -> str:
-    unit = {
-        "latency_ms": " (ms, median)",
-        "latency_p95_ms": " (ms)",
-        "size_mb": " (MB)",
-        "throughput_per_s": " (examples/s)",
-    }.get(metric.removeprefix("cpu_"), "")
-    return heading(metric) + unit

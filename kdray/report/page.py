@@ -1,4 +1,4 @@
-"""The report as one page for a browser: it holds all it shows, and needs no network to be looked at."""
+"""report.html: the report as one page for a browser. It contains all that it shows, and needs no network."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,36 +14,45 @@ from kdray.evaluation.formatting import format_duration, format_metric, format_s
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report import confirmed, controls, plots
 from kdray.report.figures import Figures
-from kdray.report.table import cells, teacher_cells
+from kdray.report.table import teacher_cells, trial_cells
 
 PLOTS: tuple[tuple[str, str, Callable[[Figures], go.Figure | None]], ...] = (
     (
         "Quality and cost",
-        "Every trial on the validation rows; no trial on the front is beaten in both. Crosses are the "
-        "front's controls, on these rows; squares are what was trained again, on the test rows, with 95% intervals. Point "
-        "at a trial for its settings.",
+        "Every trial on the validation rows. No trial is better than those on the front in one objective without being "
+        "worse in another. Crosses: the controls of the front, on the validation rows. Squares: the students that were "
+        "trained again, on the test rows, with 95% intervals. Point at a trial to see its settings.",
         plots.front_plot,
     ),
-    ("What is kept, and how much faster", "The teacher is at 100%.", plots.speed_plot),
-    ("Settings", "One line a completed trial. Drag along an axis to keep a part of them.", plots.parallel_plot),
+    ("Retention and speed-up", "The dotted line is the teacher's quality (100%).", plots.speed_plot),
     (
-        "Which setting matters",
-        "How much of the differences among completed trials each setting explains (fANOVA). With "
-        "a dozen trials that is a hint, no more.",
+        "Settings",
+        "One line for each completed trial. Drag along an axis to show only the trials in that range.",
+        plots.parallel_plot,
+    ),
+    (
+        "Importance of the settings",
+        "The share of the differences among completed trials that each setting explains (fANOVA). With about a dozen "
+        "trials this is only a hint.",
         plots.importance_plot,
     ),
-    ("Temperature and alpha", "Of completed trials; brighter is better.", plots.map_plot),
-    ("Learning curves", "Each evaluation of each trial; crosses were stopped early.", plots.curves_plot),
+    ("Temperature and alpha", "The completed trials; a brighter point has a better quality.", plots.map_plot),
+    (
+        "Learning curves",
+        "Every evaluation of every trial. Crosses: trials that early stopping ended.",
+        plots.curves_plot,
+    ),
 )
-"""Title, caption and picture, in the order of the page."""
+"""Title, caption and plot, in the order of the page."""
 
-CARD = ("accuracy", "macro_f1", "mcc", "retention", "agreement", "speedup")
-SIZES = ("latency_ms", "cpu_latency_ms", "parameters", "size_mb")
-"""What the chosen student is told by at a glance."""
+QUALITY_TILES = ("accuracy", "macro_f1", "mcc", "retention", "agreement", "speedup")
+COST_TILES = ("latency_ms", "cpu_latency_ms", "parameters", "size_mb")
+"""The figures of the chosen student in the first section of the page."""
 
 
 def page(figures: Figures) -> str:
-    """The whole page."""
+    """The page as HTML."""
+    # Autoescape: names, labels and errors come from users and their data, and must not become markup or scripts.
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
         resources.files("kdray.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     )
@@ -53,95 +62,100 @@ def page(figures: Figures) -> str:
     drawn = [(title, caption, plot(figures)) for title, caption, plot in PLOTS]
     return template.render(
         figures=figures,
-        about=_about(figures),
+        summary=_summary(figures),
         plotly_js=get_plotlyjs(),
-        tiles=list(_tiles(figures, chosen)) if chosen else [],
-        tiles_about="On the test rows, averaged over its seeds." if winner else "On the validation rows.",
-        confirmed=_confirmed(verdict) if verdict else None,
-        controls=_controls(figures) if figures.controls else None,
-        plots=[(title, caption, _div(plot)) for title, caption, plot in drawn if plot is not None],
-        economy=list(_economy(figures)),
+        tiles=list(_chosen_tiles(figures, chosen)) if chosen else [],
+        tiles_caption="On the test rows, averaged over the seeds." if winner else "On the validation rows.",
+        confirmed=_confirmed_section(verdict) if verdict else None,
+        controls=_controls_section(figures) if figures.controls else None,
+        plots=[(title, caption, _html(plot)) for title, caption, plot in drawn if plot is not None],
+        time_tiles=list(_time_tiles(figures)),
         titles=["trial", *headings(figures.searched).values(), *map(heading, figures.columns), "status"],
-        rows=list(_rows(figures)),
-        trials_about=f"On the validation rows. {figures.conditions}".strip(),
-        origin=", ".join(f"{name} {value}" for name, value in figures.origin.items() if name != "command"),
+        rows=list(_trial_rows(figures)),
+        trials_caption=f"On the validation rows. {figures.conditions}".strip(),
+        versions=", ".join(f"{name} {value}" for name, value in figures.origin.items() if name != "command"),
     )
 
 
 @dataclass(frozen=True)
-class Section:
-    """A table of its own, with the chosen student's line marked."""
+class TableSection:
+    """A section of the page with a table in which the row of the chosen student is marked."""
 
     title: str
-    about: str
+    caption: str
     titles: Sequence[str]
     rows: Sequence[tuple[bool, Sequence[str]]]
+    """For each row whether it is the chosen student, and its cells."""
     failures: Sequence[str]
 
 
-def _confirmed(verdict: Verdict) -> Section:
-    return Section(
-        "Confirmed on rows that nothing was chosen by",
-        confirmed.about(verdict),
-        confirmed.titles(verdict),
-        list(confirmed.rows(verdict)),
-        confirmed.failures(verdict),
+def _confirmed_section(verdict: Verdict) -> TableSection:
+    return TableSection(
+        title="Confirmed on test rows that the search did not use",
+        caption=confirmed.about(verdict),
+        titles=confirmed.titles(verdict),
+        rows=list(confirmed.rows(verdict)),
+        failures=confirmed.failures(verdict),
     )
 
 
-def _controls(figures: Figures) -> Section:
-    return Section(
-        "What distillation and the search bring at each size",
-        controls.ABOUT,
-        controls.titles(figures),
-        list(controls.rows(figures)),
-        controls.failures(figures),
+def _controls_section(figures: Figures) -> TableSection:
+    return TableSection(
+        title=controls.TITLE,
+        caption=controls.ABOUT,
+        titles=controls.titles(figures),
+        rows=list(controls.rows(figures)),
+        failures=controls.failures(figures),
     )
 
 
-def _div(plot: go.Figure) -> str:
+def _html(plot: go.Figure) -> str:
     return str(plotly.io.to_html(plot, include_plotlyjs=False, full_html=False, config={"displayModeBar": False}))
 
 
-def _about(figures: Figures) -> str:
+def _summary(figures: Figures) -> str:
     states = [record.state for record in figures.records]
-    told = [f"{len(states)} trials"] + [
-        f"{states.count(s)} {s}" for s in ("stopped", "failed", "running") if s in states
-    ]
-    return f"Distilled with kdray: {', '.join(told)}."
+    counts = [f"{states.count(state)} {state}" for state in ("stopped", "failed", "running") if state in states]
+    return f"Distilled with kdray: {', '.join([f'{len(states)} trials', *counts])}."
 
 
-def _tiles(figures: Figures, chosen: TrialRecord) -> Iterable[tuple[str, str]]:
-    """The chosen student at a glance, with the teacher's figure beside each of its own; on the test rows if it can."""
-    metrics, taught = chosen.metrics, dict(figures.teacher)
+def _chosen_tiles(figures: Figures, chosen: TrialRecord) -> Iterable[tuple[str, str]]:
+    """Value and label for each figure of the chosen student, of the test rows if it is confirmed."""
+    metrics, teacher = chosen.metrics, dict(figures.teacher)
     if figures.verdict is not None and (winner := figures.verdict.winner) is not None:
         metrics = {**metrics, **winner.metrics}
-        taught = {name: taught[name] for name in figures.costs if name in taught}
-        taught[figures.verdict.metric] = figures.verdict.teacher.estimate
-    for name in (*CARD, *(name for name in SIZES if name in figures.costs)):
+        # The teacher's other metrics are of the validation rows and not comparable with figures of the test rows.
+        teacher = {name: teacher[name] for name in figures.costs if name in teacher}
+        teacher[figures.verdict.metric] = figures.verdict.teacher.estimate
+    for name in (*QUALITY_TILES, *(name for name in COST_TILES if name in figures.costs)):
         if name in metrics:
-            beside = f" (teacher {format_metric(name, taught[name])})" if name in taught else ""
-            yield format_metric(name, metrics[name]), heading(name) + beside
+            teacher_value = f" (teacher {format_metric(name, teacher[name])})" if name in teacher else ""
+            yield format_metric(name, metrics[name]), heading(name) + teacher_value
 
 
-def _economy(figures: Figures) -> Iterable[tuple[str, str]]:
-    """Time and what early stopping saved."""
-    trials = sum(record.ended - record.started for record in figures.records if record.ended)
-    yield format_duration(trials), "slot time of all trials"
-    ran = sum(record.history[-1].get("epoch", 0.0) for record in figures.records if record.history)
+def _time_tiles(figures: Figures) -> Iterable[tuple[str, str]]:
+    """Value and label for the time of the trials, the epochs that early stopping saved, and the time of each stage."""
+    trials_s = sum(record.ended - record.started for record in figures.records if record.ended)
+    yield format_duration(trials_s), "slot time of all trials"
+    epochs = sum(_last_epoch(record) for record in figures.records)
     stopped = [record for record in figures.records if record.state == "stopped" and record.history]
     if stopped:
-        most = max((r.history[-1].get("epoch", 0.0) for r in figures.records if r.state == "completed"), default=0.0)
-        saved = sum(max(0.0, most - record.history[-1].get("epoch", 0.0)) for record in stopped)
-        yield (
-            f"{saved / (ran + saved):.0%}" if ran + saved else "0%",
-            f"of the epochs saved by stopping {len(stopped)} early",
-        )
+        # Without early stopping, each of these trials would have run as long as the longest completed one.
+        longest = max((_last_epoch(record) for record in figures.records if record.state == "completed"), default=0.0)
+        saved = sum(max(0.0, longest - _last_epoch(record)) for record in stopped)
+        share = saved / (epochs + saved) if epochs + saved else 0.0
+        yield f"{share:.0%}", f"of the epochs saved by early stopping (trials: {len(stopped)})"
     for stage, seconds in figures.times.items():
         yield format_duration(seconds), stage.lower()
 
 
-def _rows(figures: Figures) -> Iterable[tuple[str, list[str]]]:
+def _last_epoch(record: TrialRecord) -> float:
+    return record.history[-1].get("epoch", 0.0) if record.history else 0.0
+
+
+def _trial_rows(figures: Figures) -> Iterable[tuple[str, list[str]]]:
+    """The CSS classes and the cells of the teacher and of each trial."""
     yield "", [*teacher_cells(figures), ""]
-    for record in figures.ranked():
-        yield f"{figures.place(record)} {record.state}", [*cells(figures, record), shorten(format_status(record), 200)]
+    for record in figures.by_quality():
+        cells = [*trial_cells(figures, record), shorten(format_status(record), 200)]
+        yield f"{figures.place(record)} {record.state}", cells

@@ -1,4 +1,4 @@
-"""The pictures of the page, to point at: what each of them shows stands in its docstring and in its caption there."""
+"""The interactive plots of the page; their captions are in `page`. A plot that has nothing to show is None."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,52 +16,53 @@ from kdray.report.front import (
     OTHER,
     TEACHER,
     axis_title,
-    drawable,
+    coordinates,
+    drawable_trials,
     front_line,
-    groups,
-    points,
-    wide,
+    needs_log_axis,
+    trial_groups,
 )
 
 SYMBOLS = {"*": "star", "o": "circle", "D": "diamond"}
-CONTROLS = {"labels only": CONTROL, "default distillation": "#2a9d8f"}
+"""Marker of matplotlib -> symbol of plotly."""
+CONTROL_COLORS = {"labels only": CONTROL, "default distillation": "#2a9d8f"}
 TEMPERATURE, ALPHA = "distillation.temperature", "distillation.alpha"
 
 
 def front_plot(figures: Figures) -> go.Figure:
-    """Quality over cost: every trial, the teacher, and what confirmation came to."""
+    """Quality over cost: every trial, the teacher, the controls, and the confirmed figures."""
     plot = _plot(axis_title(figures.cost), axis_title(figures.quality))
     x, y = front_line(figures)
     plot.add_scatter(x=x, y=y, mode="lines", line={"color": FRONT, "width": 1}, hoverinfo="skip", showlegend=False)
-    for group in groups(figures):
-        x, y = points(figures, group.records)
+    for group in trial_groups(figures):
+        x, y = coordinates(figures, group.records)
         symbol = SYMBOLS[group.marker] + ("-open" if group.hollow else "")
         marker = {"color": group.color, "symbol": symbol, "size": 16 if group.marker == "*" else 9}
-        texts = [_hover(figures, record) for record in group.records]
+        texts = [_hover_text(figures, record) for record in group.records]
         plot.add_scatter(x=x, y=y, mode="markers", name=group.label, marker=marker, text=texts, hoverinfo="text")
     _add_failed(plot, figures)
     _add_controls(plot, figures)
     _add_confirmed(plot, figures)
     _add_teacher(plot, figures)
-    plot.update_xaxes(type="log" if wide(figures) else "linear")
+    plot.update_xaxes(type="log" if needs_log_axis(figures) else "linear")
     return plot
 
 
 def speed_plot(figures: Figures) -> go.Figure | None:
-    """Retention over speed-up: what is kept of the teacher, and at which multiple of its speed."""
-    records = [record for record in drawable(figures) if {"retention", "speedup"} <= record.metrics.keys()]
+    """Retention over speed-up, both relative to the teacher."""
+    records = [record for record in drawable_trials(figures) if {"retention", "speedup"} <= record.metrics.keys()]
     if not records:
         return None
     plot = _plot("speed-up over the teacher", "retention")
-    for kind, chosen_ones in _by_place(figures, records):
+    for label, group in _by_place(figures, records):
         plot.add_scatter(
-            x=[record.metrics["speedup"] for record in chosen_ones],
-            y=[record.metrics["retention"] for record in chosen_ones],
+            x=[record.metrics["speedup"] for record in group],
+            y=[record.metrics["retention"] for record in group],
             mode="markers",
-            name=kind,
-            text=[_hover(figures, record) for record in chosen_ones],
+            name=label,
+            text=[_hover_text(figures, record) for record in group],
             hoverinfo="text",
-            marker={"color": {"chosen student": CHOSEN, "Pareto front": FRONT}.get(kind, OTHER), "size": 10},
+            marker={"color": {"chosen student": CHOSEN, "Pareto front": FRONT}.get(label, OTHER), "size": 10},
         )
     plot.add_hline(y=1, line={"color": TEACHER, "width": 1, "dash": "dot"})
     plot.update_yaxes(tickformat=".1%")
@@ -69,8 +70,8 @@ def speed_plot(figures: Figures) -> go.Figure | None:
 
 
 def parallel_plot(figures: Figures) -> go.Figure | None:
-    """One line a completed trial, through its settings to its quality; drag along an axis to keep some of them."""
-    records = [record for record in drawable(figures) if record.state == "completed"]
+    """One line for each completed trial, through its settings, its cost and its quality."""
+    records = [record for record in drawable_trials(figures) if record.state == "completed"]
     if len(records) < 2:
         return None
     dimensions = [
@@ -84,7 +85,7 @@ def parallel_plot(figures: Figures) -> go.Figure | None:
 
 
 def importance_plot(figures: Figures) -> go.Figure | None:
-    """How much of the differences in quality each setting explains, by Optuna's fANOVA."""
+    """The share of the differences in quality that each setting explains, by Optuna's fANOVA."""
     if not figures.importances:
         return None
     short = headings(figures.importances)
@@ -102,31 +103,33 @@ def importance_plot(figures: Figures) -> go.Figure | None:
 
 
 def curves_plot(figures: Figures) -> go.Figure | None:
-    """Quality at each evaluation of each trial; those that were stopped end early."""
+    """Quality at each evaluation of each trial; a trial that early stopping ended has crosses."""
     plot = _plot("epoch", axis_title(figures.quality))
     for record in figures.records:
-        told = [(m["epoch"], m[figures.quality]) for m in record.history if {"epoch", figures.quality} <= m.keys()]
-        if told:
+        history = [m for m in record.history if {"epoch", figures.quality} <= m.keys()]
+        if history:
             place = figures.place(record)
-            color = CHOSEN if place == "chosen" else FRONT if place else OTHER
+            color = {"chosen": CHOSEN, "front": FRONT}.get(place, OTHER)
             plot.add_scatter(
-                x=[epoch for epoch, _ in told],
-                y=[value for _, value in told],
+                x=[metrics["epoch"] for metrics in history],
+                y=[metrics[figures.quality] for metrics in history],
                 mode="lines+markers",
                 name=f"trial {record.number:03d}",
                 line={"color": color, "width": 2 if place else 1},
                 marker={"size": 5, "symbol": "x" if record.state == "stopped" else "circle"},
                 opacity=1 if place else 0.6,
                 showlegend=False,
-                text=[_hover(figures, record)] * len(told),
+                text=[_hover_text(figures, record)] * len(history),
                 hoverinfo="text",
             )
     return plot if plot.data else None
 
 
 def map_plot(figures: Figures) -> go.Figure | None:
-    """Where in temperature and alpha the completed trials lie, and how good they are there."""
-    records = [r for r in drawable(figures) if r.state == "completed" and {TEMPERATURE, ALPHA} <= r.params.keys()]
+    """The completed trials by temperature and alpha, with their quality as colour."""
+    records = [
+        r for r in drawable_trials(figures) if r.state == "completed" and {TEMPERATURE, ALPHA} <= r.params.keys()
+    ]
     if not records:
         return None
     plot = _plot("temperature", "alpha")
@@ -135,7 +138,7 @@ def map_plot(figures: Figures) -> go.Figure | None:
         x=[record.params[TEMPERATURE] for record in records],
         y=[record.params[ALPHA] for record in records],
         mode="markers",
-        text=[_hover(figures, record) for record in records],
+        text=[_hover_text(figures, record) for record in records],
         hoverinfo="text",
         showlegend=False,
         marker={
@@ -165,13 +168,16 @@ def _plot(x: str, y: str) -> go.Figure:
 
 
 def _add_failed(plot: go.Figure, figures: Figures) -> None:
-    """Trials that failed have no quality; they stand at the foot, over the cost that they would have had."""
+    """Add the failed trials at the cost of their architecture.
+
+    They have no quality, so they are drawn at the lowest quality of the other trials.
+    """
     failed = [record for record in figures.records if record.state == "failed" and figures.cost in record.costs]
-    shown = [record.metrics[figures.quality] for record in drawable(figures)]
+    qualities = [record.metrics[figures.quality] for record in drawable_trials(figures)]
     if failed:
         plot.add_scatter(
             x=[record.costs[figures.cost] for record in failed],
-            y=[min(shown, default=0.0)] * len(failed),
+            y=[min(qualities, default=0.0)] * len(failed),
             mode="markers",
             name="failed",
             marker={"color": "#c0392b", "symbol": "x", "size": 9},
@@ -181,41 +187,41 @@ def _add_failed(plot: go.Figure, figures: Figures) -> None:
 
 
 def _add_controls(plot: go.Figure, figures: Figures) -> None:
-    """The front's architectures on labels alone and with untuned distillation, on the trials' own rows."""
-    costs = _costs(figures)
-    for role, color in CONTROLS.items():
-        ours = [
+    """Add the controls of the front, which are measured on the validation rows as the trials are."""
+    costs = _cost_of_trials(figures)
+    for role, color in CONTROL_COLORS.items():
+        controls = [
             control
             for control in figures.controls
             if control.role == role and control.trial in costs and figures.quality in control.metrics
         ]
-        if ours:
+        if controls:
             plot.add_scatter(
-                x=[costs[control.trial] for control in ours],
-                y=[control.metrics[figures.quality] for control in ours],
+                x=[costs[control.trial] for control in controls],
+                y=[control.metrics[figures.quality] for control in controls],
                 mode="markers",
                 name=role,
                 marker={"color": color, "symbol": "cross-thin-open", "size": 9},
                 text=[
-                    f"<b>{role}</b>, beside trial {control.trial:03d}<br>"
+                    f"<b>{role}</b>, control of trial {control.trial:03d}<br>"
                     f"{heading(figures.quality)} {format_metric(figures.quality, control.metrics[figures.quality])}"
-                    for control in ours
+                    for control in controls
                 ],
                 hoverinfo="text",
             )
 
 
 def _add_confirmed(plot: go.Figure, figures: Figures) -> None:
-    """Candidates and controls on the test rows, with their intervals; the search's points are of validation rows."""
+    """Add the confirmed candidates and controls with their intervals; these figures are of the test rows."""
     if figures.verdict is None:
         return
-    costs = _costs(figures)
-    for role, color in {"candidate": CHOSEN, **CONTROLS}.items():
-        ours = [each for each in figures.verdict.confirmed if each.role == role and each.trial in costs]
-        if ours:
+    costs = _cost_of_trials(figures)
+    for role, color in {"candidate": CHOSEN, **CONTROL_COLORS}.items():
+        students = [each for each in figures.verdict.confirmed if each.role == role and each.trial in costs]
+        if students:
             plot.add_scatter(
-                x=[costs[each.trial] for each in ours],
-                y=[each.metric.estimate for each in ours],
+                x=[costs[each.trial] for each in students],
+                y=[each.metric.estimate for each in students],
                 mode="markers",
                 name=f"{'confirmed' if role == 'candidate' else role} (test)",
                 hoverinfo="text",
@@ -223,20 +229,20 @@ def _add_confirmed(plot: go.Figure, figures: Figures) -> None:
                 text=[
                     f"<b>trial {each.trial:03d}, {each.role}</b><br>"
                     f"{each.seeds} seeds: {format_interval(figures.verdict.metric, each.metric)}"
-                    for each in ours
+                    for each in students
                 ],
                 error_y={
                     "type": "data",
                     "symmetric": False,
                     "thickness": 1,
-                    "array": [each.metric.high - each.metric.estimate for each in ours],
-                    "arrayminus": [each.metric.estimate - each.metric.low for each in ours],
+                    "array": [each.metric.high - each.metric.estimate for each in students],
+                    "arrayminus": [each.metric.estimate - each.metric.low for each in students],
                 },
             )
 
 
-def _costs(figures: Figures) -> dict[int, float]:
-    """By trial, where it is known."""
+def _cost_of_trials(figures: Figures) -> dict[int, float]:
+    """Number of a trial -> its cost, for the trials whose cost is known."""
     return {r.number: r.costs[figures.cost] for r in figures.records if figures.cost in r.costs}
 
 
@@ -260,23 +266,25 @@ def _add_teacher(plot: go.Figure, figures: Figures) -> None:
 
 
 def _by_place(figures: Figures, records: list[TrialRecord]) -> Iterable[tuple[str, list[TrialRecord]]]:
-    names = {"": "other trials", "front": "Pareto front", "chosen": "chosen student"}
-    for place, name in names.items():
-        ours = [record for record in records if figures.place(record) == place]
-        if ours:
-            yield name, ours
+    """The trials in groups, each with its label; a later group is drawn over the earlier ones."""
+    labels = {"": "other trials", "front": "Pareto front", "chosen": "chosen student"}
+    for place, label in labels.items():
+        group = [record for record in records if figures.place(record) == place]
+        if group:
+            yield label, group
 
 
 def _axis(label: str, values: list[Any]) -> dict[str, Any]:
-    """An axis of numbers, or of the values in words where they are none."""
+    """The axis of a parallel plot: of numbers, or of text where a value is not a number."""
+    # A bool is an int in Python, but its axis should say True and False.
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return {"label": label, "values": values}
-    words = sorted({format_setting(value) for value in values})
-    places = [words.index(format_setting(value)) for value in values]
-    return {"label": label, "values": places, "tickvals": list(range(len(words))), "ticktext": words}
+    texts = sorted({format_setting(value) for value in values})
+    positions = [texts.index(format_setting(value)) for value in values]
+    return {"label": label, "values": positions, "tickvals": list(range(len(texts))), "ticktext": texts}
 
 
-def _hover(figures: Figures, record: TrialRecord) -> str:
+def _hover_text(figures: Figures, record: TrialRecord) -> str:
     lines = [f"<b>trial {record.number:03d}</b>  {format_status(record)[:160]}"]
     lines += [f"{short} {format_setting(record.params[name])}" for name, short in headings(record.params).items()]
     lines += [f"{heading(name)} {format_metric(name, record.metrics.get(name))}" for name in figures.columns]

@@ -1,6 +1,6 @@
-"""What a person sees while a sweep runs: a live display on a terminal, plain lines in a pipe or CI.
+"""The progress of a sweep on the screen: a live display on a terminal, plain lines in a pipe or CI.
 
-What the final table and the report look like is `report`'s business; logging goes to files.
+The final table is in `table` and the report in `files`. Log messages are written to files, not to the screen.
 """
 
 import sys
@@ -34,14 +34,16 @@ from kdray.evaluation.formatting import headings as headings_of
 from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.storage.records import read_record, write_record
 
-_BEST = ("accuracy", "retention", "latency_ms", "speedup")
-_STATES: tuple[State, ...] = ("running", "stopped", "failed")
-_BAR = 40  # characters
+_TRIAL_METRICS = ("accuracy", "retention", "latency_ms", "speedup")
+"""The metrics in the line of a trial."""
+_COUNTED_STATES: tuple[State, ...] = ("running", "stopped", "failed")
+_BAR_WIDTH = 40  # characters
+_OTHER_LINES = 8  # of the live display, for everything but the rows of the trials
 _STYLES = {"running": "cyan", "completed": "green", "stopped": "yellow", "failed": "red"}
 
 
 class Screen(Protocol):
-    """Shows how far a sweep is; used as a context manager."""
+    """Shows the progress of a sweep; used as a context manager."""
 
     def __enter__(self) -> Self: ...
 
@@ -50,16 +52,16 @@ class Screen(Protocol):
     ) -> None: ...
 
     def stage(self, text: str) -> None:
-        """A new stage begins, and the one before is done."""
+        """Begin a stage; the previous stage is complete."""
 
     def note(self, text: str) -> None:
-        """Something worth knowing: it stays to be read."""
+        """Show a message that stays on the screen."""
 
     def progress(self, text: str, done: float, total: float) -> None:
-        """How far the stage is."""
+        """Show that `done` of `total` in this stage are complete; `text` names what is counted."""
 
     def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
-        """How the trials stand, of `budget` where that is known, and the best so far."""
+        """Show the trials, their number in the whole search if it is known (`budget`), and the best trial so far."""
 
 
 class NullScreen:
@@ -86,52 +88,53 @@ class NullScreen:
 
 
 class PlainScreen(NullScreen):
-    """One line for each thing that happens, with the time since the start."""
+    """One line for each event, with the minutes and seconds since the start."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._start = time.monotonic()
         self._quarters: dict[str, int] = {}
-        self._ended: set[int] = set()
-        self._begun: set[int] = set()
+        """Text of a progress line -> the last quarter that was printed for it."""
+        self._started_trials: set[int] = set()
+        self._ended_trials: set[int] = set()
         self._best: int | None = None
 
     def stage(self, text: str) -> None:
-        """A new stage begins."""
+        """Print the name of the stage."""
         self._quarters.clear()
-        self._line(text)
+        self._print(text)
 
     def note(self, text: str) -> None:
-        """Something worth knowing."""
-        self._line(f"  note: {text}")
+        """Print a message."""
+        self._print(f"  note: {text}")
 
     def progress(self, text: str, done: float, total: float) -> None:
-        """How far the stage is: a line for each quarter."""
+        """Print the progress once for each quarter that is complete."""
         quarter = int(4 * done / total) if total else 4
         if quarter > self._quarters.get(text, 0):
             self._quarters[text] = quarter
-            self._line(f"  {text}: {_amount(done)} of {_amount(total)}")
+            self._print(f"  {text}: {_format_amount(done)} of {_format_amount(total)}")
 
     def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
-        """A line for each trial that began or ended since, and for a new best one."""
+        """Print each trial that has started or ended since the last call, and a new best trial."""
         for record in records:
-            if record.state != "running" and record.number not in self._ended:
-                self._ended.add(record.number)
-                self._line(f"  {_trial_line(record)}  [{_standing(records, budget)}]")
-            elif record.state == "running" and record.number not in self._begun:
-                self._begun.add(record.number)
-                self._line(f"  trial {record.number:03d} begins: {format_settings(record.params)}")
+            if record.state != "running" and record.number not in self._ended_trials:
+                self._ended_trials.add(record.number)
+                self._print(f"  {_trial_line(record)}  [{_trial_counts(records, budget)}]")
+            elif record.state == "running" and record.number not in self._started_trials:
+                self._started_trials.add(record.number)
+                self._print(f"  trial {record.number:03d} begins: {format_settings(record.params)}")
         if best is not None and best.number != self._best:
             self._best = best.number
-            self._line(f"  best so far: trial {best.number:03d}: {format_metrics(best.metrics, _BEST)}")
+            self._print(f"  best so far: trial {best.number:03d}: {format_metrics(best.metrics, _TRIAL_METRICS)}")
 
-    def _line(self, text: str) -> None:
-        at = int(time.monotonic() - self._start)
-        print(f"[{at // 60:d}:{at % 60:02d}] {text}", file=self._stream, flush=True)
+    def _print(self, text: str) -> None:
+        seconds = int(time.monotonic() - self._start)
+        print(f"[{seconds // 60:d}:{seconds % 60:02d}] {text}", file=self._stream, flush=True)
 
 
 class LiveScreen:
-    """A display that is drawn anew in place: stages, a bar, the trials under way, the best so far."""
+    """A display that is drawn again in place: the stage, a progress bar, the best trial, the latest trials."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -141,7 +144,8 @@ class LiveScreen:
         self._records: tuple[TrialRecord, ...] = ()
         self._budget: int | None = None
         self._best: TrialRecord | None = None
-        self._live = Live(get_renderable=self._drawn, console=console, refresh_per_second=5, transient=True)
+        # Transient: at the end the display disappears, and only the lines of the stages and the notes stay.
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=5, transient=True)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -154,20 +158,20 @@ class LiveScreen:
         self._live.stop()
 
     def stage(self, text: str) -> None:
-        """A new stage begins; the one before stays on the screen with the time it took."""
+        """Begin a stage; the previous stage stays on the screen with its duration."""
         self._end_stage("green", "✓")
         self._stage = (text, time.monotonic())
 
     def note(self, text: str) -> None:
-        """Something worth knowing: it stays above the display."""
+        """Print a message above the display."""
         self._console.print(Text(f"  {text}", style="dim"))
 
     def progress(self, text: str, done: float, total: float) -> None:
-        """How far the stage is."""
+        """Set the text and the length of the progress bar."""
         self._progress = (text, done, total)
 
     def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
-        """How the trials stand."""
+        """Set the trials to display."""
         self._records, self._budget, self._best = tuple(records), budget, best
 
     def _end_stage(self, style: str, mark: str) -> None:
@@ -175,135 +179,144 @@ class LiveScreen:
             text, start = self._stage
             line = Text.assemble((f"{mark} ", style), text, (f"  {format_duration(time.monotonic() - start)}", "dim"))
             if self._records:
-                line.append(f"  {_standing(self._records, None)}", "dim")
+                line.append(f"  {_trial_counts(self._records, None)}", "dim")
             self._stage = None
             self._console.print(line)
         self._progress, self._records = None, ()
 
-    def _drawn(self) -> RenderableType:
+    def _render(self) -> RenderableType:
         if self._stage is None:
             return Text()
         text, start = self._stage
         self._spinner.update(text=Text.assemble(text, (f"  {format_duration(time.monotonic() - start)}", "dim")))
         parts: list[RenderableType] = [self._spinner]
         if self._progress:
-            what, done, total = self._progress
-            parts.append(_bar(done, total, f"{what}: {_amount(done)} of {_amount(total)}"))
+            counted, done, total = self._progress
+            parts.append(_progress_bar(done, total, f"{counted}: {_format_amount(done)} of {_format_amount(total)}"))
         if self._records:
-            parts += self._drawn_trials()
+            parts += self._render_trials()
         return Group(*parts)
 
-    def _drawn_trials(self) -> list[RenderableType]:
+    def _render_trials(self) -> list[RenderableType]:
+        parts: list[RenderableType] = []
         ended = sum(record.state != "running" for record in self._records)
-        standing = _standing(self._records, self._budget)
-        parts: list[RenderableType] = [_bar(ended, self._budget, standing) if self._budget else Text(f"  {standing}")]
+        counts = _trial_counts(self._records, self._budget)
+        parts.append(_progress_bar(ended, self._budget, counts) if self._budget else Text(f"  {counts}"))
         if self._best is not None:
-            best = f"trial {self._best.number:03d}: {format_metrics(self._best.metrics, _BEST)}; {format_settings(self._best.params)}"
+            metrics = format_metrics(self._best.metrics, _TRIAL_METRICS)
+            best = f"trial {self._best.number:03d}: {metrics}; {format_settings(self._best.params)}"
             parts.append(Padding(Text.assemble(("best so far  ", "bold"), best), (0, 0, 0, 2)))
-        room = max(4, self._console.height - 8)
-        parts.append(Padding(_trial_table(_latest(self._records, room)), (1, 0, 0, 2)))
+        # rich cuts a display that is higher than the terminal, so only as many rows as fit are drawn.
+        rows = max(4, self._console.height - _OTHER_LINES)
+        parts.append(Padding(_trial_table(_latest_trials(self._records, rows)), (1, 0, 0, 2)))
         return parts
 
 
 class StageTimes(RootModel[dict[str, float]]):
-    """The seconds of each stage of a sweep, over all its sessions: times.json."""
+    """Stage of a sweep -> its seconds over all sessions: the record times.json."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class StageTimer(NullScreen):
-    """Shows everything on another screen, and records the seconds of each stage in a file as the stage ends."""
+    """A screen that forwards to another screen, and writes the seconds of each stage into a file at the end of it."""
 
     def __init__(self, screen: Screen, file: Path) -> None:
         self._screen, self._file = screen, file
         self._times = dict((read_record(StageTimes, file) or StageTimes({})).root)
-        self._stage, self._since = "", 0.0
+        self._stage, self._stage_start = "", 0.0
 
     @property
     def times(self) -> StageTimes:
-        """The times of the stages that have ended."""
+        """The seconds of the stages that have ended."""
         return StageTimes(dict(self._times))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # a full storage is reported by whatever failed first
-            self._end()
+        # If the storage is full, the error that ends the sweep already reports it. An error here would hide that one.
+        with suppress(OSError):
+            self._end_stage()
 
     def stage(self, text: str) -> None:
-        """A new stage begins; the one before is over."""
-        self._end()
-        self._stage, self._since = text, time.monotonic()
+        """Begin a stage; the time of the previous stage is written."""
+        self._end_stage()
+        self._stage, self._stage_start = text, time.monotonic()
         self._screen.stage(text)
 
     def note(self, text: str) -> None:
-        """Something worth knowing."""
+        """See Screen."""
         self._screen.note(text)
 
     def progress(self, text: str, done: float, total: float) -> None:
-        """How far the stage is."""
+        """See Screen."""
         self._screen.progress(text, done, total)
 
     def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
-        """How the trials stand."""
+        """See Screen."""
         self._screen.trials(records, budget, best)
 
-    def _end(self) -> None:
+    def _end_stage(self) -> None:
         if self._stage:
-            self._times[self._stage] = self._times.get(self._stage, 0.0) + time.monotonic() - self._since
+            self._times[self._stage] = self._times.get(self._stage, 0.0) + time.monotonic() - self._stage_start
             self._stage = ""
             write_record(self._file, self.times)
 
 
 def open_screen(stream: TextIO | None = None) -> Screen:
-    """The live display where `stream` (the standard error by default) is a terminal, plain lines elsewhere."""
+    """A live display if `stream` (standard error by default) is a terminal, otherwise plain lines."""
     stream = stream or sys.stderr
     console = Console(file=stream, highlight=False)
     return LiveScreen(console) if console.is_terminal and not console.is_dumb_terminal else PlainScreen(stream)
 
 
 def seconds_left(records: Sequence[TrialRecord], budget: int | None, now: float) -> float | None:
-    """How long the trials still to run will take, if they take as long as those that ended; None when unknown."""
-    took = [record.ended - record.started for record in records if record.state != "running" and record.ended]
+    """An estimate of the seconds until the last trial ends, from the mean duration of the trials that have ended.
+
+    None if the number of trials is unknown or no trial has ended. `now` is in seconds since the epoch.
+    """
+    durations = [record.ended - record.started for record in records if record.state != "running" and record.ended]
     running = [record for record in records if record.state == "running"]
-    if budget is None or not took:
+    if budget is None or not durations:
         return None
-    mean = sum(took) / len(took)
-    last = max(record.ended for record in records)
-    at_once = sum(record.started < last and (not record.ended or record.ended >= last) for record in records)
-    under_way = sum(max(0.0, mean - (now - record.started)) for record in running)
-    return (mean * max(0, budget - len(records)) + under_way) / max(1, at_once, len(running))
+    mean = sum(durations) / len(durations)
+    # The slots are not known here. Their number is at least the number of trials that ran when the last one ended.
+    last_end = max(record.ended for record in records)
+    parallel = sum(record.started < last_end and (not record.ended or record.ended >= last_end) for record in records)
+    running_s = sum(max(0.0, mean - (now - record.started)) for record in running)
+    return (mean * max(0, budget - len(records)) + running_s) / max(1, parallel, len(running))
 
 
-def _standing(records: Sequence[TrialRecord], budget: int | None) -> str:
+def _trial_counts(records: Sequence[TrialRecord], budget: int | None) -> str:
     counts = Counter(record.state for record in records)
     ended = len(records) - counts["running"]
     parts = [f"{ended} of {budget} trials" if budget else f"{ended} trials"]
-    parts += [f"{counts[state]} {state}" for state in _STATES if counts[state]]
+    parts += [f"{counts[state]} {state}" for state in _COUNTED_STATES if counts[state]]
     left = seconds_left(records, budget, time.time())
     return ", ".join(parts) + (f", about {format_duration(left)} left" if left else "")
 
 
 def _trial_line(record: TrialRecord) -> str:
-    result = format_metrics(record.metrics, _BEST) if record.history else ""
+    result = format_metrics(record.metrics, _TRIAL_METRICS) if record.history else ""
     return f"trial {record.number:03d} {shorten(format_status(record), 120)}" + (f": {result}" if result else "")
 
 
-def _amount(value: float) -> str:
+def _format_amount(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:.1f}"
 
 
-def _bar(done: float, total: float | None, text: str) -> RenderableType:
+def _progress_bar(done: float, total: float | None, text: str) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(" ", ProgressBar(total or 1, done, width=_BAR), Text(text))
+    grid.add_row(" ", ProgressBar(total or 1, done, width=_BAR_WIDTH), Text(text))
     return grid
 
 
-def _latest(records: Sequence[TrialRecord], room: int) -> list[TrialRecord]:
-    """Those running, then those that ended last, as many as there is room for."""
+def _latest_trials(records: Sequence[TrialRecord], most: int) -> list[TrialRecord]:
+    """At most `most` trials: the running ones, then the others, the last ended one first."""
     running = [record for record in records if record.state == "running"]
-    ended = sorted((record for record in records if record.state != "running"), key=lambda r: (r.ended, r.number))
-    return (running + ended[::-1])[:room]
+    ended = [record for record in records if record.state != "running"]
+    ended.sort(key=lambda record: (record.ended, record.number), reverse=True)
+    return (running + ended)[:most]
 
 
 def _trial_table(records: Sequence[TrialRecord]) -> Table:

@@ -1,4 +1,4 @@
-"""The table of all trials: on a terminal, and its cells for the other forms."""
+"""The table of all trials on a terminal, and its cells for report.md and the page."""
 
 from rich import box
 from rich.console import Console
@@ -15,10 +15,10 @@ _STATUS_STYLES = {"running": "cyan", "completed": "", "stopped": "dim", "failed"
 
 
 def table(figures: Figures) -> Table:
-    """All trials beside the teacher, the best first; the front and the chosen one are marked."""
-    records = figures.ranked()
+    """The teacher and all trials, the best quality first; the front and the chosen trial are marked."""
+    records = figures.by_quality()
     titles = ["trial", *headings(figures.searched).values(), *(heading(name) for name in figures.columns)]
-    rows = [teacher_cells(figures), *(cells(figures, record) for record in records)]
+    # Text, not str: rich would read brackets in the name of a sweep or in a value as markup.
     result = Table(
         title=Text(figures.name),
         caption=Text(_legend(figures)),
@@ -31,15 +31,17 @@ def table(figures: Figures) -> Table:
     for title in titles:
         result.add_column(Text(title), justify="right", no_wrap=True)
     result.add_column("status", overflow="ellipsis", no_wrap=True, max_width=40)
-    result.add_row(*map(Text, rows[0]), "", end_section=True)
-    for record, row in zip(records, rows[1:], strict=True):
-        ending = Text(shorten(format_status(record), 200), style=_STATUS_STYLES[record.state])
-        result.add_row(*map(Text, row), ending, style=_PLACE_STYLES.get(figures.place(record)))
-    result.width = Console(width=1000).measure(result).maximum  # a narrow terminal cuts the right end, not each number
+    result.add_row(*map(Text, teacher_cells(figures)), "", end_section=True)
+    for record in records:
+        status = Text(shorten(format_status(record), 200), style=_STATUS_STYLES[record.state])
+        result.add_row(*map(Text, trial_cells(figures, record)), status, style=_PLACE_STYLES.get(figures.place(record)))
+    # Without a fixed width, rich shortens every cell on a narrow terminal. With it, the terminal cuts the right end.
+    result.width = Console(width=1000).measure(result).maximum
     return result
 
 
-def cells(figures: Figures, record: TrialRecord) -> list[str]:
+def trial_cells(figures: Figures, record: TrialRecord) -> list[str]:
+    """The cells of a trial, without its status."""
     return [
         f"{MARKS[figures.place(record)]} {record.number:03d}".strip(),
         *(format_setting(record.params.get(name, "-")) for name in headings(figures.searched)),
@@ -48,6 +50,7 @@ def cells(figures: Figures, record: TrialRecord) -> list[str]:
 
 
 def teacher_cells(figures: Figures) -> list[str]:
+    """The cells of the teacher, which has no searched settings."""
     teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
     numbers = (format_metric(name, teacher.get(name)) for name in figures.columns)
     return ["teacher", *("" for _ in headings(figures.searched)), *numbers]

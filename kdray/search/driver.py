@@ -1,4 +1,8 @@
-"""What both drivers of a search share: how a trial's job is made, named and listened to, and why it failed."""
+"""What both drivers share: the name of a trial's job, the updates from that job, and why the trial failed.
+
+A driver runs trials: it takes each trial from the planner, runs the trial's job on the slots, and gives the job's
+evaluations to the planner.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,38 +14,45 @@ from kdray.slots.job import Job, Report
 from kdray.slots.pool import SlotClient
 
 MakeJob: TypeAlias = Callable[[int, dict[str, Any]], Job]
-"""The job of the trial with this number and these settings. What it raises is the reason why that trial failed."""
+"""Makes the job of the trial with this number and these settings. If it raises, the trial fails with that error."""
 
 OnChange: TypeAlias = Callable[[TrialRecord], None]
-"""Is told of each trial when it begins, after each evaluation, and when it ends."""
+"""Called with a trial's record when the trial starts, after each evaluation, and when the trial ends."""
 
 
 @dataclass(frozen=True)
 class JobUpdate:
-    """What the slots tell of a trial: a report, or the error that ended its job."""
+    """What a job sends to its driver: one report, or the error that ended the job."""
 
     attempt: int = 1
+    """How many times the slots have started the job."""
     host: str = ""
+    """The machine that runs the job; of a job on several machines all of them, by rank."""
     report: Report | None = None
     error: KDRayError | None = None
 
 
 SEARCH_ENDING_ERRORS = (ResourceError, StorageError, SlotsLost)
-"""No fault of the trial that met it first: the trial stays running in the ledger, to be gone on with."""
+"""Errors that end the search, because no trial caused them. The trial that raised one stays running in the ledger, and
+the next session resumes it."""
 
 
 def job_name(number: int) -> str:
-    """What the slots know the trial's job by."""
+    """The name of the trial's job on the slots."""
     return f"trial-{number}"
 
 
 def job_updates(client: SlotClient, make: Callable[[], Job], number: int) -> Iterator[JobUpdate]:
-    """All that is told of a trial's job, from its making on; closing the iterator cancels the job."""
+    """Make the trial's job, run it, and yield its updates; an error is the last update.
+
+    Closing the iterator suspends a job that has not ended.
+    """
     try:
+        # `make` is called here, so that its error ends the trial like an error of the job.
         run = client.run(make(), job_name(number))
         try:
             for report in run:
-                yield JobUpdate(run.attempts, run.host, report)
+                yield JobUpdate(attempt=run.attempts, host=run.host, report=report)
         finally:
             run.close()
     except KDRayError as error:

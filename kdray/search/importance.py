@@ -1,6 +1,7 @@
-"""Which setting matters: how much of the differences among completed trials each of them explains."""
+"""Which setting matters: the share of the differences among completed trials that each setting explains."""
 
 import logging
+import math
 
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
@@ -8,22 +9,23 @@ from kdray.search.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
-FEWEST = 4
-"""Completed trials below which nothing can be said."""
+MIN_TRIALS = 4
+"""With fewer completed trials there is no result."""
 
 
 def setting_importances(ledger: Ledger) -> dict[str, float]:
     """Dotted name -> its share of the variance of the first objective, by fANOVA (Hutter et al. 2014); they sum to 1.
 
-    Empty where there are too few completed trials, or they are all equally good.
+    Empty when there are too few completed trials, or when all are equally good.
     """
-    if sum(record.state == "completed" for record in ledger.records()) < FEWEST:
+    if sum(record.state == "completed" for record in ledger.records()) < MIN_TRIALS:
         return {}
     try:
-        found = get_param_importances(
+        # The seed fixes fANOVA's random forest: every report of a sweep shows the same shares.
+        shares = get_param_importances(
             ledger.study(), evaluator=FanovaImportanceEvaluator(seed=0), target=lambda trial: trial.values[0]
         )
-    except (ValueError, RuntimeError) as error:  # a setting with one value, trials without a difference
+    except (ValueError, RuntimeError) as error:  # every trial has the same value of a setting, or of the objective
         log.info("importances: %s", error)
         return {}
-    return {name: share for name, share in found.items() if share == share}
+    return {name: share for name, share in shares.items() if not math.isnan(share)}

@@ -1,6 +1,6 @@
-"""Where a ledger is kept: an Optuna journal file, or a database by its URL; opened, checked, and waited for.
+"""Where a ledger is stored: an Optuna journal file, or a database with a URL. Opens it, checks it, and waits for it.
 
-What stands in it is the ledger's business.
+What the ledger records is defined in `ledger`.
 """
 
 import json
@@ -26,38 +26,38 @@ from kdray.storage.files import replace_file
 
 log = logging.getLogger(__name__)
 
-Where: TypeAlias = Path | str
+Location: TypeAlias = Path | str
 """A journal file, or the URL of a database."""
 T = TypeVar("T")
 
 CONNECT_S = 10
-"""A database that has not answered by then cannot be reached."""
+"""A database that has not answered after this time counts as unreachable."""
 BUSY_S = 120
-"""How long another process may hold a SQLite file before the write is given up and begun again."""
+"""How long a write waits for a SQLite file that another process has locked, before it is tried again."""
 OUTAGE_S = 600.0
-"""How long a sweep waits for a database that went away while it ran."""
+"""How long a sweep waits for a database that is away while the sweep runs."""
 INTERRUPTED_S = 10.0
-"""How long it waits once somebody has stopped it."""
-TIMED = ("psycopg", "psycopg2", "pymysql", "mysqldb")
-"""The drivers that can be told how long to try to connect."""
-SECRETS = ("password", "passwd", "sslpassword")
+"""How long a sweep waits for such a database once the sweep was interrupted."""
+DRIVERS_WITH_TIMEOUT = ("psycopg", "psycopg2", "pymysql", "mysqldb")
+"""The database drivers that have an option for how long to try to connect."""
+PASSWORD_OPTIONS = ("password", "passwd", "sslpassword")
 
 
 def ledger_url(url: str) -> str:
-    """The URL as it is kept: a SQLite file by its full path.
+    """The URL as it is stored in the settings: a SQLite file has its full path.
 
-    Raises ValueError for what is no URL of a database, for a database that would not last, and for a password, which
-    would be written into the sweep's folder, MLflow and the log.
+    Raises ValueError for a URL of no database, for a database that does not outlive the process, and for a URL with a
+    password, which would be written into the sweep's folder, MLflow and the log.
     """
     try:
         parsed = make_url(url)
         parsed.get_dialect()
     except (ArgumentError, ValueError):
         raise ValueError(
-            f"{url.partition(':')[0]!r} begins no URL of a database that Optuna knows; write it as "
+            f"no URL of a database that Optuna supports begins with {url.partition(':')[0]!r}; write it as "
             "sqlite:///folder/ledger.db or postgresql://user@host/database."
         ) from None
-    if parsed.password is not None or any(name in SECRETS for name in parsed.query):
+    if parsed.password is not None or any(name in PASSWORD_OPTIONS for name in parsed.query):
         raise ValueError(
             "there is a password in the URL, and it would be written into sweep.json, MLflow and the log. Leave it "
             "out: PostgreSQL's client finds it in PGPASSWORD or ~/.pgpass, MySQL's in ~/.my.cnf "
@@ -66,84 +66,86 @@ def ledger_url(url: str) -> str:
     if parsed.get_backend_name() != "sqlite":
         return url
     if parsed.database in (None, "", ":memory:"):
-        raise ValueError("a database in memory is gone with the process; name a file: sqlite:///folder/ledger.db.")
+        raise ValueError("a database in memory is lost when the process ends; name a file: sqlite:///folder/ledger.db.")
     return str(parsed.set(database=str(Path(parsed.database).expanduser().absolute())))
 
 
-def open_storage(where: Where, *, writing: bool) -> BaseStorage:
-    """Optuna's storage there; for writing, what is missing is made, and a line torn by a killed process cut off.
+def open_storage(location: Location, *, writing: bool) -> BaseStorage:
+    """Optuna's storage at this location. For writing, it is created if missing, and a torn last line is cut off.
 
-    Raises StorageError where it cannot be used; of a damaged journal it names the line.
+    Raises StorageError when the storage cannot be used; for a damaged journal the message names the line.
     """
     try:
-        if isinstance(where, str):
-            return get_storage(_rdb_storage(where, writing))
-        if not where.exists() and not writing:
-            raise StorageError(f"ledger {where}: no such file; the sweep has no trials yet.")
+        if isinstance(location, str):
+            return get_storage(_rdb_storage(location, writing))
+        if not location.exists() and not writing:
+            raise StorageError(f"ledger {location}: no such file; the sweep has no trials yet.")
         if writing:
-            where.parent.mkdir(parents=True, exist_ok=True)
-            where.with_name(f"{where.name}.lock").unlink(
-                missing_ok=True
-            )  # of a killed process: Optuna waits 30 s for it
-            where.touch()
-        _check_lines(where, cut=writing)
-        return JournalStorage(Journal(where))
+            location.parent.mkdir(parents=True, exist_ok=True)
+            # A killed process leaves its lock file; Optuna would wait 30 s for it. The caller owns the folder, so no
+            # living process holds the lock.
+            location.with_name(f"{location.name}.lock").unlink(missing_ok=True)
+            location.touch()
+        _check_lines(location, cut=writing)
+        return JournalStorage(JournalFile(location))
     except StorageError:
         raise
     except Exception as error:
-        raise StorageError(f"ledger {where}: cannot be used ({_cause(error)}). {_remedy(where, error)}") from error
+        raise StorageError(
+            f"ledger {location}: cannot be used ({_cause(error)}). {_remedy(location, error)}"
+        ) from error
 
 
-def retry_while_away(where: Where, change: Callable[[], T], patience_s: float = OUTAGE_S) -> T:
-    """What the change gives; while the database is locked or away, it is tried again.
+def retry_while_away(location: Location, change: Callable[[], T], patience_s: float = OUTAGE_S) -> T:
+    """Make a change, and return what it returns. While the database is locked or away, the change is tried again.
 
-    A change must do no harm when it is made twice, for one whose answer was lost may have been made.
-    Raises StorageError when it is given up.
+    A change must be harmless when it is made twice: a change whose answer was lost may have been made.
+    Raises StorageError when the database reports another error, or is still away after `patience_s` seconds.
     """
-    until = time.monotonic() + patience_s
+    deadline = time.monotonic() + patience_s
     for pause_s in chain((0.1, 0.5, 1, 2, 4), repeat(8)):
         try:
-            with (
-                hold_signals() as interrupted
-            ):  # Optuna's file lock, torn in its release, looks as if the journal were gone
+            # When a signal interrupts Optuna as it releases its file lock, Optuna reports a lost journal.
+            with hold_signals() as interrupted:
                 return change()
         except (StorageInternalError, OperationalError, InterfaceError) as error:
+            # hold_signals delivers a signal at the end of its block, but not when the block raises an error.
             if interrupted.is_set():
-                until = min(until, time.monotonic() + INTERRUPTED_S)
+                deadline = min(deadline, time.monotonic() + INTERRUPTED_S)
                 deliver_signal()
-            away = any(isinstance(told, OperationalError | InterfaceError) for told in (error, error.__cause__))
-            if not away or time.monotonic() > until:
+            is_away = any(isinstance(each, OperationalError | InterfaceError) for each in (error, error.__cause__))
+            if not is_away or time.monotonic() > deadline:
                 raise StorageError(
-                    f"ledger {where}: could not be written ({_cause(error)}). What was written is safe; mend that, "
-                    "and the same command goes on from there."
+                    f"ledger {location}: could not be written ({_cause(error)}). What was written before is safe. "
+                    "Solve this problem; the same command then continues from there."
                 ) from error
-            log.warning("ledger %s: %s; trying again", where, _cause(error))
+            log.warning("ledger %s: %s; trying again", location, _cause(error))
             time.sleep(pause_s)
-    raise AssertionError("the pauses have no end")
+    raise AssertionError("unreachable: the pauses never end")
 
 
-def rewrite_choices(where: Where, study_id: int, longer: Mapping[str, BaseDistribution]) -> BaseStorage:
-    """Write these longer lists of values into the trials of a study; the storage, opened again.
+def rewrite_choices(location: Location, study_id: int, longer: Mapping[str, BaseDistribution]) -> BaseStorage:
+    """Write these longer lists of values into the trials of a study. Returns the storage, opened again.
 
-    Optuna keeps one list a setting and study, and has no way to change it. A value is kept as its place in the list, so
-    the values of the old list must come first in the new one.
+    Optuna keeps one list for each setting of a study, and has no way to change it. It stores a value as its index in
+    the list, so the values of the old list must come first in the new list.
     """
-    if isinstance(where, Path):
-        _rewrite_journal(where, longer)
+    if isinstance(location, Path):
+        _rewrite_journal(location, longer)
     else:
-        _rewrite_database(_rdb_storage(where, writing=True), study_id, longer)
-    return open_storage(where, writing=True)
+        _rewrite_database(_rdb_storage(location, writing=True), study_id, longer)
+    return open_storage(location, writing=True)
 
 
-class Journal(JournalFileBackend):
-    """Optuna's journal file; a write that fails (a full disk) leaves no half of itself and names the file."""
+class JournalFile(JournalFileBackend):
+    """Optuna's journal file. A write that fails, on a full disk for example, leaves no part of a line in the file."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(str(file))
         self._file = file
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """See JournalFileBackend; one process writes at a time."""
+        """See JournalFileBackend. Only one process may write at a time. Raises an OSError that names the file."""
         size = self._file.stat().st_size
         try:
             super().append_logs(logs)
@@ -153,24 +155,25 @@ class Journal(JournalFileBackend):
 
 
 def _check_lines(journal: Path, *, cut: bool) -> None:
-    """Raise StorageError for a line that is no record, which Optuna would stumble over, or overlook as the last one.
+    """Raise StorageError for a line that is no record. `cut` removes a last line that has no end.
 
-    A last line without its end is what a killed process left of a write, or is being written just now: `cut` removes
-    it, or the next write would be lost with it.
+    Optuna stops with an error at such a line, or ignores it if it is the last one.
     """
-    whole = 0
+    complete_bytes = 0
     with journal.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
+                # A killed process left it, or another process writes it just now. Optuna would append the next record
+                # to this line, and both would be lost.
                 if cut:
-                    os.truncate(journal, whole)
+                    os.truncate(journal, complete_bytes)
                 return
-            whole += len(line)
+            complete_bytes += len(line)
             if not _is_record(line):
                 start = line[:60].decode(errors="replace")
                 raise StorageError(
                     f"ledger {journal}: line {number} is damaged: {start!r}. Restore the file, or start over with "
-                    f"--fresh. The {number - 1} lines before it are whole."
+                    f"--fresh. The {number - 1} lines before it are undamaged."
                 )
 
 
@@ -182,21 +185,25 @@ def _is_record(line: bytes) -> bool:
     return isinstance(record, dict) and "op_code" in record
 
 
-def _rdb_storage(where: str, writing: bool) -> RDBStorage:
-    url = make_url(where)
-    if url.get_backend_name() == "sqlite":
-        file, options = Path(url.database or ""), {"timeout": BUSY_S}
+def _rdb_storage(url: str, writing: bool) -> RDBStorage:
+    """Optuna's storage in the database. For writing, missing tables and the folder of a SQLite file are created."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        file, options = Path(parsed.database or ""), {"timeout": BUSY_S}
         if writing:
             file.parent.mkdir(parents=True, exist_ok=True)
         elif not file.exists():
-            raise StorageError(f"ledger {where}: no such file; the sweep has no trials yet.")
+            # SQLite would create an empty file.
+            raise StorageError(f"ledger {url}: no such file; the sweep has no trials yet.")
     else:
-        timed = url.get_driver_name() in TIMED and "connect_timeout" not in url.query
-        options = {"connect_timeout": CONNECT_S} if timed else {}
-    if url.drivername == "postgresql":  # SQLAlchemy 2.0 takes another driver by default than 2.1
-        where = url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+        has_timeout = parsed.get_driver_name() in DRIVERS_WITH_TIMEOUT
+        options = {"connect_timeout": CONNECT_S} if has_timeout and "connect_timeout" not in parsed.query else {}
+    if parsed.drivername == "postgresql":
+        # The default driver of SQLAlchemy 2.0 differs from that of 2.1.
+        url = parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    # pool_pre_ping replaces a connection that the server closed, for example because it was restarted.
     engine = {"connect_args": options, "pool_pre_ping": True}
-    return RDBStorage(where, engine_kwargs=engine, skip_table_creation=not writing)
+    return RDBStorage(url, engine_kwargs=engine, skip_table_creation=not writing)
 
 
 def _rewrite_journal(journal: Path, longer: Mapping[str, BaseDistribution]) -> None:
@@ -219,19 +226,20 @@ def _rewrite_database(storage: RDBStorage, study_id: int, longer: Mapping[str, B
 
 
 def _cause(error: BaseException) -> str:
-    """What the database or the file system says, in one line."""
+    """The error of the database or the file system that is the cause, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    said = " ".join(str(getattr(error, "orig", None) or error).split())
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    message = " ".join(str(getattr(error, "orig", None) or error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _remedy(where: Where, error: BaseException) -> str:
+def _remedy(location: Location, error: BaseException) -> str:
+    """What the user can do about a ledger that cannot be used."""
     if isinstance(error, ImportError):
         return "Install the driver it needs; for PostgreSQL: pip install 'kdray[postgresql]'."
-    if isinstance(where, str):
+    if isinstance(location, str):
         return (
-            "Is the database up, and are host, user and database in the URL right? A password comes from PGPASSWORD "
-            "or ~/.pgpass."
+            "Check that the database is up, and that host, user and database in the URL are right. A password is read "
+            "from PGPASSWORD or ~/.pgpass."
         )
     return "Give a journal file in a folder you may write to."

@@ -1,8 +1,8 @@
-"""What is tried next: the settings of a search, and the study that whoever runs the trials asks and tells.
+"""Decides which trial runs next, takes the evaluations of running trials, and decides which trials stop early.
 
-How trials are drawn stands in `sampling`, how they are kept in `ledger`; after a restart the one is rebuilt from the
-other. The sampler is shown an architecture's cost as its place among all architectures, so that the noise of a clock
-never changes what is drawn.
+`sampling` draws the trials, and `ledger` records them; after a restart the sampler's state is rebuilt from the ledger.
+In place of an architecture's cost, the sampler receives the rank of that cost among all architectures. So the timing
+noise in a measured latency never changes which trials are drawn.
 """
 
 import math
@@ -22,17 +22,18 @@ from kdray.search.settings import Limit, Search
 from kdray.search.space import Space, architectures, distributions, narrow_distributions
 from kdray.slots.job import NOTE
 
-MOST_RETRIES = 3
-"""How often a trial is handed out again in one session whose listener died."""
+MAX_RETRIES = 3
+"""How many times one session retries a trial whose Tune actor died."""
 
 EARLIER_TRIALS = "earlier trials"
-"""The ledger's note of another sweep's trials that this one's sampler knows: `trials`, with params and metrics each."""
+"""The ledger's attribute for the trials of another sweep that this sweep's sampler learns from: `trials`, a list. Each
+trial in it has `params` and `metrics`."""
 
 SECONDS_SPENT = "seconds spent"
-"""The ledger's note of how long the search has taken in all its sessions, where `hours` limits it."""
+"""The ledger's attribute for how long the search has run in all its sessions; set only when `hours` is a limit."""
 
-NOTE_S = 60.0
-"""At most so much of that is lost with a session that is killed."""
+WRITE_INTERVAL_S = 60.0
+"""How often that attribute is written. A session that is killed loses at most this much of the time."""
 
 MUST_BE_FINITE = ("loss", "train_loss")
 """Besides the objectives: a trial that reports one of these as not finite has failed."""
@@ -46,12 +47,13 @@ class PlannedTrial:
 
     number: int
     params: dict[str, Any]
-    stopped: bool = False
-    """There is nothing to run: nobody heard any more that its last evaluation stops it. `finish` it so."""
+    must_stop: bool = False
+    """Early stopping had ended the trial, but the driver died before it recorded that. The driver must not run the
+    trial, but `finish` it as stopped."""
 
 
 class Planner:
-    """The search as those see it who run trials: `ask` for one, `observe` its evaluations, `finish` it."""
+    """Plans a search. A driver runs each `next_trial`, passes the reports to `observe`, and then calls `finish`."""
 
     def __init__(
         self,
@@ -62,81 +64,93 @@ class Planner:
         evaluations: Callable[[Mapping[str, Any]], int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Go on with what stands in the ledger. Raises SpecError when no architecture keeps the constraints.
+        """Continue the search that the ledger records. Raises SpecError when no architecture satisfies the constraints.
 
-        `costs`: of the trial with these settings; asked of each of `architectures(space)` at once.
-        `evaluations`: how many the trial makes when nothing stops it, so that none is stopped after its last.
+        `costs` gives the costs of a trial with these settings; it is called at once for all `architectures(space)`.
+        `evaluations` gives how many evaluations such a trial makes when nothing stops it. With it, no trial is stopped
+        after its last evaluation. `clock` gives the time in seconds.
         """
         self.search, self.ledger = search, ledger
         self._costs, self._evaluations, self._clock = costs, evaluations, clock
         self._distributions = ledger.extend_choices(distributions(space))
         measured = [(shape, costs(shape)) for shape in architectures(space)]
-        self._allowed = _allowed(search.constraints, measured)
-        self._places = _places(search.objectives, [cost for _, cost in measured])
+        self._allowed = _allowed_architectures(search.constraints, measured)
+        self._sorted_costs = _sorted_costs(search.objectives, [cost for _, cost in measured])
+        # The constraints narrow the space itself: to reject forbidden draws is not enough. Optuna's GP sampler drew
+        # the same forbidden depth for minutes.
         narrow = narrow_distributions(self._distributions, self._allowed)
-        self._sampling = TrialSampler(search.sampler, search.seed, search.objectives, narrow)
+        self._sampler = TrialSampler(
+            sampler=search.sampler, seed=search.seed, objectives=search.objectives, distributions=narrow
+        )
         records = ledger.records()
-        self._spent_s = self._noted_s = max(_busy_s(records), ledger.attr(SECONDS_SPENT) or 0.0)
-        self._opened = clock()
-        self._interrupted = [record.number for record in records if record.state == "running"]
-        self._attempts: dict[int, int] = {}
-        self._lengths: dict[int, int] = {}
-        self._again: Counter[int] = Counter()
-        heeded = [self._tell_earlier(**trial) for trial in (ledger.attr(EARLIER_TRIALS) or {"trials": []})["trials"]]
-        self.ignored_trials = heeded.count(False)
-        """Earlier trials that the sampler does not learn from, for their architecture breaks a constraint."""
+        # Both are lower bounds of the time that earlier sessions took, so the larger one is closer to it.
+        self._earlier_s = self._written_s = max(_running_seconds(records), ledger.attr(SECONDS_SPENT) or 0.0)
+        self._session_start = clock()
+        self._to_resume = [record.number for record in records if record.state == "running"]
+        self._first_attempts: dict[int, int] = {}
+        """A trial's number -> its attempts in the ledger when this session started it."""
+        self._full_lengths: dict[int, int] = {}
+        self._retries: Counter[int] = Counter()
+        self.ignored_trials = 0
+        """Earlier trials that the sampler does not learn from, because their architecture breaks a constraint."""
+        # The order matters: the sampler draws the same trials again only if it receives all trials in the same order.
+        for trial in (ledger.attr(EARLIER_TRIALS) or {"trials": []})["trials"]:
+            if not self._add_earlier_trial(**trial):
+                self.ignored_trials += 1
         for record in records:
-            self._sampling.known(record.params, ledger.notes(record.number))
+            self._sampler.restore(record.params, ledger.sampler_notes(record.number))
             if record.state != "running":
-                self._tell(record)
+                self._report_outcome(record)
 
     def records(self) -> list[TrialRecord]:
-        """All trials so far, those of earlier sessions too."""
+        """The records of all trials so far, including those of earlier sessions."""
         return self.ledger.records()
 
     def record(self, number: int) -> TrialRecord:
-        """What is known of one trial now."""
+        """The current record of one trial."""
         return self.ledger[number]
 
     def next_trial(self) -> PlannedTrial | None:
         """The next trial, an interrupted one first; None when the budget is spent."""
-        if self._interrupted:
-            record = self.ledger.resume(self._interrupted.pop(0))
-            return self._asked(record, stopped=bool(record.history) and not self._goes_on(record))
-        self._note_spent()
-        if self._spent():
+        if self._to_resume:
+            record = self.ledger.resume(self._to_resume.pop(0))
+            return self._plan(record, must_stop=bool(record.history) and not self._can_continue(record))
+        self._write_elapsed()
+        if self._is_budget_spent():
             return None
-        drawn = self._sampling.draw(self._keeps_constraints, self._allowed)
-        costs = self._costs(drawn.params)
-        return self._asked(self.ledger.add(drawn.params, self._distributions, costs, drawn.notes))
+        draw = self._sampler.draw(self._is_allowed, self._allowed)
+        costs = self._costs(draw.params)
+        return self._plan(self.ledger.add(draw.params, self._distributions, costs, draw.notes))
 
-    def _asked(self, record: TrialRecord, stopped: bool = False) -> PlannedTrial:
-        self._attempts[record.number] = record.attempts
-        return PlannedTrial(record.number, dict(record.params), stopped)
+    def _plan(self, record: TrialRecord, must_stop: bool = False) -> PlannedTrial:
+        self._first_attempts[record.number] = record.attempts
+        return PlannedTrial(record.number, dict(record.params), must_stop)
 
     def retry(self, number: int) -> bool:
-        """Whoever listened to this trial died, not the trial: hand it out again, if that has not happened too often."""
-        if self.ledger[number].state != "running" or self._again[number] == MOST_RETRIES:
+        """Plan a running trial again, because its Tune actor died and not its job. False after too many retries."""
+        if self.ledger[number].state != "running" or self._retries[number] == MAX_RETRIES:
             return False
-        self._again[number] += 1
-        self._interrupted.append(number)
+        self._retries[number] += 1
+        self._to_resume.append(number)
         return True
 
     def observe(self, number: int, report: Mapping[str, Any], attempt: int = 1, host: str = "") -> bool:
-        """Take an evaluation; whether the trial should go on. If not: stop it, then `finish` it as stopped.
+        """Take an evaluation. Returns whether the trial continues; if not, cancel its job and `finish` it as stopped.
 
-        `attempt`: how often the slots have begun the job; `host`: where it runs now. A number that must be finite and
-        is not fails the trial.
+        `attempt` is how many times the slots have started the job, and `host` is the machine that runs it now. An
+        objective, or a metric of `MUST_BE_FINITE`, that is not finite fails the trial.
         """
         record = self.ledger[number]
         if record.state != "running":
             return False
-        self._note_spent()
-        attempts = self._attempts[number] + attempt - 1
+        self._write_elapsed()
+        # The slots count the starts of the job in this session; the ledger counts those of all sessions.
+        attempts = self._first_attempts[number] + attempt - 1
         if attempts != record.attempts:
             self.ledger.set_attempts(number, attempts)
         if host and host != record.host:
             self.ledger.set_host(number, host)
+        # A report with a note alone is a sentence for people, and no evaluation.
         if report.keys() == {NOTE}:
             self.ledger.add_remark(number, str(report[NOTE]))
             return True
@@ -145,132 +159,146 @@ class Planner:
         record = self.ledger.add_evaluation(number, finite)
         wrong = [name for name in (*self.search.objectives, *MUST_BE_FINITE) if name in metrics and name not in finite]
         if wrong:
-            self.finish(number, "failed", f"{wrong[0]} is {metrics[wrong[0]]} at {_moment(metrics)}")
+            self.finish(number, "failed", f"{wrong[0]} is {metrics[wrong[0]]} at {_evaluation_name(metrics)}")
             return False
-        return self._goes_on(record)
+        return self._can_continue(record)
 
     def finish(self, number: int, state: State, error: str | None = None) -> TrialRecord:
-        """End a trial that has not ended yet. Without its objectives, a completed one has failed."""
+        """End a trial that is still running. A completed trial without a value of each objective is failed instead."""
         record = self.ledger[number]
         if record.state != "running":
             return record
         missing = [name for name in self.search.objectives if name not in record.metrics]
         if state == "completed" and missing:
-            state, error = "failed", f"it ended without reporting {' and '.join(missing)}"
+            state, error = "failed", f"the job ended without reporting {' and '.join(missing)}"
         record = self.ledger.finish(number, state, error)
-        self._tell(record)
+        self._report_outcome(record)
         return record
 
-    def _spent(self) -> bool:
+    def _is_budget_spent(self) -> bool:
         trials, hours = self.search.trials, self.search.hours
-        late = hours is not None and self._elapsed_s() >= 3600 * hours
-        return (trials is not None and len(self.ledger) >= trials) or late
+        is_late = hours is not None and self._elapsed_s() >= 3600 * hours
+        return (trials is not None and len(self.ledger) >= trials) or is_late
 
     def _elapsed_s(self) -> float:
-        return self._spent_s + self._clock() - self._opened
+        """How long the search has run in all its sessions."""
+        return self._earlier_s + self._clock() - self._session_start
 
-    def _note_spent(self) -> None:
-        """Keep how long it has taken for the next session, now and then, where that matters."""
-        if self.search.hours is not None and self._elapsed_s() >= self._noted_s + NOTE_S:
-            self._noted_s = self._elapsed_s()
-            self.ledger.set_attr(SECONDS_SPENT, self._noted_s)
+    def _write_elapsed(self) -> None:
+        """Write how long the search has run into the ledger, when `hours` is a limit and the last write is old."""
+        if self.search.hours is not None and self._elapsed_s() >= self._written_s + WRITE_INTERVAL_S:
+            self._written_s = self._elapsed_s()
+            self.ledger.set_attr(SECONDS_SPENT, self._written_s)
 
-    def _keeps_constraints(self, params: Mapping[str, Any]) -> bool:
+    def _is_allowed(self, params: Mapping[str, Any]) -> bool:
+        """Whether a trial with these settings satisfies all constraints."""
         costs = self._costs(params) if self.search.constraints else {}
-        return all(limit.holds(costs[name]) for name, limit in self.search.constraints.items())
+        return all(limit.is_satisfied_by(costs[name]) for name, limit in self.search.constraints.items())
 
-    def _goes_on(self, record: TrialRecord) -> bool:
-        """The verdict on its last evaluation. One that is good stays so, whoever reaches the rung afterwards."""
+    def _can_continue(self, record: TrialRecord) -> bool:
+        """Whether early stopping lets the trial continue after its last evaluation."""
         stopping, evaluations = self.search.stopping, len(record.history)
+        # A trial that may continue keeps that right: better trials that reach the rung later do not stop it, also when
+        # a restarted job reports the same evaluation again.
         if stopping is None or record.passed >= evaluations or not stopping.is_rung(evaluations):
             return True
-        if self._evaluations and evaluations >= self._length(record):
+        if self._evaluations and evaluations >= self._full_length(record):
             return True
+        # Equal costs mean the same architecture: a shallow student is not compared with a deep one.
         peers = (
             other
             for other in self.ledger.records()
             if other.costs == record.costs
             and other.number != record.number
             and other.state != "failed"
-            and self._length(other) == self._length(record)
+            and self._full_length(other) == self._full_length(record)
         )
-        keeps = stopping.keeps(record, peers, self.search.objectives[0])
-        if keeps:
+        can_continue = stopping.can_continue(record, peers, self.search.objectives[0])
+        if can_continue:
             self.ledger.set_passed(record.number, evaluations)
-        return keeps
+        return can_continue
 
-    def _length(self, record: TrialRecord) -> int:
-        """How many evaluations the trial makes when nothing stops it; 0 where that is not known."""
-        if record.number not in self._lengths:
-            self._lengths[record.number] = self._evaluations(record.params) if self._evaluations else 0
-        return self._lengths[record.number]
+    def _full_length(self, record: TrialRecord) -> int:
+        """How many evaluations the trial makes when nothing stops it; 0 where that is unknown."""
+        if record.number not in self._full_lengths:
+            self._full_lengths[record.number] = self._evaluations(record.params) if self._evaluations else 0
+        return self._full_lengths[record.number]
 
-    def _tell(self, record: TrialRecord) -> None:
-        """Let the sampler know: quality as it is, costs as places."""
+    def _report_outcome(self, record: TrialRecord) -> None:
+        """Report an ended trial to the sampler: metrics by value, costs by rank."""
         values = (
-            [self._shown(name, record.metrics[name]) for name in self.search.objectives]
+            [self._value_for_sampler(name, record.metrics[name]) for name in self.search.objectives]
             if record.state == "completed"
             else None
         )
         first = self.search.objectives[0]
         course = [metrics[first] for metrics in record.history if first in metrics]
-        self._sampling.tell(record.number, OPTUNA_STATES[record.state], values, course)
+        self._sampler.report_outcome(record.number, OPTUNA_STATES[record.state], values, course)
 
-    def _tell_earlier(self, params: Mapping[str, Any], metrics: Mapping[str, float]) -> bool:
-        """Let the sampler know what another sweep found, at the costs that are measured here."""
-        known = {**metrics, **self._costs(params)}
-        return self._sampling.earlier(params, [self._shown(name, known[name]) for name in self.search.objectives])
+    def _add_earlier_trial(self, params: Mapping[str, Any], metrics: Mapping[str, float]) -> bool:
+        """Report a trial of another sweep to the sampler. Returns whether the sampler learns from the trial.
 
-    def _shown(self, name: str, value: float) -> float:
-        return float(bisect_left(self._places[name], value)) if name in self._places else value
+        Its costs are replaced by those measured in this sweep, because the other sweep may have run on another machine.
+        """
+        metrics_here = {**metrics, **self._costs(params)}
+        values = [self._value_for_sampler(name, metrics_here[name]) for name in self.search.objectives]
+        return self._sampler.add_earlier_trial(params, values)
+
+    def _value_for_sampler(self, name: str, value: float) -> float:
+        """The rank of a cost among all architectures; the value itself of any other objective."""
+        return float(bisect_left(self._sorted_costs[name], value)) if name in self._sorted_costs else value
 
 
-def _allowed(
+def _allowed_architectures(
     constraints: Mapping[str, Limit], measured: Sequence[tuple[dict[str, Any], Costs]]
 ) -> list[dict[str, Any]]:
-    """The architectures that keep the constraints. Raises SpecError when there is none."""
+    """The architectures that satisfy the constraints. Raises SpecError when no architecture does."""
     for name, limit in constraints.items():
         values = [costs[name] for _, costs in measured if name in costs]
-        if not any(limit.holds(value) for value in values):
-            there = f"theirs is from {min(values):.4g} to {max(values):.4g}" if values else "it was not measured"
+        if not any(limit.is_satisfied_by(value) for value in values):
+            reason = f"its values are from {min(values):.4g} to {max(values):.4g}" if values else "it was not measured"
             raise SpecError(
-                f"search.constraints[{name!r}]: {limit} is kept by none of the {len(measured)} architectures: {there}. "
-                "Loosen it, or search smaller students."
+                f"search.constraints[{name!r}]: {limit} is kept by none of the {len(measured)} architectures: "
+                f"{reason}. Loosen the limit, or search smaller students."
             )
     allowed = [
-        shape for shape, costs in measured if all(limit.holds(costs[name]) for name, limit in constraints.items())
+        shape
+        for shape, costs in measured
+        if all(limit.is_satisfied_by(costs[name]) for name, limit in constraints.items())
     ]
     if not allowed:
-        asked = " and ".join(f"{name} {limit}" for name, limit in constraints.items())
+        limits = " and ".join(f"{name} {limit}" for name, limit in constraints.items())
         raise SpecError(
-            f"search.constraints: none of the {len(measured)} architectures has {asked}. Loosen one of them."
+            f"search.constraints: none of the {len(measured)} architectures has {limits}. Loosen one of these limits."
         )
     return allowed
 
 
-def _places(objectives: Sequence[str], costs: Iterable[Costs]) -> dict[str, list[float]]:
-    """Objective that is a cost -> its values over all architectures, in order."""
+def _sorted_costs(objectives: Sequence[str], costs: Iterable[Costs]) -> dict[str, list[float]]:
+    """Objective that is a cost -> its different values over all architectures, in ascending order."""
     costs = list(costs)
     return {name: sorted({cost[name] for cost in costs}) for name in objectives if all(name in cost for cost in costs)}
 
 
-def _moment(metrics: Mapping[str, float]) -> str:
+def _evaluation_name(metrics: Mapping[str, float]) -> str:
+    """The evaluation with these metrics, by its epoch or step: `epoch 2`."""
     name = next((name for name in ("epoch", "step") if name in metrics), None)
-    return f"{name} {metrics[name]:g}" if name else "its evaluation"
+    return f"{name} {metrics[name]:g}" if name else "an evaluation"
 
 
-def _busy_s(records: Iterable[TrialRecord]) -> float:
-    """Seconds in which at least one of these trials ran: the wall clock of the sessions they ran in, without pauses.
+def _running_seconds(records: Iterable[TrialRecord]) -> float:
+    """A lower bound of the seconds in which at least one of these trials ran: wall clock, without pauses.
 
-    At least these: of what was interrupted more than once, only the ledger's own note tells all.
-
-    Of a trial that was interrupted the ledger knows when it was begun again, and how long it had been trained. Those of
-    several slots were so at once, so the longest counts.
+    For an interrupted trial, the ledger stores when it was resumed, and how long it had trained before. Trials that
+    were interrupted on several slots had trained at the same time, so only the longest of them counts. The bound is too
+    low for a trial that was interrupted more than once: then only the attribute `SECONDS_SPENT` has the full time.
     """
-    total = until = before = 0.0
+    total = until = longest_before = 0.0
     for record in sorted(records, key=lambda record: record.started):
-        trained = sum(told.get("train_seconds", 0.0) + told.get("eval_seconds", 0.0) for told in record.history)
-        before = max(before, trained - max(0.0, record.ended - record.started))
+        trained = sum(
+            metrics.get("train_seconds", 0.0) + metrics.get("eval_seconds", 0.0) for metrics in record.history
+        )
+        longest_before = max(longest_before, trained - max(0.0, record.ended - record.started))
         total += max(0.0, record.ended - max(until, record.started))
         until = max(until, record.ended)
-    return total + before
+    return total + longest_before

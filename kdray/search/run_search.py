@@ -8,6 +8,6 @@ from kdray.slots.pool import SlotPool
 
 
 def run_search(pool: SlotPool, planner: Planner, make_job: MakeJob, on_change: OnChange) -> None:
-    """Run trials on the pool until the planner has no more; see `run_in_sequence` and `run_with_tune`."""
-    drive = run_in_sequence if pool.runs_in_caller else run_with_tune
-    drive(pool, planner, make_job, on_change)
+    """Run trials on the pool until the planner has no more trials; see `run_in_sequence` and `run_with_tune`."""
+    run_trials = run_in_sequence if pool.runs_in_caller else run_with_tune
+    run_trials(pool, planner, make_job, on_change)

@@ -1,7 +1,7 @@
 """The space of a sweep: dotted names of a trial's settings -> Ray Tune domains, or plain lists of values.
 
-Here they are checked against what a trial can be told, turned into Optuna distributions, and their architectures
-counted out. What a setting means stands where it is defined; how values are drawn, in `search`.
+This module checks the space against the settings of a trial, converts it into Optuna distributions, and lists its
+architectures. The meaning of a setting is documented where the setting is defined; `sampling` draws the values.
 """
 
 import math
@@ -21,32 +21,32 @@ from kdray.settings import Settings, dotted_values
 Space: TypeAlias = Mapping[str, Any]
 """Dotted name -> Tune domain (`tune.loguniform(1e-5, 5e-4)`), or a list of values (`[1, 2, 3]`)."""
 
-MOST_ARCHITECTURES = 256
-"""Each is measured before the search, a few seconds apiece."""
+MAX_ARCHITECTURES = 256
+"""Each architecture is measured before the search, which takes a few seconds."""
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """The space as Optuna knows it. Raises SpecError for what is not a domain or has no counterpart in Optuna."""
+    """The space as Optuna distributions. Raises SpecError for a value that is no domain, or that Optuna cannot draw."""
     return {name: _distribution(name, value) for name, value in space.items()}
 
 
 def domains(distributions: Mapping[str, BaseDistribution]) -> Space:
-    """The space that has these distributions: the way back."""
+    """The space that has these distributions: the inverse of `distributions`."""
     return {name: _domain_of(distribution) for name, distribution in distributions.items()}
 
 
 def end_values(distribution: BaseDistribution) -> tuple[Any, ...]:
-    """The smallest and the largest value of a range; every value of a choice."""
+    """The smallest and the largest value of a range, or every value of a choice."""
     match distribution:
         case CategoricalDistribution():
             return tuple(distribution.choices)
         case FloatDistribution() | IntDistribution():
             return (distribution.low, distribution.high)
-    raise TypeError(f"no ends known of a {type(distribution).__name__}")
+    raise TypeError(f"a {type(distribution).__name__} has no known ends")
 
 
 def check_space(space: Space, recipe: Settings) -> None:
-    """Raise SpecError for a name that `recipe` does not have and for a domain with an end that makes no valid trial."""
+    """Raise SpecError for a name that is no setting of `recipe`, and for a domain with an end that is not allowed."""
     known = dotted_values(recipe)
     for name in space:
         if name not in known:
@@ -56,24 +56,24 @@ def check_space(space: Space, recipe: Settings) -> None:
             try:
                 recipe.with_dotted({name: end})
             except SpecError as error:
-                raise SpecError(f"space[{name!r}]: {end!r} in it makes no valid trial. {error}") from None
+                raise SpecError(f"space[{name!r}]: {end!r} is not allowed. {error}") from None
 
 
 def architectures(
     space: Space, prefix: str = "student.", without: tuple[str, ...] = ("student.dropout",)
 ) -> tuple[dict[str, Any], ...]:
-    """Every combination of the searched settings that shape the student; one empty one where none is searched.
+    """Every combination of the searched settings that shape the student; one empty combination if none is searched.
 
-    `without` are settings below the prefix that change neither size nor latency.
-    Raises SpecError when there are more than can be measured.
+    `without` lists settings below the prefix that change neither size nor latency.
+    Raises SpecError when there are too many architectures to measure.
     """
-    named = {name: value for name, value in space.items() if name.startswith(prefix) and name not in without}
-    values = {name: _values(name, distribution) for name, distribution in distributions(named).items()}
-    count = math.prod(len(of_one) for of_one in values.values())
-    if count > MOST_ARCHITECTURES:
+    shaping = {name: value for name, value in space.items() if name.startswith(prefix) and name not in without}
+    values = {name: _all_values(name, distribution) for name, distribution in distributions(shaping).items()}
+    count = math.prod(len(setting_values) for setting_values in values.values())
+    if count > MAX_ARCHITECTURES:
         raise SpecError(
-            f"space: {', '.join(values)} make {count} architectures; at most {MOST_ARCHITECTURES} can be measured "
-            "before the search. Search fewer values of them."
+            f"space: {', '.join(values)} make {count} architectures; at most {MAX_ARCHITECTURES} can be measured "
+            "before the search. Give these settings fewer values."
         )
     return tuple(dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
 
@@ -81,39 +81,42 @@ def architectures(
 def narrow_distributions(
     distributions: Mapping[str, BaseDistribution], allowed: Sequence[Mapping[str, Any]]
 ) -> dict[str, BaseDistribution]:
-    """The distributions without the values that no allowed architecture has, where Optuna can say that."""
+    """The distributions without the values that no allowed architecture has.
+
+    Gaps within a range of integers stay, because an Optuna range has no gaps.
+    """
     return {
-        name: _narrowed(distribution, {shape[name] for shape in allowed}) if name in allowed[0] else distribution
+        name: _narrow(distribution, {shape[name] for shape in allowed}) if name in allowed[0] else distribution
         for name, distribution in distributions.items()
     }
 
 
 def extend_choices(name: str, before: BaseDistribution, now: BaseDistribution) -> BaseDistribution:
-    """A choice with the values of an earlier one first, in its order; any other distribution as it is.
+    """A choice that lists the values of an earlier choice first, in their order; any other distribution unchanged.
 
-    The earlier ones stay as they are, repeated ones too: a trial's value is known by its place among them.
-
-    Raises SpecError when a value of the earlier one is gone.
+    Values that the earlier choice repeats stay repeated, because Optuna stores a trial's value as its index in the
+    list. Raises SpecError when a value of the earlier choice is missing.
     """
     if not isinstance(before, CategoricalDistribution) or not isinstance(now, CategoricalDistribution):
         return now
     if not set(before.choices) <= set(now.choices):
         raise SpecError(
-            f"space[{name!r}]: was {list(before.choices)}, now {list(now.choices)}; a list may only grow once trials "
-            "know it. Put the old values back, or give the sweep another name."
+            f"space[{name!r}]: was {list(before.choices)}, now {list(now.choices)}; a list may only grow once the "
+            "sweep has trials. Put the old values back, or give the sweep another name."
         )
     new = [choice for choice in now.choices if choice not in before.choices]
     return CategoricalDistribution([*before.choices, *new])
 
 
 def is_longer(before: Any, now: Any) -> bool:
-    """Whether a domain, in Optuna's JSON, is a choice that still has all the values of an earlier one."""
+    """Whether `now` is a choice with all values of the choice `before`. Both are Optuna's JSON of a distribution."""
     old, new = ((domain or {}).get("attributes", {}).get("choices") for domain in (before, now))
     return bool(old and new) and set(old) <= set(new)
 
 
 def can_draw(distribution: BaseDistribution, name: str, value: Any) -> bool:
     """Whether the distribution can give this value."""
+    # create_trial raises an error for a value that the distribution excludes.
     try:
         create_trial(state=TrialState.RUNNING, params={name: value}, distributions={name: distribution})
     except (ValueError, TypeError):
@@ -121,7 +124,7 @@ def can_draw(distribution: BaseDistribution, name: str, value: Any) -> bool:
     return True
 
 
-def _narrowed(distribution: BaseDistribution, allowed: Collection[Any]) -> BaseDistribution:
+def _narrow(distribution: BaseDistribution, allowed: Collection[Any]) -> BaseDistribution:
     match distribution:
         case CategoricalDistribution():
             return CategoricalDistribution([choice for choice in distribution.choices if choice in allowed])
@@ -143,6 +146,7 @@ def _distribution(name: str, value: Any) -> BaseDistribution:
 
 
 def _domain_of(distribution: BaseDistribution) -> Any:
+    # The upper end of Tune's integer domains is excluded, except for qrandint; that of Optuna's is included.
     match distribution:
         case CategoricalDistribution(choices=choices):
             return list(choices)
@@ -158,12 +162,13 @@ def _domain_of(distribution: BaseDistribution) -> Any:
             return tune.uniform(low, high)
         case FloatDistribution(low=low, high=high, step=float(step)):
             return tune.quniform(low, high, step)
-    raise TypeError(f"no domain known of a {type(distribution).__name__}")
+    raise TypeError(f"a {type(distribution).__name__} has no known domain")
 
 
 def _domain(name: str, value: Any) -> Domain:
+    """The value as a Tune domain. Raises SpecError for anything else than a domain or a list of plain values."""
     if isinstance(value, Mapping) and set(value) == {"grid_search"}:
-        raise SpecError(f"space[{name!r}]: a grid search draws nothing; use a list of its values instead.")
+        raise SpecError(f"space[{name!r}]: a sampler cannot draw from a grid search; use a list of its values instead.")
     if isinstance(value, list | tuple):
         value = tune.choice(list(value))
     if not isinstance(value, Domain):
@@ -175,11 +180,12 @@ def _domain(name: str, value: Any) -> Domain:
     wrong = [item for item in categories if not isinstance(item, str | int | float | bool | None)]
     if not categories or wrong:
         came = f"{wrong[0]!r}" if wrong else "no values"
-        raise SpecError(f"space[{name!r}]: got {came}; a choice is between numbers, texts, True, False and None.")
+        raise SpecError(f"space[{name!r}]: got {came}; allowed in a choice are numbers, strings, True, False and None.")
     return value
 
 
-def _values(name: str, distribution: BaseDistribution) -> tuple[Any, ...]:
+def _all_values(name: str, distribution: BaseDistribution) -> tuple[Any, ...]:
+    """Every value of the distribution. Raises SpecError for a range without steps."""
     match distribution:
         case CategoricalDistribution():
             return tuple(distribution.choices)
@@ -189,6 +195,6 @@ def _values(name: str, distribution: BaseDistribution) -> tuple[Any, ...]:
             steps = round((distribution.high - distribution.low) / distribution.step)
             return tuple(distribution.low + index * distribution.step for index in range(steps + 1))
     raise SpecError(
-        f"space[{name!r}]: a range without steps makes endlessly many architectures, and each is measured before the "
+        f"space[{name!r}]: a range without steps makes infinitely many architectures, and each is measured before the "
         "search. Use a list of values, tune.randint or tune.quniform."
     )

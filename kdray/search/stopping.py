@@ -1,9 +1,9 @@
-"""Early stopping: asynchronous successive halving among equals.
+"""Early stopping: asynchronous successive halving among comparable trials.
 
-At each rung (a number of evaluations) a trial goes on only while it is among the best of those with the same costs and
-as long a training that have reached this rung, so a shallow student is never stopped for being shallower. All that is
-needed stands in the ledger: a verdict is the same before and after a restart. Li et al., A System for Massively
-Parallel Hyperparameter Tuning, 2020.
+A rung is a number of evaluations. At each rung a trial continues only while it is among the best trials that have
+reached the rung. Compared are only trials with the same costs and the same length of training, so that a shallow
+student is never stopped because it is shallow. The decision depends only on what the ledger stores: it is the same
+before and after a restart. Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020.
 """
 
 import math
@@ -17,11 +17,12 @@ from kdray.settings import Settings
 
 
 class Halving(Settings):
-    """At each rung the best one in `reduction` goes on."""
+    """At each rung, the best one in `reduction` trials continues."""
 
     reduction: int = Field(3, ge=2)
     first: int = Field(1, ge=1)
-    """Evaluations before the first rung; the next come after `reduction` times as many."""
+    """Evaluations before the first rung. Each later rung comes after `reduction` times as many evaluations as the rung
+    before it."""
 
     def is_rung(self, evaluations: int) -> bool:
         """Whether trials are compared after this many evaluations."""
@@ -30,10 +31,10 @@ class Halving(Settings):
             rung *= self.reduction
         return rung == evaluations
 
-    def keeps(self, trial: TrialRecord, peers: Iterable[TrialRecord], metric: str) -> bool:
-        """Whether the trial goes on after its last evaluation, compared with these peers.
+    def can_continue(self, trial: TrialRecord, peers: Iterable[TrialRecord], metric: str) -> bool:
+        """Whether the trial continues after its last evaluation, compared by the metric with these other trials.
 
-        Nobody is stopped before as many as `reduction`, itself included, have reached the rung.
+        No trial is stopped before `reduction` trials, itself included, have reached the rung.
         """
         evaluations = len(trial.history)
         if not self.is_rung(evaluations) or metric not in trial.history[-1]:
@@ -43,4 +44,6 @@ class Halving(Settings):
         values = sorted(sign * metrics[metric] for metrics in [trial.history[-1], *reached] if metric in metrics)
         if len(values) < self.reduction:
             return True
-        return sign * trial.history[-1][metric] <= values[math.ceil(len(values) / self.reduction) - 1]
+        # Compared by value and not by rank, so that of equal trials all continue.
+        worst_to_continue = values[math.ceil(len(values) / self.reduction) - 1]
+        return sign * trial.history[-1][metric] <= worst_to_continue

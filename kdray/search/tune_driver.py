@@ -1,8 +1,9 @@
-"""Running trials with Ray Tune, as many at a time as there are slots.
+"""The driver with Ray Tune: runs as many trials at a time as there are slots.
 
-Tune's searcher and scheduler are thin here: both only ask and tell the planner. A Tune trial is an actor that listens to
-one job on the slots; it does no work, sits on this node and is used again for the next trial. What Tune writes goes to
-a folder that is removed: the record of the sweep is the ledger.
+Tune's searcher and scheduler only pass its events to the planner. A Tune trial is an actor that runs one job on the
+slots and passes on the job's reports. The actor does no other work, runs on the driver's node, and is reused for the
+next trial. A lane is the place of one such actor; there are as many lanes as slots. What Tune writes goes to a scratch
+folder that is deleted at the end, because the ledger is the record of the sweep.
 """
 
 import os
@@ -38,34 +39,34 @@ from kdray.storage.files import scratch_folder
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV, JSON and TensorBoard files cost more than the rest of Tune
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `interrupts` does it, and says so in our words
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `kdray.slots.interrupts` handles SIGINT, with kdray's own messages
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # `StudySearcher` has as many as there are slots, however many that is
-    "RAY_AIR_NEW_OUTPUT": "0",  # its tables come at any verbosity
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # never: Tune's snapshots are not used
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # no limit: `PlannerSearcher` suggests at most as many trials as slots
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints its tables at any verbosity
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
 RELEASE_TIMEOUT_S = "60"
-"""How long an actor may take to let go of a stopped trial; Tune's 2 s are too few for a busy machine."""
+"""How long an actor may take to release a stopped trial. Tune's 2 s are too short for a busy machine."""
 
 
 def run_with_tune(pool: SlotPool, planner: Planner, make_job: MakeJob, on_change: OnChange) -> None:
-    """Run trials until the planner has no more; one that fails is a failed row, whatever it failed of.
+    """Run trials until the planner has no more trials. A trial that fails is a failed row with its reason.
 
-    Raises ResourceError when there is no slot to be had, KeyboardInterrupt on one, and what `on_change` raises. Trials
-    that run then stay running in the ledger: the next session begins them again.
+    Raises ResourceError when no slot is available, KeyboardInterrupt after an interrupt, and any error of `on_change`.
+    Trials that run at that moment stay running in the ledger, and the next session resumes them.
     """
     os.environ.update(TUNE_ENVIRONMENT)
-    driver = TuneDriver(pool, planner, make_job, on_change)
-    lane = partial(_lane_resources, f"node:{ray.util.get_node_ip_address()}")
+    driver = TuneDriver(pool=pool, planner=planner, make_job=make_job, on_change=on_change)
+    resources = partial(_lane_resources, f"node:{ray.util.get_node_ip_address()}")
     try:
         with scratch_folder() as folder, redirect_signals(driver.interrupt):
             tune.Tuner(
-                tune.with_resources(partial(_listen, client=pool.client()), lane),
+                tune.with_resources(partial(_run_job, client=pool.client()), resources),
                 tune_config=tune.TuneConfig(
-                    search_alg=StudySearcher(driver),
-                    scheduler=StudyScheduler(driver),
+                    search_alg=PlannerSearcher(driver),
+                    scheduler=PlannerScheduler(driver),
                     num_samples=-1,
                     reuse_actors=True,
                 ),
@@ -75,22 +76,21 @@ def run_with_tune(pool: SlotPool, planner: Planner, make_job: MakeJob, on_change
             ).fit()
     finally:
         driver.suspend_all()
-    if driver.ending:
-        raise driver.ending
+    if driver.ending_error:
+        raise driver.ending_error
 
 
 def _lane_resources(node: str, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """A crumb of this node, of a size of its own for each lane.
-
-    Tune lends a finished trial's actor to the next trial that asks for the same, even to one whose own actor is
-    starting, which it then throws away: with short trials it would start actors for ever and use one.
-    """
+    """A tiny share of the driver's node, of a different size for each lane."""
+    # Tune gives the actor of a finished trial to the next trial with the same resources, even to a trial whose own
+    # actor is still starting, and then discards the starting one. Without lanes, Tune started one actor for each short
+    # trial: 1.44 s a trial, against 0.04 s with lanes (30 trials on two slots).
     return tune.PlacementGroupFactory([{node: 0.0001 * (1 + config["lane"])}])
 
 
 @dataclass(frozen=True)
 class PickledTrial:
-    """A trial on its way to its actor; opaque to Tune, which would look into a dict."""
+    """A trial as Tune passes it to an actor. It is no dict, because Tune flattens dicts."""
 
     number: int
     payload: bytes
@@ -100,49 +100,50 @@ class PickledTrial:
         return job_name(self.number)
 
 
-def _listen(config: dict[str, Any], client: SlotClient) -> None:
-    """What a Tune trial does: hand its job to the slots and pass on what they tell."""
+def _run_job(config: dict[str, Any], client: SlotClient) -> None:
+    """Run the trial's job on the slots, and report its updates to Tune. This is the trainable of every Tune trial."""
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = RELEASE_TIMEOUT_S
-    assignment: PickledTrial = config["assignment"]
-    for new in job_updates(client, partial(cloudpickle.loads, assignment.payload), assignment.number):
-        tune.report({"told": [new]})  # in a list, which Tune does not look into
+    trial: PickledTrial = config["trial"]
+    for update in job_updates(client, partial(cloudpickle.loads, trial.payload), trial.number):
+        tune.report({"updates": [update]})  # in a list, because Tune flattens a dict of results
 
 
 class TuneDriver:
-    """The one state behind Tune's searcher, scheduler and stopper, all of which Tune calls from one thread."""
+    """The state that Tune's searcher, scheduler and stopper share. Tune calls all three from one thread."""
 
     def __init__(self, pool: SlotPool, planner: Planner, make_job: MakeJob, on_change: OnChange) -> None:
         self.pool, self.planner, self.make_job, self.on_change = pool, planner, make_job, on_change
         self.running: dict[str, int] = {}
-        """Tune's id of a trial -> its number."""
+        """Tune's id of a running trial -> the trial's number."""
         self.lanes: dict[str, int] = {}
-        """Tune's id of a trial -> which of the actors, as many as slots, listens to it."""
-        self.ending: BaseException | None = None
-        """Why the search ends before its budget is spent."""
+        """Tune's id of a trial -> its lane."""
+        self.ending_error: BaseException | None = None
+        """The reason why the search ends before its budget is spent."""
 
-    def next(self, trial_id: str) -> PickledTrial | None:
-        """The next trial, which Tune knows by this id; None when there is no more."""
+    def start_next(self, trial_id: str) -> PickledTrial | None:
+        """Start the next trial under this id of Tune. Returns None when the planner has no more trials."""
         self.lanes[trial_id] = min(set(range(self.pool.count)) - set(self.lanes.values()))
-        while asked := self.planner.next_trial():
-            self.running[trial_id] = asked.number
-            self.on_change(self.planner.record(asked.number))
-            if asked.stopped:
+        while planned := self.planner.next_trial():
+            self.running[trial_id] = planned.number
+            self.on_change(self.planner.record(planned.number))
+            if planned.must_stop:
                 self.finish(trial_id, "stopped")
                 continue
             try:
-                return PickledTrial(asked.number, cloudpickle.dumps(self.make_job(asked.number, asked.params)))
+                return PickledTrial(planned.number, cloudpickle.dumps(self.make_job(planned.number, planned.params)))
             except Exception as error:
                 self.finish(trial_id, "failed", failure_reason(error))
         return None
 
-    def take(self, trial_id: str, new: JobUpdate) -> bool:
-        """Take what the slots tell of a trial; whether it should go on."""
+    def process_update(self, trial_id: str, update: JobUpdate) -> bool:
+        """Pass a job's update to the planner. Returns whether the trial continues."""
         number = self.running[trial_id]
-        if isinstance(new.error, SEARCH_ENDING_ERRORS):
-            raise new.error
-        if new.error:
-            self.finish(trial_id, "failed", failure_reason(new.error))
-        elif new.report is not None and not self.planner.observe(number, new.report, new.attempt, new.host):
+        if isinstance(update.error, SEARCH_ENDING_ERRORS):
+            raise update.error
+        if update.error:
+            self.finish(trial_id, "failed", failure_reason(update.error))
+        elif update.report is not None and not self.planner.observe(number, update.report, update.attempt, update.host):
+            # The job ends at its next step, on its slot.
             self.pool.cancel(job_name(number))
             self.finish(trial_id, "stopped")
         else:
@@ -155,8 +156,8 @@ class TuneDriver:
         if number is not None:
             self.on_change(self.planner.finish(number, state, error))
 
-    def lost(self, trial_id: str, error: str) -> None:
-        """The actor that listened to a trial is gone: the trial is handed out again, and goes on where it was."""
+    def retry_or_fail(self, trial_id: str, error: str) -> None:
+        """Suspend the job of a trial whose actor died. Plan the trial again, or fail it after too many retries."""
         number = self.running.get(trial_id)
         if number is None:
             return
@@ -167,89 +168,92 @@ class TuneDriver:
             self.finish(trial_id, "failed", error)
 
     def suspend_all(self) -> None:
-        """Stop every job that still runs; the trials stay running in the ledger."""
+        """Suspend every running job; its trial stays running in the ledger."""
         with suppress(SlotsLost):
             for number in self.running.values():
                 self.pool.suspend(job_name(number))
 
     def interrupt(self) -> None:
-        """End the search in order, and then be a KeyboardInterrupt."""
-        self.ending = self.ending or KeyboardInterrupt()
+        """Let the search end in order, and `run_with_tune` then raise KeyboardInterrupt."""
+        self.ending_error = self.ending_error or KeyboardInterrupt()
 
     @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """What is raised in the block ends the search and leaves `search` as it is; Tune would bury it."""
+    def end_on_error(self) -> Iterator[None]:
+        """Let an error in the block end the search, and `run_with_tune` raise it. Tune itself would hide the error."""
         try:
             yield
         except Exception as error:
-            self.ending = self.ending or error
+            self.ending_error = self.ending_error or error
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        """Tune pickles its searcher, scheduler and stopper to restore them, which is never done here."""
+        """Pickle as an empty object. Tune pickles its searcher, scheduler and stopper; kdray never restores them."""
         return (object, ())
 
 
-class StudySearcher(Searcher):
-    """Asks the planner, as many trials at a time as there are slots."""
+class PlannerSearcher(Searcher):
+    """Suggests the planner's trials to Tune, at most as many at a time as there are slots."""
 
     def __init__(self, driver: TuneDriver) -> None:
         super().__init__()
         self.driver = driver
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial; None while all slots are taken."""
-        if self.driver.ending:
+        """The next trial; None while all lanes are in use."""
+        if self.driver.ending_error:
             return Searcher.FINISHED
         if len(self.driver.lanes) >= self.driver.pool.count:
             return None
-        assignment = None
-        with self.driver.guarded():
-            assignment = self.driver.next(trial_id)
-        if assignment:
-            return {"assignment": assignment, "lane": self.driver.lanes[trial_id]}
+        trial = None
+        with self.driver.end_on_error():
+            trial = self.driver.start_next(trial_id)
+        if trial:
+            return {"trial": trial, "lane": self.driver.lanes[trial_id]}
         self.driver.lanes.pop(trial_id, None)
-        return None if self.driver.running else Searcher.FINISHED  # one that runs may have to be handed out again
+        # While a trial runs the search is not finished: the trial's actor may die, and the trial is then planned again.
+        return None if self.driver.running else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The job ran to its end; or Tune lost the actor, and nobody said so yet."""
-        with self.driver.guarded():
-            if self.driver.ending:
-                pass  # Tune ends what still runs; it stays running in the ledger
+        """End a trial whose job ran to its end; retry a trial whose actor Tune lost without another event."""
+        with self.driver.end_on_error():
+            if self.driver.ending_error:
+                pass  # Tune ends every trial with the search; the trial stays running in the ledger
             elif error:
-                self.driver.lost(trial_id, "Ray Tune lost the trial; the log says more")
+                self.driver.retry_or_fail(trial_id, "Ray Tune lost the trial; see the log for the reason")
             else:
                 self.driver.finish(trial_id, "completed")
             self.driver.lanes.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:
-        """The ledger has it."""
+        """Do nothing: the ledger is the record."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """The ledger has it."""
+        """Do nothing: the ledger is the record."""
 
 
-class StudyScheduler(FIFOScheduler):
-    """Tells the planner; what it stops ends at its next step on its slot."""
+class PlannerScheduler(FIFOScheduler):
+    """Passes the reports of Tune's trials to the planner, and stops the trials that the planner stops."""
 
     def __init__(self, driver: TuneDriver) -> None:
         super().__init__()
         self.driver = driver
         self._trials: dict[str, TuneTrial] = {}
-        """Those that have not ended; Tune keeps all there ever were, and would look through them at every step."""
+        """The trials that have not ended, by Tune's id. Tune keeps all trials, and would search all at every step."""
         self._lanes: set[tune.PlacementGroupFactory] = set()
+        """The resources of the lanes that already keep an actor."""
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Tune took it from the searcher."""
+        """Remember a trial that Tune took from the searcher."""
         self._trials[trial.trial_id] = trial
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
-        """The first that waits. One whose actor could not be lent to it has failed without anybody being told."""
+        """The first pending trial."""
+        # Tune sends no event for a trial that failed because it could not reuse the actor of another trial.
         for trial in [trial for trial in self._trials.values() if trial.status == TuneTrial.ERROR]:
             self.on_trial_error(tune_controller, trial)
         return next((trial for trial in self._trials.values() if trial.status == TuneTrial.PENDING), None)
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
-        """Its actor is kept for the lane's next trial, even while other lanes wait for theirs to start."""
+        """Forget the trial, and let Tune keep one actor for its lane, even while actors of other lanes start."""
         self._trials.pop(trial.trial_id, None)
         lane = trial.placement_group_factory
         if lane not in self._lanes:
@@ -257,23 +261,23 @@ class StudyScheduler(FIFOScheduler):
             keep_one_more_actor(tune_controller, lane)
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """The planner's verdict on a report."""
-        goes_on = False
-        with self.driver.guarded():
-            goes_on = self.driver.take(trial.trial_id, result["told"][0])
-        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+        """The planner's decision on a report: whether the trial continues."""
+        can_continue = False
+        with self.driver.end_on_error():
+            can_continue = self.driver.process_update(trial.trial_id, result["updates"][0])
+        return TrialScheduler.CONTINUE if can_continue else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """The actor died or could not be started: its job is stopped, the trial failed."""
+        """Retry or fail a trial whose actor died or could not start."""
         self._trials.pop(trial.trial_id, None)
-        with self.driver.guarded():
-            why = trial.get_pickled_error() or trial.get_error() or "for a reason unknown"
-            self.driver.lost(trial.trial_id, f"Ray Tune lost the trial's actor: {_last_line(why)}")
+        with self.driver.end_on_error():
+            reason = trial.get_pickled_error() or trial.get_error() or "unknown reason"
+            self.driver.retry_or_fail(trial.trial_id, f"Ray Tune lost the trial's actor: {_last_line(reason)}")
             self.driver.lanes.pop(trial.trial_id, None)
 
 
 class DriverStopper(Stopper):
-    """Ends the experiment when the search must end before its budget is spent."""
+    """Ends the Tune experiment when the search must end before its budget is spent."""
 
     def __init__(self, driver: TuneDriver) -> None:
         self.driver = driver
@@ -282,12 +286,13 @@ class DriverStopper(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Asked between any two events; first of all the actors must be freed from waiting for their jobs."""
-        if self.driver.ending:
+        """Whether the experiment ends. Tune calls this between any two events."""
+        # An actor waits for its job until the job ends, so Tune could not stop the actor before.
+        if self.driver.ending_error:
             self.driver.suspend_all()
-        return self.driver.ending is not None
+        return self.driver.ending_error is not None
 
 
-def _last_line(why: object) -> str:
-    lines = [line.strip() for line in str(why).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(why)
+def _last_line(reason: object) -> str:
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(reason)

@@ -1,18 +1,18 @@
-"""Who works: slots are workers that start once, stay warm, and run one job after another.
+"""Who works: slots are groups of worker processes that start once, stay warm, and run one job after another.
 
 In reading order:
 
-- `job`           the seam between slots and jobs: Job, Report, Worker
-- `pool`          SlotSettings; what every pool of slots promises
+- `job`           the interface between slots and jobs: Job, Report, Instruction, Worker
+- `pool`          SlotSettings; the interface of every pool of slots
 - `local`         one slot in this process, without Ray
-- `cluster`       joins or starts Ray; which machines it has
-- `sizing`        how the processors of a cluster are divided into slots
+- `cluster`       joins or starts Ray; lists the machines of the cluster
+- `sizing`        divides the processors of a cluster into slots
 - `ray_slots`     slots on Ray: Ray Train worker groups
-- `board`         the actor that hands jobs to slots and reports to whoever asked (`board_state`: what it keeps)
+- `board`         the actor that assigns jobs to slots and passes on their reports (`board_state`: its data)
 - `client`        submits jobs to the board and reads their reports
-- `serving`       what each worker of a slot runs
+- `serving`       the loop that each worker of a slot runs
 - `environment`     checks that a worker sees the driver's storage and runs the driver's code
-- `process_group`   how the workers of a slot find each other
-- `ray_internals`   the private parts of Ray that the rest needs, each with its reason
+- `process_group`   chooses the network over which the workers of a slot communicate
+- `ray_internals`   the private parts of Ray that the other files need, each with the reason
 - `interrupts`      Ctrl-C and SIGTERM
 """

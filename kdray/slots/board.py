@@ -1,8 +1,8 @@
-"""The board: jobs waiting for a slot, the job each slot is on, and the reports of each job on their way to who asked.
+"""The board: it assigns waiting jobs to slots, and passes the reports of each job to the process that submitted it.
 
-One asyncio actor on the driver's node, which alone decides what becomes of a job. Jobs, reports and errors pass through
-as bytes, and what it answers is built of plain dicts: its process then needs neither torch nor kdray, and is up
-in a moment. Who calls it: `ray_slots` (asking), `serving` (working).
+It is one asyncio actor on the driver's node. It alone decides whether a job is assigned again, fails, or has ended.
+Jobs, reports and errors pass through it as bytes, and its answers are plain dictionaries. Its process therefore imports
+neither torch nor the code of a job, and starts quickly. `client`, `ray_slots` and `serving` call it.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kdray.slots.board_state import Assignment, Event, Member, Status, _Job, _Slot
+from kdray.slots.board_state import Assignment, Event, JobState, Member, SentInstruction, SlotState, Status
 
 
 async def is_alive(member: Member) -> bool:
-    """Whether a worker still answers."""
+    """Return whether a worker answers within 10 seconds."""
     try:
         await asyncio.wait_for(member["actor"].__ray_ready__.remote(), 10)
     except (ray.exceptions.RayError, TimeoutError):
@@ -30,63 +30,63 @@ async def is_alive(member: Member) -> bool:
 
 
 def kill_worker(member: Member) -> None:
-    """End a worker's process, whatever it is doing; one that is stopped hears nothing but a signal."""
+    """Kill a worker's process, whatever it is doing."""
     ray.kill(member["actor"])
-    there = NodeAffinitySchedulingStrategy(member["node"], soft=False)
-    ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_end_process).remote(member["pid"])
+    # A process that is stopped (SIGSTOP) does not react to ray.kill, only to a signal, which its own node must send.
+    same_node = NodeAffinitySchedulingStrategy(member["node"], soft=False)
+    ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=same_node)(_kill_process).remote(member["pid"])
 
 
-def _end_process(pid: int) -> None:
+def _kill_process(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
 class Board:
-    """See the module."""
+    """The state of all jobs and slots. `ray_slots` makes one Ray actor of this class for each pool."""
 
     def __init__(
         self,
         max_failures: int,
-        progress_s: float = 600.0,
-        alive: Callable[[Any], Awaitable[bool]] = is_alive,
-        kill: Callable[[Any], None] = kill_worker,
-        straggle_s: float = 30.0,
+        progress_timeout_s: float = 600.0,
+        check_alive: Callable[[Member], Awaitable[bool]] = is_alive,
+        kill: Callable[[Member], None] = kill_worker,
+        straggler_timeout_s: float = 30.0,
     ) -> None:
-        self._slots: list[_Slot] = []
-        self._max_failures, self._alive, self._kill = max_failures, alive, kill
-        self._progress_s, self._straggle_s = progress_s, straggle_s
-        self._watcher: asyncio.Task[None] | None = None
-        self._jobs: dict[int, _Job] = {}
-        self._waiting: deque[_Job] = deque()
-        self._ids, self._numbers = count(1), count(1)
+        self._max_failures, self._check_alive, self._kill = max_failures, check_alive, kill
+        self._progress_timeout_s, self._straggler_timeout_s = progress_timeout_s, straggler_timeout_s
+        self._slots: list[SlotState] = []
+        self._jobs: dict[int, JobState] = {}
+        """Job id -> a job whose events are still read."""
+        self._waiting: deque[JobState] = deque()
+        self._job_ids, self._assignment_numbers = count(1), count(1)
         self._closed = False
-        self._hopeless = b""
-        """Why there is no slot at all, for now: a pickled error."""
-        self._refused = b""
-        self._begun = False
-        """Whether the slots have settled once."""
+        self._no_slot_error = b""  # the pickled error of every job while all slots are given up, else empty
+        self._refusal = b""  # see Status
+        self._has_settled = False  # `wait_until_settled` has not returned yet
+        self._watcher: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
 
-    # ---- who asks ----
+    # ---- calls from the driver ----
 
     async def submit_job(self, name: str, payload: bytes) -> int:
-        """Put a job up; its id. Raises ValueError when a job of this name has not ended yet."""
+        """Queue a job and return its id. Raises ValueError while another job of this name has not ended."""
         async with self._changed:
             if any(job.name == name and not job.ended for job in self._jobs.values()):
                 raise ValueError(f"{name}: a job of this name is running already; wait for it or cancel it.")
-            job = _Job(next(self._ids), name, payload)
+            job = JobState(next(self._job_ids), name, payload)
             self._jobs[job.id] = job
             if self._closed:
-                job.tell("cancelled")
-            elif why := self._refused or self._hopeless:
-                job.tell("failed", why)
+                job.add_event("cancelled")
+            elif error := self._refusal or self._no_slot_error:
+                job.add_event("failed", error)
             else:
                 self._waiting.append(job)
             self._changed.notify_all()
             return job.id
 
     async def next_event(self, job_id: int) -> Event:
-        """The next word of a job, as soon as there is one; after its last one, `cancelled`."""
+        """Wait for the next event of a job and return it; `cancelled` if the job's last event was returned before."""
         job = self._jobs.get(job_id)
         if job is None:
             return {"kind": "cancelled", "attempts": 0, "host": "", "data": b""}
@@ -95,292 +95,304 @@ class Board:
             self._jobs.pop(job_id, None)
         return event
 
-    async def cancel_job(self, name: str, ask: int) -> None:
-        """End the job of this name for who asked, and tell its workers this."""
-        await self._cancel(lambda job: job.name == name, ask)
+    async def cancel_job(self, name: str, instruction: int) -> None:
+        """End the job of this name for its submitter, and send this instruction to its workers."""
+        await self._cancel(lambda job: job.name == name, instruction)
 
-    async def cancel_id(self, job_id: int, ask: int) -> None:
-        """The same, for a job whose asker listens no more."""
-        await self._cancel(lambda job: job.id == job_id, ask)
+    async def discard_job(self, job_id: int, instruction: int) -> None:
+        """Cancel a job whose events nobody will read: send this instruction to its workers, and delete its events."""
+        await self._cancel(lambda job: job.id == job_id, instruction)
         self._jobs.pop(job_id, None)
 
-    async def drain_node(self, node: str, ask: int) -> list[int]:
-        """A node is going to be taken away: its slots leave it, their jobs are told this and given out again.
+    async def drain_node(self, node: str, instruction: int) -> list[int]:
+        """Move the slots off a node that will be taken away, and return these slots.
 
-        Which slots these are.
+        Their jobs receive this instruction, and are then assigned again.
         """
         async with self._changed:
-            leaving = [
-                number
-                for number, slot in enumerate(self._slots)
-                if not slot.leaving and any(member["node"] == node for member in slot.members.values())
-            ]
+            leaving = [number for number, slot in enumerate(self._slots) if not slot.draining and slot.is_on([node])]
             for slot in (self._slots[number] for number in leaving):
-                slot.leaving = True
+                slot.draining = True
                 if slot.job is None:
-                    self._kill_members(slot)
+                    self._kill_group(slot)  # Ray Train then starts a new group, on another node
                 else:
-                    slot.job.ask = max(slot.job.ask, ask)
+                    slot.job.send(instruction)
             self._changed.notify_all()
         return leaving
 
     async def status(self) -> Status:
-        """Which slots are up now."""
+        """The current state of all slots."""
         return {
             "up": [number for number, slot in enumerate(self._slots) if slot.up],
-            "lost": {number: slot.lost for number, slot in enumerate(self._slots) if slot.lost},
-            "refused": self._refused,
+            "given_up": {number: slot.give_up_reason for number, slot in enumerate(self._slots) if slot.give_up_reason},
+            "refusal": self._refusal,
         }
 
     async def wait_until_settled(self, enough: int) -> Status:
-        """The status, once so many slots are up, or each is up or given up."""
+        """Wait until `enough` slots are up, or until each slot is up or given up; return the status."""
 
-        def known() -> bool:
+        def is_settled() -> bool:
             up = sum(slot.up for slot in self._slots)
-            return up >= enough or all(slot.up or slot.lost for slot in self._slots)
+            return up >= enough or all(slot.up or slot.give_up_reason for slot in self._slots)
 
         async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or bool(self._refused) or known())
-            self._begun = True
+            await self._changed.wait_for(lambda: self._closed or bool(self._refusal) or is_settled())
+            self._has_settled = True
         return await self.status()
 
     async def add_slot(self) -> int:
-        """One more slot; its number."""
+        """Add a slot and return its number."""
         async with self._changed:
-            self._slots.append(_Slot())
+            self._slots.append(SlotState())
             self._changed.notify_all()
             return len(self._slots) - 1
 
     async def placement_group(self, slot_number: int) -> Any:
-        """What the slot's last group of workers had reserved."""
-        return self._slots[slot_number].reserved
+        """The placement group of the slot's last worker group; None if no worker has joined yet."""
+        return self._slots[slot_number].placement_group
 
-    async def nodes_died(self, nodes: list[str]) -> None:
-        """Nodes are dead: the jobs of their slots go to the others, for a new group may be long in coming."""
+    async def retire_nodes(self, nodes: list[str]) -> None:
+        """Assign the jobs of the slots on dead nodes again, at once: a new worker group may take long to start."""
         async with self._changed:
             for slot in self._slots:
-                if any(member["node"] in nodes for member in slot.members.values()):
-                    self._retire(slot)
+                if slot.is_on(nodes):
+                    self._retire_group(slot)
             self._changed.notify_all()
 
     async def give_up_slot(self, slot_number: int, reason: str, error: bytes) -> None:
-        """Give a slot up: its job goes to the others. Without any slot left, every job ends with `error`."""
+        """Give a slot up: another slot gets its job. When every slot is given up, every job fails with `error`."""
         async with self._changed:
             slot = self._slots[slot_number]
-            slot.lost = reason
-            self._retire(slot)
-            if all(s.lost for s in self._slots):
-                self._hopeless = error
+            slot.give_up_reason = reason
+            self._retire_group(slot)
+            if all(each.give_up_reason for each in self._slots):
+                self._no_slot_error = error
                 for job in self._waiting:
-                    job.tell("failed", error)
+                    job.add_event("failed", error)
                 self._waiting.clear()
             self._changed.notify_all()
 
-    async def refuse_slot(self, slot_number: int, reason: str, error: bytes, ask: int) -> None:
-        """A worker must do no jobs. Before the slots have settled once, none is done at all: what runs is told this.
-
-        Later the other slots go on.
-        """
-        await self.give_up_slot(slot_number, reason, error)
-        async with self._changed:
-            if not self._begun:
-                self._refused = error
-                for job in self._jobs.values():
-                    job.tell("failed", error)
-                    job.ask = max(job.ask, ask)
-                self._waiting.clear()
-            self._changed.notify_all()
-
-    async def close(self, ask: int) -> list[int]:
-        """Cancel every job; the slots go home. Those that have a home to go to."""
+    async def close(self, instruction: int) -> list[int]:
+        """Cancel every job, and end every worker group. Return the slots whose groups will now end by themselves."""
         async with self._changed:
             self._closed = True
             for job in self._jobs.values():
-                job.tell("cancelled")
+                job.add_event("cancelled")
+            # Workers may still run a job that was discarded, which is no longer in `_jobs`.
             for job in [*self._jobs.values(), *(slot.job for slot in self._slots if slot.job)]:
-                job.ask = max(job.ask, ask)
+                job.send(instruction)
             self._waiting.clear()
             self._changed.notify_all()
             return [number for number, slot in enumerate(self._slots) if slot.members]
 
-    async def kill_all(self) -> None:
-        """End the processes of the slots that did not go home."""
+    async def kill_groups(self) -> None:
+        """Kill the worker groups that did not end by themselves after `close`."""
         for slot in self._slots:
-            self._kill_members(slot)
+            self._kill_group(slot)
 
-    async def end_controllers(self) -> None:
-        """End what starts the slots: one that waits for room would do so after the cluster was left."""
+    async def kill_controllers(self) -> None:
+        """Kill Ray Train's controllers: one that waits for resources would continue after the driver has left Ray."""
         for slot in self._slots:
             if slot.controller:
                 ray.kill(slot.controller)
 
-    # ---- who works ----
-
     async def register_controller(self, slot_number: int, controller: Any) -> None:
-        """A slot is being started by this controller; for nothing, when the board is closed."""
+        """Store the controller that starts the slot's worker groups; kill it if the board is closed already."""
         self._slots[slot_number].controller = controller
         if self._closed:
             ray.kill(controller)
 
-    async def join_worker(self, slot_number: int, group: str, rank: int, world: int, member: Any) -> None:
-        """A worker is up. The first of a new group tells that the group before it is dead."""
+    # ---- calls from the workers ----
+
+    async def refuse_slot(self, slot_number: int, reason: str, error: bytes, instruction: int) -> None:
+        """Give up a slot whose worker must not run jobs, because its storage or its code is not the driver's.
+
+        If the slots have not settled before, every job fails with `error`, and the running ones receive this
+        instruction. After that only this slot is given up, and the other slots continue.
+        """
+        await self.give_up_slot(slot_number, reason, error)
+        async with self._changed:
+            if not self._has_settled:
+                self._refusal = error
+                for job in self._jobs.values():
+                    job.add_event("failed", error)
+                    job.send(instruction)
+                self._waiting.clear()
+            self._changed.notify_all()
+
+    async def join_worker(self, slot_number: int, group: str, rank: int, world: int, member: Member) -> None:
+        """Add a worker to the slot's group. The first worker of a new group shows that the previous group is dead."""
         async with self._changed:
             slot = self._slots[slot_number]
             if slot.group != group:
-                self._retire(slot)
+                self._retire_group(slot)
                 slot.group = group
-            slot.members[rank], slot.reserved = member, member["reserved"]
-            self._watcher = self._watcher or asyncio.create_task(self._watch())
+            slot.members[rank], slot.placement_group = member, member["placement_group"]
+            self._watcher = self._watcher or asyncio.create_task(self._kill_hung_groups())
             if len(slot.members) == world:
-                slot.up, slot.lost, self._hopeless = True, "", b""
+                # A slot that was given up because it started late is used from now on.
+                slot.up, slot.give_up_reason, self._no_slot_error = True, "", b""
             self._changed.notify_all()
 
-    async def take_job(self, slot_number: int, group: str, rank: int, after: int) -> Assignment | None:
-        """The slot's next job after assignment `after`; None when the pool is closed or the group is given up."""
+    async def next_assignment(self, slot_number: int, group: str, rank: int, after: int) -> Assignment | None:
+        """Wait for the slot's next assignment after number `after`, and return it.
+
+        None: the board is closed, or another group serves the slot.
+        """
         slot = self._slots[slot_number]
 
-        def ready() -> bool:
+        def is_ready() -> bool:
             if self._closed or slot.group != group:
                 return True
             if slot.job is not None:
-                return slot.number > after
-            return rank == 0 and bool(self._waiting) and not slot.leaving
+                return slot.assignment_number > after
+            # Rank 0 takes a job from the queue for all ranks.
+            return rank == 0 and bool(self._waiting) and not slot.draining
 
         async with self._changed:
-            await self._changed.wait_for(ready)
+            await self._changed.wait_for(is_ready)
             if self._closed or slot.group != group:
                 return None
-            if slot.job is None:
-                slot.job, slot.number, slot.outcomes = self._waiting.popleft(), next(self._numbers), {}
-                slot.job.attempts += 1
-                slot.job.host = ", ".join(dict.fromkeys(slot.members[rank]["host"] for rank in sorted(slot.members)))
-                slot.heard = asyncio.get_running_loop().time()
+            job = slot.job
+            if job is None:
+                job = self._waiting.popleft()
+                slot.assign(job, next(self._assignment_numbers))
+                slot.last_progress = asyncio.get_running_loop().time()
                 self._changed.notify_all()
-            return {"number": slot.number, "name": slot.job.name, "payload": slot.job.payload}
+            return {"number": slot.assignment_number, "name": job.name, "payload": job.payload}
 
-    async def pass_report(self, slot_number: int, number: int, data: bytes) -> None:
-        """Pass a report on; a report of an assignment that is over is dropped."""
+    async def pass_report(self, slot_number: int, assignment_number: int, data: bytes) -> None:
+        """Queue a report for the job's submitter. The report of an assignment that is over is ignored."""
         slot = self._slots[slot_number]
-        if slot.job is not None and slot.number == number:
-            slot.heard = asyncio.get_running_loop().time()
-            slot.job.tell("report", data)
+        if slot.job is not None and slot.assignment_number == assignment_number:
+            slot.last_progress = asyncio.get_running_loop().time()
+            slot.job.add_event("report", data)
 
-    async def note_progress(self, slot_number: int, number: int) -> None:
-        """A rank got on with its job."""
+    async def report_progress(self, slot_number: int, assignment_number: int) -> None:
+        """Note that a rank has made a step of its job."""
         slot = self._slots[slot_number]
-        if slot.number == number:
-            slot.heard = asyncio.get_running_loop().time()
+        if slot.assignment_number == assignment_number:
+            slot.last_progress = asyncio.get_running_loop().time()
 
-    async def next_instruction(self, slot_number: int, group: str, known: tuple[int, int]) -> tuple[int, int]:
-        """What the slot's workers are told as soon as it is something new: assignment and `Ask`; (0, 0): no more."""
-        slot = self._slots[slot_number]
+    async def next_instruction(self, slot_number: int, group: str, known: SentInstruction) -> SentInstruction | None:
+        """Wait for an instruction to the slot's workers that is newer than `known`, and return it.
 
-        def news() -> tuple[int, int] | None:
-            told = (slot.number, slot.job.ask) if slot.group == group and slot.job and slot.job.ask else (0, 0)
-            over = self._closed or slot.group != group
-            return told if told > known else (0, 0) if over else None
-
-        async with self._changed:
-            await self._changed.wait_for(lambda: news() is not None)
-            return news() or (0, 0)
-
-    async def finish_rank(self, slot_number: int, number: int, rank: int, error: bytes, broken: bool) -> bool:
-        """A rank is through with its job; whether its group can go on, answered when every rank is through.
-
-        `broken`: the rank cannot tell in what state its group is. If a peer is dead, that is the cause, and the job is
-        given out again; otherwise the job ends with this error. Either way the group must be started anew.
+        None: no more will come, because the board is closed or another group serves the slot.
         """
         slot = self._slots[slot_number]
-        if slot.number != number or slot.job is None:
+
+        def newer() -> SentInstruction | None:
+            return slot.instruction_after(known) if slot.group == group else None
+
+        async with self._changed:
+            await self._changed.wait_for(lambda: newer() is not None or self._closed or slot.group != group)
+            return newer()
+
+    async def finish_rank(
+        self, slot_number: int, assignment_number: int, rank: int, error: bytes, broken: bool
+    ) -> bool:
+        """Note that a rank has finished its job, wait for the other ranks, and return whether the group can continue.
+
+        `error` is the rank's pickled error, or empty. `broken`: the rank does not know the state of its group. If
+        another rank is dead, then its death is the cause, and the job is assigned again. Otherwise the job ends with
+        this error. In both cases the group must be restarted.
+        """
+        slot = self._slots[slot_number]
+        if slot.assignment_number != assignment_number or slot.job is None:
             return False
         if broken:
-            await self._break(slot, number, rank, error)
+            await self._retire_broken_group(slot, assignment_number, rank, error)
             return False
         group = slot.group
         async with self._changed:
-            slot.outcomes[rank] = error
-            if len(slot.outcomes) == len(slot.members):
-                self._end(slot)
-                if slot.leaving:
-                    self._retire(slot)
+            slot.errors[rank] = error
+            if len(slot.errors) == len(slot.members):
+                self._end_job(slot)
+                if slot.draining:
+                    self._retire_group(slot)
             self._changed.notify_all()
-        await self._all_through(slot, number)
+        await self._wait_for_all_ranks(slot, assignment_number)
         return slot.group == group
 
-    async def _all_through(self, slot: _Slot, number: int) -> None:
-        """Return when all ranks of this assignment are through; one that failed is not kept waiting for ever."""
+    # ---- jobs and groups ----
 
-        def over() -> bool:
-            return slot.number != number or slot.job is None
+    async def _wait_for_all_ranks(self, slot: SlotState, assignment_number: int) -> None:
+        """Return when every rank has finished this assignment; if a rank has failed, retire the group after a time."""
+
+        def is_over() -> bool:
+            return slot.assignment_number != assignment_number or slot.job is None
 
         async with self._changed:
-            await self._changed.wait_for(lambda: over() or any(slot.outcomes.values()))
+            await self._changed.wait_for(lambda: is_over() or any(slot.errors.values()))
+            # The other ranks may wait for ever in a collective call for the rank that failed.
             try:
-                await asyncio.wait_for(self._changed.wait_for(over), self._straggle_s)
+                await asyncio.wait_for(self._changed.wait_for(is_over), self._straggler_timeout_s)
             except TimeoutError:
-                self._end(slot)
-                self._retire(slot)
+                self._end_job(slot)
+                self._retire_group(slot)
                 self._changed.notify_all()
 
-    # ---- what becomes of a job ----
-
-    async def _cancel(self, which: Callable[[_Job], bool], ask: int) -> None:
+    async def _cancel(self, matches: Callable[[JobState], bool], instruction: int) -> None:
         async with self._changed:
-            for job in filter(which, list(self._jobs.values())):
-                job.tell("cancelled")
-                job.ask = max(job.ask, ask)
+            for job in filter(matches, list(self._jobs.values())):
+                job.add_event("cancelled")
+                job.send(instruction)
             self._waiting = deque(job for job in self._waiting if not job.ended)
             self._changed.notify_all()
 
-    async def _break(self, slot: _Slot, number: int, rank: int, error: bytes) -> None:
+    async def _retire_broken_group(self, slot: SlotState, assignment_number: int, rank: int, error: bytes) -> None:
         peers = [member for other, member in slot.members.items() if other != rank]
-        all_alive = all(await asyncio.gather(*map(self._alive, peers)))
+        all_alive = all(await asyncio.gather(*map(self._check_alive, peers)))
         async with self._changed:
-            if slot.number == number and slot.job is not None:
+            if slot.assignment_number == assignment_number and slot.job is not None:
                 if all_alive:
-                    slot.outcomes = {rank: error}
-                    self._end(slot)
-                self._retire(slot)
+                    slot.errors = {rank: error}
+                    self._end_job(slot)
+                self._retire_group(slot)
                 self._changed.notify_all()
 
-    def _end(self, slot: _Slot) -> None:
-        """The job is over: with the error of its lowest rank, or well; or it made room, and waits again."""
+    def _end_job(self, slot: SlotState) -> None:
+        """End the slot's job with the error of its lowest failed rank, or as finished.
+
+        A job that was suspended because its slot is being drained waits for another slot instead.
+        """
         if slot.job is None:
             return
-        errors = [slot.outcomes[rank] for rank in sorted(slot.outcomes) if slot.outcomes[rank]]
-        if slot.leaving and slot.job.ask and not slot.job.ended and not errors:
-            slot.job.attempts -= 1  # nobody's fault
-            slot.job.ask = 0
+        errors = [slot.errors[rank] for rank in sorted(slot.errors) if slot.errors[rank]]
+        if slot.draining and slot.job.instruction and not slot.job.ended and not errors:
+            slot.job.attempts -= 1  # the job did not cause this
+            slot.job.instruction = 0
             self._waiting.appendleft(slot.job)
         else:
-            slot.job.tell("failed" if errors else "finished", errors[0] if errors else b"")
+            slot.job.add_event("failed" if errors else "finished", errors[0] if errors else b"")
         slot.job = None
 
-    def _retire(self, slot: _Slot) -> None:
-        """The slot's group is dead: its job waits again, before all others, unless it was tried often enough."""
+    def _retire_group(self, slot: SlotState) -> None:
+        """Remove the slot's dead group. Its job waits again, first in the queue, or has died in its last attempt."""
         job, slot.job = slot.job, None
-        drained = slot.leaving
-        slot.group, slot.members, slot.up, slot.leaving = "", {}, False, False
+        was_draining = slot.draining
+        slot.group, slot.members, slot.up, slot.draining = "", {}, False, False
         if job is None or job.ended:
             return
-        job.ask = 0
-        job.attempts -= drained
+        job.instruction = 0
+        if was_draining:
+            job.attempts -= 1
         if job.attempts > self._max_failures:
-            job.tell("died", job.trouble.encode())
+            job.add_event("died", job.death_cause.encode())
         else:
             self._waiting.appendleft(job)
 
-    def _kill_members(self, slot: _Slot) -> None:
+    def _kill_group(self, slot: SlotState) -> None:
         for member in slot.members.values():
             self._kill(member)
 
-    async def _watch(self) -> None:
-        """End the groups whose job does not get on; who restarts them finds the job waiting."""
+    async def _kill_hung_groups(self) -> None:
+        """Kill each group whose job makes no step for `progress_timeout_s`. Ray Train then starts a new group."""
         loop = asyncio.get_running_loop()
         while not self._closed:
-            await asyncio.sleep(min(5.0, self._progress_s / 4))
+            await asyncio.sleep(min(5.0, self._progress_timeout_s / 4))
             for slot in self._slots:
-                if slot.job is not None and loop.time() - slot.heard > self._progress_s:
-                    slot.job.trouble = f"it made no step for {self._progress_s:g} s"
-                    slot.heard = loop.time()
-                    self._kill_members(slot)
+                if slot.job is not None and loop.time() - slot.last_progress > self._progress_timeout_s:
+                    slot.job.death_cause = f"it made no step for {self._progress_timeout_s:g} s"
+                    slot.last_progress = loop.time()  # the next kill comes only after another full limit
+                    self._kill_group(slot)

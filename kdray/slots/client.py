@@ -1,4 +1,4 @@
-"""How jobs are handed to the slots on Ray, and their reports heard: what the board is asked, from any process."""
+"""Submits jobs to the board and reads their reports, from any process of the cluster."""
 
 import pickle
 from collections.abc import Iterator
@@ -14,34 +14,38 @@ from kdray.slots.job import Instruction, Job, Report
 
 
 class RayClient:
-    """Hands jobs to the slots from any process of the cluster."""
+    """Runs jobs on the slots of one board; see SlotClient."""
 
     def __init__(self, board: Any) -> None:
         self.board = board
 
     def run(self, job: Job, name: str) -> "RayRun":
-        """Hand a job over at once; the reports can be read when it suits."""
+        """Submit a job. It starts when a slot is free, whether or not its reports are read.
+
+        Raises JobError when the job cannot be pickled, or while another job of this name is running.
+        """
         try:
             payload = cloudpickle.dumps(job)
         except Exception as error:
             raise JobError(f"{name}: the job cannot be sent to a slot: {error}") from error
         try:
-            job_id = ask_board(self.board.submit_job, name, payload)
+            job_id = call_board(self.board.submit_job, name, payload)
         except ValueError as error:
+            # Ray raises an error of its own that is also a ValueError, and keeps the board's error in `cause`.
             raise JobError(str(getattr(error, "cause", error))) from None
         return RayRun(self.board, job_id, name)
 
     def cancel(self, name: str) -> None:
-        """Stop this job at its next step; its reports end now."""
-        ask_board(self.board.cancel_job, name, int(Instruction.END))
+        """Stop the job of this name at its next step; its reports end now."""
+        call_board(self.board.cancel_job, name, int(Instruction.END))
 
     def suspend(self, name: str) -> None:
-        """Stop this job at its next step, after a checkpoint; its reports end now."""
-        ask_board(self.board.cancel_job, name, int(Instruction.SUSPEND))
+        """Stop the job of this name at its next step, after a checkpoint; its reports end now."""
+        call_board(self.board.cancel_job, name, int(Instruction.SUSPEND))
 
 
 class RayRun:
-    """A job of RaySlots and the reports it has sent."""
+    """The reports of a job that a RayClient submitted; see JobRun."""
 
     def __init__(self, board: Any, job_id: int, name: str) -> None:
         self.attempts, self.host = 0, ""
@@ -54,7 +58,7 @@ class RayRun:
     def __next__(self) -> Report:
         if self._ended:
             raise StopIteration
-        event: Event = ask_board(self._board.next_event, self._id)
+        event: Event = call_board(self._board.next_event, self._id)
         self.attempts, self.host = event["attempts"], event["host"]
         if event["kind"] == "report":
             report: Report = cloudpickle.loads(event["data"])
@@ -64,38 +68,42 @@ class RayRun:
             why = event["data"].decode() or "killed, out of memory, or crashed"
             raise JobError(
                 f"{self._name}: its worker died each of the {self.attempts} times it was tried: {why}. "
-                "The slots' logs have its last words; slots.max_failures allows more tries."
+                "The slots' logs have its last lines; slots.max_failures allows more tries."
             )
         if event["kind"] == "failed":
             raise unpickle_error(self._name, event["data"])
         raise StopIteration
 
     def close(self) -> None:
-        """See JobRun."""
+        """Suspend the job if it has not ended; see JobRun."""
         if not self._ended:
             self._ended = True
             if ray.is_initialized():
-                self._board.cancel_id.remote(self._id, int(Instruction.SUSPEND))
+                self._board.discard_job.remote(self._id, int(Instruction.SUSPEND))
 
     def __del__(self) -> None:
-        self.close()
+        self.close()  # a run that the caller dropped must not keep its slot busy
 
 
-def ask_board(method: Any, *arguments: Any, timeout: float | None = None) -> Any:
-    """The board's answer. Its own ValueErrors come as they are, as does GetTimeoutError when it says nothing for
-    `timeout` seconds; raises SlotsLost when it is dead."""
+def call_board(method: Any, *arguments: Any, timeout: float | None = None) -> Any:
+    """Call a method of the board's actor and return its result.
+
+    Raises GetTimeoutError when there is no result within `timeout` seconds, the board's own ValueErrors, and SlotsLost
+    when the board is dead.
+    """
     try:
         return ray.get(method.remote(*arguments), timeout=timeout)
     except (ValueError, GetTimeoutError):
         raise
     except RayError as error:
         raise SlotsLost(
-            f"The board that hands jobs to the slots is gone ({last_error_line(error)}); what was recorded is safe, and the "
-            "same command goes on from there."
+            f"The board, which assigns jobs to the slots, is dead ({last_error_line(error)}). What was recorded is "
+            "safe, and the same command goes on from there."
         ) from error
 
 
 def unpickle_error(name: str, data: bytes) -> KDRayError:
+    """The error of job `name`; a JobError that says so if the error cannot be unpickled in this process."""
     try:
         error: KDRayError = pickle.loads(data)
     except Exception as problem:
@@ -104,6 +112,6 @@ def unpickle_error(name: str, data: bytes) -> KDRayError:
 
 
 def last_error_line(error: BaseException) -> str:
-    """What Ray's many lines end with: the error at the bottom of it."""
+    """The last line of an error's text. The text of a Ray error has many lines, and the last one names the cause."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip().rstrip(".")

@@ -1,7 +1,6 @@
-"""Which Ray this is, what machines it has, and what it can grow to.
+"""Joins a Ray cluster or starts Ray on this machine, and lists the machines that it has and those that it can add.
 
-Joins a cluster or starts one on this machine, and keeps Ray's chatter off the screen. How its machines divide into
-slots is worked out in `sizing`.
+What Ray prints in this process goes to a log file. `sizing` divides the machines into slots.
 """
 
 import logging
@@ -26,119 +25,128 @@ from kdray.slots.ray_internals import (
 )
 from kdray.slots.sizing import Growth, Node, with_plural
 
-MOST_NODES = 1000
-"""What a limit that the cluster does not set is taken for."""
+UNLIMITED_NODES = 1000
+"""The number of machines that is assumed where the cluster sets no limit."""
 
 BOOTSTRAP_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
-"""Where `ray up` leaves the cluster's file on its head."""
+"""The copy of the cluster's file that `ray up` writes on the head."""
 
-FIRST_NODES_S = 90.0
-"""How long the machines that a cluster begins with are waited for; it goes on without those that do not come."""
+FIRST_NODES_TIMEOUT_S = 90.0
+"""Seconds to wait for the machines that a cluster begins with. The sweep starts without those that are missing then."""
 
-ray_log = logging.getLogger("ray")
+ray_logger = logging.getLogger("ray")
 
 
 @dataclass(frozen=True)
 class ClusterInfo:
-    """The Ray that was joined or started."""
+    """The Ray cluster that was joined or started."""
 
     address: str
     local: bool
-    """Started here, on this machine, for this process alone."""
+    """Whether Ray was started on this machine, for this process alone."""
     session: Path
-    """Where Ray keeps its own logs, on each node."""
+    """The folder of Ray's own logs, on each node."""
     nodes: tuple[Node, ...]
 
     @property
     def sentence(self) -> str:
-        """What was joined, in words."""
+        """A sentence for people: which cluster was joined, and what it has."""
         cpus, gpus = sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes)
-        what = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        size = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
         if self.local:
-            return f"Started Ray on this machine: {what}."
-        return f"Joined the Ray cluster at {self.address}: {with_plural(len(self.nodes), 'node')}, {what}."
+            return f"Started Ray on this machine: {size}."
+        return f"Joined the Ray cluster at {self.address}: {with_plural(len(self.nodes), 'node')}, {size}."
 
     def close(self) -> None:
-        """Leave the cluster; one that was started here ends."""
+        """Leave the cluster. A Ray that was started here ends."""
         if ray.is_initialized():
             ray.shutdown()
 
 
 def connect(
-    address: str | None, require_cluster: bool, logs: Path, note: Callable[[str], None] = ray_log.info
+    address: str | None, require_cluster: bool, logs: Path, note: Callable[[str], None] = ray_logger.info
 ) -> ClusterInfo:
-    """Join the cluster at `address`; without one, the cluster of RAY_ADDRESS or `ray start`, else start Ray here.
+    """Join the cluster at `address`. Without an address: join RAY_ADDRESS or a running cluster, else start Ray here.
 
-    `local` always starts Ray here. On the head of a cluster that `ray up` made, and with `require_cluster`, that is
-    never done, and the machines that the cluster begins with are waited for. Raises ResourceError when there is no
-    such cluster.
+    `local` always starts Ray on this machine. With `require_cluster`, and on the head of a cluster that `ray up` made,
+    Ray is never started here: a missing cluster raises ResourceError, because a sweep on this machine alone is not what
+    the user wants. On such a head, the machines that the cluster begins with are waited for, and `note` is called with
+    a sentence about it.
     """
     if require_cluster and address == "local":
         raise ResourceError("--require-cluster and --address local exclude each other; give one of them.")
     require_cluster = require_cluster or (address is None and BOOTSTRAP_CONFIG.exists())
-    _quieten(logs)
+    _log_to_file(logs)
     if not ray.is_initialized():
         _start_or_join("auto" if require_cluster and address is None else address)
-        _quieten(logs)  # ray.init drops the handlers of the logger `ray`
+        _log_to_file(logs)  # ray.init removes the handlers of the logger `ray`
     context = ray.get_runtime_context()
     if address != "local":
-        _await_first_nodes(note)
+        _wait_for_first_nodes(note)
     info = ClusterInfo(
         address=context.gcs_address,
         local=is_head_of_local_ray(),
         session=session_folder(),
         nodes=list_nodes(),
     )
-    ray_log.info("%s Ray's own logs: %s", info.sentence, info.session)
+    ray_logger.info("%s Ray's own logs: %s", info.sentence, info.session)
     return info
 
 
 def list_nodes() -> tuple[Node, ...]:
-    """The machines that are up."""
+    """The machines of the cluster that are up."""
     return tuple(nodes_by_id().values())
 
 
 def nodes_by_id() -> dict[str, Node]:
-    """The machines that are up, by Ray's id."""
-    return {node["NodeID"]: Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"]}
+    """The machines of the cluster that are up, by Ray's id of the node."""
+    return {node["NodeID"]: Node.from_resources(node["Resources"]) for node in ray.nodes() if node["Alive"]}
 
 
 def cluster_growth() -> Growth | None:
-    """What the cluster can grow to; None where it is as large as it will get by itself."""
+    """The machines that the cluster can have at most; None where it does not add machines by itself."""
     if groups := node_groups():
-        return Growth(_repeated((Node.of(resources), most) for resources, most in groups))
+        return Growth(_repeat((Node.from_resources(resources), limit) for resources, limit in groups))
     if BOOTSTRAP_CONFIG.exists():
-        return _growth_in(yaml.safe_load(BOOTSTRAP_CONFIG.read_text()))
-    return Growth(()) if "RAY_CLUSTER_NAME" in os.environ else None  # KubeRay's operator sets it in every pod
+        return _growth_in_config(yaml.safe_load(BOOTSTRAP_CONFIG.read_text()))
+    # KubeRay's operator sets this variable in every pod, but the limits of its autoscaler are not known here.
+    return Growth(()) if "RAY_CLUSTER_NAME" in os.environ else None
 
 
-def _growth_in(config: Mapping[str, Any]) -> Growth | None:
-    """What the file that `ray up` was given allows; None where it does not say how large its machines are."""
-    most = config.get("max_workers", 0)
+def _growth_in_config(config: Mapping[str, Any]) -> Growth | None:
+    """The machines that the cluster's file allows; None where the file does not say how large they are."""
+    limit = config.get("max_workers", 0)
     head = config["head_node_type"]
     types = config["available_node_types"]
-    sizes = {name: Node.of(of.get("resources") or {}) for name, of in types.items()}
-    if not any(node.cpus for node in sizes.values()):
+    nodes = {name: Node.from_resources(each.get("resources") or {}) for name, each in types.items()}
+    if not any(node.cpus for node in nodes.values()):
         return None
-    groups = [(sizes[head], 1)]
-    groups += [(sizes[name], min(of.get("max_workers", 0), most)) for name, of in types.items() if name != head]
-    return Growth(_repeated(groups))
+    groups = [(nodes[head], 1)]
+    groups += [(nodes[name], min(each.get("max_workers", 0), limit)) for name, each in types.items() if name != head]
+    return Growth(_repeat(groups))
 
 
-def _repeated(groups: Iterable[tuple[Node, int]]) -> tuple[Node, ...]:
-    return tuple(node for node, times in groups for _ in range(MOST_NODES if times < 0 else min(times, MOST_NODES)))
+def _repeat(groups: Iterable[tuple[Node, int]]) -> tuple[Node, ...]:
+    """Each node as often as its number says. A negative number: the cluster sets no limit."""
+    nodes: list[Node] = []
+    for node, number in groups:
+        nodes += [node] * (UNLIMITED_NODES if number < 0 else min(number, UNLIMITED_NODES))
+    return tuple(nodes)
 
 
-def _await_first_nodes(note: Callable[[str], None]) -> None:
-    """Workers come a minute after `ray up` has ended: to begin without them would cut the slots for the head alone."""
+def _wait_for_first_nodes(note: Callable[[str], None]) -> None:
+    """On the head of a cluster that `ray up` made, wait for the workers that the cluster begins with.
+
+    They join about a minute after `ray up` has ended. Without them, the slots would be divided for the head alone.
+    """
     if not BOOTSTRAP_CONFIG.exists():
         return
     config = yaml.safe_load(BOOTSTRAP_CONFIG.read_text())
-    first = 1 + sum(of.get("min_workers", 0) for of in config["available_node_types"].values())
-    until = time.monotonic() + FIRST_NODES_S
-    if len(list_nodes()) < first:
-        note(f"Waiting for {first} nodes, at most {FIRST_NODES_S:g} s; {len(list_nodes())} so far.")
-    while len(list_nodes()) < first and time.monotonic() < until:
+    expected = 1 + sum(each.get("min_workers", 0) for each in config["available_node_types"].values())
+    until = time.monotonic() + FIRST_NODES_TIMEOUT_S
+    if len(list_nodes()) < expected:
+        note(f"Waiting for {expected} nodes, at most {FIRST_NODES_TIMEOUT_S:g} s; {len(list_nodes())} so far.")
+    while len(list_nodes()) < expected and time.monotonic() < until:
         time.sleep(0.5)
 
 
@@ -159,19 +167,19 @@ def _start_or_join(address: str | None) -> None:
         ) from None
     token = Path.home() / ".ray" / "auth_token"
     if token.exists() and token.stat().st_mode & 0o077:
-        token.chmod(0o600)  # Ray writes it for everyone to read
+        token.chmod(0o600)  # Ray writes the token with mode 0644, which every user of this machine can read
 
 
-def _quieten(logs: Path) -> None:
-    """Send what Ray says in this process to a file."""
+def _log_to_file(logs: Path) -> None:
+    """Send Ray's log messages of this process to `ray.log` in this folder, and not to the screen."""
     logs.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(logs / "ray.log", delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in LOG_NAMES:
-        log = logging.getLogger(name)
-        for handler in log.handlers:
+        logger = logging.getLogger(name)
+        for handler in logger.handlers:
             handler.close()
-        log.handlers = [file]
-        log.setLevel(logging.INFO)
-        log.propagate = False
+        logger.handlers = [file]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
     print_no_worker_logs()

@@ -1,7 +1,7 @@
-"""What a worker's machine must have in common with the driver's, looked at before its first job.
+"""Checks, before a worker's first job, that its machine has the same code and the same storage as the driver's.
 
-A cluster whose machines see different folders under one path, or run different code, trains for hours and then has no
-student, or another one than it says. So each worker looks for a file that the driver wrote, and compares versions.
+On a cluster whose machines see different folders under one path, or run different code, a sweep would train for hours
+and then have no student, or a wrong one. So each worker compares versions, and reads a file that the driver wrote.
 """
 
 import hashlib
@@ -17,35 +17,44 @@ from kdray.errors import Refused, ResourceError, StorageError
 from kdray.storage.mirror import fetch
 
 PACKAGES = ("torch", "transformers")
-SEEN_WITHIN_S = 15.0
-"""How late a file server may show one machine what another has written."""
+"""The packages besides kdray whose versions must be equal."""
+
+PROOF_TIMEOUT_S = 15.0
+"""Seconds within which a file server shows one machine what another machine has written."""
 
 
 @dataclass(frozen=True)
 class DriverEnvironment:
-    """What every worker must find as the driver does."""
+    """The code and the storage of the driver, which every worker must have too."""
 
     machine: str
     versions: dict[str, str]
     proof: Path | None
-    """A file in the sweep's folder, written by the driver. None: nothing there is shared."""
+    """A file in the sweep's folder that the driver wrote. None: no storage is shared, and none is checked."""
     content: bytes
+    """The content of that file."""
 
     @classmethod
-    def here(cls, proof: Path | None) -> "DriverEnvironment":
-        """What this process finds."""
-        return cls(_machine(), installed_versions(), proof, proof.read_bytes() if proof else b"")
+    def of_this_process(cls, proof: Path | None) -> "DriverEnvironment":
+        """The code of this process, and the storage that it sees."""
+        return cls(
+            machine=_machine(),
+            versions=installed_versions(),
+            proof=proof,
+            content=proof.read_bytes() if proof else b"",
+        )
 
     def refusal(self) -> Refused | None:
-        """Why this process may do no jobs of the sweep: its code, or the storage it sees, is another."""
-        if _machine() != self.machine:  # on the driver's own, the same code is there, whatever is being written in it
+        """Why this process must not run jobs of the sweep: other code, or another storage; None if it may."""
+        # On the driver's own machine the code is the same installation, which somebody may edit while the sweep runs.
+        if _machine() != self.machine:
             own = installed_versions()
-            differing = {name: known for name, known in self.versions.items() if own[name] != known}
-            wrong = [f"{name} {own[name]} (the driver: {known})" for name, known in differing.items()]
+            differing = {name: version for name, version in self.versions.items() if own[name] != version}
+            wrong = [f"{name} {own[name]} (the driver: {version})" for name, version in differing.items()]
             if wrong:
                 return ResourceError(
-                    f"the machine {_machine()} has {', '.join(wrong)}. All machines need the same: on a cluster made "
-                    "by `ray up`, the same command again brings them in step."
+                    f"the machine {_machine()} has {', '.join(wrong)}. All machines need the same versions: on a "
+                    "cluster made by `ray up`, run the same `ray up` again to install them everywhere."
                 )
         try:
             return _storage_refusal(self.proof, self.content) if self.proof else None
@@ -55,19 +64,20 @@ class DriverEnvironment:
 
 @cache
 def installed_versions() -> dict[str, str]:
-    """Of what a job's numbers depend on; of kdray every line counts, for a checkout's version stays the same."""
+    """The versions of Python, PACKAGES and kdray, on which the numbers of a job depend."""
     package = Path(__file__).parents[1]
-    lines = hashlib.sha256()
+    # The version of a checkout does not change with its code, so kdray's version here includes a digest of its files.
+    digest = hashlib.sha256()
     for module in sorted(package.rglob("*.py")):
-        lines.update(module.read_bytes())
+        digest.update(module.read_bytes())
     python = ".".join(platform.python_version_tuple()[:2])
     others = {name: metadata.version(name) for name in PACKAGES}
-    return {"Python": python, **others, "kdray": f"{metadata.version('kdray')} ({lines.hexdigest()[:8]})"}
+    return {"Python": python, **others, "kdray": f"{metadata.version('kdray')} ({digest.hexdigest()[:8]})"}
 
 
 def _storage_refusal(proof: Path, content: bytes) -> StorageError | None:
-    until = time.monotonic() + SEEN_WITHIN_S
-    while _content(proof) != content:
+    until = time.monotonic() + PROOF_TIMEOUT_S
+    while _read(proof) != content:
         if time.monotonic() > until:
             seen = "another one" if proof.exists() else "nothing"
             return StorageError(
@@ -85,11 +95,11 @@ def _storage_refusal(proof: Path, content: bytes) -> StorageError | None:
         )
 
 
-def _content(path: Path) -> bytes | None:
+def _read(path: Path) -> bytes | None:
     try:
         return fetch(path).read_bytes()
-    except StorageError:  # a bucket that this machine may not use
-        raise
+    except StorageError:
+        raise  # a bucket that this machine may not use: waiting does not help
     except OSError:
         return None
 

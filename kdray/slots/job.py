@@ -1,6 +1,7 @@
-"""What a job is and what it is given: the seam between the slots, which know no distillation, and the jobs.
+"""The interface between slots and jobs. Slots know nothing about distillation, and jobs know nothing about Ray.
 
-A job is a picklable callable. It is called once in every worker of one slot, with that worker, and yields reports.
+A job is a picklable callable. Every worker of one slot calls it once, with its `Worker`, and iterates over the reports
+that it yields.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 Report: TypeAlias = dict[str, Any]
-"""What a job tells: JSON values by name. Only rank 0's reports travel. One that holds `NOTE` alone is a sentence for
-people, no evaluation."""
+"""What a job reports: JSON values by name. Only the reports of rank 0 reach the submitter. A report that has only the
+key `NOTE` is a sentence for people, not an evaluation."""
 
 NOTE = "note"
 
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """So many processor threads within the block, as many as before after it."""
+    """Let PyTorch use `count` processor threads within the block, and as many as before after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -35,7 +36,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 class Pool(Protocol):
-    """Whatever runs jobs: all that teacher, transfer set and costs need to know of the slots."""
+    """A pool of slots as teacher, transfer set and costs need it; `kdray.slots.pool.SlotPool` has more."""
 
     @property
     def count(self) -> int:
@@ -44,24 +45,24 @@ class Pool(Protocol):
 
     @property
     def threads_alone(self) -> int:
-        """How many processor threads a worker may use while no other job runs: all slots', if they are on one node."""
+        """How many processor threads a worker may use while no other job runs: those of all slots on a single node."""
         ...
 
     def run(self, job: Job, name: str) -> Iterator[Report]:
-        """Run a job and yield its reports. Raises JobError when it fails; closing the iterator stops the job."""
+        """Run a job and yield its reports. Raises JobError when the job fails; closing the iterator stops the job."""
         ...
 
 
 class Instruction(IntEnum):
-    """What a job is asked to do at its next step; the greatest counts."""
+    """What a job must do at its next step. If several are sent, the greatest counts."""
 
     NOTHING = 0
     SAVE = 1
-    """Write a checkpoint and go on."""
+    """Write a checkpoint and continue."""
     SUSPEND = 2
-    """Write a checkpoint and end: the job will be gone on with."""
+    """Write a checkpoint and end: the job will be continued."""
     END = 3
-    """End, and leave what was done."""
+    """End without a checkpoint."""
 
 
 def _nothing() -> Instruction:
@@ -70,50 +71,52 @@ def _nothing() -> Instruction:
 
 @dataclass
 class Worker:
-    """One process of a slot: its place in the group, its device, and what stays warm in it between jobs."""
+    """One process of a slot: its rank, its device, and a cache that stays warm between jobs."""
 
     rank: int = 0
     world: int = 1
+    """How many workers the slot has."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: dict[Any, Any] = field(default_factory=dict)
     instruction: Callable[[], Instruction] = _nothing
-    """What rank 0 has been told from outside; costs nothing to ask."""
+    """The instruction that was sent to rank 0, read without waiting."""
     progress: int = 0
-    """Grows while the job gets on; a worker whose count stands still for too long is taken for hung."""
+    """A count of steps. A worker whose count does not change for slots.progress_timeout_s counts as hung."""
 
     @property
     def pad_multiple(self) -> int:
-        """Batches are padded up to a multiple of so many tokens: GPU kernels like eights, a CPU only pays for them."""
+        """Batches are padded to a multiple of this many tokens."""
+        # GPU kernels are faster with multiples of 8. On a CPU the padding cost an eighth of the work.
         return 8 if self.device.type == "cuda" else 1
 
     def next_instruction(self, save: bool = False) -> Instruction:
-        """What to do at this step; `save`: rank 0 finds it time for a checkpoint.
+        """The instruction for this step. `save`: rank 0 wants a checkpoint now.
 
-        A collective call: every rank must make it, and all get the same answer.
+        A collective call: every rank must make it, and every rank gets the same instruction.
         """
         self.progress += 1
         return Instruction(self.broadcast(max(self.instruction(), Instruction.SAVE if save else Instruction.NOTHING)))
 
     def must_stop(self) -> bool:
-        """Whether to end at this step, for a job that keeps no checkpoints. A collective call."""
+        """Whether a job without checkpoints must end at this step. A collective call."""
         return self.next_instruction() >= Instruction.SUSPEND
 
     def broadcast(self, number: int) -> int:
-        """Rank 0's number, on every rank. A collective call."""
+        """The number of rank 0, on every rank. A collective call."""
         if self.world == 1:
             return number
-        own = torch.tensor([number], device=self.device)
-        dist.broadcast(own, src=0)
-        return int(own.item())
+        tensor = torch.tensor([number], device=self.device)
+        dist.broadcast(tensor, src=0)
+        return int(tensor.item())
 
     def cached(self, key: Any, make: Callable[[], T]) -> T:
-        """The warm value under `key`, made the first time; the key names everything the value depends on."""
+        """The cached value of `key`, which names everything that the value depends on; `make` creates a missing one."""
         if key not in self.cache:
             self.cache[key] = make()
         return self.cache[key]
 
     def all_gather(self, value: T) -> list[T]:
-        """Every rank's value, in rank order, on every rank. A collective call."""
+        """The values of all ranks, in rank order, on every rank. A collective call."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world

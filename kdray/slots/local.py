@@ -1,6 +1,6 @@
-"""One slot in this very process: jobs run in the thread that asks for their reports, where a debugger can follow them.
+"""One slot in this process: a job runs in the thread that reads its reports, where a debugger can step through it.
 
-Same seam as `ray_slots`, no Ray: most tests and `--local` runs use it.
+It has the interface of `ray_slots`, without Ray. Most tests and `--local` runs use it.
 """
 
 import collections
@@ -17,7 +17,7 @@ from kdray.slots.pool import as_job_error
 
 
 class LocalSlots:
-    """A pool of one slot with one worker: this process."""
+    """A SlotPool of one slot with one worker: this process."""
 
     count = 1
     runs_in_caller = True
@@ -28,37 +28,41 @@ class LocalSlots:
         self._runs: dict[str, LocalRun] = {}
 
     def run(self, job: Job, name: str) -> "LocalRun":
-        """The job's reports; each step of the iteration runs the job on to its next report."""
+        """Return an iterator over the job's reports. Each `next` runs the job up to its next report."""
         if name in self._runs:
             raise JobError(f"{name}: a job of this name is running already; wait for it or cancel it.")
         return LocalRun(self, job, name)
 
     def cancel(self, name: str) -> None:
-        """Stop this job at its next step; from the thread that runs it, at its last report."""
-        self._tell(name, Instruction.END)
+        """Stop the job of this name: at its next step, or at its last report if the same thread runs it."""
+        self._send(name, Instruction.END)
 
     def suspend(self, name: str) -> None:
-        """The same, after a checkpoint."""
-        self._tell(name, Instruction.SUSPEND)
+        """Stop the job of this name as `cancel` does, but after a checkpoint."""
+        self._send(name, Instruction.SUSPEND)
 
-    def _tell(self, name: str, ask: Instruction) -> None:
+    def _send(self, name: str, instruction: Instruction) -> None:
         if run := self._runs.get(name):
-            run.ask = max(run.ask, ask)
+            run.instruction = max(run.instruction, instruction)
 
     @property
     def threads_alone(self) -> int:
+        """See SlotPool."""
         return self.threads
 
     def client(self) -> "LocalSlots":
+        """See SlotPool."""
         return self
 
     def wait(self, timeout: float | None = None) -> None:
-        """This process is up."""
+        """Do nothing: this process is up."""
 
     def describe(self) -> dict[str, Any]:
+        """See SlotPool."""
         return {"kind": "local", "count": 1, "workers": 1, "threads": self.threads, "device": str(self.worker.device)}
 
     def close(self) -> None:
+        """Suspend every job and clear the worker's cache."""
         for name in list(self._runs):
             self.suspend(name)
         self.worker.cache.clear()
@@ -71,15 +75,15 @@ class LocalSlots:
 
 
 class LocalRun:
-    """A job of LocalSlots, from its first `next` to its end."""
+    """A job of LocalSlots, as a JobRun. The job starts with the first `next`."""
 
     attempts = 1
     host = platform.node()
 
     def __init__(self, slots: LocalSlots, job: Job, name: str) -> None:
-        self.ask = Instruction.NOTHING
+        self.instruction = Instruction.NOTHING
         self._interrupted = False
-        self._reports = self._told(slots, job, name)
+        self._reports = self._run_job(slots, job, name)
 
     def __iter__(self) -> Iterator[Report]:
         return self._reports
@@ -88,27 +92,29 @@ class LocalRun:
         return next(self._reports)
 
     def close(self) -> None:
-        """See JobRun; the job runs on to its next step."""
+        """Suspend the job, as JobRun says; it runs to its next step in this call."""
         self._reports.close()
 
     def interrupt(self) -> None:
-        """Suspend the job, and then be a KeyboardInterrupt."""
+        """Suspend the job, and let the iterator raise KeyboardInterrupt when the job has ended."""
         self._interrupted = True
-        self.ask = max(self.ask, Instruction.SUSPEND)
+        self.instruction = max(self.instruction, Instruction.SUSPEND)
 
-    def _told(self, slots: LocalSlots, job: Job, name: str) -> Generator[Report, None, None]:
+    def _run_job(self, slots: LocalSlots, job: Job, name: str) -> Generator[Report, None, None]:
         slots._runs[name] = self
-        slots.worker.instruction = lambda: self.ask
+        slots.worker.instruction = lambda: self.instruction
         threads = torch.get_num_threads()
-        torch.set_num_threads(slots.threads)  # sums depend on it: a Ray slot with as many gives the same numbers
+        # Sums depend on the number of threads: a slot on Ray with as many threads gives the same numbers.
+        torch.set_num_threads(slots.threads)
         reports = iter(job(slots.worker))
         try:
-            yield from self._until_asked(reports)
+            yield from self._reports_until_instruction(reports)
         except (Exception, SystemExit) as error:
             raise as_job_error(name, error) from error
         finally:
-            self.ask = max(self.ask, Instruction.SUSPEND)
-            if self.ask is Instruction.SUSPEND:
+            self.instruction = max(self.instruction, Instruction.SUSPEND)
+            if self.instruction is Instruction.SUSPEND:
+                # The job gets the instruction at its next step, and writes its checkpoint before it ends.
                 collections.deque(reports, maxlen=0)
             elif hasattr(reports, "close"):
                 reports.close()
@@ -117,11 +123,12 @@ class LocalRun:
         if self._interrupted:
             raise KeyboardInterrupt
 
-    def _until_asked(self, reports: Iterator[Report]) -> Iterator[Report]:
-        while not self.ask:
+    def _reports_until_instruction(self, reports: Iterator[Report]) -> Iterator[Report]:
+        while not self.instruction:
+            # A KeyboardInterrupt in the middle of a step would leave the model half updated.
             with redirect_signals(self.interrupt):
                 report = next(reports, None)
             if report is None:
                 return
-            if not self.ask:
+            if not self.instruction:
                 yield report

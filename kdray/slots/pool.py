@@ -1,8 +1,8 @@
-"""The seam: what a pool of slots is asked for, and what it promises.
+"""The interface of a pool of slots: what can be requested from it, and what it guarantees.
 
-A job is handed to a pool under a name and its reports come back one by one. Whether a pool is this process
-(`local`) or worker groups on a Ray cluster (`ray_slots`) makes no difference to who asks. What a job is stands in
-`kdray.slots.job`; what it computes is no business of a slot's.
+A job is submitted to a pool under a name, and its reports come back one by one. The caller does not see whether the
+pool is this process (`local`) or worker groups on a Ray cluster (`ray_slots`). `kdray.slots.job` defines what a job is;
+a pool does not know what a job computes.
 """
 
 import traceback
@@ -17,36 +17,36 @@ from kdray.slots.job import Job, Report
 
 
 class SlotSettings(Settings):
-    """How many slots, and what each of them holds."""
+    """How many slots there are, and which resources each of them has."""
 
     count: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Jobs at a time. auto: one for each `workers` GPUs; without GPUs one for each `workers` CPUs, at most 8; more and
-    fewer as machines join and leave the cluster."""
+    """How many jobs run at the same time. auto: one for each `workers` GPUs; without GPUs one for each `workers` CPUs,
+    at most 8; more or fewer when machines join or leave the cluster."""
     workers: int = Field(1, ge=1)
     """Processes that train one job together (DistributedDataParallel)."""
     cpus: float | None = Field(None, gt=0)
-    """Of one worker. None: an equal share of the cluster's."""
+    """CPUs of one worker. None: an equal share of the cluster's CPUs."""
     gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """Of one worker; 0.5 puts two workers on a GPU. auto: an equal share of the cluster's, at most 1."""
+    """GPUs of one worker; 0.5 puts two workers on one GPU. auto: an equal share of the cluster's GPUs, at most 1."""
     max_failures: int = Field(2, ge=0)
-    """How many times a job may take its slot down and be tried again."""
+    """How many times a job is tried again after its worker died."""
     start_timeout_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """How long to wait for a slot before its resources are said to be missing. auto: five minutes, or twenty where the
-    cluster starts machines first."""
+    """Seconds to wait for a slot before its resources are reported as missing. auto: 300, or 1,200 where the cluster
+    starts machines first."""
     progress_timeout_s: float = Field(600.0, gt=0)
-    """How long a job may make no step before its worker is taken for hung and started anew; to load a model must not
-    take longer."""
+    """Seconds without a step after which a job's worker counts as hung and is restarted. Loading a model must not take
+    longer."""
     stop_timeout_s: float = Field(15.0, gt=0)
-    """How long a job may take for its last step and checkpoint when the sweep is stopped, before it is killed."""
+    """Seconds that a job may take for its last step and checkpoint when the sweep is stopped, before it is killed."""
 
 
 class JobRun(Protocol):
-    """The reports of one job, in order; ends when the job has ended or was cancelled, raises what the job raised."""
+    """An iterator over the reports of one job: it ends when the job has ended or was cancelled, or raises its error."""
 
     attempts: int
-    """How often the job was begun: more than once when its slot died under it. Each attempt reports from its start."""
+    """How many times the job was started: more than once if its worker died. Each attempt reports from its start."""
     host: str
-    """The machines that it runs on, by rank; known with its first report."""
+    """The machines that the job runs on, in rank order; known from the first report on."""
 
     def __iter__(self) -> Iterator[Report]: ...
 
@@ -57,16 +57,16 @@ class JobRun(Protocol):
 
 
 class SlotClient(Protocol):
-    """What hands jobs to the slots; picklable, so that any process of the cluster can."""
+    """Submits jobs to the slots. It can be pickled, so that any process of the cluster can use it."""
 
     def run(self, job: Job, name: str) -> JobRun:
-        """Hand over a job. Raises JobError, here or while iterating, with the reason if it fails."""
+        """Submit a job. Raises JobError with the reason if the job fails, here or from the iterator."""
 
     def cancel(self, name: str) -> None:
-        """Stop the job of this name at its next step; its reports end at once. Unknown names are ignored."""
+        """Stop the job of this name at its next step; its reports end at once. An unknown name is ignored."""
 
     def suspend(self, name: str) -> None:
-        """The same, but it writes a checkpoint first, since it will be gone on with."""
+        """Stop the job of this name as `cancel` does, but after a checkpoint, because it will be continued."""
 
 
 class SlotPool(SlotClient, Protocol):
@@ -74,7 +74,7 @@ class SlotPool(SlotClient, Protocol):
 
     @property
     def count(self) -> int:
-        """How many jobs run at a time; it may change while the pool is open."""
+        """How many jobs run at the same time; it may change while the pool is open."""
         ...
 
     @property
@@ -87,13 +87,15 @@ class SlotPool(SlotClient, Protocol):
         """Whether a job runs in the thread that reads its reports, so that only one job can run at a time."""
         ...
 
-    def client(self) -> SlotClient: ...
+    def client(self) -> SlotClient:
+        """The part of the pool that submits jobs."""
+        ...
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return when every slot is up. Raises ResourceError when one of them cannot be had."""
+        """Wait until every slot is up, at most `timeout` seconds. Raises ResourceError when a slot cannot start."""
 
     def describe(self) -> dict[str, Any]:
-        """What the slots are, for the record: JSON values by name."""
+        """The kind, number and resources of the slots, as JSON values by name."""
 
     def __enter__(self) -> Self: ...
 
@@ -101,13 +103,18 @@ class SlotPool(SlotClient, Protocol):
 
 
 def as_job_error(name: str, error: BaseException) -> KDRayError:
-    """What the asker of job `name` is told: our own errors as they are, others as a JobError that names the place."""
+    """Convert an error of job `name` for its submitter.
+
+    A KDRayError is returned unchanged, and a full or failing storage as a StorageError. Any other error becomes a
+    JobError that names the line of code, with the traceback as a note.
+    """
     if isinstance(error, KDRayError):
         return error
     if full := storage_error(error):
         return full
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    told = JobError(f"{name}: {type(error).__name__}: {error}{place}")
-    told.add_note("".join(traceback.format_exception(error)))
-    return told
+    job_error = JobError(f"{name}: {type(error).__name__}: {error}{place}")
+    # A traceback object cannot be pickled; its text can.
+    job_error.add_note("".join(traceback.format_exception(error)))
+    return job_error

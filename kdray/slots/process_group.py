@@ -1,7 +1,7 @@
-"""How the workers of one slot find each other: over the network that Ray knows their nodes by.
+"""Chooses the network over which the workers of one slot communicate: the one of the address that Ray uses for a node.
 
-Without help, gloo asks for the address of the machine's own name. On many machines that is 127.0.1.1, so workers on two
-machines would wait for each other for ever. NCCL finds a network by itself.
+By default gloo listens on the address that the machine's own name resolves to. On many machines (Debian) that is
+127.0.1.1, and workers on two machines would wait for each other for ever. NCCL finds a network by itself.
 """
 
 import os
@@ -10,10 +10,11 @@ import psutil
 import ray
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
+"""The environment variable with the network interface that gloo uses."""
 
 
 def interface_with_address(address: str) -> str | None:
-    """The name of the network interface of this machine that has this address."""
+    """The name of this machine's network interface that has this address; None if no interface has it."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address == address for each in addresses):
             return name
@@ -21,7 +22,7 @@ def interface_with_address(address: str) -> str | None:
 
 
 def use_node_network() -> None:
-    """Let gloo in this process listen where other nodes reach this one, unless the user has named an interface."""
-    found = interface_with_address(ray.util.get_node_ip_address())
-    if found:
-        os.environ.setdefault(INTERFACE, found)
+    """Let gloo in this process use the network on which other nodes reach this node, unless the user chose another."""
+    interface = interface_with_address(ray.util.get_node_ip_address())
+    if interface:
+        os.environ.setdefault(INTERFACE, interface)

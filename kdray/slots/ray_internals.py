@@ -1,7 +1,7 @@
-"""The private parts of Ray that kdray needs: all of them are used here, each with the reason.
+"""The private parts of Ray that kdray needs. They are used in this file only, each with the reason.
 
-Ray has no public way to do these things. `tests/slots/test_ray_internals.py` says which of them a new version of Ray
-has changed. What they are used for is the business of the callers.
+Ray has no public way to do these things. `tests/slots/test_ray_internals.py` fails where a new version of Ray has
+changed one of them.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,12 +22,12 @@ LOG_NAMES = ("ray", "ray._private")
 """The loggers of Ray in this process. `ray.init` removes the handlers of the first while it logs through the second."""
 
 RETRYABLE = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, RayError)
-"""Errors after which the start of a slot is tried again. A RayError means that the controller died, for example because
-a worker on its node ran out of memory."""
+"""Errors after which the start of a slot is tried again. A RayError means that Ray Train's controller died, for example
+because a worker on its node ran out of memory."""
 
 
 def is_head_of_local_ray() -> bool:
-    """Whether `ray.init` started Ray in this process. The public context says only which address was joined."""
+    """Whether `ray.init` started Ray in this process. Ray's public context has only the address that was joined."""
     return bool(ray._private.worker._global_node.head)
 
 
@@ -42,19 +42,22 @@ def print_no_worker_logs() -> None:
 
 
 def node_groups() -> list[tuple[dict[str, float], int]]:
-    """The resources of each kind of node that the autoscaler may add, and how many of it; empty where unknown."""
+    """The resources of each type of node that the autoscaler may add, and the limit of their number.
+
+    Empty where Ray does not know the autoscaler's configuration.
+    """
     config = ray._private.state.state.get_cluster_config()
     groups = config.node_group_configs if config is not None else ()
     return [(dict(group.resources), group.max_count) for group in groups]
 
 
 def draining_nodes() -> set[str]:
-    """The ids of the nodes that will be taken away. Ray's public list of nodes does not tell it."""
+    """The ids of the nodes that are being drained. Ray's public list of nodes does not contain this state."""
     return set(ray._private.state.state.get_draining_nodes())
 
 
-def timed_out(error: BaseException) -> bool:
-    """Whether the start of a worker group failed because its resources were not there in time."""
+def is_start_timeout(error: BaseException) -> bool:
+    """Whether the start of a worker group failed because its resources were not available in time."""
     return any(isinstance(each, WorkerGroupStartupTimeoutError) for each in _error_and_controller_failure(error))
 
 
@@ -64,12 +67,12 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def keep_one_more_actor(tune_controller: Any, resources: Any) -> None:
-    """Let Ray Tune keep one more idle actor with these resources. Tune has no setting for the size of this cache."""
+    """Let Ray Tune keep one more idle actor with these resources. Tune has no setting for the size of its cache."""
     tune_controller._actor_cache.increase_max(resources)
 
 
 def _error_and_controller_failure(error: BaseException) -> Iterable[Any]:
-    """Ray Train raises its own error, and keeps in it the error that ended its controller."""
+    """The error and the one that ended Ray Train's controller, which Train stores in the error that it raises."""
     return error, getattr(error, "controller_failure", None)
 
 
@@ -77,7 +80,8 @@ def _error_and_controller_failure(error: BaseException) -> Iterable[Any]:
 class ControllerStarted(ControllerCallback):
     """Calls `register` with the actor of Ray Train's controller before its worker group starts.
 
-    Only the actor itself can be killed while it waits for resources, and Train does not hand it out.
+    While the controller waits for resources, killing this actor is the only way to end it, and Train does not give
+    access to it.
     """
 
     register: Callable[[Any], None]
@@ -109,9 +113,9 @@ class _NodeNetworkBackend(_TorchBackend):
 
 
 class NodeNetworkConfig(TorchConfig):
-    """A TorchConfig whose gloo process group uses the network address that Ray knows a node by.
+    """A TorchConfig whose gloo process group uses the network of the address that Ray uses for a node.
 
-    It must be set in each worker before the process group starts, and Train's public hooks run after that.
+    The network must be set in each worker before the process group starts, and Train's public hooks run after that.
     """
 
     @property

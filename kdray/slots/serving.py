@@ -1,8 +1,8 @@
-"""What every worker of a slot runs, from the slot's start to its end: take a job from the board, do it, tell.
+"""The loop that every worker of a slot runs until the slot ends: get an assignment, run the job, report its outcome.
 
-A Python error ends the job, not the worker: it and everything warm in it goes on to the next job. In a slot of
-several workers that holds for our own errors, which every rank raises alike; after any other the ranks may wait for
-one another in different places, so the group is started anew.
+A Python error ends the job, not the worker: the worker continues with the next job, and its cache stays warm. In a slot
+of several workers this holds for a KDRayError, which every rank raises alike. After any other error the ranks may wait
+for each other in different collective calls, so the group is restarted.
 """
 
 import logging
@@ -25,7 +25,7 @@ from ray.train.torch import get_device
 from ray.util.placement_group import get_current_placement_group
 
 from kdray.errors import KDRayError, StorageError
-from kdray.slots.board_state import Assignment, Member
+from kdray.slots.board_state import Assignment, Member, SentInstruction
 from kdray.slots.environment import DriverEnvironment
 from kdray.slots.job import Instruction, Job, Worker
 from kdray.slots.pool import as_job_error
@@ -35,141 +35,162 @@ logger = logging.getLogger(__name__)
 
 
 class SlotBroken(RuntimeError):
-    """Raised in a worker to have its whole group started anew."""
+    """Raised in a worker so that Ray Train restarts its whole group."""
 
 
 @dataclass(frozen=True)
 class SlotContext:
-    """Which slot a worker serves, and how."""
+    """The slot that a worker serves, and how it serves it."""
 
     board: Any
-    slot: int
+    number: int
+    """The number of the slot."""
     threads: int
+    """Processor threads of one worker."""
     logs: Path
-    common: DriverEnvironment
-    beat_s: float = 5.0
-    """Seconds between two signs that a job gets on."""
+    driver: DriverEnvironment
+    progress_interval_s: float = 5.0
+    """Seconds between two looks at the job's progress, which is then reported to the board."""
 
 
-def serve(post: SlotContext) -> None:
-    """Do jobs until the board is closed. Raises SlotBroken when this group cannot go on."""
+def serve(slot: SlotContext) -> None:
+    """Run jobs until the board is closed. Raises SlotBroken when the worker group cannot continue."""
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     worker = Worker(rank, world, get_device())
-    refusals = [refusal for refusal in worker.all_gather(post.common.refusal()) if refusal]
+    refusals = [refusal for refusal in worker.all_gather(slot.driver.refusal()) if refusal]
     if refusals:
         with suppress(ray.exceptions.ActorDiedError):
             first = refusals[0]
-            ray.get(post.board.refuse_slot.remote(post.slot, str(first), _pickled(first), int(Instruction.SUSPEND)))
+            ray.get(slot.board.refuse_slot.remote(slot.number, str(first), _pickle(first), int(Instruction.SUSPEND)))
         return
-    log = post.logs / f"slot-{post.slot}-rank-{rank}.log"
-    _write_to(log)
-    torch.set_num_threads(post.threads)
-    group = _agreed(uuid.uuid4().hex, world)
+    log = slot.logs / f"slot-{slot.number}-rank-{rank}.log"
+    _redirect_output(log)
+    torch.set_num_threads(slot.threads)
+    group = _broadcast_text(uuid.uuid4().hex, world)
     try:
-        _Server(post, group, worker).work()
+        _JobLoop(slot, group, worker).run()
     except ray.exceptions.ActorDiedError:
-        return  # the board is gone: so is who asked
+        return  # the board is dead, and nobody waits for a report
     finally:
+        # Where the storage is a bucket, only the driver's node copies logs to it by itself.
         with suppress(StorageError, FileNotFoundError):
-            send(log, log)  # of a bucket's storage, only the driver's node copies the logs
+            send(log, log)
 
 
-class _Server:
-    def __init__(self, post: SlotContext, group: str, worker: Worker) -> None:
-        self.board, self.slot, self.beat_s = post.board, post.slot, post.beat_s
-        self.group, self.worker = group, worker
-        self.number = 0
-        self.news = (0, 0)
-        """What was told last: of which assignment, and an `Ask`."""
-        worker.instruction = lambda: Instruction(self.news[1]) if self.news[0] == self.number else Instruction.NOTHING
+class _JobLoop:
+    """The calls of one worker to the board, and the jobs that it runs."""
 
-    def work(self) -> None:
+    def __init__(self, slot: SlotContext, group: str, worker: Worker) -> None:
+        self._board, self._slot, self._progress_interval_s = slot.board, slot.number, slot.progress_interval_s
+        self._group, self._worker = group, worker
+        self._assignment_number = 0
+        self._received = SentInstruction(assignment=0, instruction=int(Instruction.NOTHING))
+        worker.instruction = self._current_instruction
+
+    def run(self) -> None:
         context = ray.get_runtime_context()
-        me = Member(
+        member = Member(
             actor=context.current_actor,
             node=context.get_node_id(),
             host=platform.node(),
             pid=os.getpid(),
-            reserved=get_current_placement_group(),
+            placement_group=get_current_placement_group(),
         )
-        self._ask(self.board.join_worker, self.slot, self.group, self.worker.rank, self.worker.world, me)
-        threading.Thread(target=self._beat, name="progress", daemon=True).start()
-        if self.worker.rank == 0:
-            threading.Thread(target=self._hear, name="news", daemon=True).start()
-        while assignment := self._ask(self.board.take_job, self.slot, self.group, self.worker.rank, self.number):
-            self.number = assignment["number"]
-            error, broken = self._done(assignment)
-            if not self._ask(self.board.finish_rank, self.slot, self.number, self.worker.rank, error, broken):
-                raise SlotBroken(f"slot {self.slot}: its group cannot go on after {assignment['name']}.")
+        rank = self._worker.rank
+        self._call(self._board.join_worker, self._slot, self._group, rank, self._worker.world, member)
+        threading.Thread(target=self._report_progress, name="progress", daemon=True).start()
+        if rank == 0:
+            threading.Thread(target=self._receive_instructions, name="instructions", daemon=True).start()
+        while assignment := self._next_assignment():
+            self._assignment_number = assignment["number"]
+            error, broken = self._run_job(assignment)
+            if not self._call(self._board.finish_rank, self._slot, self._assignment_number, rank, error, broken):
+                raise SlotBroken(f"slot {self._slot}: its worker group cannot continue after {assignment['name']}.")
 
-    def _ask(self, method: Any, *arguments: Any) -> Any:
+    def _call(self, method: Any, *arguments: Any) -> Any:
         return ray.get(method.remote(*arguments))
 
-    def _hear(self) -> None:
-        """Keep what `Worker.told` reads up to date, whatever the job is doing."""
-        while (news := self._ask(self.board.next_instruction, self.slot, self.group, self.news)) != (0, 0):
-            self.news = news
+    def _next_assignment(self) -> Assignment | None:
+        assignment: Assignment | None = self._call(
+            self._board.next_assignment, self._slot, self._group, self._worker.rank, self._assignment_number
+        )
+        return assignment
 
-    def _beat(self) -> None:
-        """Tell that the job gets on, while it does."""
-        told = 0
+    def _current_instruction(self) -> Instruction:
+        """The instruction for the current job; NOTHING if the last one was for an earlier job."""
+        received = self._received
+        if received["assignment"] != self._assignment_number:
+            return Instruction.NOTHING
+        return Instruction(received["instruction"])
+
+    def _receive_instructions(self) -> None:
+        """Store each instruction from the board. Runs in a thread, so that a job reads them without waiting."""
+        while new := self._call(self._board.next_instruction, self._slot, self._group, self._received):
+            self._received = new
+
+    def _report_progress(self) -> None:
+        """Report to the board in each interval in which the job has made a step. Runs in a thread."""
+        reported = 0
         while True:
-            time.sleep(self.beat_s)
-            beats, number = self.worker.progress, self.number
-            if beats != told:
-                told = beats
-                self._ask(self.board.note_progress, self.slot, number)
+            time.sleep(self._progress_interval_s)
+            progress, assignment_number = self._worker.progress, self._assignment_number
+            if progress != reported:
+                reported = progress
+                self._call(self._board.report_progress, self._slot, assignment_number)
 
-    def _done(self, assignment: Assignment) -> tuple[bytes, bool]:
-        """Do a job. Its pickled error, if any, and whether that leaves the group in an unknown state."""
-        outcome = b"", False
+    def _run_job(self, assignment: Assignment) -> tuple[bytes, bool]:
+        """Run a job. Return its pickled error, or empty, and whether the state of the group is unknown after it."""
         try:
-            self._report_all(cloudpickle.loads(assignment["payload"]))
+            self._pass_reports(cloudpickle.loads(assignment["payload"]))
+            return b"", False
         except (Exception, SystemExit) as error:
             logger.exception("%s failed", assignment["name"])
-            told = as_job_error(assignment["name"], error)
-            unknown = self.worker.world > 1 and told is not error
-            outcome = _pickled(told), unknown or isinstance(error, torch.AcceleratorError)
-        if outcome[0] and self.worker.device.type == "cuda":
-            torch.cuda.empty_cache()  # what an out-of-memory job held: other slots may share this GPU
+            job_error = as_job_error(assignment["name"], error)
+            ranks_may_differ = self._worker.world > 1 and job_error is not error
+            # After an AcceleratorError, every later call of this process on its GPU may fail.
+            outcome = _pickle(job_error), ranks_may_differ or isinstance(error, torch.AcceleratorError)
+        if self._worker.device.type == "cuda":
+            torch.cuda.empty_cache()  # PyTorch keeps the memory of a failed job, and other slots may share this GPU
         return outcome
 
-    def _report_all(self, job: Job) -> None:
-        """Send rank 0's reports on; each is on the board before the job goes on, so that none is lost with it."""
-        reports = iter(job(self.worker))
+    def _pass_reports(self, job: Job) -> None:
+        """Run a job and pass the reports of rank 0 to the board."""
+        reports = iter(job(self._worker))
         for report in reports:
-            if self.worker.rank == 0:
-                self._ask(self.board.pass_report, self.slot, self.number, cloudpickle.dumps(report))
-            if self.worker.world == 1 and self.worker.instruction() is Instruction.END:
-                break  # several ranks stop together, at a step of their own: see Worker.next_instruction
+            if self._worker.rank == 0:
+                # Each report is awaited: calls to an async actor may overtake each other, and a report that arrives
+                # after `finish_rank` would be lost.
+                self._call(self._board.pass_report, self._slot, self._assignment_number, cloudpickle.dumps(report))
+            if self._worker.world == 1 and self._worker.instruction() is Instruction.END:
+                break  # several ranks must end at the same step, in Worker.next_instruction
         if hasattr(reports, "close"):
             reports.close()
 
 
-def _agreed(value: str, world: int) -> str:
-    """Rank 0's value, on every rank."""
+def _broadcast_text(text: str, world: int) -> str:
+    """The text of rank 0, on every rank."""
     if world == 1:
-        return value
-    box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
-    return str(box[0])
+        return text
+    texts: list[Any] = [text]
+    dist.broadcast_object_list(texts, src=0)
+    return str(texts[0])
 
 
-def _pickled(error: KDRayError) -> bytes:
+def _pickle(error: KDRayError) -> bytes:
     try:
         return cloudpickle.dumps(error)
-    except Exception:  # an error of ours that carries something of the job's
+    except Exception:  # the error has an attribute that cannot be pickled
         return cloudpickle.dumps(as_job_error("job", RuntimeError(str(error))))
 
 
-def _write_to(path: Path) -> None:
-    """Send what this process writes to its log of the sweep, where every word about a slot is looked for."""
+def _redirect_output(path: Path) -> None:
+    """Append what this process writes to stdout and stderr to the slot's log in the sweep's folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError:
-        return  # storage that this node does not see: Ray's own log of the worker has it
+        return  # the node does not see the storage; the output stays in Ray's own log of the worker
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(log, 1)

@@ -1,6 +1,7 @@
-"""How the processors of a cluster divide into slots: plain arithmetic on nodes, without asking Ray anything.
+"""Divides the processors of a cluster into slots. It computes with lists of machines, and does not call Ray.
 
-What is asked for and cannot be had is refused here, before anything is started, with both figures.
+Slots that the cluster does not have room for are refused here, before anything is started. The message says what was
+requested and what the cluster has.
 """
 
 import math
@@ -11,143 +12,168 @@ from typing import Self
 from kdray.errors import ResourceError
 from kdray.slots.pool import SlotSettings
 
-MOST_CPU_SLOTS = 8
-"""count="auto" on CPUs alone: beyond this, memory and the search's patience give out before the cores do."""
+MAX_CPU_SLOTS = 8
+"""The most slots that count="auto" gives on CPUs alone. With more, memory and the search are the limit, not cores."""
 
-SLIVER = 0.02
-"""CPU of each worker's share left to Ray Tune, whose trials wait for slots and must themselves be scheduled."""
+TUNE_CPUS = 0.02
+"""CPUs of each worker's share that are left to Ray Tune: its trials wait for slots, and Ray must schedule them too."""
+
+ROUNDING = 1e-6
+"""Added before a number is rounded down, because floating point may give 2.9999999 instead of 3."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine of the cluster offers."""
+    """The processors of one machine of the cluster."""
 
     cpus: float
     gpus: float
 
     @classmethod
-    def of(cls, resources: Mapping[str, float]) -> Self:
-        """With these of Ray's resources."""
+    def from_resources(cls, resources: Mapping[str, float]) -> Self:
+        """A node with these resources, under Ray's names."""
         return cls(float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0)))
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What a cluster that grows can have at most."""
+    """The machines that a cluster with an autoscaler can have at most."""
 
     nodes: tuple[Node, ...]
-    """None where only its autoscaler knows."""
+    """Empty where only the autoscaler knows them."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the machines are known here."""
+        return bool(self.nodes)
 
 
 @dataclass(frozen=True)
 class SlotShares:
-    """What each worker of each slot gets."""
+    """The number of slots, and the resources of each worker."""
 
     count: int
     workers: int
+    """Workers of each slot."""
     cpus: float
+    """CPUs of each worker."""
     gpus: float
+    """GPUs of each worker."""
 
     @property
     def threads(self) -> int:
-        return max(1, int(self.cpus + 1e-6))
+        """Processor threads of each worker."""
+        return max(1, int(self.cpus + ROUNDING))
 
     @property
     def bundle(self) -> dict[str, float]:
-        """As Ray reserves it."""
-        bundle = {"CPU": round(max(self.cpus - SLIVER, SLIVER), 4)}
+        """The resources of each worker, as Ray reserves them."""
+        bundle = {"CPU": round(max(self.cpus - TUNE_CPUS, TUNE_CPUS), 4)}
         return bundle | ({"GPU": self.gpus} if self.gpus else {})
 
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
-        of = f"{with_plural(self.count, 'slot')} of {with_plural(self.workers, 'worker')}"
-        return f"{of} with {self.cpus:g} CPUs{gpus} each"
+        workers = f"{with_plural(self.count, 'slot')} of {with_plural(self.workers, 'worker')}"
+        return f"{workers} with {self.cpus:g} CPUs{gpus} each"
 
 
 def divide_into_slots(settings: SlotSettings, nodes: Iterable[Node], growth: Growth | None = None) -> SlotShares:
-    """How the cluster is divided. Raises ResourceError when it does not have what is asked for, nor can grow to it."""
-    there = tuple(nodes)
-    most = growth.nodes if growth and growth.nodes else there
+    """Divide a cluster of these nodes into slots as the settings request.
+
+    `growth`: the nodes that the cluster can have at most; None if it does not grow. Raises ResourceError when the
+    cluster neither has nor can grow to what is requested.
+    """
+    present = tuple(nodes)
+    most = growth.nodes if growth and growth.is_known else present
+    only_autoscaler_knows = growth is not None and not growth.is_known
     cpus, gpus = sum(node.cpus for node in most), sum(node.gpus for node in most)
-    count = _count(settings, cpus, gpus)
-    if settings.count == "auto" and not (growth is not None and not growth.nodes):
-        count = max(1, min(count, _most(settings, gpus, most)))
+    count = _slot_count(settings, cpus, gpus)
+    if settings.count == "auto" and not only_autoscaler_knows:
+        count = max(1, min(count, _slots_that_fit(settings, gpus, most)))
     workers = count * settings.workers
     gpu_share = _gpu_share(workers, most) if settings.gpus == "auto" else settings.gpus
-    cpu_share = settings.cpus or _cpu_share(workers, gpu_share, most) or _floor(cpus / workers)
-    asked = SlotShares(count, settings.workers, cpu_share, gpu_share)
-    if growth is not None and not growth.nodes and cpu_share:
-        return asked  # only the autoscaler knows; slots.start_timeout_s is the limit
-    if workers_that_fit(most, asked) < workers:
-        verb = "has" if most == there else "can grow to"
-        raise _refused(asked, f"The cluster {verb} {describe_nodes(most)}.")
-    return asked
+    cpu_share = settings.cpus or _cpu_share(workers, gpu_share, most) or _round_down(cpus / workers)
+    shares = SlotShares(count=count, workers=settings.workers, cpus=cpu_share, gpus=gpu_share)
+    if only_autoscaler_knows and cpu_share:
+        return shares  # cannot be checked here: slots.start_timeout_s limits the wait
+    if workers_that_fit(most, shares) < workers:
+        verb = "has" if most == present else "can grow to"
+        raise ResourceError(
+            f"slots: asked for {shares}. The cluster {verb} {describe_nodes(most)}. Ask for less: slots.count, "
+            "slots.workers, slots.cpus, slots.gpus."
+        )
+    return shares
 
 
-def _count(settings: SlotSettings, cpus: float, gpus: float) -> int:
+def _slot_count(settings: SlotSettings, cpus: float, gpus: float) -> int:
+    """How many slots the processors are enough for, if each machine could be divided without a remainder."""
     if settings.count != "auto":
         return settings.count
-    each = float(gpus > 0) if settings.gpus == "auto" else settings.gpus
+    gpus_each = _gpus_each(settings, gpus)
     by_cpu = cpus / (settings.cpus or 1.0) / settings.workers
-    if each:
-        return max(1, int(min(gpus / each / settings.workers, by_cpu)))
-    return max(1, min(MOST_CPU_SLOTS, int(by_cpu)))
+    if gpus_each:
+        return max(1, int(min(gpus / gpus_each / settings.workers, by_cpu)))
+    return max(1, min(MAX_CPU_SLOTS, int(by_cpu)))
 
 
-def _most(settings: SlotSettings, gpus: float, nodes: tuple[Node, ...]) -> int:
-    """How many slots of the size that is asked for lie on the nodes; what is not asked for takes no room."""
-    each = float(gpus > 0) if settings.gpus == "auto" else settings.gpus
-    return workers_that_fit(nodes, SlotShares(1, settings.workers, settings.cpus or 0.0001, each)) // settings.workers
+def _slots_that_fit(settings: SlotSettings, gpus: float, nodes: tuple[Node, ...]) -> int:
+    """How many slots fit on the nodes, where each worker lies on one node."""
+    # A share of CPUs that is not requested is computed later, and must not limit the number here.
+    cpus = settings.cpus or 0.0001
+    shares = SlotShares(count=1, workers=settings.workers, cpus=cpus, gpus=_gpus_each(settings, gpus))
+    return workers_that_fit(nodes, shares) // settings.workers
+
+
+def _gpus_each(settings: SlotSettings, gpus: float) -> float:
+    """GPUs of one worker; "auto" counts as one GPU where the cluster has any."""
+    return float(gpus > 0) if settings.gpus == "auto" else settings.gpus
 
 
 def _gpu_share(workers: int, nodes: tuple[Node, ...]) -> float:
-    """The largest equal part of a GPU with which so many workers find room; 0 where there is no GPU."""
-    whole = sum(int(node.gpus) for node in nodes)
-    return _floor(1 / math.ceil(workers / whole)) if whole else 0.0
+    """The largest equal share of a GPU with which so many workers fit on the nodes; 0 where there is no GPU."""
+    gpus = sum(int(node.gpus) for node in nodes)
+    return _round_down(1 / math.ceil(workers / gpus)) if gpus else 0.0
 
 
 def _cpu_share(workers: int, gpus: float, nodes: tuple[Node, ...]) -> float:
-    """The largest equal share of CPUs with which so many workers find room, each of them on one node."""
+    """The largest equal share of CPUs with which so many workers fit on the nodes, each on one node; 0 for none."""
     possible = sorted({node.cpus / n for node in nodes for n in range(1, workers + 1)}, reverse=True)
-    sizes = (SlotShares(workers, 1, _floor(share), gpus) for share in possible if share)
-    return next((size.cpus for size in sizes if workers_that_fit(nodes, size) >= workers), 0.0)
+    for share in possible:
+        shares = SlotShares(count=workers, workers=1, cpus=_round_down(share), gpus=gpus)
+        if workers_that_fit(nodes, shares) >= workers:
+            return shares.cpus
+    return 0.0
 
 
-def workers_that_fit(nodes: Iterable[Node], size: SlotShares) -> int:
-    """How many workers of this size the nodes hold."""
-    return sum(_fitting(node, size) for node in nodes) if size.cpus else 0
+def workers_that_fit(nodes: Iterable[Node], shares: SlotShares) -> int:
+    """How many workers with these resources fit on the nodes, each on one node."""
+    return sum(_workers_on_node(node, shares) for node in nodes) if shares.cpus else 0
 
 
-def _fitting(node: Node, size: SlotShares) -> int:
-    by_cpu = int(node.cpus / size.cpus + 1e-6)
-    return min(by_cpu, _on_gpus(node, size.gpus)) if size.gpus else by_cpu
+def _workers_on_node(node: Node, shares: SlotShares) -> int:
+    by_cpu = int(node.cpus / shares.cpus + ROUNDING)
+    return min(by_cpu, _workers_on_gpus(node, shares.gpus)) if shares.gpus else by_cpu
 
 
-def _on_gpus(node: Node, share: float) -> int:
-    """How many shares the node's GPUs hold; none that is smaller than a GPU lies on two of them."""
-    return int(node.gpus / share + 1e-6) if share >= 1 else int(node.gpus) * int(1 / share + 1e-6)
+def _workers_on_gpus(node: Node, share: float) -> int:
+    """How many shares the GPUs of a node hold. Ray does not put a share below 1 on two GPUs."""
+    return int(node.gpus / share + ROUNDING) if share >= 1 else int(node.gpus) * int(1 / share + ROUNDING)
 
 
-def _floor(share: float) -> float:
-    """Ray counts resources in ten-thousandths."""
-    return int(share * 10_000 + 1e-6) / 10_000
+def _round_down(share: float) -> float:
+    """A share that Ray can reserve: it counts resources in ten-thousandths."""
+    return int(share * 10_000 + ROUNDING) / 10_000
 
 
 def with_plural(number: int, noun: str) -> str:
-    """One node, two nodes."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    """The number with the noun in the right form: 1 node, 2 nodes."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def describe_nodes(nodes: Iterable[Node]) -> str:
-    """What these machines are, those of one size together."""
+    """The nodes in words; those with the same processors are counted together."""
     sizes = [f"{node.cpus:g} CPUs" + (f" and {node.gpus:g} GPUs" if node.gpus else "") for node in nodes]
     return (
         ", ".join(f"{with_plural(sizes.count(size), 'node')} with {size}" for size in dict.fromkeys(sizes))
         or "no nodes"
-    )
-
-
-def _refused(asked: SlotShares, there: str) -> ResourceError:
-    return ResourceError(
-        f"slots: asked for {asked}. {there} Ask for less: slots.count, slots.workers, slots.cpus, slots.gpus."
     )

@@ -1,17 +1,17 @@
-"""The steps of the story that need a whole sweep; `kdray.run` puts them together.
+"""The stages of a sweep; `kdray.run` calls them in order, and each one returns a value that the next one takes.
 
 In reading order:
 
-- `session`          what every stage works with
+- `session`          the objects that every stage uses
 - `preparing`        the rows, and the models that teacher and students start from
 - `warm_start`       which earlier trials may be compared with those of this sweep
 - `teaching`         the teacher and its transfer set
 - `searching`        costs of the architectures, then the trials
-- `bookkeeping`      keeps MLflow, the screen and the disk up to date while trials run
+- `bookkeeping`      keeps MLflow, the screen and the disk up to date with the ledger
 - `retraining`       trains controls and confirms candidates after the search
-- `choosing`         applies the rule and writes down the decision
+- `choosing`         applies the rule and records the decision
 - `shipping`         the chosen student's folder, its card and the report
-- `reading`          what is known of a sweep, from values or from its files
+- `reading`          the figures of a sweep for its report, from values or from files
 - `registering`      registers the student in MLflow's model registry
-- `choosing_again`   reads a finished sweep back, so that another rule can choose from it
+- `choosing_again`   reads a finished sweep from its files, so that another rule can choose from it
 """

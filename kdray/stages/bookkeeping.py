@@ -19,10 +19,13 @@ from kdray.tracking.tracker import Tracker
 
 
 class Bookkeeper:
-    """Is told of every change of a trial, and passes it on to the tracker, the screen and the disk."""
+    """Passes every change of a trial on to the tracker, the screen and the disk.
+
+    On disk it keeps only the students of trials on a front, because the sweep's rule chooses one of them.
+    """
 
     def __init__(self, session: Session) -> None:
-        """Bring all three up to date with the trials of earlier sessions."""
+        """Bring the tracker, the screen and the disk up to date with the trials of earlier sessions."""
         self.session = session
         self._sweep, self._paths, self._ledger = session.sweep, session.paths, session.ledger
         self._tags = {
@@ -30,85 +33,91 @@ class Bookkeeper:
             "kdray.teacher": self._sweep.teacher.display_name,
             "kdray.role": "search",
         }
-        self._shown_remarks = {record.number: len(record.remarks) for record in self._ledger.records()}
-        """Trial -> how many of its remarks were shown on the screen."""
-        self._on_any_front: list[TrialRecord] = []
-        """Completed trials that may still be chosen: they lie on the front of the objectives or of the rule."""
-        self._front: dict[int, TrialRecord] = {}
-        """The trials on the front of the objectives."""
+        self._remark_counts = {record.number: len(record.remarks) for record in self._ledger.records()}
+        """Number of a trial -> how many of its remarks the screen has shown."""
+        self._front_members: list[TrialRecord] = []
+        """The completed trials on the front of the objectives, or on the front of the rule."""
+        self._objective_front: dict[int, TrialRecord] = {}
+        """The trials on the front of the objectives, by number."""
         self._best: TrialRecord | None = None
         for record in self._ledger.records():
-            self._note(record)
-        self._show()
+            self._process(record)
+        self._refresh_screen()
 
     def update(self, record: TrialRecord) -> None:
-        """A trial began, was evaluated or ended."""
-        if record.number not in self._shown_remarks and record.attempts == 1:
+        """Process the record of a trial that has begun, has been evaluated or has ended."""
+        if record.number not in self._remark_counts and record.attempts == 1:
             # A session whose ledger was lost may have left files under the number of this new trial.
             remove(self._paths.student(record.number).parent)
-        self._note(record)
-        for remark in record.remarks[self._shown_remarks.get(record.number, 0) :]:
+        self._process(record)
+        for remark in record.remarks[self._remark_counts.get(record.number, 0) :]:
             self.session.screen.note(f"trial {record.number:03d}: {remark}")
-        self._shown_remarks[record.number] = len(record.remarks)
-        self._show()
+        self._remark_counts[record.number] = len(record.remarks)
+        self._refresh_screen()
 
     def remove_leftovers(self) -> None:
-        """Remove what slots wrote for trials after their end. Call it when no trial runs."""
-        kept = {record.number for record in self._on_any_front}
+        """Delete the files that slots wrote for trials after these had ended. Call it when no trial runs."""
+        members = {record.number for record in self._front_members}
         for record in self._ledger.records():
-            if record.state != "running" and record.number not in kept:
+            if record.state != "running" and record.number not in members:
                 remove(self._paths.student(record.number).parent)
 
-    def _note(self, record: TrialRecord) -> None:
+    def _process(self, record: TrialRecord) -> None:
         tracker = self.session.tracker
         tracker.trial(record, dotted_values(self._sweep.recipe_of(record.params)), self._tags)
         if record.state != "running":
             save_run_ids(self._ledger, tracker.run_ids())
-            self._keep_front_students(record)
-        if record.state == "completed":
-            self._best = max(filter(None, (self._best, record)), key=self._rank)
+            self._delete_dominated_students(record)
+        if record.state == "completed" and (self._best is None or self._rank(record) > self._rank(self._best)):
+            self._best = record
 
     def _rank(self, record: TrialRecord) -> tuple[float, int]:
+        """The first objective, and for equal trials the order of their numbers: the earlier trial is the better one."""
         return record.metrics[self._sweep.search.objectives[0]], -record.number
 
-    def _keep_front_students(self, ended: TrialRecord) -> None:
-        """Remove the checkpoint of an ended trial, and the students that are on no front any more.
+    def _delete_dominated_students(self, ended: TrialRecord) -> None:
+        """Delete the checkpoint of an ended trial, and the students of trials that are no longer on a front.
 
-        A trial that left the front never comes back, so it is enough to compare with those on it so far.
+        A trial that has left a front never returns to it. So it is enough to compare the ended trial with the members.
         """
-        candidates = [*self._on_any_front, ended]
-        objectives = (self._sweep.search.objectives, self._sweep.choose.compared)
-        on_front = set().union(*(front_trials(candidates, names) for names in objectives))
-        remove_all_but(self._paths.student(ended.number))
+        candidates = [*self._front_members, ended]
+        # The rule may compare other metrics than the objectives, so it has a front of its own.
+        fronts = (self._sweep.search.objectives, self._sweep.choose.compared)
+        on_front = set().union(*(front_trials(candidates, names) for names in fronts))
+        remove_siblings(self._paths.student(ended.number))
         for record in candidates:
             if record.number not in on_front:
                 remove(self._paths.student(record.number).parent)
-        self._on_any_front = [record for record in candidates if record.number in on_front]
+        self._front_members = [record for record in candidates if record.number in on_front]
         self._tag_front(ended)
 
     def _tag_front(self, ended: TrialRecord) -> None:
-        """Tell the tracker which trials are on the front of the objectives, as far as that has changed."""
-        numbers = front_trials(self._on_any_front, self._sweep.search.objectives)
-        front = {record.number: record for record in self._on_any_front if record.number in numbers}
-        changed = {number: (self._front | front)[number] for number in self._front.keys() ^ front.keys()}
+        """Tag the ended trial, and trials that joined or left the front of the objectives, with kdray.front."""
+        numbers = front_trials(self._front_members, self._sweep.search.objectives)
+        front = {record.number: record for record in self._front_members if record.number in numbers}
+        before = self._objective_front
+        changed = {number: (before | front)[number] for number in before.keys() ^ front.keys()}
         for record in (changed | {ended.number: ended}).values():
             on_front = "yes" if record.number in front else "no"
             self.session.tracker.trial(record, {}, {"kdray.front": on_front})
-        self._front = front
+        self._objective_front = front
 
-    def _show(self) -> None:
+    def _refresh_screen(self) -> None:
         self.session.screen.trials(self._ledger.records(), self._sweep.search.trials, self._best)
 
 
-def remove_all_but(folder: Path) -> None:
-    """Remove what lies beside this folder: finished and unfinished checkpoints."""
+def remove_siblings(folder: Path) -> None:
+    """Delete everything beside this folder, here and in the bucket: complete and incomplete checkpoints."""
     for path in {*folder.parent.glob("*"), *list_bucket(folder.parent)} - {folder}:
         remove(path)
 
 
 @contextmanager
 def open_sweep_run(sweep: Sweep, paths: SweepPaths, ledger: Ledger, note: Callable[[str], None]) -> Iterator[Tracker]:
-    """The sweep's run in MLflow, opened or continued, and closed with how the sweep ended; `note` tells a person."""
+    """Open or continue the sweep's run in MLflow, and at the end of the block close it with the status of the sweep.
+
+    `note` receives messages for the user.
+    """
     tracker = open_tracker(sweep.tracking, paths, sweep_key(ledger), note)
     commit = git_commit(Path.cwd())
     tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.display_name, **versions()}

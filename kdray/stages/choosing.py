@@ -1,4 +1,4 @@
-"""The stage that applies the user's rule and writes down the decision."""
+"""The stage that applies the user's rule and records the decision."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,15 +26,17 @@ def choose(
     verdict: Verdict | None,
     teacher: Mapping[str, float],
 ) -> Decision:
-    """Apply the rule and write the decision down; where there is a verdict, it has applied the rule already.
+    """Apply the rule to the trials, and record the decision. A verdict has already applied the rule: its choice stands.
 
-    Raises SweepFailed when no trial ran to its end, StorageError when the weights of the chosen one were not kept.
+    `teacher` are the metrics and costs of the teacher. Raises SweepFailed when no trial completed, StorageError when
+    the weights of the chosen student were not kept.
     """
     sweep, paths = session.sweep, session.paths
     session.screen.stage("Choice")
     if not any(record.state == "completed" for record in records):
-        first = next((record.error for record in records if record.error), "early stopping ended them all")
-        raise SweepFailed(f"none of the {len(records)} trials ran to its end; the first: {first}")
+        first_error = next((record.error for record in records if record.error), None)
+        reason = f"the first error: {first_error}" if first_error else "early stopping stopped all of them"
+        raise SweepFailed(f"none of the {len(records)} trials completed; {reason}")
     choice = apply_rule(records, sweep.choose, teacher)
     decision = Decision(
         chosen=choice.number if verdict is None else verdict.chosen,
@@ -46,27 +48,30 @@ def choose(
         confirmation=verdict,
     )
     if decision.chosen is not None:
+        # Raises if the weights are missing: before the decision is recorded, so that the former one stays.
         student_to_ship(sweep, paths, session.ledger[decision.chosen], verdict)
     write_record(paths.choice, decision)
     return decision
 
 
 def student_to_ship(sweep: Sweep, paths: SweepPaths, record: TrialRecord, verdict: Verdict | None) -> Path:
-    """The folder of the weights to ship for the chosen trial.
+    """The folder with the weights to ship for the chosen trial.
 
-    Of the seeds that confirmed it, the best on the validation rows; the trial's own student where it was not confirmed.
-    Raises StorageError when the trial's own student is needed and was not kept.
+    A confirmed trial has one student for each seed: the best of them on the validation rows is shipped. Otherwise the
+    student of the search is shipped. Raises StorageError if that student is needed and was not kept.
     """
     if verdict is not None and verdict.winner is not None:
         metric = verdict.metric
+        # The reruns of the controls are no students to ship.
         candidates_only = sweep.confirm.model_copy(update={"controls": False})
         runs = planned_reruns(candidates_only, [record], sweep.recipe_of, sweep.seed)
+        # Reruns that failed have no weights.
         trained = [student for run in runs if fetch(student := paths.rerun(run.key)).exists()]
         return max(trained, key=lambda student: float(read_reports(student)[-1][metric]))
     student = fetch(paths.student(record.number))
     if not student.exists():
         raise StorageError(
-            f"{display_path(student)}: trial {record.number} was on no front that the rule of then asked for, so its "
-            "weights were not kept. Train it again: --set confirm.candidates=1."
+            f"{display_path(student)}: trial {record.number} was not on the front of the objectives or of the earlier "
+            "rule, so its weights were not kept. Train it again: --set confirm.candidates=1."
         )
     return student

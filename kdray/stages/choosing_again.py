@@ -1,4 +1,4 @@
-"""A finished sweep as the value that it was run from, so that another rule can choose from it."""
+"""Reads a finished sweep as a Sweep value from its files, so that another rule can choose from it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,19 +14,22 @@ from kdray.tracking.settings import Tracking
 from kdray.tracking.spool import TrackingTarget
 
 
-def read_finished_sweep(paths: SweepPaths, place: SweepPaths, tracking_uri: str | None = None) -> Sweep:
-    """The sweep whose records lie in `paths`, with as many trials as it has; `place` is where a person sees it.
+def read_finished_sweep(paths: SweepPaths, original: SweepPaths, tracking_uri: str | None = None) -> Sweep:
+    """The sweep whose records are in `paths`. Its budget is the number of trials that it has: no trial is added.
 
-    It is tracked where it was, or at `tracking_uri`. Raises StorageError where there is no sweep, or one that has not
-    ended; SpecError where the remembered address had a secret, which was not written down.
+    `paths` may be a copy of a sweep in a bucket; messages show `original`, the sweep's own paths. The sweep is tracked
+    where it was tracked before, or at `tracking_uri`. Raises StorageError if there is no sweep, or if it has not ended;
+    SpecError if the address of its MLflow server contains a secret, because secrets are not stored.
     """
     identity = read_settings(paths)
     records = read_ledger(paths).records()
     running = sum(record.state == "running" for record in records)
     decision = read_record(Decision, paths.choice)
     if running or decision is None:
-        why = f"{running} of its trials have not ended" if running else "nothing was chosen so far"
-        raise StorageError(f"{display_path(place.root)}: {why}. Let the sweep end first: run it again as it was run.")
+        reason = f"{running} of its trials have not ended" if running else "it has made no choice yet"
+        raise StorageError(
+            f"{display_path(original.root)}: {reason}. Let the sweep end first: run the same command again."
+        )
     target = TrackingTarget.read(paths)
     return Sweep.from_identity(
         identity,
@@ -40,14 +43,14 @@ def read_finished_sweep(paths: SweepPaths, place: SweepPaths, tracking_uri: str 
 def change_rule(rule: Choose, changes: Mapping[str, Any]) -> Choose:
     """The rule with these changes.
 
-    Limits (`at_most`) and the knee are another question than the smallest student, so a rule that asks for one of them
-    keeps nothing of the old rule but `otherwise`. A rule that newly asks for the smallest of something gets the share
-    of the teacher's quality that such rules keep by default.
+    A rule by limits (`at_most`) or by the knee answers another question than a rule for the smallest student. So it
+    keeps only `otherwise` of the old rule. A rule that gets `smallest` for the first time, and had no `retention`, gets
+    the default retention of such rules.
     """
     if changes.keys() & {"at_most", "knee"}:
         return Choose(**{"otherwise": rule.otherwise, **changes})
     newly_smallest = "smallest" in changes and rule.smallest is None and rule.retention is None
-    kept = rule.model_dump(exclude={"retention"} if newly_smallest else None)
+    former = rule.model_dump(exclude={"retention"} if newly_smallest else None)
     if "smallest" in changes:
-        kept["knee"] = False
-    return Choose(**{**kept, **changes})
+        former["knee"] = False
+    return Choose(**{**former, **changes})

@@ -15,7 +15,7 @@ from kdray.teacher.teacher import obtain_source
 
 @dataclass(frozen=True)
 class Material:
-    """What a sweep starts from."""
+    """The rows and the models that a sweep starts from."""
 
     splits: Splits
     source: Pretrained
@@ -24,10 +24,9 @@ class Material:
 
 
 def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> Material:
-    """Load the rows and the models, and check that they are those of the trials so far.
+    """Load the rows and the models, and check that earlier trials of the sweep learnt from the same ones.
 
-    Raises Refused for anything that cannot be learnt from, StorageError where trials of this sweep learnt from
-    something else.
+    Raises Refused for data or models that cannot be used, StorageError if earlier trials learnt from something else.
     """
     screen.stage("Data")
     splits = load_splits(sweep.data, sweep.task)
@@ -36,11 +35,11 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
         screen.note(note)
     source = obtain_source(sweep.teacher, sweep.task, splits, paths, sweep.seed)
     sources = load_student_sources(sweep.students, source, splits, sweep.task, paths, sweep.seed)
-    weights = {name: each.model.key for name, each in sources.checkpoints.items()}
-    material = TrialMaterial.of(sweep, splits.key, source.key, weights)
-    check_unchanged(material, ledger, paths)
+    weights = {name: checkpoint.model.key for name, checkpoint in sources.checkpoints.items()}
+    trial_material = TrialMaterial.of(sweep, splits.key, source.key, weights)
+    check_unchanged(trial_material, ledger, paths)
     if sweep.search.warm_start is not None:
-        screen.note(warm_start(sweep, material, ledger, paths))
+        screen.note(warm_start(sweep, trial_material, ledger, paths))
     return Material(splits, source, sources)
 
 

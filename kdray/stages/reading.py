@@ -1,4 +1,4 @@
-"""What is known of a sweep, gathered for a report: from the values of the session that ends, or from the files."""
+"""The figures of a sweep for its report: from the values of the session that ends, or from the files of the sweep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from kdray.storage.records import read_record
 
 @dataclass(frozen=True)
 class SweepRecords:
-    """What is known of a sweep beside its settings and its trials."""
+    """The records of a sweep, without its settings and its trials."""
 
     decision: Decision
     teacher: dict[str, float]
     """The teacher's metrics and costs."""
     conditions: str
-    """How costs were measured."""
+    """How and on which hardware the costs were measured, in words."""
     times: StageTimes
     origin: dict[str, str]
     """The command, the commit and the versions of the last session."""
 
     @classmethod
     def read(cls, paths: SweepPaths) -> "SweepRecords":
-        """Of a finished or running sweep."""
+        """Read the records of a finished or running sweep. A record that does not exist yet is empty."""
         conditions = read_record(CostConditions, paths.conditions)
         return cls(
             decision=read_record(Decision, paths.choice) or Decision(),
@@ -41,7 +41,7 @@ class SweepRecords:
         )
 
     def figures(self, name: str, settings: dict[str, Any], records: Sequence[TrialRecord]) -> Figures:
-        """The figures of the sweep of this name with these settings, as JSON."""
+        """The figures of a sweep with this name, these settings (JSON values) and these trials."""
         return Figures(
             name=name,
             teacher=self.teacher,
@@ -61,5 +61,5 @@ class SweepRecords:
 
 
 def read_figures(paths: SweepPaths) -> Figures:
-    """What is known of a finished or running sweep, from its files. Raises StorageError where there is none."""
+    """The figures of a finished or running sweep, from its files. Raises StorageError if there is no sweep."""
     return SweepRecords.read(paths).figures(paths.name, read_settings(paths), read_ledger(paths).records())

@@ -1,7 +1,7 @@
-"""Registering the chosen student: a version of a registered model that says where it comes from, and maybe champion.
+"""Registers the chosen student as a version of a registered model in MLflow, and makes it champion if it is better.
 
-Only a confirmed student is registered, and only one that satisfies its sweep's rule becomes champion by itself. `champion`
-says which of two students is the better one, `tracking` how MLflow is told.
+Only a confirmed student is registered. It becomes champion only if it satisfies its sweep's rule, or by request.
+`choice.champion` compares two students; `tracking.registry` calls MLflow.
 """
 
 import logging
@@ -37,19 +37,20 @@ log = logging.getLogger(__name__)
 
 
 def register_chosen(session: Session, results: Results) -> str | None:
-    """Register the student of a sweep that has just ended; the outcome in words, also when the registry refuses it.
+    """Register the student of a sweep that has just ended. Returns the outcome in words, also if MLflow refuses it.
 
-    None where no student was chosen, and where `tracking` does not ask for it.
+    None if no student was chosen, or if `tracking` does not request registration.
     """
     tracking, paths = session.sweep.tracking, session.paths
     if not (tracking.enabled and tracking.registry) or results.student is None:
         return None
     session.screen.stage("Registry")
+    # A sweep that has ended does not fail because of the registry: its student can be registered later.
     try:
         return _register(tracking, results.student, results.figures, session.ledger, replace=False)
     except TrackingError as error:
         log.warning("%s", error)
-        return f"{error} Register it later with: {_command(paths)}"
+        return f"{error} Register it later with: {_register_command(paths)}"
     except StorageError as error:
         return str(error)
 
@@ -57,13 +58,14 @@ def register_chosen(session: Session, results: Results) -> str | None:
 def register_finished(
     paths: SweepPaths, uri: str | None, model: str | None, replace: bool, note: Callable[[str], None]
 ) -> str:
-    """Register the student of a finished sweep; the outcome in words. What MLflow has missed is sent first.
+    """Register the student of a finished sweep, after sending the sweep's unsent changes to MLflow.
 
-    `replace` makes it champion whatever the rule says. Raises StorageError where there is no confirmed student, or the
-    sweep runs; SpecError when the store's address is not known; TrackingError when the store does not take it.
+    `replace` makes the student champion, whatever the rule says. Returns the outcome in words. Raises StorageError if
+    there is no confirmed student, or if the sweep is running; SpecError if the address of the MLflow server is not
+    known; TrackingError if MLflow does not register the student.
     """
     try:
-        send_spool(paths, uri, note, lambda done, of: None)
+        send_spool(paths, uri, note, lambda done, count: None)
     except TrackingError as error:
         note(str(error))
     with own_sweep(paths.owner, note), sync_with_bucket(paths, note):
@@ -73,29 +75,31 @@ def register_finished(
                 "registered. Run it again with --set tracking.enabled=true."
             )
         tracking = target.tracking_at(uri)
-        renamed = tracking.with_dotted({"model": model or tracking.model})
+        tracking = tracking.with_dotted({"model": model or tracking.model})
         fetch(paths.chosen)
         try:
-            return _register(renamed, read_shipped(paths), read_figures(paths), read_ledger(paths), replace)
+            return _register(tracking, read_shipped(paths), read_figures(paths), read_ledger(paths), replace)
         except TrackingError as error:
-            raise TrackingError(f"{error} Run the same command again when that is mended.") from None
+            raise TrackingError(f"{error} Run the same command again when the problem is solved.") from None
 
 
 def _register(tracking: Tracking, student: Shipped, figures: Figures, ledger: Ledger, replace: bool) -> str:
-    entry = _entry(student, figures)
-    if student.paths.spool.exists():  # the end of the sweep has just waited for the store
+    """Register a student, with retries while MLflow does not answer. Returns the outcome in words."""
+    entry = _registry_entry(student, figures)
+    # If changes are unsent, the end of the sweep has just waited for the server in vain, so it is not waited for again.
+    if student.paths.spool.exists():
         tracking = tracking.model_copy(update={"patience_s": 0.0})
     registry = Registry(tracking.model or student.paths.name, tracking, student.paths)
     run_id = sweep_run_id(ledger)
     if run_id is None:
-        raise TrackingError(f"MLflow at {registry.uri} has no run of this sweep yet to register a student of.")
+        raise TrackingError(f"MLflow at {registry.uri} has no run of this sweep yet, so no student can be registered.")
     with scratch_folder() as scratch:
-        return registry.insisting(lambda: _place(registry, entry, run_id, replace, scratch))
+        return registry.insisting(lambda: _register_once(registry, entry, run_id, replace, scratch))
 
 
 @dataclass(frozen=True)
 class RegistryEntry:
-    """A confirmed student, to be registered."""
+    """A confirmed student with everything that is registered with it."""
 
     student: Shipped
     figures: RegisteredFigures
@@ -104,14 +108,15 @@ class RegistryEntry:
     description: str
 
     def write(self, scratch: Path) -> Path:
-        """Write the student as an MLflow model into a new folder below `scratch`; that folder."""
+        """Write the student as an MLflow model into a new folder below `scratch`. Returns that folder."""
+        # A retry writes again, so each attempt has a folder of its own.
         folder = scratch / f"model-{len(list(scratch.iterdir()))}"
         write_mlflow_model(self.student.model, self.student.task, self.student.paths.name, folder)
         return folder
 
 
-def _entry(student: Shipped, figures: Figures) -> RegistryEntry:
-    """What is registered of this student. Raises StorageError for a student that was not confirmed."""
+def _registry_entry(student: Shipped, figures: Figures) -> RegistryEntry:
+    """The registry entry of this student. Raises StorageError for a student that was not confirmed."""
     paths, lineage, rule = student.paths, student.lineage, student.decision.asked.choose
     verdict = student.decision.confirmation
     if lineage is None or verdict is None or (winner := verdict.winner) is None:
@@ -136,36 +141,42 @@ def _entry(student: Shipped, figures: Figures) -> RegistryEntry:
         "kdray.rule": rule.model_dump_json(),
         **registered.tags(),
     }
-    return RegistryEntry(student, registered, rule, tags, "\n\n".join(figures.sentences))
+    return RegistryEntry(
+        student=student, figures=registered, rule=rule, tags=tags, description="\n\n".join(figures.sentences)
+    )
 
 
-def _place(registry: Registry, entry: RegistryEntry, run_id: str, replace: bool, scratch: Path) -> str:
-    """Register it, let it be champion where it ought to be, and say so."""
+def _register_once(registry: Registry, entry: RegistryEntry, run_id: str, replace: bool, scratch: Path) -> str:
+    """Register the student, and make it champion unless there is an objection. Returns the outcome in words.
+
+    A second call with the same student finds the version of the first call.
+    """
     weights = entry.student.model.key
     version = registry.version(weights, run_id, entry.tags, entry.description, lambda: entry.write(scratch))
     champion = registry.champion()
     is_champion = champion is not None and champion.number == version.number
-    why = None if replace or is_champion else _objection(entry, champion)
-    if why is None:
+    objection = None if replace or is_champion else _objection(entry, champion)
+    if objection is None:
         if not is_champion:
             registry.crown(version)
-        before = f", in the place of version {champion.number}" if champion and not is_champion else ""
-        return f"models:/{registry.model}@champion (version {version.number}{before})"
-    stays = f"version {champion.number} stays champion" if champion else "it is no champion"
+        former = f", in place of version {champion.number}" if champion and not is_champion else ""
+        return f"models:/{registry.model}@champion (version {version.number}{former})"
+    consequence = f"version {champion.number} stays champion" if champion else "it does not become champion"
     options = ("--replace", *(("--model", registry.model) if registry.model != entry.student.paths.name else ()))
     return (
-        f"models:/{registry.model}/{version.number}; {stays}: {why}. To make it champion all the same: "
-        f"{_command(entry.student.paths, *options)}"
+        f"models:/{registry.model}/{version.number}; {consequence}: {objection}. To make it champion anyway: "
+        f"{_register_command(entry.student.paths, *options)}"
     )
 
 
 def _objection(entry: RegistryEntry, champion: Version | None) -> str | None:
+    """Why the student does not become champion, in words; None if it does."""
     if misses := entry.rule.misses(entry.figures.student):
-        return f"this one {' and '.join(misses)}"
+        return f"the new student {' and '.join(misses)}"
     if champion is None:
         return None
     return ChampionComparison(entry.rule, entry.figures, RegisteredFigures.read(champion.tags)).objection()
 
 
-def _command(paths: SweepPaths, *options: str) -> str:
+def _register_command(paths: SweepPaths, *options: str) -> str:
     return shlex.join(["kdray", "register", display_path(paths.root), *options])

@@ -1,7 +1,7 @@
 """The stages between search and choice: controls, and the confirmation of the candidates.
 
-Students are trained here outside the search, on the slots. Each of these runs is in MLflow beside the trials, under a
-number of its own. `choice` says which runs there are, and what their answers mean.
+These students are trained on the slots, outside the search. Each such rerun has a number and a run in MLflow, like a
+trial. `choice` plans the reruns and evaluates their outputs.
 """
 
 import time
@@ -23,11 +23,14 @@ from kdray.storage.files import read_json, write_json
 from kdray.training.trial import Trial, read_reports
 
 FIRST_NUMBER = 10_000
-"""The number of the first rerun: larger than that of any trial of a search."""
+"""The number of the first rerun: larger than the number of any trial."""
 
 
 def train_controls(session: Session, lessons: Lessons, records: Sequence[TrialRecord]) -> list[Control]:
-    """Train each architecture of the front on labels alone, and with default distillation; none if not asked for."""
+    """Train each architecture of the front on labels only, and with default distillation.
+
+    The list is empty if `confirm.controls` is off. A control whose training failed has an error and no metrics.
+    """
     sweep = session.sweep
     if not sweep.confirm.controls:
         return []
@@ -45,30 +48,40 @@ def train_controls(session: Session, lessons: Lessons, records: Sequence[TrialRe
 def confirm(
     session: Session, lessons: Lessons, records: Sequence[TrialRecord], teacher: Mapping[str, float]
 ) -> Verdict | None:
-    """Train candidates and their controls over other seeds, and compare them on the test rows; None if not asked for.
+    """Train the candidates and their controls with other seeds, and compare them on the test rows.
 
-    `teacher` are the metrics and costs of the teacher.
+    `teacher` are the metrics and costs of the teacher. None if `confirm.candidates` is 0.
     """
     sweep, paths = session.sweep, session.paths
     if not sweep.confirm.candidates:
         return None
     session.screen.stage("Confirmation")
-    chosen_from = candidates(records, sweep.choose, sweep.confirm.candidates)
-    runs = planned_reruns(sweep.confirm, chosen_from, sweep.recipe_of, sweep.seed)
+    candidate_trials = candidates(records, sweep.choose, sweep.confirm.candidates)
+    runs = planned_reruns(sweep.confirm, candidate_trials, sweep.recipe_of, sweep.seed)
     failures = _train(session, lessons, runs, "students trained again")
     answers = {run: logits for run in runs if (logits := read_answers(paths.rerun(run.key))) is not None}
     failed = {run: failures[run.key] for run in runs if run.key in failures}
-    tested = ConfirmationAnswers(answers, failed, _test_rows(lessons), sweep.task)
-    return reach_verdict(tested, chosen_from, sweep.choose, teacher)
+    outputs = ConfirmationAnswers(logits=answers, failed=failed, rows=_test_rows(lessons), task=sweep.task)
+    return reach_verdict(outputs, candidate_trials, sweep.choose, teacher)
 
 
-def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], what: str) -> dict[str, str]:
-    """Train all of these, and report each to the screen and to MLflow as it ends; key -> why a run failed."""
+def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_name: str) -> dict[str, str]:
+    """Train these reruns, and report each one to the screen and to MLflow when it ends.
+
+    Returns the error of every failed rerun, by key. `progress_name` names the count on the screen.
+    """
     sweep, paths = session.sweep, session.paths
     trials = {
-        run: Trial(run.recipe, lessons.inputs.of(run.recipe.student), run.seed, paths.rerun(run.key)) for run in runs
+        run: Trial(
+            recipe=run.recipe,
+            inputs=lessons.inputs.of(run.recipe.student),
+            seed=run.seed,
+            target=paths.rerun(run.key),
+        )
+        for run in runs
     }
     costs = {record.number: record.costs for record in session.ledger.records()}
+    # Reruns with one key are one training. This list keeps their order, by which they are numbered.
     keys = list(dict.fromkeys(run.key for run in runs))
     log = RerunLog(paths.reruns, keys)
     rows = _test_rows(lessons)
@@ -77,13 +90,13 @@ def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], what: str)
 
     def on_end(run: Rerun, result: RerunResult) -> None:
         ended.add(run.key)
-        session.screen.progress(what, len(ended), len(keys))
+        session.screen.progress(progress_name, len(ended), len(keys))
         if result.error:
             failures[run.key] = result.error
             session.screen.note(f"{run} failed: {result.error}")
         answers = read_answers(paths.rerun(run.key))
-        tested = {} if answers is None else student_quality(sweep.task, answers, rows)
-        figures = {**costs[run.trial], **{f"test.{name}": value for name, value in tested.items()}}
+        quality = {} if answers is None else student_quality(sweep.task, answers, rows)
+        figures = {**costs[run.trial], **{f"test.{name}": value for name, value in quality.items()}}
         tags = {
             "kdray.role": run.role,
             "kdray.of_trial": str(run.trial),
@@ -102,27 +115,29 @@ def _test_rows(lessons: Lessons) -> Rows:
 
 
 class RerunLog:
-    """The number, place and time of each rerun, in a file.
+    """The number, the host and the times of each rerun, in a file.
 
-    Every session then reports the same to MLflow, and reports what a killed session could not.
+    With them every session reports the same values to MLflow, also for a rerun that ended in a session which was killed
+    before it reported the end.
     """
 
     def __init__(self, file: Path, keys: Sequence[str]) -> None:
-        """Give a number to each of these runs that has none."""
+        """Give a number to each of these keys that has none."""
         self._file = file
-        self._known: dict[str, dict[str, Any]] = read_json(file) if file.exists() else {}
+        self._entries: dict[str, dict[str, Any]] = read_json(file) if file.exists() else {}
         for key in keys:
-            self._known.setdefault(key, {"number": FIRST_NUMBER + len(self._known)})
+            self._entries.setdefault(key, {"number": FIRST_NUMBER + len(self._entries)})
         if keys:
-            write_json(file, self._known)
+            write_json(file, self._entries)
 
     def record(self, run: Rerun, result: RerunResult, figures: dict[str, float]) -> TrialRecord:
-        """A rerun that has ended, as a trial."""
-        entry = self._known[run.key]
+        """The record of an ended rerun in the form of a trial's record; `figures` are its costs and test metrics."""
+        entry = self._entries[run.key]
+        # Without host and error, an earlier session has completed the rerun: its times stay if they are stored.
         if result.host or result.error or "ended" not in entry:
-            took_s = sum(report.get("train_seconds", 0.0) for report in result.reports)
-            entry |= {"host": result.host, "started": time.time() - took_s, "ended": time.time()}
-            write_json(self._file, self._known)
+            train_s = sum(report.get("train_seconds", 0.0) for report in result.reports)
+            entry |= {"host": result.host, "started": time.time() - train_s, "ended": time.time()}
+            write_json(self._file, self._entries)
         return TrialRecord(
             params={},
             state="failed" if result.error else "completed",

@@ -17,12 +17,14 @@ from kdray.training.trial import Trial
 
 
 def measure_costs(session: Session, material: Material, lessons: Lessons) -> Costs:
-    """Measure every architecture, and write down what teacher and architectures cost."""
+    """Measure the costs of the teacher and of every architecture; record how, and the teacher's metrics and costs."""
     sweep, paths, slots, screen = session.sweep, session.paths, session.slots, session.screen
     screen.stage("Costs of each architecture")
-    slots.wait()  # a slot that is still starting would disturb the clock
-    begun = read_record(CostConditions, paths.conditions) if len(session.ledger) else None
-    measuring = CostMeasuring(sweep.latency, paths, slots, measured_on=begun.machine if begun else None)
+    slots.wait()  # a slot that is still starting would use the CPU and make latencies longer
+    # Costs of two machines cannot be compared, so a sweep with trials keeps those of the machine where it began.
+    earlier = read_record(CostConditions, paths.conditions) if len(session.ledger) else None
+    measured_on = earlier.machine if earlier else None
+    measuring = CostMeasuring(latency=sweep.latency, paths=paths, pool=slots, measured_on=measured_on)
     costs = measuring.measure(
         sweep.students, material.sources, lambda done, count: screen.progress("architectures", done, count)
     )
@@ -37,7 +39,7 @@ def measure_costs(session: Session, material: Material, lessons: Lessons) -> Cos
 
 
 def search(session: Session, material: Material, lessons: Lessons, costs: Costs) -> list[TrialRecord]:
-    """Run trials until the budget of the search is spent; all of them, those of earlier sessions too."""
+    """Run trials until the budget of the search is spent. Returns all trials, also those of earlier sessions."""
     sweep, paths = session.sweep, session.paths
     session.screen.stage("Search")
     planner = Planner(
@@ -49,13 +51,18 @@ def search(session: Session, material: Material, lessons: Lessons, costs: Costs)
     )
     if planner.ignored_trials:
         session.screen.note(
-            f"{planner.ignored_trials} of those trials break a constraint here: the sampler leaves them out."
+            f"{planner.ignored_trials} trials of search.warm_start break a constraint of this sweep: the sampler does "
+            "not use them."
         )
 
     def make_trial(number: int, params: Mapping[str, Any]) -> Trial:
-        # All trials of a sweep have its seed, so that they see the same batches.
         recipe = sweep.recipe_of(params)
-        return Trial(recipe, lessons.inputs.of(recipe.student), sweep.seed, paths.student(number))
+        return Trial(
+            recipe=recipe,
+            inputs=lessons.inputs.of(recipe.student),
+            seed=sweep.seed,  # one seed for all trials, so that they see the same batches
+            target=paths.student(number),
+        )
 
     bookkeeper = Bookkeeper(session)
     run_search(session.slots, planner, make_trial, bookkeeper.update)

@@ -1,4 +1,4 @@
-"""Session: what every stage of a sweep works with."""
+"""Session: the objects that every stage of a sweep uses."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from kdray.tracking.tracker import Tracker
 
 @dataclass(frozen=True)
 class Session:
-    """One run of a sweep in this process: the sweep, its folder, and the systems that are open while it runs."""
+    """One run of a sweep in this process: the sweep, its folder, and the resources that are open while it runs."""
 
     sweep: Sweep
     paths: SweepPaths

@@ -1,4 +1,4 @@
-"""The stage that ships the chosen student: its folder, its model card, the report, and the artifacts in MLflow."""
+"""The stage that ships the chosen student: its folder, its model card, the report, and artifacts in MLflow."""
 
 import shutil
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ from kdray.training.trial import EvaluateStudent
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep came to."""
+    """The result of a sweep."""
 
     paths: SweepPaths
     figures: Figures
     page: str | None = None
-    """The path of MLflow's page that shows the trials of the sweep, behind the address of the server."""
+    """The path of MLflow's page with the trials of the sweep, without the address of the server."""
     server: str | None = None
-    """The address of MLflow, where the sweep has a server."""
+    """The address of the MLflow server; None where the sweep is tracked in a file."""
     registered: str | None = None
     """The outcome of registering the student, in words."""
 
@@ -43,28 +43,31 @@ class Outcome:
 
 
 def ship(session: Session, lessons: Lessons, decision: Decision) -> Decision:
-    """Put the chosen student into `chosen/` and measure it there; the students of the front go to MLflow.
+    """Write the chosen student to `chosen/`, measure it there, and log the students of the front to MLflow.
 
-    Returns the decision with what was measured, and writes it down.
+    Returns the decision with the measured metrics, and records it.
     """
     paths, tracker = session.paths, session.tracker
     for number in decision.front:
         tracker.log_artifacts(paths.student(number), "student", trial=number)
     if decision.chosen is None:
-        remove(paths.chosen)  # it may hold what an earlier rule chose
+        remove(paths.chosen)  # it may hold the student that an earlier rule chose
         tracker.sweep(tags={"kdray.chosen": "none", "kdray.choice": " ".join(decision.sentences)})
         return decision
     record = session.ledger[decision.chosen]
     with replace_folder(paths.chosen) as folder:
         weights = student_to_ship(session.sweep, paths, record, decision.confirmation)
         shutil.copytree(weights, folder, dirs_exist_ok=True)
+        # If the weights are the same as before, the forms that were exported from them stay valid.
         copy_forms(fetch(paths.chosen), folder)
     measured = _measure(session, lessons, record)
     sentences = (*decision.sentences, _describe_test(session, lessons, decision, measured["test"]))
     decision = decision.model_copy(update={"sentences": sentences, "measured": measured})
     write_record(paths.choice, decision)
     tracker.sweep(
-        metrics={f"chosen.{split}.{name}": value for split, of in measured.items() for name, value in of.items()},
+        metrics={
+            f"chosen.{split}.{name}": value for split, metrics in measured.items() for name, value in metrics.items()
+        },
         tags={"kdray.chosen": str(decision.chosen), "kdray.choice": " ".join(sentences)},
     )
     return decision
@@ -72,18 +75,18 @@ def ship(session: Session, lessons: Lessons, decision: Decision) -> Decision:
 
 @dataclass(frozen=True)
 class Results:
-    """What a session has written at its end."""
+    """The figures and the student that a session has written at its end."""
 
     figures: Figures
     student: Shipped | None
     """None where no student satisfies the rule."""
 
 
-def write_results(session: Session, decision: Decision, lineage: Lineage, written: SweepRecords) -> Results:
-    """Write the model card and the report."""
+def write_results(session: Session, decision: Decision, lineage: Lineage, records: SweepRecords) -> Results:
+    """Write the model card of the shipped student, and the report, which is logged to MLflow, too."""
     sweep, paths = session.sweep, session.paths
     settings = sweep.identity()
-    figures = written.figures(sweep.name, settings, session.ledger.records())
+    figures = records.figures(sweep.name, settings, session.ledger.records())
     student = None
     if decision.chosen is not None:
         student = Shipped(
@@ -102,21 +105,23 @@ def write_results(session: Session, decision: Decision, lineage: Lineage, writte
 
 
 def _measure(session: Session, lessons: Lessons, record: TrialRecord) -> dict[str, dict[str, float]]:
-    """Split -> the metrics of the student in `chosen/`."""
+    """Measure the student in `chosen/`. Returns its metrics by split."""
     inputs = lessons.inputs.of(session.sweep.recipe_of(record.params).student)
     student = Pretrained(session.paths.chosen, weights_fingerprint(session.paths.chosen))
     measured: dict[str, dict[str, float]] = {}
     for split in ("validation", "test"):
+        # The job gives one report: the metrics.
         (measured[split],) = session.slots.run(EvaluateStudent(inputs, student, split), f"examine-{split}")
     return measured
 
 
 def _describe_test(session: Session, lessons: Lessons, decision: Decision, test: Mapping[str, float]) -> str:
+    """The sentence about the shipped student on the test rows; `test` are its metrics there."""
     metric = session.sweep.task.quality
     confirmed = decision.confirmation is not None and decision.confirmation.winner is not None
-    which = "The one of them that is shipped, the best by the validation rows, on" if confirmed else "On"
+    seed = "Of the seeds of this student, the best one on the validation rows is shipped. " if confirmed else ""
     rows = len(lessons.inputs.teacher.tokens.rows("test"))
     return (
-        f"{which} {rows:,} test rows, which nothing was chosen by: {metric} {test[metric]:.4f}, "
+        f"{seed}On {rows:,} test rows, which were not used to choose it: {metric} {test[metric]:.4f}, "
         f"{test['retention']:.1%} of the teacher's."
     )

@@ -1,4 +1,4 @@
-"""The stages that make a teacher and record what it says: fine-tuning, the transfer set, the check of its quality."""
+"""The stages that obtain the teacher: fine-tuning, the transfer set with its logits, and the check of its quality."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,22 +19,25 @@ from kdray.training.trial import TrialInputs
 
 @dataclass(frozen=True)
 class Lessons:
-    """What the students of a sweep learn from."""
+    """The teacher, and the inputs that the students of a sweep learn from."""
 
     teacher: Pretrained
     inputs: BySource[TrialInputs]
     metrics: dict[str, float]
-    """The teacher's, on the validation rows."""
+    """The metrics of the teacher on the validation rows."""
     lineage: Lineage
 
 
 def teach(session: Session, material: Material) -> Lessons:
-    """Obtain the teacher and its transfer set, and refuse a teacher that is not good enough (TeacherError)."""
+    """Obtain the teacher and its transfer set.
+
+    Raises TeacherError for a teacher that is near chance, or whose outputs are in another order than the data's labels.
+    """
     sweep, paths, slots, screen = session.sweep, session.paths, session.slots, session.screen
     tokens = material.sources.teacher.tokens
     screen.stage("Teacher")
-    start = FineTuning(material.source, tokens, sweep.task, sweep.seed)
-    teacher = obtain_teacher(sweep.teacher, start, paths, slots, _show_epochs(screen, sweep))
+    fine_tuning = FineTuning(source=material.source, tokens=tokens, task=sweep.task, seed=sweep.seed)
+    teacher = obtain_teacher(sweep.teacher, fine_tuning, paths, slots, _show_epochs(screen, sweep))
     screen.stage("Transfer set")
     transfer = obtain_transfer_set(
         Labelling(sweep.transfer, teacher, tokens),
@@ -45,8 +48,11 @@ def teach(session: Session, material: Material) -> Lessons:
     )
     logits, validation = transfer.logits("validation").all(), transfer.rows(tokens, "validation")
     check_quality(sweep.teacher, logits, validation.labels, material.splits.labels)
-    inputs = material.sources.map(lambda each: TrialInputs(sweep.task, each.model, each.tokens, transfer))
-    inputs = replace(inputs, teacher=replace(inputs.teacher, source=teacher))  # students are cut from the tuned teacher
+    inputs = material.sources.map(
+        lambda source: TrialInputs(task=sweep.task, source=source.model, tokens=source.tokens, transfer=transfer)
+    )
+    # `material` has the teacher before fine-tuning, but students are built from the fine-tuned teacher.
+    inputs = replace(inputs, teacher=replace(inputs.teacher, source=teacher))
     lineage = Lineage(
         teacher=sweep.teacher.display_name,
         teacher_weights=teacher.key,
@@ -54,11 +60,12 @@ def teach(session: Session, material: Material) -> Lessons:
         test_rows=material.splits.content("test"),
     )
     write_record(paths.lineage, lineage)
-    return Lessons(teacher, inputs, sweep.task.metrics(logits, validation.labels), lineage)
+    metrics = sweep.task.metrics(logits, validation.labels)
+    return Lessons(teacher=teacher, inputs=inputs, metrics=metrics, lineage=lineage)
 
 
 def _show_epochs(screen: Screen, sweep: Sweep) -> Callable[[Report], None]:
-    """Shows the teacher's epochs on the screen."""
+    """A function that shows the reports of the teacher's fine-tuning on the screen."""
     epochs = sweep.teacher.training.epochs if sweep.teacher.training else 0
     quality = sweep.task.quality
 

@@ -1,7 +1,7 @@
-"""Which trials may be compared: those that learnt the same from the same teacher, and differ in searched settings only.
+"""Decides which trials are comparable: trials with the same data, teacher and task, and the same fixed settings.
 
-All trials of a sweep must be comparable, over all its sessions. Comparable trials of another sweep may be shown to the
-sampler.
+All trials of a sweep must be comparable, over all its sessions. Comparable trials of another sweep can be given to the
+sampler (`search.warm_start`).
 """
 
 from collections import Counter
@@ -24,24 +24,25 @@ from kdray.training.settings import Training
 from kdray.training.trial import Recipe
 
 MATERIAL = "material"
-"""The name of the ledger's note of what its trials learnt from, by content."""
+"""The ledger attribute that records what the trials of the ledger learnt from, by content."""
 
 CHECKPOINTS = "student.checkpoint"
-"""In that note: the fingerprint of the weights of each checkpoint, by its name."""
+"""The key in MATERIAL for the fingerprints of the checkpoints' weights, by the name of the checkpoint."""
 
 TEACHER_TRAINING = "teacher.training"
-"""In that note: the settings of the teacher's fine-tuning."""
+"""The key in MATERIAL for the settings of the teacher's fine-tuning."""
 
 
 @dataclass(frozen=True)
 class TrialMaterial:
-    """What decides, beside the settings of a trial, what it measures: JSON values by name."""
+    """What a trial learns from. With its settings it determines the figures of the trial."""
 
     values: Mapping[str, Any]
+    """JSON values by name."""
 
     @classmethod
     def of(cls, sweep: Sweep, data: str, teacher: str, checkpoints: Mapping[str, str]) -> Self:
-        """The material of this sweep. `data`, `teacher` and the values of `checkpoints` are fingerprints."""
+        """The material of a sweep. `data`, `teacher` and the values of `checkpoints` are fingerprints of content."""
         return cls(
             {
                 "data": data,
@@ -55,95 +56,109 @@ class TrialMaterial:
         )
 
     @classmethod
-    def noted_in(cls, ledger: Ledger) -> "TrialMaterial | None":
-        """What the trials of this ledger learnt from; None where it has no such note."""
+    def read(cls, ledger: Ledger) -> "TrialMaterial | None":
+        """The material of the trials in this ledger; None if the ledger does not record it."""
         values = ledger.attr(MATERIAL)
         if values is None:
             return None
-        # kdray 0.1 noted settings here that may change.
+        # kdray 0.1 recorded all settings of the fine-tuning, also those that may change because they change no result.
         may_change = names_that_may_change(Training())
         training = {name: value for name, value in values.get(TEACHER_TRAINING, {}).items() if name not in may_change}
         return cls({**values, TEACHER_TRAINING: training})
 
     def differences(self, other: "TrialMaterial") -> list[str]:
-        """What differs in the other one, as `name: was A, now B`.
+        """The differences from this material to the other one, each as `name: was A, now B`.
 
-        Only checkpoints that both know are compared: no trial of both sides was built from the others.
+        Only checkpoints that both have are compared: a trial that was built from another checkpoint exists on one side
+        only, so there is nothing to compare it with.
         """
         ours, theirs = self.values.get(CHECKPOINTS, {}), other.values.get(CHECKPOINTS, {})
-        both = ours.keys() & theirs.keys()
+        common = ours.keys() & theirs.keys()
         return describe_differences(
-            {**self.values, CHECKPOINTS: {name: ours[name] for name in both}},
-            {**other.values, CHECKPOINTS: {name: theirs[name] for name in both}},
+            {**self.values, CHECKPOINTS: {name: ours[name] for name in common}},
+            {**other.values, CHECKPOINTS: {name: theirs[name] for name in common}},
         )
 
 
 def check_unchanged(material: TrialMaterial, ledger: Ledger, paths: SweepPaths) -> None:
-    """Note in the ledger what its trials learn from. Raises StorageError when earlier ones learnt something else."""
-    before = TrialMaterial.noted_in(ledger)
+    """Record the material in the ledger. Raises StorageError if earlier trials have learnt from other material."""
+    before = TrialMaterial.read(ledger)
+    # Without a trial nothing has been learnt, so the data may still be corrected.
     if before is not None and len(ledger) and (differences := before.differences(material)):
         raise StorageError(
-            f"{paths.root}: what its trials learnt from has changed since: {'; '.join(differences)} (fingerprints of "
-            "the content). Restore it, give this sweep another name (--set name=...), or start over with --fresh."
+            f"{paths.root}: what its trials learnt from has changed: {'; '.join(differences)} (fingerprints of the "
+            "content). Restore it, give this sweep another name (--set name=...), or start over with --fresh."
         )
+    # A checkpoint that is not in the space any more stays recorded: trials of earlier sessions were built from it.
     checkpoints = before.values.get(CHECKPOINTS, {}) if before else {}
-    known = {**material.values, CHECKPOINTS: {**checkpoints, **material.values[CHECKPOINTS]}}
-    if ledger.attr(MATERIAL) != known:
-        ledger.set_attr(MATERIAL, known)
+    values = {**material.values, CHECKPOINTS: {**checkpoints, **material.values[CHECKPOINTS]}}
+    if ledger.attr(MATERIAL) != values:
+        ledger.set_attr(MATERIAL, values)
 
 
 def warm_start(sweep: Sweep, material: TrialMaterial, ledger: Ledger, paths: SweepPaths) -> str:
-    """Note in the ledger which trials of `search.warm_start` the sampler shall know; the outcome in a sentence.
+    """Record in the ledger the trials of `search.warm_start` that the sampler uses. Returns the outcome in words.
 
-    The note is written once and stays, whatever happens to the other folder, because later draws depend on it. Raises
-    StorageError when no trial of the other sweep can be taken.
+    The record is written once and never changes, even if the other folder changes or is deleted, because the settings
+    that the sampler draws later depend on it. Raises StorageError if no trial of the other sweep can be used.
     """
     if ledger.attr(EARLIER_TRIALS) is None:
-        ledger.set_attr(EARLIER_TRIALS, _trials_of(sweep, sweep_paths(str(sweep.search.warm_start)), material, paths))
+        other = sweep_paths(str(sweep.search.warm_start))
+        ledger.set_attr(EARLIER_TRIALS, _comparable_trials(sweep, other, material, paths))
     return _describe(**ledger.attr(EARLIER_TRIALS))
 
 
 def _describe(folder: str, trials: Sequence[Any], left: Mapping[str, int]) -> str:
-    known = f"The sampler knows {len(trials)} of the {len(trials) + sum(left.values())} trials of {folder}"
-    return f"{known}; left out: {_reasons(left)}." if left else f"{known}."
+    """The outcome of a warm start in words. The parameters are the keys of EARLIER_TRIALS; `left` counts by reason."""
+    used = f"The sampler knows {len(trials)} of the {len(trials) + sum(left.values())} trials of {folder}"
+    return f"{used}; left out: {_format_reasons(left)}." if left else f"{used}."
 
 
-def _reasons(left_out: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} ({reason})" for reason, number in left_out.items())
+def _format_reasons(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} ({reason})" for reason, count in left_out.items())
 
 
-def _trials_of(sweep: Sweep, other: SweepPaths, material: TrialMaterial, own: SweepPaths) -> dict[str, Any]:
-    """The comparable trials of another sweep, and how many were left out for which reason."""
+def _comparable_trials(sweep: Sweep, other: SweepPaths, material: TrialMaterial, own: SweepPaths) -> dict[str, Any]:
+    """The comparable trials of another sweep, and the number of the other trials by the reason; as JSON values.
+
+    `own` are the paths of `sweep`. Raises StorageError if there is no comparable trial.
+    """
     where = f"search.warm_start {display_path(other.root)}"
     if other.root == own.root:
-        raise StorageError(f"{where}: is the sweep's own folder. Name another one.")
+        raise StorageError(f"{where}: this is the sweep's own folder. Give the folder of another sweep.")
     try:
-        with open_for_reading(other) as there:
-            settings, ledger = read_settings(there), read_ledger(there)
+        with open_for_reading(other) as copies:
+            settings, ledger = read_settings(copies), read_ledger(copies)
     except StorageError as error:
-        raise StorageError(f"{where}: no trials can be taken from there. {error}") from None
-    theirs = TrialMaterial.noted_in(ledger)
-    differences = theirs.differences(material) if theirs else ["it has no note of what its trials learnt from"]
+        raise StorageError(f"{where}: its trials cannot be read. {error}") from None
+    theirs = TrialMaterial.read(ledger)
+    differences = theirs.differences(material) if theirs else ["its ledger does not record what its trials learnt from"]
     if differences:
         raise StorageError(
-            f"{where}: its trials measured something else: {'; '.join(differences)} (fingerprints of the content). "
-            "Name a sweep over the same data, task and teacher, or leave it out."
+            f"{where}: its trials are not comparable: {'; '.join(differences)} (fingerprints of the content). Give a "
+            "sweep with the same data, task and teacher, or leave search.warm_start out."
         )
     trials, left_out = [], Counter[str]()
     for record in ledger.records():
-        params, reason = _as_drawn_here(sweep, _recipe_values(settings), record)
+        params, reason = _params_in_space(sweep, _recipe_values(settings), record)
         if reason:
             left_out[reason] += 1
         else:
             trials.append({"params": params, "metrics": record.metrics})
     if not trials:
-        why = _reasons(left_out) or "it has none"
-        raise StorageError(f"{where}: none of its trials can be taken: {why}. Name another sweep, or leave it out.")
+        reasons = _format_reasons(left_out) or "it has no trials"
+        raise StorageError(
+            f"{where}: none of its trials can be used: {reasons}. Give another sweep, or leave search.warm_start out."
+        )
     return {"folder": display_path(other.root), "trials": trials, "left": dict(left_out)}
 
 
-def _as_drawn_here(sweep: Sweep, fixed: Mapping[str, Any], record: TrialRecord) -> tuple[dict[str, Any], str | None]:
-    """The settings by which this sweep could have drawn the same trial, and the reason if it could not."""
+def _params_in_space(sweep: Sweep, fixed: Mapping[str, Any], record: TrialRecord) -> tuple[dict[str, Any], str | None]:
+    """The params by which this sweep could have drawn a trial of another sweep, and the reason if it could not.
+
+    `fixed` are the recipe settings of the other sweep; the params of the record replace those that it searched.
+    """
+    # A setting may be searched in one sweep and fixed in the other. What counts is the value that the trial had.
     theirs = {**fixed, **record.params}
     params = {name: theirs.get(name) for name in sweep.space}
     if record.state != "completed":
@@ -161,5 +176,5 @@ def _as_drawn_here(sweep: Sweep, fixed: Mapping[str, Any], record: TrialRecord) 
 
 
 def _recipe_values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted name -> value of the recipe in the settings of a sweep, as JSON."""
+    """Dotted name -> JSON value, for every setting of the recipe in the settings of a sweep."""
     return {f"{part}.{name}": value for part in Recipe.model_fields for name, value in settings[part].items()}

@@ -1,6 +1,6 @@
-"""Objects in a bucket, by their URLs: read, written, listed and removed, and what goes wrong as a sentence.
+"""Reads, writes, lists and deletes single objects of a bucket by URL, and explains the errors of a bucket.
 
-fsspec speaks to the bucket; credentials are its library's business (s3fs, gcsfs), copies on the nodes are `mirror`'s.
+fsspec accesses the bucket. Credentials are handled by its libraries (s3fs, gcsfs), local copies by `mirror`.
 """
 
 import tempfile
@@ -16,110 +16,117 @@ import fsspec
 from kdray.errors import StorageError
 
 KINDS = {"s3": "s3", "gs": "gcs"}
-"""A URL's scheme -> the extra of kdray that installs what speaks to such a bucket."""
+"""The scheme of a URL -> the extra of kdray that installs the library for such a bucket."""
 FOLDER = ".kdray-folder.json"
-"""The name of an object that makes the others beside it a whole folder; `mirror` says what is in it."""
+"""The name of the object that marks a folder as complete; `mirror` describes its content."""
 
 
 def check_bucket(url: str) -> None:
-    """Raise StorageError when the bucket below this URL cannot be written, listed and read."""
+    """Raise StorageError if objects below this URL cannot be written, listed, read and deleted."""
     probe = f"{url}/.kdray-{uuid4().hex}"
     with name_bucket_errors(url):
         bucket = open_bucket(url)
         bucket.pipe_file(probe, b"kdray")
         if not bucket.ls(url) or bucket.cat_file(probe) != b"kdray":
-            raise StorageError(f"storage {url}: what was written there cannot be read again.")
+            raise StorageError(
+                f"storage {url}: kdray wrote an object there and cannot list and read it. Name another bucket."
+            )
         bucket.rm(probe)
 
 
 def open_bucket(url: str) -> Any:
-    """The file system that has this URL. Raises StorageError when what speaks to it is not installed."""
+    """The fsspec file system for this URL. Raises StorageError if its library is not installed."""
     kind = url.partition("://")[0]
     try:
+        # A cached listing would miss the objects that other nodes write and delete.
         return fsspec.filesystem(kind, use_listings_cache=False)
     except ImportError:
         raise StorageError(
-            f"storage {url}: what speaks to such a bucket is not installed. Run: pip install 'kdray[{KINDS[kind]}]', "
+            f"storage {url}: the library for such a bucket is not installed. Run: pip install 'kdray[{KINDS[kind]}]', "
             "on every node."
         ) from None
 
 
 def read_object(url: str) -> bytes | None:
-    """What the object holds; None where there is none."""
+    """The content of the object at this URL; None if there is no such object."""
     with name_bucket_errors(url), tempfile.TemporaryDirectory(prefix="kdray-") as folder:
         try:
-            open_bucket(url).get_file(url, f"{folder}/object")  # one request, where cat_file asks three times
+            open_bucket(url).get_file(url, f"{folder}/object")  # one request, where cat_file makes three
         except FileNotFoundError:
             return None
         return Path(folder, "object").read_bytes()
 
 
 def remove_objects(url: str) -> None:
-    """Remove the object, or all that lie below it, first those that make folders whole."""
+    """Delete the object at this URL, or all objects below it."""
     bucket = open_bucket(url)
     names = bucket.find(url)
-    lists = [name for name in names if name.endswith(f"/{FOLDER}")]
-    for part in (lists, [name for name in names if name not in lists]):
+    # First the objects that mark folders as complete, so that no reader takes a half-deleted folder for a complete one.
+    markers = [name for name in names if name.endswith(f"/{FOLDER}")]
+    others = [name for name in names if name not in markers]
+    for part in (markers, others):
         if part:
             bucket.rm(part)
 
 
 @dataclass(frozen=True)
 class BucketObject:
-    """A small object that is written and read where it lies, with no copy here."""
+    """A small object that is read and written in the bucket itself, without a local copy."""
 
     url: str
 
     def read(self) -> bytes | None:
-        """What it says; None where it is not there."""
+        """The content of the object; None if it does not exist."""
         return read_object(self.url)
 
     def write(self, text: bytes, new: bool = False) -> None:
-        """Write it; one that is to be `new` raises FileExistsError where somebody has written it before."""
+        """Write the object. With `new`, raise FileExistsError if it exists already (a conditional write)."""
         with name_bucket_errors(self.url):
             open_bucket(self.url).pipe_file(self.url, text, mode="create" if new else "overwrite")
 
     def age_s(self) -> float:
-        """Seconds since it was written, by the bucket's own clock; 0 where it has just gone."""
-        clock = f"{self.url}-{uuid4().hex}"
+        """Seconds since the object was written, by the bucket's own clock; 0 if it does not exist."""
+        # The clocks of the nodes may differ. A second object, written now, gives the time of the bucket.
+        now = f"{self.url}-{uuid4().hex}"
         with name_bucket_errors(self.url):
             bucket = open_bucket(self.url)
-            bucket.pipe_file(clock, b"")
+            bucket.pipe_file(now, b"")
             try:
-                return float((bucket.modified(clock) - bucket.modified(self.url)).total_seconds())
+                return float((bucket.modified(now) - bucket.modified(self.url)).total_seconds())
             except FileNotFoundError:
                 return 0.0
             finally:
-                bucket.rm(clock)
+                bucket.rm(now)
 
     def remove(self) -> None:
-        """Remove it where it is there."""
+        """Delete the object if it exists."""
         with name_bucket_errors(self.url):
             remove_objects(self.url)
 
 
 @contextmanager
 def name_bucket_errors(url: str) -> Iterator[None]:
-    """What goes wrong with the bucket is a sentence that names it."""
+    """Turn the errors of the bucket into a StorageError that names `url`, the cause and what to do."""
     try:
         yield
     except (StorageError, FileExistsError):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.filename:
-            raise  # a file of this node
-        raise StorageError(f"storage {url}: {_why(error)}") from error
+            raise  # an error about a local file of this node, not about the bucket
+        raise StorageError(f"storage {url}: {_explain(error)}") from error
 
 
-def _why(error: Exception) -> str:
-    said = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+def _explain(error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
     if isinstance(error, FileNotFoundError):
-        return f"there is no such bucket ({said}). Make it, or name another one."
-    if "Credential" in type(error).__name__ or "credentials" in said:
+        return f"there is no such bucket ({reason}). Create it, or name another one."
+    # By name, because the classes are those of botocore and google.auth, which are optional.
+    if "Credential" in type(error).__name__ or "credentials" in reason:
         return (
-            f"there are no credentials for it here ({said}). Give this process and every node's some: AWS_PROFILE, "
-            "AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, or the machine's role."
+            f"there are no credentials for it here ({reason}). Give them to this process and to every node: "
+            "AWS_PROFILE, AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, or the role of the machine."
         )
     if isinstance(error, PermissionError) or getattr(error, "code", None) in (401, 403):
-        return f"access denied ({said}). The credentials must allow to list, read, write and delete objects there."
-    return f"the bucket cannot be used ({said}). What was written is safe; the same command goes on from there."
+        return f"access denied ({reason}). The credentials must allow to list, read, write and delete objects there."
+    return f"the bucket cannot be used ({reason}). What was written is safe; the same command continues from there."

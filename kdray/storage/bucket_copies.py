@@ -1,8 +1,8 @@
-"""A sweep's records where the storage is a bucket: brought here to go on with or to look at, copied there as they grow.
+"""Copies the records of a sweep between this machine and a bucket: to resume the sweep, to read it, and while it runs.
 
-What is written whole is sent by who writes it (`paths`). What grows line by line, the journal, MLflow's spool and the
-logs, is copied as it is every few seconds and at the end; a line that is torn then is cut when it is read. For a plain
-folder all of this does nothing.
+A file that is written atomically is sent to the bucket when it is written (`files`). The files that grow line by line
+are the journal, the spool of MLflow and the logs. They are copied as they are, every few seconds and at the end. The
+last line of such a copy may be incomplete; readers drop it. For a storage in a plain folder this module does nothing.
 """
 
 import logging
@@ -20,41 +20,52 @@ from kdray.storage.paths import SweepPaths
 log = logging.getLogger(__name__)
 
 COPY_S = 10.0
-"""What grows is in the bucket after so many seconds at most: what is lost with the head's disk."""
+"""Seconds between two copies of the growing files: the most that is lost if the head and its disk are lost."""
 
 
 @contextmanager
 def sync_with_bucket(paths: SweepPaths, note: Callable[[str], None]) -> Iterator[None]:
-    """Have the sweep's records here as the bucket has them, and there as they are here until the end of the block.
+    """Fetch the sweep's records from the bucket, then copy the growing files to the bucket until the block ends.
 
-    Whoever does must own the sweep. Raises StorageError when the bucket cannot be read, or does not get the last copy.
+    The caller must own the sweep (`owner`). `note` receives a message for the user when copying starts to fail. Raises
+    StorageError if the bucket cannot be read, or if the last copy of a block that ended well fails.
     """
     if not url_of(paths.root):
         yield
         return
     if fetch(paths.settings).exists():
         fetch_growing(paths.journal)
-        same = _text(paths.tracking_target) == _text(fetch(paths.tracking_target))
-        (fetch_growing if same else fetch)(paths.spool)  # another session has sent what was left here
-    else:  # what is here of a sweep that is gone, goes
+        # If the target files differ, another session has run since and has sent the calls of the local spool. If they
+        # are equal, the local spool may have calls that are not yet in the bucket.
+        same_session = _read_text(paths.tracking_target) == _read_text(fetch(paths.tracking_target))
+        (fetch_growing if same_session else fetch)(paths.spool)
+    else:
+        # The sweep was deleted from the bucket, so its local files are deleted, too: fetch does that.
         for path in (*({*paths.root.glob("*")} - {paths.logs, paths.owner}), paths.journal):
             fetch(path)
     for path in paths.records:
         fetch(path)
-    copies = _Copies(paths, note)
-    thread = threading.Thread(target=copies.keep_up, name="kdray-records", daemon=True)
+    copier = _Copier(paths, note)
+    thread = threading.Thread(target=copier.copy_until_stopped, name="kdray-records", daemon=True)
     thread.start()
     try:
         yield
-    finally:
-        copies.over.set()
-        thread.join()
-        copies.copy()
+    except BaseException:
+        copier.stop(thread)
+        # The error that ended the block, or Ctrl-C, is what the user must see.
+        with suppress(StorageError):
+            copier.copy()
+        raise
+    copier.stop(thread)
+    copier.copy()
 
 
 @contextmanager
 def open_for_reading(paths: SweepPaths) -> Iterator[SweepPaths]:
-    """The sweep's records for reading: of one in a bucket, copies that go with the block. Raises StorageError."""
+    """Open the sweep's records for reading; a sweep in a bucket is copied to a temporary folder for the block.
+
+    Raises StorageError if the bucket cannot be read.
+    """
     if not (url := url_of(paths.root)):
         yield paths
         return
@@ -66,49 +77,57 @@ def open_for_reading(paths: SweepPaths) -> Iterator[SweepPaths]:
         try:
             yield copies
         except StorageError as error:
+            # The user knows the URL of the sweep, not the temporary folder.
             raise StorageError(str(error).replace(str(copies.root), url)) from None
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
 @dataclass
-class _Copies:
-    """What the bucket has of the files that grow."""
+class _Copier:
+    """Copies the growing files of a sweep to the bucket."""
 
     paths: SweepPaths
     note: Callable[[str], None]
-    over: threading.Event = field(default_factory=threading.Event)
-    known: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    """The file -> its size and time of change when it was copied."""
+    stopped: threading.Event = field(default_factory=threading.Event)
+    copied: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    """File -> its size in bytes and its modification time in ns when it was last copied."""
 
-    def keep_up(self) -> None:
-        """Copy what has changed, again and again; that the bucket is away is said once, and tried again."""
-        said = False
-        while not self.over.wait(COPY_S):
+    def copy_until_stopped(self) -> None:
+        """Copy the changed files every `COPY_S` seconds; a failure is logged and the copy is tried again."""
+        failing = False
+        while not self.stopped.wait(COPY_S):
             try:
                 self.copy()
-                said = False
+                failing = False
             except StorageError as error:
                 log.warning("%s", error)
-                if not said:
-                    self.note(f"{error} Copies of the trials' records wait for it on this machine's disk.")
-                said = True
+                if not failing:  # one note for each outage, not one every COPY_S
+                    self.note(
+                        f"{error} The newest records of the trials stay on this machine's disk until a copy succeeds."
+                    )
+                failing = True
+
+    def stop(self, thread: threading.Thread) -> None:
+        """Let the thread that copies end, and wait for it."""
+        self.stopped.set()
+        thread.join()
 
     def copy(self) -> None:
-        """Copy what has changed since the last time."""
-        now = self._growing()
-        for file in now:
-            if self.known.get(file) != now[file]:
-                with suppress(FileNotFoundError):  # the spool goes when all is sent
+        """Copy the files that have changed since the last copy, and delete copies of files that are gone."""
+        current = self._growing_files()
+        for file in current:
+            if self.copied.get(file) != current[file]:
+                with suppress(FileNotFoundError):  # the spool is deleted once all its calls are sent
                     send(file, file)
-                self.known[file] = now[file]
-        for file in self.known.keys() - now.keys():
+                self.copied[file] = current[file]
+        for file in self.copied.keys() - current.keys():
             remove(file)
-            del self.known[file]
+            del self.copied[file]
 
-    def _growing(self) -> dict[Path, tuple[int, int]]:
+    def _growing_files(self) -> dict[Path, tuple[int, int]]:
         found = {}
         for file in (self.paths.journal, self.paths.spool, *self.paths.logs.glob("*.log")):
             with suppress(FileNotFoundError):

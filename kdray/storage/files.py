@@ -1,7 +1,8 @@
-"""Files and folders that are whole or absent, JSON files, scratch folders, and fingerprints of contents.
+"""Writes files and folders atomically, reads and writes JSON, makes scratch folders, and computes fingerprints.
 
-A writer fills a temporary name, which is renamed when it is complete. Where the storage is a bucket, the content is
-sent to the bucket before it is renamed here. Which paths there are is the business of `paths`.
+A writer fills a temporary file or folder and renames it when it is complete: a reader finds the complete content or
+nothing. In a storage that is a bucket, the content is sent to the bucket before the local rename. `paths` defines the
+paths.
 """
 
 import fcntl
@@ -20,19 +21,20 @@ from kdray.errors import StorageError
 from kdray.storage.mirror import send, url_of
 
 SCRATCH = "kdray-scratch-"
+"""The prefix of the names of scratch folders."""
 
 SCRATCH_LOCKED_WITHIN_S = 60.0
-"""By then whoever made a scratch folder has locked it, or is dead."""
+"""Seconds after which a process has locked the scratch folder that it made, or is dead."""
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hexadecimal digits that depend on every part, by value (JSON) and nothing else."""
+    """16 hexadecimal digits of the SHA-256 of all parts as JSON; equal values give equal fingerprints."""
     text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_fingerprint(*files: Path) -> str:
-    """A fingerprint of the contents of these files, in this order."""
+    """16 hexadecimal digits of a SHA-256 of the contents of these files, in this order; names do not count."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -42,16 +44,17 @@ def file_fingerprint(*files: Path) -> str:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A temporary name for a file that takes the place of `path` when the block ends well, and is removed otherwise."""
+    """Yield a temporary file that replaces `path` when the block ends without an error; otherwise delete it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     os.close(descriptor)
     temporary = Path(name)
     try:
         yield temporary
+        # Without fsync, a power failure after the rename could leave an empty file under the final name.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
         send(temporary, path)
         os.replace(temporary, path)
     finally:
@@ -59,13 +62,13 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole: a reader never sees a half of it."""
+    """Write a JSON file atomically."""
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises StorageError when it is not one."""
+    """The value in a JSON file. Raises StorageError if the file cannot be read or is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -76,15 +79,15 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path` when the block ends well, and is removed otherwise."""
+    """Yield a temporary folder that replaces `path` when the block ends without an error; otherwise delete it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    temporary.chmod(0o755)
+    temporary.chmod(0o755)  # mkdtemp makes folders that only their owner may read
     try:
         yield temporary
         send(temporary, path)
         if path.exists():
-            shutil.rmtree(path)
+            shutil.rmtree(path)  # os.replace accepts no folder with files in it as its target
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -92,7 +95,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def upload_folder(path: Path) -> Iterator[Path]:
-    """The same, for a folder that this node needs no more: where the storage is a bucket, it lies there alone."""
+    """Replace a folder as `replace_folder` does; if the storage is a bucket, keep no copy on this node."""
     with replace_folder(path) as temporary:
         yield temporary
     if url_of(path):
@@ -101,15 +104,16 @@ def upload_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder on this machine for what nobody needs after the block; what killed processes left is removed, too."""
+    """Yield a folder on this machine that is deleted after the block; also delete those that killed processes left."""
     root = Path(tempfile.gettempdir())
-    for left in root.glob(f"{SCRATCH}*"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > SCRATCH_LOCKED_WITHIN_S:
-                with _locked_folder(left):
-                    shutil.rmtree(left, ignore_errors=True)
+    for old in root.glob(f"{SCRATCH}*"):
+        with suppress(OSError):  # also raised if a living process has locked the folder
+            # A new folder may not be locked yet, although its process is alive.
+            if time.time() - old.stat().st_mtime > SCRATCH_LOCKED_WITHIN_S:
+                with _lock_folder(old):
+                    shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(dir=root, prefix=SCRATCH))
-    with _locked_folder(folder):
+    with _lock_folder(folder):
         try:
             yield folder
         finally:
@@ -117,8 +121,8 @@ def scratch_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _locked_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder as long as this process lives. Raises OSError where another one does."""
+def _lock_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder for the block; the kernel drops the lock if the process dies. Raises OSError if it is locked."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

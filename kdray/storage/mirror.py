@@ -1,13 +1,18 @@
-"""A storage in a bucket, as each node sees it: a folder that is a copy of what lies below the bucket's URL.
+"""The local copy, called the mirror, that each node has of a storage in a bucket.
 
     KDRAY_MIRROR/kdray-mirror/s3/BUCKET/PREFIX/...    mirrors    s3://BUCKET/PREFIX/...
 
-All else in kdray works on paths. A path alone tells what it mirrors, so it goes with a job to any node, which need
-share nothing with the driver's but the bucket. The bucket is right: what is asked for (`fetched`) is brought when it is
-not here, and goes when the bucket does not have it, whatever an earlier sweep has left here. What is whole is sent
-before it takes its name here (`send`; `paths` sees to that), a folder with the list of its files as the last object:
-without that list half a folder is none. One that takes another's place is sent beside it first, and the old one is
-there until the new one is. For a path that mirrors nothing all of this does nothing.
+The other modules work with local paths. The URL follows from the path alone, so a job can take a path to any node; the
+nodes share only the bucket. For a path outside `kdray-mirror`, `remove` deletes the local file or folder, and the other
+functions do nothing.
+
+- **Reading.** The bucket decides. `fetch` copies a file or folder from the bucket if the local copy is missing or
+  differs, and deletes the local copy if the bucket has none, so that files of an earlier sweep are never used.
+- **Writing.** `send` copies a complete file or folder to the bucket before it gets its local name (`files` does this).
+- **Complete folders.** The last object that is written is the list of the folder's files (`bucket.FOLDER`). A folder
+  without its list does not exist for readers.
+- **Replacing a folder.** The new files are first stored in a subfolder (`STAGING`), then copied to their places. At any
+  time a reader gets either the complete old folder or the complete new one.
 """
 
 import fcntl
@@ -24,28 +29,35 @@ from pathlib import Path
 from kdray.errors import StorageError
 from kdray.storage.bucket import FOLDER, KINDS, name_bucket_errors, open_bucket, read_object, remove_objects
 
-MIRROR, ROOT = "kdray-mirror", "KDRAY_MIRROR"
-NEW = ".new"
-"""Below a folder in the bucket: what is different in the one that shall take its place."""
-READS = 3
-"""How often a folder is read that is being replaced as it is read."""
+MIRROR = "kdray-mirror"
+"""The name of the folder with all mirrors of a node."""
+ROOT = "KDRAY_MIRROR"
+"""The environment variable with the path of the folder in which `MIRROR` is made; default: ~/.cache/kdray."""
+STAGING = ".new"
+"""The subfolder of a folder in the bucket with the files of the folder that is about to replace it."""
+MAX_READS = 3
+"""How often a folder is read at most, if another node replaces it at the same time."""
 
-_SEEN: dict[Path, dict[str, str]] = {}
-"""Folders that this process has found, or made, like the bucket's."""
+_VERIFIED: dict[Path, dict[str, str]] = {}
+"""Folder -> the list of its files when this process last sent it or found it equal to the bucket's.
+
+It saves a second hash of large files.
+"""
 
 
 def mirror_of(url: str) -> Path:
-    """The local folder of this URL. Raises StorageError for a URL that is none of a folder in a bucket.
+    """The local folder that mirrors this URL. Raises StorageError if the URL does not name a folder in a bucket.
 
-    Nothing in a URL may be secret: it is written into settings, logs and reports.
+    The URL must contain no secret, because it is written into settings, logs and reports.
     """
     kind, _, rest = url.partition("://")
     if re.search(r"[@?#]", rest):
         raise StorageError(
             f"storage {kind}://...: there is a name, password or query in the URL, and it would be written into logs. "
-            "Leave it out: credentials come from the environment or the machine's role, on every node."
+            "Leave it out: credentials come from the environment or the role of the machine, on every node."
         )
     bucket, *prefix = rest.rstrip("/").split("/")
+    # No part may start with a dot: url_of ignores such names, and `..` would leave the mirror.
     if not re.fullmatch(r"[A-Za-z0-9][\w.:-]*", bucket) or any(not re.match(r"[^.\s]", part) for part in prefix):
         raise StorageError(f"storage {url}: name a bucket and a folder in it, such as {kind}://bucket/kdray.")
     root = Path(os.environ.get(ROOT) or Path.home() / ".cache" / "kdray").expanduser().absolute()
@@ -53,7 +65,7 @@ def mirror_of(url: str) -> Path:
 
 
 def url_of(path: Path) -> str | None:
-    """What the path mirrors; None for a path of a plain folder, and for the hidden name of something unfinished."""
+    """The URL that the path mirrors; None for a path outside `MIRROR` and for a temporary name (with a leading dot)."""
     if MIRROR not in path.parts:
         return None
     kind, *names = path.parts[path.parts.index(MIRROR) + 1 :] or [""]
@@ -62,41 +74,48 @@ def url_of(path: Path) -> str | None:
 
 
 def fetch(path: Path) -> Path:
-    """This path, at which there is now what the bucket has: a whole folder, a file, or nothing."""
+    """Make this file or folder equal to the bucket's; delete it if the bucket has none. Returns the path."""
     if url := url_of(path):
-        with _locked(path), name_bucket_errors(url):
-            if not (_fetch_folder(path, url) or _fetch_file(path, url) or _fetch_folder(path, url, replaced=True)):
-                _forget(path)
+        with _lock(path), name_bucket_errors(url):
+            # The last case is a sender that died after it had deleted the old list: the staged list is then valid.
+            fetched = _fetch_folder(path, url) or _fetch_file(path, url) or _fetch_folder(path, url, staged_too=True)
+            if not fetched:
+                _remove_local(path)
     return path
 
 
 def fetch_growing(path: Path) -> Path:
-    """This file, which only grows: the bucket's, unless the one that is here goes on from it."""
+    """Fetch a file that only grows, unless the local file starts with the bucket's content. Returns the path."""
     if url := url_of(path):
-        with _locked(path), name_bucket_errors(url):
+        with _lock(path), name_bucket_errors(url):
             _fetch_file(path, url, unless_longer=True)
     return path
 
 
 def fetch_files(folder: Path) -> Path:
-    """This folder of files that are whole each by itself: now those are here that the bucket has."""
+    """Make the files in a folder that has no list of its files equal to the bucket's, one by one. Returns the path.
+
+    A local file of the same size counts as equal.
+    """
     if url := url_of(folder):
-        with _locked(folder), name_bucket_errors(url):
+        with _lock(folder), name_bucket_errors(url):
             found = open_bucket(url).find(url, detail=True).values()
             sizes = {file["name"].rpartition("/")[2]: file["size"] for file in found}
-            here = {file.name: file.stat().st_size for file in folder.glob("[!.]*")}
-            for name in here.keys() - sizes.keys():
+            local_sizes = {file.name: file.stat().st_size for file in folder.glob("[!.]*")}
+            for name in local_sizes.keys() - sizes.keys():
                 (folder / name).unlink()
-            missing = [name for name, size in sizes.items() if here.get(name) != size and not name.startswith(".")]
-            with _workshop(folder) as new:
-                _get({name: f"{url}/{name}" for name in missing}, new)
+            missing = [
+                name for name, size in sizes.items() if local_sizes.get(name) != size and not name.startswith(".")
+            ]
+            with _temporary_folder(folder) as temporary:
+                _download_objects({name: f"{url}/{name}" for name in missing}, temporary)
                 for name in missing:
-                    _put(new / name, folder / name)
+                    _move(temporary / name, folder / name)
     return folder
 
 
 def download(path: Path, target: Path) -> bool:
-    """Put what the bucket has as the file `path` at `target`, for looking at; whether there is one."""
+    """Copy the bucket's file `path` to `target`, outside the mirror. Returns False if the bucket has no such file."""
     text = read_object(url) if (url := url_of(path)) else None
     if text is None:
         return False
@@ -106,7 +125,7 @@ def download(path: Path, target: Path) -> bool:
 
 
 def list_bucket(folder: Path) -> set[Path]:
-    """What the bucket has in this folder, here or not."""
+    """The paths of all files and folders that the bucket has in this folder, fetched or not."""
     if not (url := url_of(folder)):
         return set()
     with name_bucket_errors(url):
@@ -117,7 +136,7 @@ def list_bucket(folder: Path) -> set[Path]:
 
 
 def send(source: Path, path: Path) -> None:
-    """Let the bucket have this file or folder as `path`; others see it when all of it is there."""
+    """Copy the file or folder `source` to the bucket as `path`; other nodes see it once it is complete."""
     if not (url := url_of(path)):
         return
     with name_bucket_errors(url):
@@ -128,139 +147,157 @@ def send(source: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, here and in the bucket; that there is none is well."""
+    """Delete a file or folder in the bucket and on this node, if it exists."""
     if url := url_of(path):
         with name_bucket_errors(url):
             remove_objects(url)
-    _forget(path)
+    _remove_local(path)
 
 
-def _files(url: str) -> dict[str, str] | None:
-    """The list of the whole folder at this URL; None where there is none."""
+def _read_folder_list(url: str) -> dict[str, str] | None:
+    """The list of the complete folder at this URL, file name -> SHA-256; None if there is no such folder."""
     text = read_object(f"{url}/{FOLDER}")
     return None if text is None else json.loads(text)
 
 
 @dataclass(frozen=True)
-class _Staged:
-    """A folder that is whole, and about to take another one's place."""
+class _StagedFolder:
+    """A complete folder in the bucket that is about to replace another one, as the JSON object in `STAGING`."""
 
     files: dict[str, str]
+    """The name of each file -> its SHA-256."""
     staged: list[str]
-    """Those of them that differ from the other folder's; they lie in `place`, the others are there already."""
+    """The files that differ from the old folder's. They are in `place`; the other files are in the folder already."""
     place: str
+    """The subfolder with the staged files; its name has a hash of `files`."""
 
     @classmethod
-    def read(cls, url: str) -> "_Staged | None":
-        text = read_object(f"{url}/{NEW}/{FOLDER}")
+    def read(cls, url: str) -> "_StagedFolder | None":
+        """The folder that is staged at this URL; None if there is none."""
+        text = read_object(f"{url}/{STAGING}/{FOLDER}")
         return None if text is None else cls(**json.loads(text))
 
 
-def _fetch_folder(path: Path, url: str, replaced: bool = False) -> bool:
-    """Bring the whole folder at this URL, unless it is here; whether there is one. Nothing is changed in the bucket.
+def _fetch_folder(path: Path, url: str, staged_too: bool = False) -> bool:
+    """Fetch the complete folder at this URL unless the local one is equal. Returns False if there is no such folder.
 
-    `replaced`: look for one that is about to take its place, too.
+    With `staged_too`, also look for a folder that is about to replace it. Only reads from the bucket. Raises
+    StorageError if the hashes of the files differ from the list.
     """
-    for also_new in (replaced, *[True] * (READS - 1)):
-        sources = {}
-        if (files := _files(url)) is None:
-            if not also_new or (new := _Staged.read(url)) is None:
+    for attempt in range(MAX_READS):
+        files = _read_folder_list(url)
+        sources: dict[str, str] = {}
+        if files is None:
+            # After a failed attempt, the list is missing because the sender has just deleted it: see _commit_staged.
+            staged = _StagedFolder.read(url) if staged_too or attempt > 0 else None
+            if staged is None:
                 return False
-            files, sources = new.files, {name: f"{url}/{new.place}/{name}" for name in new.staged}
-        if path.is_dir() and (_SEEN.get(path) == files or _prints(path) == files):
-            _SEEN[path] = files
+            files = staged.files
+            sources = {name: f"{url}/{staged.place}/{name}" for name in staged.staged}
+        if path.is_dir() and (_VERIFIED.get(path) == files or _hash_files(path) == files):
+            _VERIFIED[path] = files
             return True
-        with _workshop(path) as folder:
+        with _temporary_folder(path) as folder:
             try:
-                _get({name: sources.get(name, f"{url}/{name}") for name in files}, folder)
-            except FileNotFoundError:  # it is just being replaced
+                _download_objects({name: sources.get(name, f"{url}/{name}") for name in files}, folder)
+            except FileNotFoundError:  # another node replaces the folder just now
                 continue
-            if _prints(folder) == files:
-                _forget(path)
-                _put(folder, path)
-                _SEEN[path] = files
+            if _hash_files(folder) == files:
+                _remove_local(path)
+                _move(folder, path)
+                _VERIFIED[path] = files
                 return True
-    raise StorageError(f"storage {url}: its files are not what was sent. Remove that folder and run again.")
+    raise StorageError(
+        f"storage {url}: the hashes of its files differ from its list {FOLDER}. Remove that folder and run again."
+    )
 
 
 def _fetch_file(path: Path, url: str, unless_longer: bool = False) -> bool:
-    with _workshop(path) as folder:
+    """Fetch the file at this URL. Returns False if there is no such object.
+
+    With `unless_longer`, keep a local file that starts with the bucket's content.
+    """
+    with _temporary_folder(path) as folder:
         new = folder / path.name
         try:
             open_bucket(url).get_file(url, str(new))
         except FileNotFoundError:
             return False
-        same = path.exists() and _begins(path, new) and (unless_longer or path.stat().st_size == new.stat().st_size)
-        if not same:  # else the file stays itself, and whoever has it open or locked has the right one
-            _put(new, path)
+        equal = (
+            path.exists() and _starts_with(path, new) and (unless_longer or path.stat().st_size == new.stat().st_size)
+        )
+        if not equal:  # an equal file is not replaced: processes that have it open or locked keep the right inode
+            _move(new, path)
     return True
 
 
-def _get(objects: Mapping[str, str], folder: Path) -> None:
-    """Bring the objects at these URLs under these names."""
+def _download_objects(objects: Mapping[str, str], folder: Path) -> None:
+    """Download objects, file name -> URL, into a folder, in one call that transfers them concurrently."""
     for name in objects:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     if objects:
-        some = next(iter(objects.values()))
-        open_bucket(some).get(list(objects.values()), [str(folder / name) for name in objects])
+        any_url = next(iter(objects.values()))
+        open_bucket(any_url).get(list(objects.values()), [str(folder / name) for name in objects])
 
 
 def _send_folder(source: Path, url: str, path: Path) -> None:
-    files = _prints(source)
-    if (before := _files(url)) is None and _settled(url):
-        before = _files(url)
+    files = _hash_files(source)
+    before = _read_folder_list(url)
+    if before is None and _commit_staged(url):  # an earlier sender died while it replaced the folder
+        before = _read_folder_list(url)
     if before is None:
-        remove_objects(url)
-        _put_all(source, list(files), url)
+        remove_objects(url)  # what an earlier sender left without a list
+        _upload(source, list(files), url)
         open_bucket(url).pipe_file(f"{url}/{FOLDER}", json.dumps(files).encode())
     elif before != files:
-        remove_objects(f"{url}/{NEW}")
+        remove_objects(f"{url}/{STAGING}")
         changed = [name for name in files if before.get(name) != files[name]]
-        new = _Staged(files, changed, f"{NEW}/{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}")
-        _put_all(source, changed, f"{url}/{new.place}")
-        open_bucket(url).pipe_file(f"{url}/{NEW}/{FOLDER}", json.dumps(asdict(new)).encode())
-        _settled(url)
-    _SEEN[path] = files
+        place = f"{STAGING}/{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}"
+        new = _StagedFolder(files, changed, place)
+        _upload(source, changed, f"{url}/{new.place}")
+        open_bucket(url).pipe_file(f"{url}/{STAGING}/{FOLDER}", json.dumps(asdict(new)).encode())
+        _commit_staged(url)
+    _VERIFIED[path] = files
 
 
-def _put_all(source: Path, names: list[str], url: str) -> None:
+def _upload(source: Path, names: list[str], url: str) -> None:
     if names:
         open_bucket(url).put([str(source / name) for name in names], [f"{url}/{name}" for name in names])
 
 
-def _settled(url: str) -> bool:
-    """Let the folder that is staged at this URL take the other one's place; whether there was one.
+def _commit_staged(url: str) -> bool:
+    """Replace the folder at this URL by the one that is staged there. Returns False if none is staged.
 
-    Only who sends does this. Done again from wherever it was left, it comes to the same; and all the while whoever
-    reads finds one of them whole.
+    Only the sender of the folder calls this. It can stop at any step and be called again: each step is idempotent, and
+    a reader finds a complete folder at any time, first in the old list, then in the staged list, then in the new list.
     """
-    if (new := _Staged.read(url)) is None:
+    if (new := _StagedFolder.read(url)) is None:
         return False
     bucket = open_bucket(url)
-    remove_objects(f"{url}/{FOLDER}")
+    remove_objects(f"{url}/{FOLDER}")  # first: from here on the old list would describe a mixture of both folders
     for name in new.staged:
         bucket.copy(f"{url}/{new.place}/{name}", f"{url}/{name}")
     start = f"{url.partition('://')[2]}/"
     for name in {found.removeprefix(start) for found in bucket.find(url)} - new.files.keys():
-        if not name.startswith(f"{NEW}/"):
+        if not name.startswith(f"{STAGING}/"):
             bucket.rm(f"{url}/{name}")
     bucket.pipe_file(f"{url}/{FOLDER}", json.dumps(new.files).encode())
-    remove_objects(f"{url}/{NEW}")
+    remove_objects(f"{url}/{STAGING}")
     return True
 
 
-def _prints(folder: Path) -> dict[str, str]:
-    """Each file's name below the folder -> its SHA-256."""
-    prints = {}
+def _hash_files(folder: Path) -> dict[str, str]:
+    """The name of each file relative to the folder -> its SHA-256."""
+    hashes = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             with file.open("rb") as opened:
-                prints[file.relative_to(folder).as_posix()] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return prints
+                hashes[file.relative_to(folder).as_posix()] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return hashes
 
 
-def _begins(path: Path, start: Path) -> bool:
-    """Whether the file begins with what is in the other one."""
+def _starts_with(path: Path, start: Path) -> bool:
+    """Whether the content of `path` starts with the content of `start`."""
     with path.open("rb") as longer, start.open("rb") as shorter:
         while part := shorter.read(1 << 20):
             if longer.read(len(part)) != part:
@@ -268,34 +305,37 @@ def _begins(path: Path, start: Path) -> bool:
     return True
 
 
-def _forget(path: Path) -> None:
-    """Remove it here."""
-    _SEEN.pop(path, None)
+def _remove_local(path: Path) -> None:
+    """Delete the file or folder on this node only."""
+    _VERIFIED.pop(path, None)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def _put(new: Path, path: Path) -> None:
+def _move(new: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(new, path)
 
 
-def _root(path: Path) -> Path:
-    """The folder of all mirrors, this one's among them."""
+def _mirror_root(path: Path) -> Path:
+    """The folder with all mirrors of this node."""
     return Path(*path.parts[: path.parts.index(MIRROR) + 1])
 
 
-def _name(path: Path) -> str:
-    """A name of its own for each path, below the folder of all mirrors."""
+def _unique_name(path: Path) -> str:
+    """A file name that no other path has."""
     return hashlib.sha256(str(path).encode()).hexdigest()[:16]
 
 
 @contextmanager
-def _workshop(path: Path) -> Iterator[Path]:
-    """An empty folder for the block, on the same disk as the path, which is locked; what a killed process left goes."""
-    folder = _root(path) / ".new" / _name(path)
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder for the block, on the same file system as `path`. The caller must hold the lock of `path`.
+
+    The name is the same for each call, so the block also deletes what a killed process left.
+    """
+    folder = _mirror_root(path) / ".new" / _unique_name(path)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -305,16 +345,16 @@ def _workshop(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process of a node at a time: who comes second finds what the first has brought."""
-    folder = _root(path) / ".locks"
+def _lock(path: Path) -> Iterator[None]:
+    """Let one process of this node at a time fetch `path`; the next one then finds the copy and fetches nothing."""
+    folder = _mirror_root(path) / ".locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / _name(path)).open("w")
+        file = (folder / _unique_name(path)).open("w")
     except OSError as error:
         raise StorageError(
-            f"{folder.parent}: cannot be written on this node ({error.strerror}), and the copy of {url_of(path)} lies "
-            f"there. Give the sweep another folder for it with {ROOT}, one that every node can make."
+            f"{folder.parent}: cannot be written on this node ({error.strerror}), but the local copy of {url_of(path)} "
+            f"belongs there. Set {ROOT} to a folder that every node can make."
         ) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)

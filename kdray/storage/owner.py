@@ -1,9 +1,12 @@
-"""One driver a sweep: it holds the sweep's folder while it runs, and `owner.json` there says who it is.
+"""Lets one driver at a time run a sweep. `owner.json` in the sweep's folder names the process that owns the sweep.
 
-On one machine the kernel keeps the lock and drops it with the process, however that ends. Another machine that shares
-the folder may see the file and not the lock: there its age tells, for its owner touches it every few seconds. Where the
-storage is a bucket, the file is an object there, too, which its owner writes as often. Of two drivers that begin at
-once one makes the object; should both come to believe it theirs, one sees the other's name within seconds and ends.
+- **On one machine** the owner holds a lock (flock) on the file. The kernel releases it when the process ends, however
+  it ends.
+- **On another machine** that shares the folder the lock may be invisible. The age of the file decides there: the owner
+  touches the file every `HEARTBEAT_S` seconds, and counts as dead after `DEAD_AFTER_S` seconds without a heartbeat.
+- **In a bucket** the file is an object, too, which the owner writes at the same rate. If two drivers start at once, a
+  conditional write lets one of them create the object. If two drivers both replace a dead owner, each reads the object
+  at its next heartbeat, and the one that finds the other's name stops.
 """
 
 import fcntl
@@ -30,32 +33,39 @@ from kdray.storage.paths import display_path
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 5.0
+HEARTBEAT_S = 5.0
 DEAD_AFTER_S = 60.0
-"""Without a sign of life an owner on another machine is taken for dead; a busy file server may hold up some beats."""
+"""An owner on another machine counts as dead after this time without a heartbeat.
 
-SETTLING_S = 2.0
-"""How long a lock may outlive its owner: a child that was forked just before lets go of it when it first runs."""
+It is twelve heartbeats, because a busy file server may delay some of them.
+"""
 
-_LOCKS: set[int] = set()
-"""The open files that this process holds locks by; a child that is forked must not hold them, too."""
+LOCK_RELEASE_S = 2.0
+"""How long to wait for the lock of a dead owner: a child that was just forked keeps it until its Python code runs."""
+
+_OPEN_LOCKS: set[int] = set()
+"""The descriptors of this process's locks. A forked child closes its copies, or it would keep the locks."""
 
 
 class Owner(BaseModel):
-    """A process that runs a sweep."""
+    """A process that runs a sweep: the content of `owner.json`."""
 
     user: str = ""
     host: str = ""
     boot: str = ""
-    """One boot of one machine: all processes on it see each other's locks. With a bucket the very file that is locked,
-    too: another container has its own."""
+    """The boot ID of the machine: processes of the same boot see each other's locks.
+
+    With a bucket it also has the device and inode of the locked file, because containers on one machine have different
+    files.
+    """
     pid: int = 0
-    """0 where the file cannot be read."""
+    """0 if the file cannot be parsed."""
     since: float = 0.0
+    """When the process became the owner, in seconds since the epoch."""
 
     @classmethod
-    def here(cls, boot: str) -> "Owner":
-        """This process, from now on."""
+    def this_process(cls, boot: str) -> "Owner":
+        """This process as the owner from now on."""
         return cls(user=user_name(), host=platform.node(), boot=boot, pid=os.getpid(), since=time.time())
 
     def __str__(self) -> str:
@@ -67,179 +77,197 @@ class Owner(BaseModel):
 
 @contextmanager
 def own_sweep(path: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """Own the sweep whose `owner.json` this is, within the block; `note` is told of a dead owner's taking over.
+    """Own a sweep, whose `owner.json` is `path`, for the block. `note` receives a message if a dead owner is replaced.
 
-    Raises StorageError when another driver owns it, or has taken it over in the meantime.
+    Raises StorageError if another driver owns the sweep, or takes it over during the block.
     """
     try:
-        hold = _held(path, note)
+        ownership = _take_ownership(path, note)
     except OSError as error:
         if isinstance(error, StorageError):
             raise
         raise StorageError(
-            f"{path}: cannot be written ({error.strerror}). Make room, or name a folder you may write to."
+            f"{path}: cannot be written ({error.strerror}). Free some space there, or name a folder you may write to."
         ) from None
     try:
         yield
     except KeyboardInterrupt:
-        if hold.taken_by is None:
+        if ownership.taken_by is None:
             raise
         raise StorageError(
-            f"{display_path(path.parent)}: {hold.taken_by} has taken this sweep over, for nothing was heard of this process "
-            f"for {DEAD_AFTER_S:.0f} s. It goes on there; here it is stopped."
+            f"{display_path(path.parent)}: {ownership.taken_by} has taken over this sweep, because this process sent "
+            f"no heartbeat for {DEAD_AFTER_S:.0f} s. The sweep continues there and is stopped here."
         ) from None
     finally:
-        hold.release()
+        ownership.release()
 
 
 @dataclass
-class _Hold:
-    """The sweep in this process's hands."""
+class _Ownership:
+    """The lock and the heartbeat with which this process owns a sweep."""
 
     path: Path
     lock: int
+    """The descriptor of the open file."""
     owner: Owner
-    there: BucketObject | None
-    """Its twin in the bucket."""
+    remote: BucketObject | None
+    """The same file in the bucket; None for a storage in a plain folder."""
     taken_by: Owner | None = None
+    """The owner that has replaced this process."""
     _released: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self._text = self.owner.model_dump_json().encode()
+        # Written in place, not with replace_file: the lock belongs to the inode.
         os.pwrite(self.lock, self._text, 0)
         os.ftruncate(self.lock, len(self._text))
         os.fsync(self.lock)
-        self._thread = threading.Thread(target=self._beat, name="kdray-owner", daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, name="kdray-owner", daemon=True)
         self._thread.start()
 
     def release(self) -> None:
-        """Let go. In a child that was forked within the block there is nothing to let go of."""
+        """Stop the heartbeat, delete the file and release the lock. Does nothing in a forked child."""
         if self.owner.pid != os.getpid():
             return
         self._released.set()
         self._thread.join()
         if self.taken_by is None:
-            with suppress(OSError):  # a storage that became read-only, or is away
-                if self.there:
-                    self.there.remove()
+            with suppress(OSError):  # the storage may be read-only or unreachable by now
+                if self.remote:
+                    self.remote.remove()
                 self.path.unlink()
-        _closed(self.lock)
+        _close_lock(self.lock)
 
-    def _beat(self) -> None:
-        """Give signs of life, and notice when another machine, which saw none for long, has taken over."""
-        while not self._released.wait(BEAT_S):
+    def _send_heartbeats(self) -> None:
+        """Touch the file every `HEARTBEAT_S` seconds; stop this process if another owner has replaced it.
+
+        That happens to a machine that was suspended or cut off from the storage for longer than `DEAD_AFTER_S`.
+        """
+        while not self._released.wait(HEARTBEAT_S):
             try:
                 os.utime(self.lock)
-                known = _owner((self.there.read() if self.there else self.path.read_bytes()) or b"")
-                if self.there and known in (None, self.owner):
-                    self.there.write(self._text)
+                text = self.remote.read() if self.remote else self.path.read_bytes()
+                current = _parse_owner(text or b"")
+                if self.remote and current in (None, self.owner):
+                    self.remote.write(self._text)
             except OSError as error:
                 log.warning("%s: %s", self.path, error)
                 continue
-            if known is not None and known != self.owner:
-                log.error("%s: taken over by %s", self.path, known)
-                self.taken_by = known
-                _stop_this_process()
+            if current is not None and current != self.owner:
+                log.error("%s: taken over by %s", self.path, current)
+                self.taken_by = current
+                _interrupt_this_process()
                 return
 
 
-def _held(path: Path, note: Callable[[str], None]) -> _Hold:
+def _take_ownership(path: Path, note: Callable[[str], None]) -> _Ownership:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, locked = _locked(path)
+    lock, locked = _open_and_lock(path)
     try:
-        there = BucketObject(url) if (url := url_of(path)) else None
-        me = Owner.here(_boot() + (f" {os.fstat(lock).st_dev}:{os.fstat(lock).st_ino}" if there else ""))
-        before = _owner((there.read() if there else os.pread(lock, 10_000, 0)) or b"")
-        age_s = there.age_s() if there and before else _age_s(path.parent, lock)
-        if before and age_s < DEAD_AFTER_S and not (locked and before.boot == me.boot):
+        remote = BucketObject(url) if (url := url_of(path)) else None
+        boot = _boot_id()
+        if remote:
+            boot += f" {os.fstat(lock).st_dev}:{os.fstat(lock).st_ino}"
+        me = Owner.this_process(boot)
+        before = _parse_owner((remote.read() if remote else os.pread(lock, 10_000, 0)) or b"")
+        age_s = remote.age_s() if remote and before else _age_s(path.parent, lock)
+        # An owner of this boot would still hold the lock if it were alive, so its age does not matter.
+        dead = age_s >= DEAD_AFTER_S or (locked and before is not None and before.boot == me.boot)
+        if before and not dead:
             raise StorageError(
-                f"{display_path(path.parent)}: {before} runs this sweep; it was last heard of {age_s:.0f} s ago. If it is "
-                f"dead, wait {DEAD_AFTER_S - age_s:.0f} s and give the command again."
+                f"{display_path(path.parent)}: {before} runs this sweep; its last heartbeat was {age_s:.0f} s ago. If "
+                f"that process is dead, wait {DEAD_AFTER_S - age_s:.0f} s and run the command again."
             )
-        if there:
-            _put(there, me, before)
-        hold = _Hold(path, lock, me, there)
+        if remote:
+            _write_remote_owner(remote, me, before)
+        ownership = _Ownership(path=path, lock=lock, owner=me, remote=remote)
     except BaseException:
-        _closed(lock)
+        _close_lock(lock)
         raise
     if before:
         note(f"{before} ran this sweep and is dead: going on in its place.")
-    return hold
+    return ownership
 
 
-def _put(there: BucketObject, me: Owner, before: Owner | None) -> None:
-    """Write our name into the bucket, in the place of a dead owner's. Raises StorageError when somebody was faster."""
+def _write_remote_owner(remote: BucketObject, me: Owner, before: Owner | None) -> None:
+    """Write `me` into the bucket in place of the dead owner `before`. Raises StorageError if another one is faster."""
     try:
-        if before and _owner(there.read() or b"") == before:
-            there.remove()
-        there.write(me.model_dump_json().encode(), new=True)
+        if before and _parse_owner(remote.read() or b"") == before:
+            remote.remove()
+        remote.write(me.model_dump_json().encode(), new=True)
     except FileExistsError:
-        owner = _owner(there.read() or b"") or Owner()
+        owner = _parse_owner(remote.read() or b"") or Owner()
         raise StorageError(
-            f"{there.url}: {owner} has just begun to run this sweep. Wait until it has ended, or stop it."
+            f"{remote.url}: {owner} has just started to run this sweep. Wait until it has ended, or stop it."
         ) from None
 
 
-def _locked(path: Path) -> tuple[int, bool]:
-    """The open file, and whether its lock is ours; a file system may have no locks. Raises StorageError if not free."""
-    until = time.monotonic() + SETTLING_S
+def _open_and_lock(path: Path) -> tuple[int, bool]:
+    """Open and lock the file: the descriptor, and False if the file system has no locks.
+
+    Raises StorageError if another process holds the lock.
+    """
+    until = time.monotonic() + LOCK_RELEASE_S
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # closed in programs that this process starts
-        _LOCKS.add(lock)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # not inherited by programs that this process starts
+        _OPEN_LOCKS.add(lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            owner = _owner(os.pread(lock, 10_000, 0)) or Owner()
-            _closed(lock)
-            if _gone(owner) and time.monotonic() < until:
+            owner = _parse_owner(os.pread(lock, 10_000, 0)) or Owner()
+            _close_lock(lock)
+            if _is_dead_on_this_machine(owner) and time.monotonic() < until:
                 time.sleep(0.05)
                 continue
             raise StorageError(
-                f"{display_path(path.parent)}: {owner} runs this sweep. Wait until it has ended, or stop it; to run another "
-                "sweep beside it, give this one another name (--set name=...)."
+                f"{display_path(path.parent)}: {owner} runs this sweep. Wait until it has ended, or stop it; to run "
+                "another sweep beside it, give this one another name (--set name=...)."
             ) from None
         except OSError as error:
-            log.warning("%s: no locks here (%s); its age must do", path, error)
+            log.warning("%s: no locks on this file system (%s); the age of the file is used instead", path, error)
             return lock, False
         if os.fstat(lock).st_nlink:
             return lock, True
-        _closed(lock)  # between opening and locking its owner let go of it and removed it
+        _close_lock(lock)  # its owner deleted the file after it was opened here: the lock is on no file
 
 
-def _gone(owner: Owner) -> bool:
-    """Whether it was a process of this machine, and is none now."""
-    if not owner.pid or owner.boot.partition(" ")[0] != _boot():
+def _is_dead_on_this_machine(owner: Owner) -> bool:
+    """Whether the owner was a process of this machine and does not exist any more."""
+    if not owner.pid or owner.boot.partition(" ")[0] != _boot_id():
         return False
     try:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # another user's
+    except PermissionError:  # the process exists and belongs to another user
         pass
     return False
 
 
-def _stop_this_process() -> None:
-    """As Ctrl-C does, in the middle of a sleep, too; in the background of a shell script that may be ignored."""
+def _interrupt_this_process() -> None:
+    """Stop the main thread as Ctrl-C does: with a signal, which also interrupts a sleep.
+
+    In the background of a shell script SIGINT may be ignored; then the signal is SIGTERM.
+    """
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if ignored else signal.SIGINT)
 
 
-def _closed(lock: int) -> None:
-    _LOCKS.discard(lock)
+def _close_lock(lock: int) -> None:
+    _OPEN_LOCKS.discard(lock)
     os.close(lock)
 
 
-def _let_go_in_child() -> None:
-    while _LOCKS:
-        os.close(_LOCKS.pop())
+def _close_locks_in_child() -> None:
+    while _OPEN_LOCKS:
+        os.close(_OPEN_LOCKS.pop())
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+os.register_at_fork(after_in_child=_close_locks_in_child)
 
 
-def _owner(text: bytes) -> Owner | None:
-    """Whom the file names; None where it is empty, somebody unknown where it cannot be read."""
+def _parse_owner(text: bytes) -> Owner | None:
+    """The owner in the file; None if the file is empty, an unknown owner (pid 0) if it cannot be parsed."""
     try:
         return Owner.model_validate_json(text) if text.strip() else None
     except ValidationError:
@@ -247,19 +275,19 @@ def _owner(text: bytes) -> Owner | None:
 
 
 def _age_s(folder: Path, lock: int) -> float:
-    """Seconds since the file's owner last touched it, by the clock of the file system: other machines' may be off."""
+    """Seconds since the file was last touched, by the clock of the file system, because machines' clocks may differ."""
     with tempfile.TemporaryFile(dir=folder) as new:
         return os.fstat(new.fileno()).st_mtime - os.fstat(lock).st_mtime
 
 
-def _boot() -> str:
-    kernels = Path("/proc/sys/kernel/random/boot_id")
-    return kernels.read_text().strip() if kernels.exists() else platform.node()
+def _boot_id() -> str:
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text().strip() if file.exists() else platform.node()
 
 
 def user_name() -> str:
-    """Who runs this."""
+    """The name of the user who runs this process."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a number without a name
+    except (KeyError, OSError):  # a container may run with a user ID that has no name
         return str(os.getuid())

@@ -1,10 +1,10 @@
-"""Where everything lies: every path of a sweep is a property here, and every file is whole or absent.
+"""Every path of a storage and of a sweep, as a property or method of one class.
 
-A storage in a bucket is a local folder that `mirror` keeps like it: what becomes whole here is sent there first.
+A storage in a bucket is a local folder, too: `mirror` keeps it equal to the bucket.
 
 STORAGE/
-  mlflow.db  mlartifacts/        all sweeps of this storage
-  cache/                         shared by all sweeps of this storage, by content
+  mlflow.db  mlartifacts/        MLflow's data of all sweeps of this storage
+  cache/                         shared by all sweeps of this storage; a key is a fingerprint of the content
     tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
   <sweep>/
     sweep.json  owner.json  origin.json  lineage.json  times.json  teacher.json  conditions.json  choice.json
@@ -29,29 +29,37 @@ class StoragePaths:
 
     @property
     def cache(self) -> Path:
+        """The folder with the files that are named by a fingerprint of their content."""
         return self.storage / "cache"
 
     @property
     def tracking_database(self) -> Path:
+        """The SQLite database of MLflow, if no tracking server is given."""
         return self.storage / "mlflow.db"
 
     @property
     def tracking_artifacts(self) -> Path:
+        """The artifacts of MLflow, if no tracking server is given."""
         return self.storage / "mlartifacts"
 
     def tokens(self, key: str) -> Path:
+        """The folder with the token ids of the splits."""
         return self.cache / "tokens" / key
 
     def model(self, key: str) -> Path:
+        """The folder with a pretrained source model."""
         return self.cache / "models" / key
 
     def teacher(self, key: str) -> Path:
+        """The folder with a fine-tuned teacher."""
         return self.cache / "teachers" / key
 
     def transfer(self, key: str) -> Path:
+        """The folder with the shards of a transfer set."""
         return self.cache / "transfers" / key
 
     def cost(self, key: str) -> Path:
+        """The measured costs of one architecture."""
         return self.cache / "costs" / f"{key}.json"
 
 
@@ -63,27 +71,32 @@ class SweepPaths(StoragePaths):
 
     @property
     def root(self) -> Path:
+        """The folder with all files of the sweep."""
         return self.storage / self.name
 
     @property
     def settings(self) -> Path:
+        """The settings of the sweep."""
         return self.root / "sweep.json"
 
     @property
     def owner(self) -> Path:
-        """Who runs the sweep; there while somebody does."""
+        """The process that runs the sweep; the file exists while a process does."""
         return self.root / "owner.json"
 
     @property
     def journal(self) -> Path:
+        """The ledger, if it is not in a database: a journal file of Optuna."""
         return self.root / "ledger" / "journal.log"
 
     @property
     def chosen(self) -> Path:
+        """The folder with the chosen student; it loads without kdray."""
         return self.root / "chosen"
 
     @property
     def choice(self) -> Path:
+        """Which student was chosen, and why."""
         return self.root / "choice.json"
 
     @property
@@ -93,27 +106,27 @@ class SweepPaths(StoragePaths):
 
     @property
     def conditions(self) -> Path:
-        """How the costs were measured, and on what."""
+        """How the costs were measured, and on which hardware."""
         return self.root / "conditions.json"
 
     @property
     def origin(self) -> Path:
-        """The command, the commit and the versions of the last session."""
+        """The command, the git commit and the package versions of the last session."""
         return self.root / "origin.json"
 
     @property
     def lineage(self) -> Path:
-        """What the students come from, by content: the teacher, the data, the test rows."""
+        """Fingerprints of what the students were made from: the teacher, the data, the test rows."""
         return self.root / "lineage.json"
 
     @property
     def times(self) -> Path:
-        """Seconds of each stage, over all sessions."""
+        """Seconds of each stage, summed over all sessions."""
         return self.root / "times.json"
 
     @property
     def records(self) -> tuple[Path, ...]:
-        """What is known of the sweep beside its settings and its ledger."""
+        """The small JSON files about the sweep, without its settings and its ledger."""
         return (
             self.teacher_figures,
             self.conditions,
@@ -126,47 +139,50 @@ class SweepPaths(StoragePaths):
 
     @property
     def report(self) -> Path:
+        """The folder with the report: tables, page and plots."""
         return self.root / "report"
 
     @property
     def logs(self) -> Path:
+        """The folder with the logs of the driver and of each rank of each slot."""
         return self.root / "logs"
 
     @property
     def spool(self) -> Path:
-        """What MLflow has not taken yet."""
+        """The calls that MLflow has not accepted yet."""
         return self.root / "tracking" / "spool.jsonl"
 
     @property
     def tracking_target(self) -> Path:
-        """Where the spool is to go."""
+        """The tracking settings that say where the spool is sent to, and how the last session ended."""
         return self.root / "tracking" / "target.json"
 
     @property
     def reruns(self) -> Path:
-        """What is trained outside the search: the number, place and time of each."""
+        """The students trained outside the search, by key: the number, host and times of each."""
         return self.root / "confirmation" / "reruns.json"
 
     def rerun(self, key: str) -> Path:
-        """The weights of a student that was trained again, or of a control; its answers lie beside it."""
+        """The weights of a student that was trained again, or of a control; the file with its outputs is beside it."""
         return self.root / "confirmation" / key / "student"
 
     def student(self, number: int) -> Path:
-        """The weights of a trial's student; kept while the trial is on the Pareto front."""
+        """The weights of a trial's student; deleted once the trial leaves the Pareto front."""
         return self.root / "trials" / f"{number:04d}" / "student"
 
 
 def storage_path(storage: str | Path) -> Path:
-    """The absolute folder that `storage` names: a path, a file:// URI, or the URL of a folder in a bucket.
+    """The absolute local folder for `storage`: a path, a file:// URI, or the URL of a folder in a bucket.
 
-    Raises StorageError for another scheme and for a folder or bucket that cannot be made or written.
+    Makes the folder if it does not exist. Raises StorageError for another scheme, and for a folder or bucket that
+    cannot be made or written.
     """
-    path = _folder(storage)
+    path = _local_folder(storage)
     if url := url_of(path):
         check_bucket(url)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        with tempfile.TemporaryFile(dir=path):  # mkdir succeeds on an existing folder that cannot be written
             pass
     except OSError as error:
         raise StorageError(
@@ -176,17 +192,17 @@ def storage_path(storage: str | Path) -> Path:
 
 
 def sweep_paths(sweep: str | Path) -> SweepPaths:
-    """The files of the sweep STORAGE/NAME. Raises StorageError for a scheme that is none of a storage's."""
-    folder = _folder(sweep)
+    """The paths of the sweep STORAGE/NAME. Raises StorageError for a scheme that kdray cannot write to."""
+    folder = _local_folder(sweep)
     return SweepPaths(folder.parent, folder.name)
 
 
 def display_path(path: Path) -> str:
-    """The path for a person: where the storage is a bucket, the URL."""
+    """The path as messages show it: the URL if the storage is a bucket."""
     return url_of(path) or str(path)
 
 
-def _folder(storage: str | Path) -> Path:
+def _local_folder(storage: str | Path) -> Path:
     url = urlparse(str(storage))
     if url.scheme in KINDS:
         return mirror_of(str(storage))

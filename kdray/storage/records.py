@@ -1,4 +1,4 @@
-"""Small JSON files of a sweep as frozen values: each kind has one model, which is read and written here."""
+"""Reads and writes the small JSON files of a sweep as frozen pydantic models, one model for each kind of file."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read_record(kind: type[M], path: Path) -> M | None:
-    """The record in this file; None where there is no file. Raises StorageError when the file holds something else."""
+    """The record in this file; None if the file does not exist. Raises StorageError if its content is not valid."""
     if not path.exists():
         return None
     try:
@@ -26,5 +26,5 @@ def read_record(kind: type[M], path: Path) -> M | None:
 
 
 def write_record(path: Path, record: BaseModel) -> None:
-    """Write a record whole."""
+    """Write a record atomically."""
     write_json(path, record.model_dump(mode="json"))

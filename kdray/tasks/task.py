@@ -1,6 +1,7 @@
-"""What a task is: the seam between one kind of labelled text and everything that loads, trains and measures.
+"""The protocol of a task: all code that loads, trains and measures a model knows a task by it only.
 
-Which files and splits there are is `kdray.data.splits`'s business; what is compared with the teacher is `evaluation`'s.
+`kdray.data.splits` decides which files and splits are read; `kdray.evaluation` compares a student with its teacher.
+Shapes: N rows, C classes.
 """
 
 from collections.abc import Sequence
@@ -12,53 +13,53 @@ from transformers import PreTrainedModel
 
 
 class Task(Protocol):
-    """The columns to read, how text becomes model inputs, the head, and the measures of quality."""
+    """The columns to read, the encoding of texts, the head of the model, and the metrics."""
 
     @property
     def name(self) -> str:
-        """For tags and sentences, such as "text classification"."""
+        """The name for tags and sentences, such as "text classification"."""
         ...
 
     @property
     def text(self) -> str:
-        """The column that holds the text."""
+        """The name of the column with the text."""
         ...
 
     @property
     def pair(self) -> str | None:
-        """The column that holds the second text of a pair."""
+        """The name of the column with the second text of a pair; None for single texts."""
         ...
 
     @property
     def label(self) -> str:
-        """The column that holds the label."""
+        """The name of the column with the label."""
         ...
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """The labels in the order of the model's outputs; None: as the data say."""
+        """The labels in the order of the model's outputs; None: the data decide the order."""
         ...
 
     @property
     def max_length(self) -> int:
-        """The most tokens of one example."""
+        """The maximum number of tokens of one example."""
         ...
 
     @property
     def quality(self) -> str:
-        """The name of the metric that says how good a model is: what retention is a ratio of."""
+        """The name of the metric that retention is computed from."""
         ...
 
     def metric_names(self, classes: int) -> tuple[str, ...]:
-        """The names of what `metrics` measures with so many labels."""
+        """The names of the metrics that `metrics` computes for this number of labels."""
         ...
 
     def encode(self, tokenizer: Any, texts: list[str], pairs: list[str] | None) -> dict[str, list[list[int]]]:
-        """The model's inputs by name, truncated, not padded, without the attention mask."""
+        """Input name -> one list for each text: truncated, not padded, and without the attention mask."""
         ...
 
     def tokenizer(self, folder: Path) -> Any:
-        """The tokenizer saved in this folder."""
+        """Load the tokenizer saved in this folder."""
         ...
 
     def model_labels(self, folder: Path) -> tuple[str, ...]:
@@ -66,9 +67,12 @@ class Task(Protocol):
         ...
 
     def model(self, folder: Path, labels: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
-        """The model saved in this folder with a head for these labels, and which of its weights were drawn anew."""
+        """Load the model saved in this folder, with a head for these labels.
+
+        The second value has the names of the weights that the folder lacks and that were drawn at random.
+        """
         ...
 
     def metrics(self, logits_NxC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-        """The quality of these outputs."""
+        """Metric name -> value, for these outputs."""
         ...

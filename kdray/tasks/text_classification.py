@@ -1,6 +1,6 @@
-"""Text classification: one label for a sentence, or for a pair of sentences.
+"""Text classification: one label for a text, or for a pair of texts.
 
-Leaves loading the rows and giving each label its number to `kdray.data.splits`.
+`kdray.data.splits` loads the rows and decides the number of each label. Shapes: N rows, C classes.
 """
 
 from collections.abc import Sequence
@@ -18,32 +18,32 @@ from kdray.settings import Names, Settings
 
 
 class TextClassification(Settings):
-    """Which columns to read, and how much of a text to look at."""
+    """The columns to read, the labels, and the maximum length of a text."""
 
     text: str = Field("text", min_length=1)
-    """The column that holds the text."""
+    """The name of the column with the text."""
     pair: str | None = None
-    """The column that holds the second text, for sentence pairs."""
+    """The name of the column with the second text, for pairs of texts."""
     label: str = Field("label", min_length=1)
-    """The column that holds the label, a name or a whole number."""
+    """The name of the column with the label, a name or a whole number."""
     labels: Names | None = None
-    """The labels in the order of the model's outputs; for data with the numbers 0, 1, ... their names.
-    None: the order in the dataset's own features, else sorted (by value where all are whole numbers)."""
+    """The labels in the order of the model's outputs; for data with the numbers 0, 1, ..., the names of these numbers.
+    None: the order in the dataset's own features, otherwise sorted (by value if all labels are whole numbers)."""
     max_length: int = Field(128, ge=4)
-    """The most tokens of one example; what is longer is cut off."""
+    """The maximum number of tokens of one example; longer texts are truncated."""
 
     @property
     def name(self) -> str:
-        """For tags and sentences."""
+        """The name for tags and sentences."""
         return "text classification"
 
     @property
     def quality(self) -> str:
-        """The metric that retention is a ratio of."""
+        """The name of the metric that retention is computed from."""
         return "accuracy"
 
     @model_validator(mode="after")
-    def _checked(self) -> Self:
+    def _check_names(self) -> Self:
         columns = [self.text, self.label, *([self.pair] if self.pair else [])]
         if len(set(columns)) < len(columns):
             raise ValueError(f"text, pair and label must be different columns, got {', '.join(columns)}.")
@@ -52,11 +52,14 @@ class TextClassification(Settings):
         return self
 
     def metric_names(self, classes: int) -> tuple[str, ...]:
-        """Accuracy, macro F1, and Matthews' correlation coefficient for two classes."""
+        """The names of accuracy and macro F1, and for two classes also Matthews' correlation coefficient."""
         return ("accuracy", "macro_f1", "mcc") if classes == 2 else ("accuracy", "macro_f1")
 
     def encode(self, tokenizer: Any, texts: list[str], pairs: list[str] | None) -> dict[str, list[list[int]]]:
-        """The tokenizer's own model inputs, truncated to `max_length`. Raises SpecError if that is too long for it."""
+        """Tokenise the texts, truncated to `max_length`: input name -> one list of ids for each text.
+
+        Raises SpecError if `max_length` is greater than the maximum length of the tokenizer.
+        """
         if self.max_length > tokenizer.model_max_length:
             raise SpecError(
                 f"task.max_length: got {self.max_length}; this model takes at most {tokenizer.model_max_length} tokens."
@@ -67,26 +70,29 @@ class TextClassification(Settings):
             truncation=True,
             max_length=self.max_length,
             padding=False,
+            # Rows derives the mask from the length of each row.
             return_attention_mask=False,
+            # Without token types, a model such as BERT cannot tell the two texts of a pair apart.
             return_token_type_ids="token_type_ids" in tokenizer.model_input_names,
         )
         return {name: encoded[name] for name in encoded if name in tokenizer.model_input_names}
 
     def tokenizer(self, folder: Path) -> Any:
-        """The tokenizer saved in this folder."""
+        """Load the tokenizer saved in this folder."""
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def model_labels(self, folder: Path) -> tuple[str, ...]:
-        """The names in the config saved in this folder, in the order of the outputs; LABEL_0, ... where it has none."""
+        """The label names in the config in this folder, in the order of the outputs; LABEL_0, ... if it has none."""
         names = AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
         return tuple(str(names[output]) for output in sorted(names))
 
     def model(self, folder: Path, labels: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
-        """The model in float32 with these labels in its config, and the names of the weights that were drawn anew.
+        """Load the model in float32, with these labels in its config.
 
-        A head that is missing, or made for another number of labels, is drawn from torch's global generator.
+        The second value has the names of the weights that were drawn at random. A head that is missing, or that has
+        another number of outputs, is drawn with torch's global random generator.
         """
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
+        model, loading_info = AutoModelForSequenceClassification.from_pretrained(
             folder,
             id2label=dict(enumerate(labels)),
             label2id={name: number for number, name in enumerate(labels)},
@@ -97,19 +103,23 @@ class TextClassification(Settings):
             dtype=torch.float32,
             output_loading_info=True,
         )
-        mismatched = [key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]]
-        return model, tuple(sorted({*loading["missing_keys"], *mismatched}))
+        # A mismatched key is a name, or a tuple of the name and the two shapes: it depends on the version.
+        mismatched = [key if isinstance(key, str) else key[0] for key in loading_info["mismatched_keys"]]
+        return model, tuple(sorted({*loading_info["missing_keys"], *mismatched}))
 
     def metrics(self, logits_NxC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-        """The metrics by name; all of them nan when an output is not finite, for then no answer means anything."""
+        """Metric name -> value; all values are nan if an output is not finite.
+
+        argmax would return a class for such outputs, too, and the accuracy would look like that of a bad model.
+        """
         names = self.metric_names(logits_NxC.shape[1])
         if not np.isfinite(logits_NxC).all():
             return dict.fromkeys(names, float("nan"))
-        answers_N = logits_NxC.argmax(axis=1)
+        predictions_N = logits_NxC.argmax(axis=1)
         values = {
-            "accuracy": accuracy_score(labels_N, answers_N),
-            "macro_f1": f1_score(labels_N, answers_N, average="macro", zero_division=0.0),
+            "accuracy": accuracy_score(labels_N, predictions_N),
+            "macro_f1": f1_score(labels_N, predictions_N, average="macro", zero_division=0.0),
         }
         if "mcc" in names:
-            values["mcc"] = matthews_corrcoef(labels_N, answers_N)
+            values["mcc"] = matthews_corrcoef(labels_N, predictions_N)
         return {name: float(values[name]) for name in names}

@@ -1,5 +1,5 @@
-"""Who teaches: the teacher model, and the record of its outputs.
+"""Who teaches: the teacher model, and the stored outputs of the teacher.
 
-- `teacher`    Teacher; finds or fine-tunes the teacher, and refuses one that should not be taught from
+- `teacher`    Teacher; finds or fine-tunes the teacher, and refuses a teacher that is not good enough
 - `transfer`   Transfer; writes the transfer set: the teacher's logits for every row
 """

@@ -1,6 +1,7 @@
-"""Obtain a teacher: find or create it, fine-tune it on a slot if asked, and refuse one that should not be taught from.
+"""Obtain a teacher: find or create it, fine-tune it on a slot if requested, and refuse it if it is not good enough.
 
-Its outputs are written in `transfer`; how it is trained is `training.fit`, the same loop that trains students.
+The training loop is `training.fit`, the same as for students. `transfer` writes the teacher's outputs. Letters: N rows,
+B examples of a batch, C classes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,50 +34,57 @@ from kdray.training.precision import autocast_dtype
 from kdray.training.settings import Training
 
 EXCHANGED_GAIN = 0.1
-"""So much better under another order of its outputs is no teacher by chance."""
+"""A teacher whose accuracy is higher by more than this with another order of its outputs has exchanged outputs: chance
+does not explain that much."""
 
 
 class Teacher(Settings):
-    """Which model teaches, and what is done to it first."""
+    """Which model teaches, and how it is prepared."""
 
     model: str | FreshTransformer
-    """A local folder, a model hub name, or a Transformer to be trained from scratch."""
+    """A local folder, a model hub name, or a Transformer that is trained from scratch."""
     revision: str | None = None
-    """Of a hub model: a commit hash pins it."""
+    """The revision of a hub model. A commit hash makes sure that the model does not change."""
     training: Training | None = None
-    """Fine-tune it on the sweep's training rows. None: it is already fine-tuned and taken as it is."""
+    """Fine-tunes the model on the sweep's training rows. None: the model is already fine-tuned and is not changed."""
     labels: Names | None = None
-    """What the outputs of a teacher that is taken as it is mean, in its own order, by the data's names; for a teacher
-    whose config has other names, none, or another order."""
+    """What the outputs of an already fine-tuned teacher mean: the data's label names in the order of the outputs. For a
+    teacher whose config has other names, no names, or another order."""
     above_chance: float = Field(0.05, ge=0, lt=1)
-    """How far above the share of the most frequent label its validation accuracy must be; half of the way to 1 where
-    that is less."""
+    """How far the teacher's validation accuracy must be above the share of the most frequent label. If half of the
+    distance from that share to 1 is less, then half of that distance."""
 
     @property
     def display_name(self) -> str:
-        """The teacher's name in tags."""
+        """The teacher's name in MLflow tags."""
         return self.model if isinstance(self.model, str) else "from scratch"
 
 
 def obtain_source(teacher: Teacher, task: Task, splits: Splits, paths: StoragePaths, seed: int) -> Pretrained:
-    """The teacher before any fine-tuning, in the storage's cache. Raises TeacherError if it cannot serve."""
+    """Find or create the teacher before any fine-tuning, and copy it into the storage's cache.
+
+    Raises TeacherError if there is no such model, or if it has no safetensors weights. If it is not fine-tuned here, it
+    must also have a trained head and the data's labels. Raises SpecError if the model cannot read the task's longest
+    texts.
+    """
     if isinstance(teacher.model, FreshTransformer):
         if teacher.training is None:
             raise TeacherError(
                 "teacher.training: a teacher from scratch must be trained; give Teacher(training=Training(...))."
             )
-        return _fresh(teacher.model, task, splits, paths, seed)
+        return _obtain_fresh_source(teacher.model, task, splits, paths, seed)
     folder = find_model(teacher.model, teacher.revision, "teacher.model")
     if teacher.training is not None:
         return import_model(folder, task, Head(splits.labels), paths, seed)
     _check_labels(teacher, task, folder, splits.labels)
-    named = teacher.labels if sorted(teacher.labels or ()) == sorted(splits.labels) else None
-    return import_model(folder, task, Head(splits.labels, named, must_be_trained=True), paths, seed)
+    # Labels such as LABEL_0, or the data's names in another case, give no new order of the outputs.
+    outputs = teacher.labels if sorted(teacher.labels or ()) == sorted(splits.labels) else None
+    return import_model(folder, task, Head(splits.labels, outputs, must_be_trained=True), paths, seed)
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """What the fine-tuning of a teacher starts from."""
+    """The inputs of the fine-tuning of a teacher."""
 
     source: Pretrained
     tokens: TokenSet
@@ -87,28 +95,33 @@ class FineTuning:
 def obtain_teacher(
     teacher: Teacher, start: FineTuning, paths: StoragePaths, pool: Pool, on_report: Callable[[Report], None]
 ) -> Pretrained:
-    """The teacher ready to teach: the source itself, or the source fine-tuned on a slot, cached by content."""
+    """Fine-tune the source on a slot and cache the result; if the teacher has no training, return the source itself.
+
+    The cache key is a fingerprint of everything that the fine-tuning depends on. `on_report` receives the evaluations
+    of the fine-tuning, or nothing if the teacher is already in the cache.
+    """
     if teacher.training is None:
         return start.source
     key = fingerprint(start.source.key, start.tokens.key, identifying_values(teacher.training), start.seed)
-    ready = Pretrained(paths.teacher(key), key)
-    if not fetch(ready.folder).exists():
-        job = FineTune(start, teacher.training, ready.folder, pool.threads_alone)
+    fine_tuned = Pretrained(paths.teacher(key), key)
+    if not fetch(fine_tuned.folder).exists():
+        job = FineTune(start=start, training=teacher.training, target=fine_tuned.folder, threads=pool.threads_alone)
+        # Closing the reports stops the job, also if `on_report` raises.
         with closing(pool.run(job, f"teacher-{key}")) as reports:  # type: ignore[type-var]
             for report in reports:
                 on_report(report)
-    return ready
+    return fine_tuned
 
 
 @dataclass(frozen=True)
 class FineTune:
-    """The job that fine-tunes a teacher on labels and writes it into `target`."""
+    """The job that fine-tunes a teacher on the labels and writes it into the folder `target`."""
 
     start: FineTuning
     training: Training
     target: Path
     threads: int = 1
-    """Processor threads: all that the node has for this worker, because no other job runs at the same time."""
+    """Processor threads of each worker. They may be those of all slots, because no other job runs at the same time."""
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
         with torch_threads(self.threads):
@@ -135,37 +148,55 @@ class FineTune:
             logits = compute_logits(model, validation, 4 * self.training.batch_size, worker, None if last else dtype)
             return self.start.task.metrics(logits, validation.labels)
 
-        return TrainingPlan(rows, self.training, loss_of, evaluate, self.start.seed, self._checkpoint)
+        return TrainingPlan(
+            rows=rows,
+            training=self.training,
+            loss_of=loss_of,
+            evaluate=evaluate,
+            seed=self.start.seed,
+            checkpoint=self._checkpoint,
+        )
 
 
 def check_quality(teacher: Teacher, logits_NxC: np.ndarray, labels_N: np.ndarray, names: Sequence[str]) -> None:
-    """Raise TeacherError for a teacher near chance on the validation rows, or one that is much better when some of its
-    outputs are exchanged; that mapping is offered."""
+    """Raise TeacherError if the teacher is near chance on the validation rows, or has exchanged outputs.
+
+    Outputs are exchanged if another order of them makes the accuracy of an already fine-tuned teacher much higher. The
+    error then names that order.
+    """
     accuracy = float((logits_NxC.argmax(1) == labels_N).mean())
     chance = float(np.bincount(labels_N, minlength=len(names)).max() / len(labels_N))
-    needed = chance + min(teacher.above_chance, (1 - chance) / 2)
-    confusion = confusion_matrix(labels_N, logits_NxC.argmax(1), labels=range(len(names)))
-    label_of_output = linear_sum_assignment(confusion.T, maximize=True)[1]
-    mapped = float(confusion.T[np.arange(len(names)), label_of_output].sum() / len(labels_N))
-    exchanged = teacher.training is None and mapped >= needed and mapped > accuracy + EXCHANGED_GAIN
-    if accuracy >= needed and not exchanged:
+    # If nearly all rows have one label, chance + above_chance may be out of reach, even above 1.
+    required = chance + min(teacher.above_chance, (1 - chance) / 2)
+    # The order of the outputs with the highest accuracy is an assignment problem on the confusion matrix.
+    confusion_CxC = confusion_matrix(labels_N, logits_NxC.argmax(1), labels=range(len(names)))
+    label_of_output_C = linear_sum_assignment(confusion_CxC.T, maximize=True)[1]
+    best_accuracy = float(confusion_CxC.T[np.arange(len(names)), label_of_output_C].sum() / len(labels_N))
+    is_exchanged = teacher.training is None and best_accuracy >= required and best_accuracy > accuracy + EXCHANGED_GAIN
+    if accuracy >= required and not is_exchanged:
         return
-    near = f", near chance ({chance:.3f} of the rows have one label)" if accuracy < needed else ""
-    said = f"the teacher's validation accuracy is {accuracy:.3f}{near}"
-    if exchanged:
-        meant = dict(zip(names, (names[label] for label in label_of_output), strict=True))
-        order = ",".join(meant[name] for name in teacher.labels or names)
+    near = f", near chance ({chance:.3f} of the rows have one label)" if accuracy < required else ""
+    problem = f"the teacher's validation accuracy is {accuracy:.3f}{near}"
+    if is_exchanged:
+        meaning = dict(zip(names, (names[label] for label in label_of_output_C), strict=True))
+        # The setting has one name for each output of the original model, so the order starts from teacher.labels.
+        # Names that are not the data's (LABEL_0, another case) did not reorder the outputs.
+        outputs = teacher.labels if teacher.labels and sorted(teacher.labels) == sorted(names) else names
+        order = ",".join(meaning[name] for name in outputs)
         raise TeacherError(
-            f"{said}, but would be {mapped:.3f} if its outputs meant, in order, {order}: teacher and data disagree "
-            f"about the order of the labels. Say --set teacher.labels={order}."
+            f"{problem}, but would be {best_accuracy:.3f} if its outputs meant, in order, {order}: teacher and data "
+            f"disagree about the order of the labels. Say --set teacher.labels={order}."
         )
     raise TeacherError(
-        f"{said}; at least {needed:.3f} is asked for (teacher.above_chance={teacher.above_chance}). "
+        f"{problem}; at least {required:.3f} is required (teacher.above_chance={teacher.above_chance}). "
         f"Fine-tune it (longer), or give a teacher of this task."
     )
 
 
-def _fresh(model: FreshTransformer, task: Task, splits: Splits, paths: StoragePaths, seed: int) -> Pretrained:
+def _obtain_fresh_source(
+    model: FreshTransformer, task: Task, splits: Splits, paths: StoragePaths, seed: int
+) -> Pretrained:
+    """Create a Transformer with random weights, and a tokenizer for the training rows, in the storage's cache."""
     texts = [*splits.train["text"], *(splits.train["pair"] if "pair" in splits.train.column_names else ())]
     key = fingerprint("fresh", model.model_dump(), splits.key, list(splits.labels), seed, len(texts))
 
@@ -176,22 +207,25 @@ def _fresh(model: FreshTransformer, task: Task, splits: Splits, paths: StoragePa
 
 
 def _check_labels(teacher: Teacher, task: Task, folder: Path, labels: tuple[str, ...]) -> None:
-    """Raise TeacherError when the outputs of a teacher that is taken as it is are not the data's labels, in order."""
-    own = teacher.labels or task.model_labels(folder)
-    same = [name.casefold() for name in own] == [name.casefold() for name in labels]
-    unnamed = all(name == f"LABEL_{i}" for i, name in enumerate(own)) and len(own) == len(labels)
-    named = teacher.labels is not None and sorted(own) == sorted(labels)
-    if same or named or unnamed:  # without names, only the validation accuracy can tell: check_quality
+    """Raise TeacherError if the outputs of an already fine-tuned teacher are not the data's labels, in their order."""
+    outputs = teacher.labels or task.model_labels(folder)
+    is_same = [name.casefold() for name in outputs] == [name.casefold() for name in labels]
+    is_unnamed = len(outputs) == len(labels) and all(name == f"LABEL_{i}" for i, name in enumerate(outputs))
+    is_ordered_by_user = teacher.labels is not None and sorted(outputs) == sorted(labels)
+    # Outputs without names may be in any order. Only the validation accuracy shows it, in `check_quality`.
+    if is_same or is_ordered_by_user or is_unnamed:
         return
     where = "teacher.labels" if teacher.labels else f"teacher.model {folder}"
-    came = f"{where}: the teacher's labels are {', '.join(own)}; the data's are {', '.join(labels)}."
-    if len(own) != len(labels):
-        raise TeacherError(f"{came} Their number differs: fine-tune the teacher, Teacher(..., training=Training()).")
-    if {name.casefold() for name in own} == {name.casefold() for name in labels}:
-        of = {name.casefold(): name for name in labels}
-        order = ",".join(of[name.casefold()] for name in own)
-        raise TeacherError(f"{came} Only the order differs: say --set teacher.labels={order}.")
+    difference = f"{where}: the teacher's labels are {', '.join(outputs)}; the data's are {', '.join(labels)}."
+    if len(outputs) != len(labels):
+        raise TeacherError(
+            f"{difference} Their number differs: fine-tune the teacher, Teacher(..., training=Training())."
+        )
+    if {name.casefold() for name in outputs} == {name.casefold() for name in labels}:
+        spelling = {name.casefold(): name for name in labels}
+        order = ",".join(spelling[name.casefold()] for name in outputs)
+        raise TeacherError(f"{difference} Only the order differs: say --set teacher.labels={order}.")
     raise TeacherError(
-        f"{came} Say what each output means in the data's words, in the teacher's order, such as "
+        f"{difference} Say what each output means in the data's words, in the teacher's order, such as "
         f"--set teacher.labels={','.join(labels)}."
     )

@@ -1,10 +1,13 @@
-"""The transfer set: the teacher's logits for every row, written once by all slots together, then read for ever.
+"""Write the transfer set: the teacher's logits for every row, computed once by all slots together.
 
-The teacher is in evaluation mode and fine-tuning has no augmentation, so stored logits are what a live teacher would
-give. They lie apart from the token ids and are keyed by example id, so that a student with another tokenizer reads the
-same ones. Temperature is applied in the loss: one set serves every trial and every later sweep.
+The teacher is in evaluation mode and fine-tuning has no augmentation, so a live teacher would give the same logits.
+They are stored by example id and apart from the token ids, so a student with another tokenizer reads the same logits.
+The temperature is applied in the loss, so one transfer set serves every trial and every later sweep. How it is read is
+in `data.transfer_set`.
 
-    transfers/<key>/ <split>-<first row>.arrow (columns id, logits)  manifest.json (rows and fingerprint of each)
+    transfers/<key>/ <split>-<first row>.arrow (columns id, logits)  manifest.json (the fingerprint of each file)
+
+Letters: N rows, C classes.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,9 +21,9 @@ import pyarrow as pa
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from kdray.data.rows import Rows
+from kdray.data.rows import SPLITS, Rows
 from kdray.data.tokens import TokenSet
-from kdray.data.transfer_set import SPLITS, TransferSet
+from kdray.data.transfer_set import TransferSet
 from kdray.errors import JobError
 from kdray.evaluation.outputs import compute_logits
 from kdray.models.pretrained import Pretrained
@@ -33,29 +36,30 @@ from kdray.training.precision import autocast_dtype
 
 
 class Transfer(Settings):
-    """How the teacher's outputs are recorded."""
+    """How the teacher's outputs are computed and stored."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the training rows; validation and test rows are always labelled in fp32, for they measure."""
+    """For the training rows. Validation and test rows are always labelled in fp32, because metrics depend on them."""
     batch_size: int = Field(128, ge=1)
+    """Rows in one forward pass."""
     shard_rows: int = Field(1024, ge=1)
-    """Rows in one job: what is lost at most when labelling is cut off."""
+    """Rows in one job and in one file. Each job that is cut off loses at most this many rows."""
     check_rows: int = Field(32, ge=1)
-    """Rows whose stored logits are compared with the live teacher's before anything learns from them."""
+    """Rows whose stored logits are compared with those of the live teacher before a student learns from them."""
 
 
 @dataclass(frozen=True)
 class Labelling:
-    """Which teacher labels which rows, and how."""
+    """What a transfer set is computed from: the teacher, the rows, and the settings."""
 
     settings: Transfer
     teacher: Pretrained
     tokens: TokenSet
-    """The rows in the ids of the teacher's tokenizer."""
+    """The rows as token ids of the teacher's tokenizer."""
 
     @property
     def key(self) -> str:
-        """A fingerprint of everything that the logits depend on, and of how the rows are divided into files."""
+        """A fingerprint of everything that the logits and the division of the rows into files depend on."""
         return fingerprint(self.teacher.key, self.tokens.key, self.settings.precision, self.settings.shard_rows)
 
 
@@ -66,11 +70,11 @@ def obtain_transfer_set(
     on_progress: Callable[[int, int], None],
     on_note: Callable[[str], None] = lambda sentence: None,
 ) -> TransferSet:
-    """The transfer set of this teacher and these rows: written where it is missing, verified where it is there.
+    """Write the files of the transfer set that are missing or damaged, and return the complete transfer set.
 
-    `on_progress` is called with the numbers of finished and of all files. A file whose bytes do not match the manifest
-    is reported to `on_note` and written again. Raises TeacherError when the token ids are not of the teacher's
-    tokenizer, JobError when stored and live logits differ.
+    `on_progress` receives the number of complete files and the number of all files. `on_note` receives a sentence for
+    each file whose content does not match the manifest. Raises TeacherError if the token ids are not those of the
+    teacher's tokenizer, JobError if stored and live logits differ.
     """
     teacher, tokens, shard_rows = labelling.teacher, labelling.tokens, labelling.settings.shard_rows
     tokens.check_tokenizer(teacher.tokenizer(), f"teacher {teacher.folder}")
@@ -78,7 +82,7 @@ def obtain_transfer_set(
     manifest = folder / "manifest.json"
     known: dict[str, str] = read_json(manifest) if manifest.exists() else {}
     jobs = {
-        f"{split}-{start:09d}.arrow": LabelShard(labelling, split, start, folder)
+        f"{split}-{start:09d}.arrow": LabelShard(labelling=labelling, split=split, start=start, folder=folder)
         for split in SPLITS
         for start in range(0, len(tokens.rows(split)), shard_rows)
     }
@@ -88,10 +92,16 @@ def obtain_transfer_set(
             on_note(f"{folder / name}: damaged; its rows are labelled again.")
     missing = {name: job for name, job in jobs.items() if not (folder / name).exists()}
     done = len(jobs) - len(missing)
+
+    def write_shard(name: str) -> None:
+        list(pool.run(missing[name], f"label-{labelling.key}-{name}"))
+
+    # One thread for each slot, because iterating the reports of a job blocks until it ends.
     with ThreadPoolExecutor(pool.count) as threads:
-        for _ in threads.map(lambda item: list(pool.run(item[1], f"label-{labelling.key}-{item[0]}")), missing.items()):
+        for _ in threads.map(write_shard, missing):
             done += 1
             on_progress(done, len(jobs))
+    # The manifest is written after the check, so files without a complete manifest have not been checked.
     if missing or known.keys() != jobs.keys():
         list(pool.run(CheckSample(labelling, folder), f"check-{labelling.key}"))
         fetch_files(folder)
@@ -101,7 +111,7 @@ def obtain_transfer_set(
 
 @dataclass(frozen=True)
 class LabelShard:
-    """The job that writes the teacher's logits of one range of rows."""
+    """The job that writes the teacher's logits for one range of rows, from row `start` on, into one file."""
 
     labelling: Labelling
     split: str
@@ -116,13 +126,16 @@ class LabelShard:
         logits = compute_live_logits(self.labelling.teacher, part, settings.batch_size, precision, worker)
         if worker.rank == 0:
             with replace_file(self.folder / f"{self.split}-{self.start:09d}.arrow") as temporary:
-                _write(temporary, part.ids, logits)
+                _write_arrow(temporary, part.ids, logits)
         yield {"rows": len(part)}
 
 
 @dataclass(frozen=True)
 class CheckSample:
-    """The job that compares stored logits with the live teacher's on a sample of the training rows."""
+    """The job that compares stored logits with those of the live teacher, on a sample of the training rows.
+
+    Raises JobError if they differ by more than rounding explains.
+    """
 
     labelling: Labelling
     folder: Path
@@ -132,13 +145,15 @@ class CheckSample:
         rows = TransferSet(self.folder).rows(self.labelling.tokens, "train")
         sample = np.random.default_rng(0).permutation(len(rows))[: settings.check_rows]
         stored = rows.teacher_logits(sample)
+        # One row at a time, so without padding, unlike the batches from which the stored logits were computed.
         live = np.concatenate(
             [compute_live_logits(teacher, rows.part(int(i), int(i) + 1), 1, settings.precision, worker) for i in sample]
         )
         difference = float(np.abs(stored - live).max() / max(1.0, float(np.abs(live).max())))
         bf16 = autocast_dtype(settings.precision, worker.device, _cached_model(teacher, worker)) is not None
-        # bf16 keeps eight bits of a number, and batches of other widths round otherwise.
-        if not difference <= (0.1 if bf16 else 1e-3):
+        # A bf16 number has 8 significant bits, and the rounding depends on the width of the batch.
+        tolerance = 0.1 if bf16 else 1e-3
+        if not difference <= tolerance:  # true for nan, too
             raise JobError(
                 f"transfer set {self.folder}: stored logits differ from the live teacher's by {difference:.4f} of "
                 f"their size on a sample. Remove that folder and run again."
@@ -149,7 +164,7 @@ class CheckSample:
 def compute_live_logits(
     teacher: Pretrained, rows: Rows, batch_size: int, precision: Literal["auto", "fp32", "bf16"], worker: Worker
 ) -> np.ndarray:
-    """The model's logits for these rows, N x C float32; the model stays warm in the worker."""
+    """Compute the teacher's logits for these rows (N x C, float32). The model stays in the worker for the next job."""
     model = _cached_model(teacher, worker)
     return compute_logits(model, rows, batch_size, worker, autocast_dtype(precision, worker.device, model))
 
@@ -159,7 +174,8 @@ def _cached_model(teacher: Pretrained, worker: Worker) -> PreTrainedModel:
     return model
 
 
-def _write(path: Path, ids: np.ndarray, logits_NxC: np.ndarray) -> None:
+def _write_arrow(path: Path, ids: np.ndarray, logits_NxC: np.ndarray) -> None:
+    # Lists of a fixed size are one flat array in the file, so a reader can map it as N x C without a copy.
     flat = pa.array(np.ascontiguousarray(logits_NxC, np.float32).ravel())
     table = pa.table({"id": pa.array(ids), "logits": pa.FixedSizeListArray.from_arrays(flat, logits_NxC.shape[1])})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:

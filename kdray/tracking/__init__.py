@@ -1,18 +1,18 @@
-"""A sweep in MLflow: runs, artifacts and the model registry, sent by a thread through a spool on disk.
+"""A sweep in MLflow: runs, artifacts and the model registry. A thread sends the changes that a spool on disk holds.
 
 In reading order:
 
-- `tracker`          Tracker: what a sweep tells of itself
-- `settings`         Tracking: where runs go, and how long a server may be silent
-- `content`          what a run should hold, and what of it is new
-- `spool`            what MLflow has not received yet, as a file
-- `sender`           brings an MLflow store up to date
-- `mlflow_tracker`   the tracker that writes the spool and sends it while the sweep runs
-- `sync`             sends a spool later: `kdray sync`
-- `ids`              the run ids that the ledger keeps
-- `origin`           the command, the commit and the versions
-- `page`             the sweep's page in MLflow's user interface
-- `database`         makes the SQLite database of a storage
-- `registry`         versions of a registered model, and the alias `champion`
-- `mlflow_model`     a student as an MLflow model
+- `tracker`          the Tracker protocol: what a sweep reports about itself
+- `settings`         Tracking: the address of the MLflow store, and how long to wait for a server
+- `content`          the desired content of a run, and the part of it that the store lacks
+- `spool`            the file of changes that MLflow has not received yet
+- `sender`           brings the runs in an MLflow store up to date
+- `mlflow_tracker`   the tracker that writes the spool and sends the changes while the sweep runs
+- `sync`             sends the spool after the sweep has ended: `kdray sync`
+- `ids`              the MLflow run ids in the ledger
+- `origin`           the command, the commit and the versions of a sweep
+- `page`             the page of a sweep in MLflow's user interface
+- `database`         creates the default SQLite database of a storage
+- `registry`         the versions of a registered model, and its alias `champion`
+- `mlflow_model`     writes a student as an MLflow model
 """

@@ -1,7 +1,7 @@
-"""What the runs of a sweep ought to hold, and what of it is news; how a change is written as JSON. Knows no MLflow.
+"""The desired content of a sweep's runs, and the part of it that the store lacks; as JSON, too. Does not import MLflow.
 
-A metric is known by its name and step, a folder of artifacts by its path in the run. Whatever was said first of a run's
-name and start stays, and so does the time of a point whose value is said again.
+A metric value is identified by its name and step, a folder of artifacts by its path in the run. A run keeps its first
+name and its first start time. A metric value that is repeated keeps its first time stamp.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 
 from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.tracking.settings import mask_secrets
-from kdray.tracking.tracker import Ending
+from kdray.tracking.tracker import Ending, RunNumber
 
 STATUS: dict[State | Ending, str] = {
     "running": "RUNNING",
@@ -22,8 +22,10 @@ STATUS: dict[State | Ending, str] = {
     "finished": "FINISHED",
     "interrupted": "KILLED",
 }
-_LONGEST_PARAM = 6_000  # characters; MLflow cuts longer values and says nothing
-_LONGEST_TAG = 8_000
+"""The state of a trial, or the ending of a session -> MLflow's run status."""
+# Characters. MLflow cuts longer values without a message; here a cut value ends with an ellipsis.
+_MAX_PARAM_LENGTH = 6_000
+_MAX_TAG_LENGTH = 8_000
 
 
 @dataclass(frozen=True)
@@ -31,104 +33,116 @@ class Point:
     """One value of a metric."""
 
     value: float
-    at: int
+    time_ms: int
     """Milliseconds since the epoch."""
 
-    def says(self, other: "Point | None") -> bool:
-        """Whether the other point has this value, too."""
+    def has_value_of(self, other: "Point | None") -> bool:
+        """Whether the other point exists and has the same value; NaN equals NaN here."""
         return other is not None and (self.value == other.value or (math.isnan(self.value) and math.isnan(other.value)))
 
 
 @dataclass
 class RunContent:
-    """What a run holds, or a change of it: what is empty here is not changed."""
+    """The content of a run, or a change of it. An empty field of a change changes nothing."""
 
     name: str = ""
     started: float = 0.0
-    """Seconds since the epoch, as `ended`."""
+    """Seconds since the epoch."""
     ended: float = 0.0
+    """Seconds since the epoch; 0 while the run is open."""
     status: str | None = None
+    """MLflow's run status."""
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     metrics: dict[tuple[str, int], Point] = field(default_factory=dict)
+    """(name, step) -> value and time."""
     artifacts: dict[str, Path] = field(default_factory=dict)
+    """Path in the run -> local folder."""
 
     def __bool__(self) -> bool:
         return self != RunContent()
 
     def add(self, change: "RunContent") -> None:
-        """Take over a change."""
+        """Apply a change."""
         self.name = self.name or change.name
         self.started = self.started or change.started
         self.ended = change.ended or self.ended
         self.status = change.status or self.status
         self.params |= change.params
         self.tags |= change.tags
-        self.metrics |= {key: point for key, point in change.metrics.items() if not point.says(self.metrics.get(key))}
+        self.metrics |= _points_with_other_values(change.metrics, self.metrics)
         self.artifacts |= change.artifacts
 
-    def beyond(self, held: "RunContent") -> "RunContent":
-        """The part of this that `held` does not hold."""
+    def missing_in(self, other: "RunContent") -> "RunContent":
+        """The part of this content that `other` lacks, or holds with another value."""
         return RunContent(
-            name="" if held.name else self.name,
-            started=0.0 if held.started else self.started,
-            ended=0.0 if self.ended == held.ended else self.ended,
-            status=None if self.status == held.status else self.status,
-            params={name: value for name, value in self.params.items() if held.params.get(name) != value},
-            tags={name: value for name, value in self.tags.items() if held.tags.get(name) != value},
-            metrics={key: point for key, point in self.metrics.items() if not point.says(held.metrics.get(key))},
-            artifacts={path: folder for path, folder in self.artifacts.items() if held.artifacts.get(path) != folder},
+            name="" if other.name else self.name,
+            started=0.0 if other.started else self.started,
+            ended=0.0 if self.ended == other.ended else self.ended,
+            status=None if self.status == other.status else self.status,
+            params={name: value for name, value in self.params.items() if other.params.get(name) != value},
+            tags={name: value for name, value in self.tags.items() if other.tags.get(name) != value},
+            metrics=_points_with_other_values(self.metrics, other.metrics),
+            artifacts={path: folder for path, folder in self.artifacts.items() if other.artifacts.get(path) != folder},
         )
 
-    def written(self, root: Path) -> dict[str, Any]:
-        """As JSON, without what is empty; folders below `root` are named from there, for a sweep's folder may move."""
+    def to_json(self, root: Path) -> dict[str, Any]:
+        """A JSON object without the empty fields. Folders below `root` are relative: a sweep's folder may be moved."""
         lists = {
-            "metrics": [[name, point.value, point.at, step] for (name, step), point in self.metrics.items()],
-            "artifacts": {path: _below(root, folder) for path, folder in self.artifacts.items()},
+            "metrics": [[name, point.value, point.time_ms, step] for (name, step), point in self.metrics.items()],
+            "artifacts": {path: _relative_to(root, folder) for path, folder in self.artifacts.items()},
         }
         return {name: value for name, value in {**vars(self), **lists}.items() if value}
 
     @classmethod
-    def read(cls, written: Mapping[str, Any], root: Path) -> "RunContent":
-        """The content that was written so."""
-        metrics = {(name, step): Point(value, at) for name, value, at, step in written.get("metrics", ())}
-        artifacts = {path: root / folder for path, folder in written.get("artifacts", {}).items()}
-        return cls(**{**written, "metrics": metrics, "artifacts": artifacts})
+    def from_json(cls, fields: Mapping[str, Any], root: Path) -> "RunContent":
+        """The content that `to_json` wrote; relative folders are below `root`."""
+        metrics = {(name, step): Point(value, time_ms) for name, value, time_ms, step in fields.get("metrics", ())}
+        artifacts = {path: root / folder for path, folder in fields.get("artifacts", {}).items()}
+        return cls(**{**fields, "metrics": metrics, "artifacts": artifacts})
 
 
 @dataclass(eq=False)
 class TrackedRun:
-    """One MLflow run: what it ought to hold, and what it is known to hold."""
+    """One MLflow run: its desired content, and the content that the store is known to hold."""
 
-    number: int | None
-    """The trial's; None for the sweep's own run."""
-    wanted: RunContent = field(default_factory=RunContent)
-    sent: RunContent = field(default_factory=RunContent)
+    number: RunNumber
+    desired: RunContent = field(default_factory=RunContent)
+    stored: RunContent = field(default_factory=RunContent)
     latest: dict[str, tuple[int, Point]] = field(default_factory=dict)
-    """Of a run that was found in the store: step and point of the last value of each metric."""
+    """For a run that existed in the store: metric -> step and point of its last value.
+
+    MLflow's search returns only these. Points before them count as stored, so no metric history is read.
+    """
     run_id: str | None = None
-    """As far as is known; it is there for certain when `found`."""
-    found: bool = False
+    """The last known id; it is certain only when `is_in_store`."""
+    is_in_store: bool = False
+    """Whether the run was found or created since the last connection to the store."""
 
     def unsent(self) -> RunContent:
-        """What the run ought to hold and does not. A param cannot change: a new value goes to a tag."""
-        news = self.wanted.beyond(self.sent)
-        changed = {f"changed.{name}": value for name, value in news.params.items() if name in self.sent.params}
-        news.tags |= {name: value for name, value in changed.items() if self.sent.tags.get(name) != value}
-        news.params = {name: value for name, value in news.params.items() if name not in self.sent.params}
-        by_step = sorted(news.metrics.items(), key=lambda item: item[0][1])  # so that `latest` always tells the rest
-        news.metrics = {(name, step): point for (name, step), point in by_step if self._is_later(name, step, point)}
-        return news
+        """The part of the desired content that the store lacks.
+
+        MLflow does not change a param, so a new value of a param becomes the tag `changed.NAME`.
+        """
+        missing = self.desired.missing_in(self.stored)
+        changed = {f"changed.{name}": value for name, value in missing.params.items() if name in self.stored.params}
+        missing.tags |= {name: value for name, value in changed.items() if self.stored.tags.get(name) != value}
+        missing.params = {name: value for name, value in missing.params.items() if name not in self.stored.params}
+        # In the order of steps: when sending is cut off, `latest` still separates the stored points from the others.
+        by_step = sorted(missing.metrics.items(), key=lambda item: item[0][1])
+        missing.metrics = {(name, step): point for (name, step), point in by_step if self._is_later(name, step, point)}
+        return missing
 
     def _is_later(self, name: str, step: int, point: Point) -> bool:
         if name not in self.latest:
             return True
         last_step, last = self.latest[name]
-        return step > last_step or (step == last_step and point.at > last.at and not point.says(last))
+        is_new_value = point.time_ms > last.time_ms and not point.has_value_of(last)
+        return step > last_step or (step == last_step and is_new_value)
 
 
 def trial_name(record: TrialRecord) -> str:
-    """What a trial is called in MLflow."""
+    """The name of a trial's run: its title, or its number and depth."""
     if record.title:
         return record.title
     depth = record.params.get("student.depth")
@@ -136,7 +150,7 @@ def trial_name(record: TrialRecord) -> str:
 
 
 def trial_content(sweep: str, record: TrialRecord, settings: Mapping[str, Any], tags: Mapping[str, str]) -> RunContent:
-    """What a trial's run ought to hold."""
+    """The desired content of a trial's run. `settings` are all settings by dotted name; the record's params win."""
     own = {
         "kdray.sweep": sweep,
         "kdray.trial": str(record.number),
@@ -147,46 +161,58 @@ def trial_content(sweep: str, record: TrialRecord, settings: Mapping[str, Any], 
         **({"kdray.remarks": " ".join(record.remarks)} if record.remarks else {}),
     }
     return RunContent(
-        trial_name(record),
-        record.started,
-        record.ended,
-        STATUS[record.state],
-        params_of({**settings, **record.params}),
-        tags_of({**tags, **own}),
-        _history(record),
+        name=trial_name(record),
+        started=record.started,
+        ended=record.ended,
+        status=STATUS[record.state],
+        params=params_of({**settings, **record.params}),
+        tags=tags_of({**tags, **own}),
+        metrics=_history(record),
     )
 
 
 def params_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """Settings as MLflow takes them, without secrets."""
-    return {name: _cut(mask_secrets(str(value)), _LONGEST_PARAM) for name, value in values.items()}
+    """The settings as MLflow params: text of limited length, without secrets."""
+    return {name: _cut(mask_secrets(str(value)), _MAX_PARAM_LENGTH) for name, value in values.items()}
 
 
 def tags_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """Tags as MLflow takes them, without secrets."""
-    return {name: _cut(mask_secrets(str(value)), _LONGEST_TAG) for name, value in values.items()}
+    """The values as MLflow tags: text of limited length, without secrets."""
+    return {name: _cut(mask_secrets(str(value)), _MAX_TAG_LENGTH) for name, value in values.items()}
 
 
-def points(values: Mapping[str, float], seconds: float, step: int) -> dict[tuple[str, int], Point]:
-    """Metrics at one time and step; what is no number is left out."""
-    at = int(seconds * 1000)
-    return {(name, step): Point(float(value), at) for name, value in values.items() if isinstance(value, int | float)}
+def points_of(values: Mapping[str, float], seconds: float, step: int) -> dict[tuple[str, int], Point]:
+    """The metrics as points of one time, in seconds since the epoch, and one step; leaves out what is not a number."""
+    time_ms = int(seconds * 1000)
+    return {
+        (name, step): Point(float(value), time_ms) for name, value in values.items() if isinstance(value, int | float)
+    }
 
 
 def _history(record: TrialRecord) -> dict[tuple[str, int], Point]:
-    """All the record's numbers. Their times follow from the record, so that a replay sends the same points."""
-    at = record.started
-    found = points(record.costs, at, 0)
+    """All metrics of the record.
+
+    The times are computed from the record and not read from a clock: MLflow stores a point that is sent again as one
+    point only if its time is the same.
+    """
+    seconds = record.started
+    points = points_of(record.costs, seconds, 0)
     for index, evaluation in enumerate(record.history, start=1):
-        at += evaluation.get("train_seconds", 1.0) + evaluation.get("eval_seconds", 0.0)
+        seconds += evaluation.get("train_seconds", 1.0) + evaluation.get("eval_seconds", 0.0)
         values = {name: value for name, value in evaluation.items() if name != "step"}
-        found |= points(values, at, int(evaluation.get("step", index)))
-    return found
+        points |= points_of(values, seconds, int(evaluation.get("step", index)))
+    return points
 
 
-def _below(root: Path, folder: Path) -> str:
+def _points_with_other_values(
+    points: Mapping[tuple[str, int], Point], known: Mapping[tuple[str, int], Point]
+) -> dict[tuple[str, int], Point]:
+    return {key: point for key, point in points.items() if not point.has_value_of(known.get(key))}
+
+
+def _relative_to(root: Path, folder: Path) -> str:
     return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
 
 
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 2]} …"
+def _cut(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else f"{text[: max_length - 2]} …"

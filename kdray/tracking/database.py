@@ -1,6 +1,7 @@
-"""The SQLite database that all sweeps of a storage share by default: there with its whole schema, or not there.
+"""The SQLite database that all sweeps of a storage share by default. It exists with its complete schema, or not at all.
 
-MLflow makes it in thirty steps and does not use one that was left half made; a full disk or a killed process is enough.
+MLflow creates the schema in some thirty steps and refuses a database whose creation was cut off, for example by a full
+disk or a killed process. So the database is created under another name and then linked to its place.
 """
 
 import os
@@ -11,17 +12,18 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 
-def make_database(path: Path, workshop: Path) -> None:
-    """Make an MLflow database where there is none; of several sweeps that try at once, one has its way.
+def make_database(path: Path, scratch: Path) -> None:
+    """Create an MLflow database at `path`, if there is none. Several sweeps may do this at the same time.
 
-    `workshop` is a folder that nobody else uses; what a killed process left there is removed.
+    `scratch` is a folder that no other process uses; what a killed process left in it is deleted.
     """
-    shutil.rmtree(workshop, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     if path.exists():
         return
-    workshop.mkdir(parents=True)
-    made = workshop / path.name
-    MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
+    scratch.mkdir(parents=True)
+    new = scratch / path.name
+    MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)  # the first query makes the schema
+    # A link, not a rename: a rename would replace the database that another sweep has just put there.
     with suppress(FileExistsError):
-        os.link(made, path)
-    shutil.rmtree(workshop, ignore_errors=True)
+        os.link(new, path)
+    shutil.rmtree(scratch, ignore_errors=True)

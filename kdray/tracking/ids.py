@@ -1,31 +1,33 @@
-"""What the ledger knows of MLflow: the key that all runs of the sweep bear, and their ids."""
+"""What the ledger stores about MLflow: the key in a tag of all runs of the sweep, and the ids of the runs."""
 
 import uuid
 from collections.abc import Mapping
 
 from kdray.search.ledger import Ledger
+from kdray.tracking.tracker import RunNumber
 
 _KEY, _RUN = "mlflow_key", "mlflow_run"
 
 
 def sweep_key(ledger: Ledger) -> str:
-    """The key of this sweep's runs, the same in all its sessions."""
+    """The key of this sweep's runs, the same in all its sessions; creates it at the first call."""
     if ledger.attr(_KEY) is None:
         ledger.set_attr(_KEY, uuid.uuid4().hex)
     return str(ledger.attr(_KEY))
 
 
 def sweep_run_id(ledger: Ledger) -> str | None:
-    """The id of the sweep's own run, where it is known."""
+    """The id of the sweep's own run; None while it is not known."""
     run_id: str | None = ledger.attr(_RUN)
     return run_id
 
 
-def save_run_ids(ledger: Ledger, run_ids: Mapping[int | None, str]) -> None:
-    """Write the ids of the runs that are known by now into the ledger: trial number -> id, None -> the sweep's."""
+def save_run_ids(ledger: Ledger, run_ids: Mapping[RunNumber, str]) -> None:
+    """Write the known run ids into the ledger."""
     for number, run_id in run_ids.items():
         if number is None:
             if sweep_run_id(ledger) != run_id:
                 ledger.set_attr(_RUN, run_id)
-        elif number < len(ledger) and ledger[number].run_id != run_id:  # others are no trials of the search
+        # Larger numbers are runs outside the search (controls and confirmation), which the ledger does not know.
+        elif number < len(ledger) and ledger[number].run_id != run_id:
             ledger.set_run_id(number, run_id)

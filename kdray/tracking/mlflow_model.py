@@ -1,6 +1,6 @@
-"""A student as an MLflow model: a folder that `mlflow.pyfunc` and `mlflow.transformers` load where kdray is not.
+"""A student as an MLflow model: a folder that `mlflow.pyfunc` and `mlflow.transformers` load without kdray.
 
-The weights are safetensors, all else in it is text.
+The weights are safetensors; all other files in the folder are text.
 """
 
 from importlib import metadata
@@ -17,32 +17,34 @@ from kdray.models.pretrained import Pretrained
 from kdray.tasks.text_classification import TextClassification
 
 _PACKAGES = ("torch", "transformers", "safetensors")
-_ANSWER = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
+_OUTPUT = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
 
 
 def write_mlflow_model(student: Pretrained, task: TextClassification, sweep: str, folder: Path) -> None:
-    """Write the student of this sweep, with its card, as an MLflow model into a folder that is not there yet.
+    """Write the student of this sweep, with its model card, as an MLflow model; `folder` must not exist yet.
 
-    By `mlflow.pyfunc` a text of any length is answered, cut as it was in training.
+    `mlflow.pyfunc` accepts a text of any length and truncates it as training did.
     """
     model = student.model()
-    model.name_or_path = f"kdray sweep {sweep}"  # no name that the hub may have: MLflow would ask it for a licence
+    # Not a possible name of the hub: MLflow would request the licence of a model with that name.
+    model.name_or_path = f"kdray sweep {sweep}"
     mlflow.transformers.save_model(
         pipeline(task.name.replace(" ", "-"), model=model, tokenizer=student.tokenizer(), device="cpu"),
         folder,
         model_card=ModelCard.load(student.folder / "README.md"),
-        signature=ModelSignature(_question(task), _ANSWER),
+        signature=ModelSignature(_input(task), _OUTPUT),
         input_example=_example(task),
         model_config={"truncation": True, "max_length": task.max_length},
+        # Without the local part of a version, such as +cpu, which the package registry does not have.
         pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in _PACKAGES],
     )
-    (folder / "LICENSE.txt").unlink()  # says only that MLflow found none on the hub
+    (folder / "LICENSE.txt").unlink()  # its only content: MLflow found no licence on the hub
 
 
-def _question(task: TextClassification) -> Schema:
+def _input(task: TextClassification) -> Schema:
     names = ("text", "text_pair") if task.pair else (None,)
     return Schema([ColSpec("string", name) for name in names])
 
 
 def _example(task: TextClassification) -> Any:
-    return [{"text": "one text", "text_pair": "and what goes with it"}] if task.pair else ["one text"]
+    return [{"text": "one text", "text_pair": "its second text"}] if task.pair else ["one text"]

@@ -1,8 +1,8 @@
-"""A sweep in MLflow: one parent run, one nested run a trial, written by a thread so that no server holds up training.
+"""A sweep in MLflow: one parent run for the sweep, and a nested run for each trial.
 
-The caller only says what a run ought to hold. What is new goes into the sweep's spool, and a thread sends it in batches
-and tries again as long as the sweep runs. What a server has not taken when the sweep ends stays in the spool: the next
-session of the sweep, or `kdray sync`, sends it. What a trial is worth and what happens to it is decided elsewhere.
+The callers only state the desired content of the runs. Changes go into the sweep's spool, and a thread sends them in
+batches, so that no server delays the training. The thread tries again as long as the sweep runs. Changes that a server
+has not received when the sweep ends stay in the spool; the next session of the sweep, or `kdray sync`, sends them.
 """
 
 import logging
@@ -17,67 +17,76 @@ from typing import Any
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.storage.mirror import url_of
 from kdray.storage.paths import SweepPaths, display_path
-from kdray.tracking.content import STATUS, RunContent, TrackedRun, params_of, points, tags_of, trial_content
+from kdray.tracking.content import STATUS, RunContent, TrackedRun, params_of, points_of, tags_of, trial_content
 from kdray.tracking.origin import source_tags
-from kdray.tracking.page import page_of
+from kdray.tracking.page import page_path
 from kdray.tracking.sender import Sender, describe_error
 from kdray.tracking.settings import Tracking, default_uri, mask_secrets
 from kdray.tracking.spool import Spool, TrackingTarget
-from kdray.tracking.tracker import Ending, NullTracker, Tracker
+from kdray.tracking.tracker import Ending, NullTracker, RunNumber, Tracker
 
 log = logging.getLogger(__name__)
 
-_PAUSE_S = 0.3  # changes within it travel together
-_LONGEST_PAUSE_S = 15.0  # between two tries at a server that does not answer
-_HURRY_S = 5.0  # patience with a server when somebody has stopped the sweep
-_TRIES_BEFORE_A_WORD = 2  # one request that fails and is repeated a second later is nothing to tell
+_PAUSE_S = 0.3  # changes within this time are sent together
+_MAX_PAUSE_S = 15.0  # between two tries at a server that does not answer
+_INTERRUPT_PATIENCE_S = 5.0  # for a server, when a user has stopped the sweep
+_FAILURES_BEFORE_NOTE = 2  # a single failed request that succeeds a second later needs no note
 
 
 def open_tracker(
-    tracking: Tracking, paths: SweepPaths, key: str, say: Callable[[str], None] = lambda sentence: None
+    tracking: Tracking, paths: SweepPaths, key: str, note: Callable[[str], None] = lambda sentence: None
 ) -> Tracker:
-    """The tracker for this sweep; it connects to nothing until the sweep is started.
+    """The tracker for this sweep. It opens no connection before `start_sweep`.
 
-    The runs of the sweep bear `key`, now and whenever it is gone on with; `say` tells a person.
+    All runs of the sweep have `key` in a tag, in every session. `note` receives sentences for the user.
     """
-    return MlflowTracker(tracking, paths, key, say) if tracking.enabled else NullTracker()
+    return MlflowTracker(tracking, paths, key, note) if tracking.enabled else NullTracker()
 
 
 class MlflowTracker:
-    """Keeps the runs of one sweep in an MLflow store as they ought to be."""
+    """Keeps the runs of one sweep in an MLflow store up to date."""
 
-    def __init__(self, tracking: Tracking, paths: SweepPaths, key: str, say: Callable[[str], None]) -> None:
+    def __init__(self, tracking: Tracking, paths: SweepPaths, key: str, note: Callable[[str], None]) -> None:
         self.uri = mask_secrets(tracking.uri_in(paths))
-        self._tracking, self._paths, self._say = tracking, paths, say
+        self._tracking, self._paths, self._note = tracking, paths, note
         self._changed = threading.Condition()
-        self._runs: dict[int | None, TrackedRun] = {}
+        """Guards the state below, and wakes the thread."""
+        self._runs: dict[RunNumber, TrackedRun] = {}
         self._sender = Sender(tracking, paths, key, self._runs, self._changed)
         self._spool: Spool | None = None
-        self._waiting: dict[int | None, None] = {}  # an ordered set: the runs with something unsent
-        self._closing = self._given_up = False
-        self._failures, self._failing_since, self._reason, self._told = 0, 0.0, "", False
-        self._thread = threading.Thread(target=self._write, name="kdray-tracking", daemon=True)
+        self._waiting: dict[RunNumber, None] = {}
+        """The runs with unsent changes, in the order of sending; a dict because Python has no ordered set."""
+        self._is_closing = False
+        """Whether the sweep has ended, so that the thread ends when everything is sent."""
+        self._is_closed = False
+        """Whether `end_sweep` waits for the thread no longer; the thread then sends nothing more."""
+        self._failures, self._failing_since, self._reason = 0, 0.0, ""
+        self._failure_is_noted = False
+        self._thread = threading.Thread(target=self._send_changes, name="kdray-tracking", daemon=True)
 
     def start_sweep(self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> None:
-        """Open the sweep's run, or go on with the one that is there; what an earlier session left is sent, too.
+        """Open the sweep's run, or continue the existing one, and send what an earlier session left unsent.
 
-        Raises StorageError when another process holds the sweep's spool.
+        Raises StorageError when another process has locked the sweep's spool.
         """
         name = self._paths.name
         self._spool = Spool(self._paths)
         for number, change in self._spool.read():
-            self._run(number).wanted.add(change)
+            self._run(number).desired.add(change)
             self._waiting[number] = None
         self._run(None).run_id = run_id
         TrackingTarget(self._tracking).write(self._paths)
         tags = {**source_tags(), **tags, "kdray.sweep": name, "kdray.status": "running"}
-        self._want(None, RunContent(name, time.time(), 0.0, "RUNNING", params_of(params), tags_of(tags)))
+        content = RunContent(
+            name=name, started=time.time(), status="RUNNING", params=params_of(params), tags=tags_of(tags)
+        )
+        self._update(None, content)
         self._thread.start()
         if (bucket := url_of(self._paths.storage)) and self._tracking.uri_in(self._paths) == default_uri(self._paths):
-            self._tell(
-                f"MLflow's database is a file of this machine, {self._paths.tracking_database}, for SQLite cannot live "
-                f"in {bucket}. Another machine that goes on with the sweep tells everything to a new one; a server "
-                "(--tracking-uri) keeps it."
+            self._warn(
+                f"MLflow's database is a file on this machine, {self._paths.tracking_database}, because SQLite cannot "
+                f"be used in {bucket}. Another machine that continues the sweep writes all runs into a new database. "
+                "An MLflow server (--tracking-uri) has one database for all machines."
             )
 
     def sweep(
@@ -87,82 +96,86 @@ class MlflowTracker:
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Add to the sweep's run."""
-        said = points(metrics or {}, time.time(), 0)
-        self._want(None, RunContent(params=params_of(params or {}), tags=tags_of(tags or {}), metrics=said))
+        """Add params, metrics and tags to the sweep's run."""
+        points = points_of(metrics or {}, time.time(), 0)
+        self._update(None, RunContent(params=params_of(params or {}), tags=tags_of(tags or {}), metrics=points))
 
     def trial(self, record: TrialRecord, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Bring the trial's run up to its record; `params` are all its settings, searched or not."""
+        """Bring the trial's run up to date with its record; `params` are all settings, searched and fixed ones."""
         with self._changed:
             run = self._run(record.number)
             run.run_id = run.run_id or record.run_id
-            self._sender.show(record)
-        self._want(record.number, trial_content(self._paths.name, record, params, tags))
+            self._sender.add_columns(record)
+        self._update(record.number, trial_content(self._paths.name, record, params, tags))
 
     def log_artifacts(self, folder: Path, path: str, trial: int | None = None) -> None:
-        """Copy a folder to `path` among the artifacts of this trial's run, or of the sweep's."""
-        if trial is None:  # a trial's folder stays as it is; the sweep's may be another one by the same name
+        """Copy a folder to `path` among the artifacts of this trial's run; None: of the sweep's run."""
+        # A trial's folder does not change. A folder of the sweep, such as its report, may have new files under the same
+        # name, so it is always sent again.
+        if trial is None:
             with self._changed:
-                for known in (self._run(None).wanted, self._run(None).sent):
-                    known.artifacts.pop(path, None)
-        self._want(trial, RunContent(artifacts={path: folder}))
+                for content in (self._run(None).desired, self._run(None).stored):
+                    content.artifacts.pop(path, None)
+        self._update(trial, RunContent(artifacts={path: folder}))
 
-    def run_ids(self) -> dict[int | None, str]:
-        """The runs known by now: trial number -> run id, and None -> the sweep's."""
+    def run_ids(self) -> dict[RunNumber, str]:
+        """The ids of the runs that are known so far."""
         with self._changed:
             return {number: run.run_id for number, run in self._runs.items() if run.run_id}
 
     def page(self) -> str | None:
-        """The part of an address, behind the server's, that shows this sweep's trials side by side."""
-        return page_of(self._sender.experiment_id, self._paths.name) if self._sender.experiment_id else None
+        """The path of the page that compares the sweep's trials, without the server's address; None while not known."""
+        return page_path(self._sender.experiment_id, self._paths.name) if self._sender.experiment_id else None
 
     def end_sweep(self, ending: Ending) -> None:
-        """Close the sweep's run, and those still running, and wait while the store takes what is unsent."""
+        """Close the sweep's run and all runs that are still open, and wait while the store receives changes."""
         with self._changed:
-            for number in [number for number, run in self._runs.items() if run.wanted.status == "RUNNING"]:
+            for number in [number for number, run in self._runs.items() if run.desired.status == "RUNNING"]:
                 how = ending if number is None else "interrupted"
-                self._want(number, RunContent(ended=time.time(), status=STATUS[how], tags={"kdray.status": how}))
-            self._closing = True
+                self._update(number, RunContent(ended=time.time(), status=STATUS[how], tags={"kdray.status": how}))
+            self._is_closing = True
             self._changed.notify_all()
         try:
             patience_s = self._tracking.patience_s
-            self._wait(min(_HURRY_S, patience_s) if ending == "interrupted" else patience_s)
+            self._wait_for_thread(min(_INTERRUPT_PATIENCE_S, patience_s) if ending == "interrupted" else patience_s)
         finally:
-            self._conclude(ending)
+            self._close(ending)
 
-    # what the caller wants
+    # The callers' side: the desired content ---------------------------------------------------------------------------
 
-    def _run(self, number: int | None) -> TrackedRun:
+    def _run(self, number: RunNumber) -> TrackedRun:
         return self._runs.setdefault(number, TrackedRun(number))
 
-    def _want(self, number: int | None, content: RunContent) -> None:
-        """Spool what is new of it, and let the thread know."""
+    def _update(self, number: RunNumber, content: RunContent) -> None:
+        """Add the content to the run's desired content, write what is new into the spool, and wake the thread."""
         with self._changed:
             run = self._run(number)
-            if news := content.beyond(run.wanted):
-                run.wanted.add(news)
+            if change := content.missing_in(run.desired):
+                run.desired.add(change)
                 self._waiting[number] = None
-                self._keep(number, news)
+                self._write_to_spool(number, change)
                 self._changed.notify_all()
 
-    def _keep(self, number: int | None, news: RunContent) -> None:
+    def _write_to_spool(self, number: RunNumber, change: RunContent) -> None:
         try:
             if self._spool:
-                self._spool.append(number, news)
-        except OSError as error:  # the thread has it in memory
+                self._spool.append(number, change)
+        except OSError as error:
+            # Not raised: the change is in memory, too, so the thread can still send it.
             log.warning("%s: cannot be written (%s); MLflow may miss some of this sweep.", self._paths.spool, error)
 
-    def _wait(self, patience_s: float) -> None:
-        """Wait for the thread, as long as the store takes something now and then."""
-        asked = time.monotonic()
+    def _wait_for_thread(self, patience_s: float) -> None:
+        """Wait until the thread has sent everything, or the store has received nothing for `patience_s`."""
+        start = time.monotonic()
         while self._thread.is_alive() and (
-            self._sender.uploading or time.monotonic() - max(asked, self._sender.answered) < patience_s
+            self._sender.is_uploading or time.monotonic() - max(start, self._sender.last_success_s) < patience_s
         ):
             self._thread.join(0.1)
 
-    def _conclude(self, ending: Ending) -> None:
+    def _close(self, ending: Ending) -> None:
+        """Close the spool, write how the session ended, and report what is unsent."""
         with self._changed:
-            self._given_up = True  # what the thread still meets is of no use to anyone
+            self._is_closed = True
             unsent = len(self._waiting)
             if self._spool:
                 if not unsent:
@@ -171,47 +184,51 @@ class MlflowTracker:
                 self._spool = None
         TrackingTarget(self._tracking, ending).write(self._paths)
         if unsent:
-            self._tell(
+            self._warn(
                 f"MLflow at {self.uri} did not take the last changes of {unsent} of {len(self._runs)} runs "
                 f"({self._reason or 'no answer in time'}). They are kept; send them later with: "
                 f"kdray sync {shlex.quote(display_path(self._paths.root))}"
             )
 
-    # what the thread does
+    # The thread's side: sending ---------------------------------------------------------------------------------------
 
-    def _write(self) -> None:
-        while self._anything_to_send():
+    def _send_changes(self) -> None:
+        """The thread: send until the sweep has ended and everything is sent, or until `end_sweep` waits no longer."""
+        while self._wait_for_changes():
             try:
-                if not self._sender.connected:
+                if not self._sender.is_connected:
                     self._sender.connect()
-                    self._requeue()
+                    self._enqueue_all()
                 self._send_waiting()
                 self._sender.write_page()
-                if self._closing:
-                    self._sender.settle()
-            except Exception as error:  # whatever a store may raise, the sweep goes on without it
-                if not self._failed(error):
+                if self._is_closing:
+                    self._sender.delete_duplicates()
+            except Exception as error:  # a store may raise any error, and the sweep continues without the store
+                if not self._handle_failure(error):
                     return
             else:
-                self._succeeded()
+                self._handle_success()
 
-    def _anything_to_send(self) -> bool:
-        """Waits until there is; False when the sweep has ended and all is sent, or nobody waits any more."""
+    def _wait_for_changes(self) -> bool:
+        """Wait until there is something to send; False when the sweep has ended and everything is sent."""
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._waiting) or self._closing)
-            self._changed.wait_for(lambda: self._closing, _PAUSE_S)
-            return bool(self._waiting) and not self._given_up
+            self._changed.wait_for(lambda: bool(self._waiting) or self._is_closing)
+            self._changed.wait_for(lambda: self._is_closing, _PAUSE_S)
+            return bool(self._waiting) and not self._is_closed
 
-    def _requeue(self) -> None:
-        """All that is known: the store may have lost some of it, or hold runs of a driver that was killed."""
+    def _enqueue_all(self) -> None:
+        """Compare all runs with the store again after a connection, those without known changes first.
+
+        The store may have lost changes, or it may hold open runs of a driver that was killed.
+        """
         with self._changed:
             others = [number for number in self._runs if number not in self._waiting]
             self._waiting = dict.fromkeys([*others, *self._waiting])
 
     def _send_waiting(self) -> None:
-        """Send one run after the other; the one that fails goes to the end, for it may be at fault itself."""
+        """Send one run after the other. A run that fails moves to the end, because it may be the cause itself."""
         for number in list(self._waiting):
-            if self._given_up:
+            if self._is_closed:
                 return
             run = self._runs[number]
             try:
@@ -222,44 +239,46 @@ class MlflowTracker:
                     self._waiting[number] = None
                 raise
             with self._changed:
-                if not run.unsent():
+                if not run.unsent():  # a caller may have added a change while the run was sent
                     del self._waiting[number]
 
-    def _succeeded(self) -> None:
+    def _handle_success(self) -> None:
+        """Empty the spool when everything is sent, and report the end of a failure that was reported."""
         with self._changed:
-            if self._waiting or self._given_up:
+            if self._waiting or self._is_closed:
                 return
-            self._failures, self._reason, told, self._told = 0, "", self._told, False
+            failure_was_noted = self._failure_is_noted
+            self._failures, self._reason, self._failure_is_noted = 0, "", False
             if self._spool:
                 self._spool.clear()
-        if told:
-            self._tell(f"MLflow at {self.uri} answers again: it has everything now.")
+        if failure_was_noted:
+            self._warn(f"MLflow at {self.uri} answers again: it has everything now.")
 
-    def _failed(self, error: Exception) -> bool:
-        """Tell it once, and wait for the next try; False when there is to be none."""
+    def _handle_failure(self, error: Exception) -> bool:
+        """Report the failure once, and wait before the next try; False when there is no next try."""
         now = time.monotonic()
-        self._sender.connected = False
+        self._sender.is_connected = False
         self._reason = describe_error(error, self._tracking.timeout_s)
-        self._failing_since = max(self._sender.answered, self._failing_since if self._failures else now)
+        self._failing_since = max(self._sender.last_success_s, self._failing_since if self._failures else now)
         self._failures += 1
         if self._failures == 1:
             log.info("MLflow at %s: %s", self.uri, mask_secrets("".join(traceback.format_exception(error))))
-        if self._failures >= _TRIES_BEFORE_A_WORD and not self._told and not self._given_up:
-            self._told = True
-            self._tell(
-                f"MLflow at {self.uri} cannot be written to ({self._reason}). The sweep goes on; what MLflow misses is "
-                "kept and sent when it answers."
+        if self._failures >= _FAILURES_BEFORE_NOTE and not self._failure_is_noted and not self._is_closed:
+            self._failure_is_noted = True
+            self._warn(
+                f"MLflow at {self.uri} cannot be written to ({self._reason}). The sweep continues; the unsent changes "
+                "are kept and sent when MLflow answers."
             )
         with self._changed:
-            if self._given_up or (self._closing and now - self._failing_since >= self._tracking.patience_s):
+            if self._is_closed or (self._is_closing and now - self._failing_since >= self._tracking.patience_s):
                 return False
-            pause = min(_PAUSE_S * 3**self._failures, _LONGEST_PAUSE_S)
-            if self._closing:
-                self._changed.wait_for(lambda: self._given_up, min(pause, 1.0))
+            pause_s = min(_PAUSE_S * 3**self._failures, _MAX_PAUSE_S)
+            if self._is_closing:
+                self._changed.wait_for(lambda: self._is_closed, min(pause_s, 1.0))
             else:
-                self._changed.wait_for(lambda: self._closing, pause)
-            return not self._given_up
+                self._changed.wait_for(lambda: self._is_closing, pause_s)
+            return not self._is_closed
 
-    def _tell(self, sentence: str) -> None:
+    def _warn(self, sentence: str) -> None:
         log.warning("%s", sentence)
-        self._say(sentence)
+        self._note(sentence)

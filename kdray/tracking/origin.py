@@ -1,4 +1,4 @@
-"""Where a result comes from: who ran what, with which versions, from which commit."""
+"""Where a result comes from: the user, the command, the versions and the commit."""
 
 import platform
 import shlex
@@ -13,7 +13,7 @@ from kdray.tracking.settings import mask_secrets
 
 
 def versions() -> dict[str, str]:
-    """What a result may depend on, as tags: the Python and the packages."""
+    """The versions of Python and of the packages that a result may depend on, as tags."""
     packages = ("kdray", "ray", "torch", "transformers", "datasets", "optuna", "mlflow")
     return {
         "version.python": platform.python_version(),
@@ -22,31 +22,32 @@ def versions() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit checked out in this folder, with `-dirty` where files differ from it; None outside a repository."""
+    """The commit of this folder's working tree, with `-dirty` if files differ from it; None outside a repository."""
+    # --exclude=* ignores all tags, so the answer is always the hash.
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """What a person types for a process with these arguments."""
+    """The command that a user types to start a process with these arguments (`sys.argv`)."""
     program = Path(arguments[0])
-    said = ["python", arguments[0]] if program.suffix == ".py" else [program.name]
-    return shlex.join([*said, *arguments[1:]])
+    command = ["python", arguments[0]] if program.suffix == ".py" else [program.name]
+    return shlex.join([*command, *arguments[1:]])
 
 
 def describe_origin() -> dict[str, str]:
-    """The command, the commit and the versions, for the record."""
+    """The command of this process, the commit of the working directory, and the versions."""
     commit = git_commit(Path.cwd())
-    known = {"command": mask_secrets(command_line(sys.argv))} | ({"commit": commit} if commit else {})
-    return known | {name.removeprefix("version."): version for name, version in versions().items()}
+    origin = {"command": mask_secrets(command_line(sys.argv))} | ({"commit": commit} if commit else {})
+    return origin | {name.removeprefix("version."): version for name, version in versions().items()}
 
 
 def source_tags() -> dict[str, str]:
-    """The user and the script, as MLflow's page shows them."""
+    """The user and the script, in the tags that MLflow's user interface shows."""
     return {
         "mlflow.user": user_name(),
         "mlflow.source.name": Path(sys.argv[0]).name,

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep in MLflow's user interface: its command, its page, the columns of the runs table."""
+"""MLflow's user interface: the command that starts it, the page of a sweep, and the columns of the runs table."""
 
 import json
 import sys
@@ -11,11 +11,12 @@ from kdray.evaluation.trial_record import TrialRecord
 from kdray.storage.paths import StoragePaths
 from kdray.tracking.settings import default_uri
 
-_SHOWN_METRICS = ("accuracy", "retention", "latency_ms", "speedup", "parameters")
+_METRICS = ("accuracy", "retention", "latency_ms", "speedup", "parameters")
+"""The metrics with a column, in this order."""
 
 
 def ui_command(storage: Path, port: int = 5000) -> list[str]:
-    """The command line that opens MLflow's UI on this storage, for this machine only."""
+    """The command line that starts MLflow's server on this storage, on the loopback interface only."""
     paths = StoragePaths(storage.absolute())
     return [
         sys.executable,
@@ -35,29 +36,32 @@ def ui_command(storage: Path, port: int = 5000) -> list[str]:
     ]
 
 
-def page_of(experiment_id: str, sweep: str) -> str:
-    """The part of an address, behind the server's, that shows the trials of this sweep side by side."""
+def page_path(experiment_id: str, sweep: str) -> str:
+    """The path and query of the page that compares the trials of this sweep, without the server's address."""
     return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={quote(sweep)}&workflowType=machine_learning"
 
 
 def columns_of(record: TrialRecord) -> tuple[str, ...]:
-    """A column for each searched setting and each number worth comparing that this trial has."""
+    """The columns that this trial has values for: the metrics to compare, the searched settings, the status."""
     metrics = record.metrics
+    # On a CPU slot both latencies are the same number, which needs one column only.
     on_cpu = ("cpu_latency_ms",) if metrics.get("cpu_latency_ms") != metrics.get("latency_ms") else ()
-    shown = [name for name in (*_SHOWN_METRICS, *on_cpu) if name in metrics]
+    names = [name for name in (*_METRICS, *on_cpu) if name in metrics]
     return (
-        *_column("metrics", shown),
-        *_column("params", settings_in_order(record.params)),
-        *_column("tags", ["kdray.status"]),
+        *_columns("metrics", names),
+        *_columns("params", settings_in_order(record.params)),
+        *_columns("tags", ["kdray.status"]),
     )
 
 
 def shared_view(sweep: str, columns: Sequence[str]) -> tuple[str, str]:
-    """The experiment's tag, and its value, that the UI's own Share button would store: the trials of this sweep with
-    these columns, the best first. In order of time the UI would show the sweep's own run alone, with all folded below.
+    """Name and value of the experiment's tag that defines the view: the trials of this sweep, the best retention first.
+
+    It has the format that the Share button of MLflow's UI stores. Without it the UI sorts by time and shows only the
+    sweep's own run, with the trials folded below it.
     """
     order = ["0", "attributes.`Run Name`", "runDateAndNestInfo", "duration", *columns]
-    widths = {name: 40 + 8 * len(name.split("`")[1]) for name in columns}  # pixels: the heading can be read in full
+    widths = {name: 40 + 8 * len(name.split("`")[1]) for name in columns}  # pixels; fits the heading
     state = {
         "columnOrder": order,
         "columnWidths": {"0": 50, "attributes.`Run Name`": 220, "runDateAndNestInfo": 140, "duration": 90, **widths},
@@ -72,5 +76,5 @@ def shared_view(sweep: str, columns: Sequence[str]) -> tuple[str, str]:
     return f"mlflow.sharedViewState.{sweep}", json.dumps(state)
 
 
-def _column(kind: str, names: Iterable[str]) -> list[str]:
+def _columns(kind: str, names: Iterable[str]) -> list[str]:
     return [f"{kind}.`{name}`" for name in names]

@@ -1,7 +1,7 @@
 """MLflow's model registry: the versions of one registered model, and the alias `champion` of one of them.
 
-A version is known by the fingerprint of its weights, a tag, so that saying the same again makes no second one. Which
-version ought to be champion is decided elsewhere.
+A version is identified by the fingerprint of its weights, which is a tag, so that registering a student again makes no
+second version. Which version should be champion is decided in `kdray.choice`.
 """
 
 import logging
@@ -26,9 +26,9 @@ T = TypeVar("T")
 
 CHAMPION = "champion"
 _PAUSE_S = 1.0  # between two tries
-_PASSING = (429, 500, 503, 504)
-"""What a server answers, or MLflow where there is no answer, that may be otherwise a moment later."""
-_LONGEST_DESCRIPTION = 5_000
+_TRANSIENT_CODES = (429, 500, 503, 504)
+"""HTTP codes of errors that may not happen again a moment later. MLflow also gives 500 when no answer came."""
+_MAX_DESCRIPTION_LENGTH = 5_000  # characters
 
 
 @dataclass(frozen=True)
@@ -44,56 +44,56 @@ class Version:
 class Registry:
     """The registered model of this name, in the registry of a sweep's store.
 
-    All methods but `insisting` may raise whatever a store may raise, and may then be called again.
+    All methods except `insisting` may raise any error that a store raises, and may then be called again.
     """
 
     def __init__(self, model: str, tracking: Tracking, paths: StoragePaths) -> None:
-        """Connects to nothing yet."""
+        """Open no connection yet."""
         self.model, self.uri = model, mask_secrets(tracking.uri_in(paths))
         self._tracking, self._uri = tracking, tracking.uri_in(paths)
         self._open_client: Any = None
 
     def insisting(self, call: Callable[[], T]) -> T:
-        """What `call` returns, tried again for `tracking.patience_s` while the store does not answer.
+        """Call `call` again and again for `tracking.patience_s` while the store does not answer; return its result.
 
-        Raises TrackingError when it goes on so, and at once when the store refuses.
+        Raises TrackingError after that time, and immediately when the store refuses the request.
         """
-        begun = time.monotonic()
+        start = time.monotonic()
         while True:
             try:
                 return call()
             except Exception as error:
                 log.info("MLflow at %s: %s", self.uri, mask_secrets("".join(traceback.format_exception(error))))
-                if not _passes(error) or time.monotonic() - begun >= self._tracking.patience_s:
-                    why = describe_error(error, self._tracking.timeout_s)
-                    raise TrackingError(f"MLflow at {self.uri} does not register the student ({why}).") from None
+                if not _is_transient(error) or time.monotonic() - start >= self._tracking.patience_s:
+                    reason = describe_error(error, self._tracking.timeout_s)
+                    raise TrackingError(f"MLflow at {self.uri} does not register the student ({reason}).") from None
                 time.sleep(_PAUSE_S)
 
     def version(
         self, weights: str, run_id: str, tags: Mapping[str, str], description: str, write: Callable[[], Path]
     ) -> Version:
-        """The version that holds these weights, as an artifact of this run; `write` makes it where there is none.
+        """Find the version with these weights, or create it as an artifact of this run; `write` writes the model.
 
-        What it says of itself is brought up to date, unless it is another run's.
+        The tags and the description of the version are brought up to date, unless it belongs to another run.
         """
         tags = tags_of({**tags, "kdray.weights": weights})
-        description = mask_secrets(description)[:_LONGEST_DESCRIPTION]
-        found = self._holding(weights) or self._made(weights, run_id, tags, description, write)
-        if found.run_id == run_id:
+        description = mask_secrets(description)[:_MAX_DESCRIPTION_LENGTH]
+        version = self._find_version(weights) or self._create_version(weights, run_id, tags, description, write)
+        if version.run_id == run_id:
             for name, value in tags.items():
-                if found.tags.get(name) != value:
-                    self._client.set_model_version_tag(self.model, found.number, name, value)
-            if found.description != description:
-                self._client.update_model_version(self.model, found.number, description)
-        return found
+                if version.tags.get(name) != value:
+                    self._client.set_model_version_tag(self.model, version.number, name, value)
+            if version.description != description:
+                self._client.update_model_version(self.model, version.number, description)
+        return version
 
     def champion(self) -> Version | None:
-        """The version that has the alias; None where none has it."""
+        """The version that has the alias `champion`; None if no version has it."""
         number = self._client.get_registered_model(self.model).aliases.get(CHAMPION)
         return None if number is None else _version(self._client.get_model_version(self.model, str(number)))
 
     def crown(self, version: Version) -> None:
-        """Give the alias to this version."""
+        """Give the alias `champion` to this version."""
         self._client.set_registered_model_alias(self.model, CHAMPION, version.number)
 
     @property
@@ -103,15 +103,17 @@ class Registry:
             self._open_client = MlflowClient(tracking_uri=self._uri)
         return self._open_client
 
-    def _holding(self, weights: str) -> Version | None:
-        found = self._client.search_model_versions(f"name = '{self.model}' and tags.`kdray.weights` = '{weights}'")
-        return _version(found[0]) if found else None
+    def _find_version(self, weights: str) -> Version | None:
+        versions = self._client.search_model_versions(f"name = '{self.model}' and tags.`kdray.weights` = '{weights}'")
+        return _version(versions[0]) if versions else None
 
-    def _made(
+    def _create_version(
         self, weights: str, run_id: str, tags: Mapping[str, str], description: str, write: Callable[[], Path]
     ) -> Version:
         run = self._client.get_run(run_id)
-        path = f"model/{weights}"  # of its own: a sweep may choose again, and a version's files never change
+        # A folder for these weights only: a sweep may choose another student later, and the files of a version in the
+        # registry must never change.
+        path = f"model/{weights}"
         self._client.log_artifacts(run_id, str(write()), path)
         try:
             self._client.create_registered_model(self.model)
@@ -123,11 +125,17 @@ class Registry:
 
 
 def _version(found: Any) -> Version:
-    return Version(str(found.version), found.run_id, dict(found.tags), found.description or "")
+    """The Version for MLflow's ModelVersion."""
+    return Version(
+        number=str(found.version),
+        run_id=found.run_id,
+        tags=dict(found.tags),
+        description=found.description or "",
+    )
 
 
-def _passes(error: Exception) -> bool:
-    """Whether it may go by itself: no answer, or one that says so; a refusal does not."""
+def _is_transient(error: Exception) -> bool:
+    """Whether the error may not happen again: no answer, or a server that is overloaded. A refusal is not transient."""
     if isinstance(error, MlflowException):
-        return error.get_http_status_code() in _PASSING
+        return error.get_http_status_code() in _TRANSIENT_CODES
     return isinstance(error, OSError)

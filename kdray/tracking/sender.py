@@ -1,9 +1,9 @@
-"""Brings the runs of one sweep in an MLflow store up to what they ought to hold.
+"""Brings the runs of one sweep in an MLflow store up to their desired content.
 
-A run is known by the sweep's key, a tag it is created with, and never by what a process remembers: a request whose
-answer was lost may have made a run all the same. So after every failure the runs are looked up again, and what is
-there twice is deleted. A metric sent again with its old time is one point. When to try, and for how long, is decided
-elsewhere.
+A run is identified by the sweep's key, a tag that `create_run` sets, and never by an id in the memory of a process: a
+request whose answer was lost may have created a run all the same. So after every failure the runs are searched again,
+and duplicates are deleted. A metric value that is sent again with its old time stays one point. When to try again, and
+for how long, is decided in `mlflow_tracker` and `sync`.
 """
 
 import itertools
@@ -27,113 +27,119 @@ from kdray.tracking.content import Point, RunContent, TrackedRun
 from kdray.tracking.database import make_database
 from kdray.tracking.page import columns_of, shared_view
 from kdray.tracking.settings import Tracking, default_uri, mask_secrets
+from kdray.tracking.tracker import RunNumber
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_METRICS, _PARAMS, _TAGS = 800, 50, 25  # in one call; a server takes 1,000 entries and 1 MB
-_LONGEST_REASON = 200  # characters
+# In one log_batch call. A server accepts 1,000 entries, of these 100 params and 100 tags, and 1 MB: 50 params of 6,000
+# characters and 25 tags of 8,000 characters stay below that.
+_METRICS, _PARAMS, _TAGS = 800, 50, 25
+_MAX_REASON_LENGTH = 200  # characters
 
 
 @dataclass
 class SentCounts:
-    """What a store has taken."""
+    """How much a store has received."""
 
-    runs: set[int | None] = field(default_factory=set)
+    runs: set[RunNumber] = field(default_factory=set)
     metrics: int = 0
     folders: int = 0
     missing: list[str] = field(default_factory=list)
-    """Folders of artifacts that were not there any more."""
+    """Folders of artifacts that do not exist any more."""
 
 
 class Sender:
-    """Sends the differences. Every method may raise whatever a store may raise, and may then be called again."""
+    """Sends the differences. Every method may raise any error that a store raises, and may then be called again."""
 
     def __init__(
         self,
         tracking: Tracking,
         paths: SweepPaths,
         key: str,
-        runs: dict[int | None, TrackedRun],
+        runs: dict[RunNumber, TrackedRun],
         lock: AbstractContextManager[Any],
     ) -> None:
-        """`lock` guards `runs`, to which others add; the run None must be among them before the first is sent."""
+        """`lock` guards `runs`, which other threads change. `runs` must have the sweep's own run before `send`."""
         self.uri = tracking.uri_in(paths)
         self.sent = SentCounts()
-        self.connected = False
+        self.is_connected = False
         self.experiment_id: str | None = None
-        self.answered = 0.0
-        """When the store last took something (time.monotonic)."""
-        self.uploading = False
-        """Files are under way: that may take long, and a store that says nothing ends it by itself."""
+        self.last_success_s = 0.0
+        """When the store last received something (time.monotonic)."""
+        self.is_uploading = False
+        """Whether files are being sent. That may take longer than `patience_s`; a dead store ends it by a timeout."""
         self._tracking, self._sweep, self._key = tracking, paths.name, key
         self._artifacts = tracking.artifacts_in(paths)
-        self._workshop = paths.spool.with_name(".database")
+        self._scratch = paths.spool.with_name(".database")
         self._own_database = paths.tracking_database if self.uri == default_uri(paths) else None
         self._runs, self._lock = runs, lock
         self._client: Any = None
-        self._there: dict[int | None, list[Run]] = {}
-        self._in_doubt = False
+        self._found: dict[RunNumber, list[Run]] = {}
+        """Runs in the store that were found at the last connection and are not in use yet."""
+        self._may_have_duplicates = False
         self._columns: tuple[str, ...] = ()
         self._columns_written = 0
 
     def connect(self) -> None:
-        """Find the experiment, and those of the sweep's runs that are in it: before the first `send`, and after each
-        failure."""
+        """Find the experiment and the sweep's runs in it. Call it before the first `send` and after each failure."""
         limit_requests(self._tracking.timeout_s)
-        self.connected = False
+        self.is_connected = False
         if self._own_database:
-            make_database(self._own_database, self._workshop)
+            make_database(self._own_database, self._scratch)
         self._client = self._client or MlflowClient(tracking_uri=self.uri)
-        experiment = self._experiment()
+        experiment = self._open_experiment()
         self.experiment_id = experiment.experiment_id
-        self._there = self._found()
+        self._found = self._search_runs()
         with self._lock:
             for run in self._runs.values():
-                run.found = False
-        self.connected = True
+                run.is_in_store = False
+        self.is_connected = True
 
     def send(self, run: TrackedRun) -> None:
-        """Create the run where it is not there, and send what it lacks."""
+        """Create the run if the store does not have it, and send the content that it lacks."""
         sweep = self._runs[None]
-        if not sweep.found:
-            self._begin(sweep)
-        if not run.found:
-            self._begin(run)
+        if not sweep.is_in_store:
+            self._open_run(sweep)
+        if not run.is_in_store:
+            self._open_run(run)
         with self._lock:
             if run.number is not None:
-                run.wanted.tags["mlflow.parentRunId"] = str(sweep.run_id)
-            todo = run.unsent()
-        for metrics, params, tags in _batches(todo):
+                run.desired.tags["mlflow.parentRunId"] = str(sweep.run_id)
+            unsent = run.unsent()
+        for metrics, params, tags in _batches(unsent):
             self._client.log_batch(run.run_id, metrics, params, tags)
-            self._taken(run, len(metrics))
-        for path in todo.artifacts:
-            self._upload(run, todo, path)
-        if todo.status:
-            _set_status(self._client, str(run.run_id), todo.status, run.wanted.ended)
-            self._taken(run)
+            self._count(run, len(metrics))
+        for path in unsent.artifacts:
+            self._upload(run, unsent, path)
+        # The status is last, so that a run that is closed in the store is complete.
+        if unsent.status:
+            _set_status(self._client, str(run.run_id), unsent.status, run.desired.ended)
+            self._count(run)
         with self._lock:
-            run.sent.add(todo)
+            run.stored.add(unsent)
 
-    def settle(self) -> None:
-        """Delete what a request that seemed lost has made after all. To be called when everything is sent."""
-        if self._in_doubt:
-            for number, there in self._found().items():
-                self._keep_one(there, self._runs[number].run_id if number in self._runs else None)
-            self._in_doubt = False
+    def delete_duplicates(self) -> None:
+        """Delete runs that were created by requests without an answer. Call it when everything is sent."""
+        if self._may_have_duplicates:
+            for number, found in self._search_runs().items():
+                self._keep_one(found, self._runs[number].run_id if number in self._runs else None)
+            self._may_have_duplicates = False
 
-    def show(self, record: TrialRecord) -> None:
-        """Let the sweep's page have a column for all that this trial has."""
+    def add_columns(self, record: TrialRecord) -> None:
+        """Let the sweep's page have the columns that this trial has values for."""
+        # A trial has fewer metrics before its first evaluation, so the longest tuple is the complete one.
         self._columns = max(columns_of(record), self._columns, key=len)
 
     def write_page(self) -> None:
-        """Give the sweep's page its columns."""
+        """Write the view of the sweep's page into the store, if it has new columns."""
         columns = self._columns
         if len(columns) > self._columns_written:
             self._client.set_experiment_tag(self.experiment_id, *shared_view(self._sweep, columns))
             self._columns_written = len(columns)
 
-    def _experiment(self) -> Experiment:
+    def _open_experiment(self) -> Experiment:
+        """The experiment; it is created if it is missing, and restored if it was deleted."""
         name = self._tracking.experiment
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
@@ -144,9 +150,9 @@ class Sender:
             self._client.restore_experiment(experiment.experiment_id)
         return experiment
 
-    def _found(self) -> dict[int | None, list[Run]]:
-        """The runs that bear the sweep's key, by trial number; None for the sweep's own."""
-        there: dict[int | None, list[Run]] = {}
+    def _search_runs(self) -> dict[RunNumber, list[Run]]:
+        """The runs in the store that have the sweep's key."""
+        runs: dict[RunNumber, list[Run]] = {}
         token = None
         while True:
             page = self._client.search_runs(
@@ -154,81 +160,90 @@ class Sender:
             )
             for run in page:
                 trial = run.data.tags.get("kdray.trial")
-                there.setdefault(None if trial is None else int(trial), []).append(run)
+                runs.setdefault(None if trial is None else int(trial), []).append(run)
             if not (token := page.token):
-                return there
+                return runs
 
-    def _begin(self, run: TrackedRun) -> None:
-        """Go on with the run that is there, or create it."""
-        there = self._keep_one(self._there.pop(run.number, []), run.run_id) or self._create(run)
+    def _open_run(self, run: TrackedRun) -> None:
+        """Use the run that the store has, or create one, and note what it holds."""
+        found = self._keep_one(self._found.pop(run.number, []), run.run_id) or self._create_run(run)
         with self._lock:
-            run.run_id, run.found = there.info.run_id, True
-            run.latest = {m.key: (m.step, Point(m.value, m.timestamp)) for m in there.data._metric_objs}
-            run.sent = RunContent(
-                there.info.run_name,
-                there.info.start_time / 1000,
-                0.0,
-                there.info.status,
-                dict(there.data.params),
-                dict(there.data.tags),
-                artifacts=run.sent.artifacts,
+            run.run_id, run.is_in_store = found.info.run_id, True
+            run.latest = {
+                metric.key: (metric.step, Point(metric.value, metric.timestamp)) for metric in found.data._metric_objs
+            }
+            run.stored = RunContent(
+                name=found.info.run_name,
+                started=found.info.start_time / 1000,
+                ended=0.0,
+                status=found.info.status,
+                params=dict(found.data.params),
+                tags=dict(found.data.tags),
+                artifacts=run.stored.artifacts,  # a search does not list files, so this process remembers them
             )
 
-    def _keep_one(self, there: list[Run], known: str | None) -> Run | None:
-        """Of several runs for one trial: the one that the ledger knows, or the first; the others are deleted."""
-        if not there:
+    def _keep_one(self, runs: list[Run], known_id: str | None) -> Run | None:
+        """Keep the run with the known id, or else the first one, and delete the others; None if there is no run."""
+        if not runs:
             return None
-        kept = next((run for run in there if run.info.run_id == known), there[0])
-        for run in there:
-            if run is not kept:
+        remaining = next((run for run in runs if run.info.run_id == known_id), runs[0])
+        for run in runs:
+            if run is not remaining:
                 self._client.delete_run(run.info.run_id)
-        return kept
+        return remaining
 
-    def _create(self, run: TrackedRun) -> Run:
+    def _create_run(self, run: TrackedRun) -> Run:
         tags = {"kdray.key": self._key, "kdray.sweep": self._sweep}
         if run.number is not None:
             tags |= {"kdray.trial": str(run.number), "mlflow.parentRunId": str(self._runs[None].run_id)}
         with self._lock:
-            run.sent = RunContent()  # of a run that was deleted, all is to be sent again
+            run.stored = RunContent()  # the store may have had the run, and a user deleted it: send everything again
         try:
-            created = self._client.create_run(self.experiment_id, int(run.wanted.started * 1000), tags, run.wanted.name)
+            created = self._client.create_run(
+                self.experiment_id, int(run.desired.started * 1000), tags, run.desired.name
+            )
         except Exception:
-            self._in_doubt = True
+            self._may_have_duplicates = True
             raise
-        self._taken(run)
+        self._count(run)
         return created
 
-    def _upload(self, run: TrackedRun, todo: RunContent, path: str) -> None:
-        folder = fetch(todo.artifacts[path])
+    def _upload(self, run: TrackedRun, unsent: RunContent, path: str) -> None:
+        folder = fetch(unsent.artifacts[path])
         if not folder.is_dir():
-            log.warning("%s: is not there any more; MLflow's run %r goes without it.", folder, run.wanted.name)
+            log.warning("%s: this folder does not exist any more; MLflow's run %r lacks it.", folder, run.desired.name)
             self.sent.missing.append(str(folder))
             return
-        self.uploading = True
+        self.is_uploading = True
         try:
             self._client.log_artifacts(run.run_id, str(folder), path)
         finally:
-            self.uploading = False
+            self.is_uploading = False
         with self._lock:
-            run.sent.artifacts[path] = folder
+            run.stored.artifacts[path] = folder
         self.sent.folders += 1
-        self._taken(run)
+        self._count(run)
 
-    def _taken(self, run: TrackedRun, metrics: int = 0) -> None:
-        self.answered = time.monotonic()
+    def _count(self, run: TrackedRun, metrics: int = 0) -> None:
+        """Note that the store has received something of this run."""
+        self.last_success_s = time.monotonic()
         self.sent.runs.add(run.number)
         self.sent.metrics += metrics
 
 
 def limit_requests(timeout_s: int) -> None:
-    """Let MLflow try each request once, for so long: it has no other way to be told. Who sends tries again."""
+    """Let MLflow try each request once and wait at most this long; the caller tries again.
+
+    MLflow reads these limits from the environment only. By default it tries for minutes, and it may repeat a request
+    that has already created a run.
+    """
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(timeout_s)
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # else it would send twice what may have arrived
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # two lines for every run that ends
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # otherwise two lines for every run that ends
 
 
 def describe_error(error: Exception, timeout_s: int) -> str:
-    """What went wrong, in a few words, where one request may take so long."""
+    """The cause of a store's error in a few words, without secrets. `timeout_s` is the limit of one request."""
     text = mask_secrets(str(error) or type(error).__name__)
     if answer := re.search(r"too many (\d+) error responses", text):
         return f"it answers HTTP {answer[1]}"
@@ -239,11 +254,12 @@ def describe_error(error: Exception, timeout_s: int) -> str:
     if "Connection aborted" in text or "RemoteDisconnected" in text:
         return "the connection is dropped"
     line = text.splitlines()[0]
-    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]} …"
+    return line if len(line) <= _MAX_REASON_LENGTH else f"{line[:_MAX_REASON_LENGTH]} …"
 
 
 def _batches(content: RunContent) -> Iterator[tuple[Sequence[Metric], Sequence[Param], Sequence[RunTag]]]:
-    points = [Metric(name, point.value, point.at, step) for (name, step), point in content.metrics.items()]
+    """The metrics, params and tags in parts of a size that one log_batch call may have."""
+    points = [Metric(name, point.value, point.time_ms, step) for (name, step), point in content.metrics.items()]
     metrics = _parts(points, _METRICS)
     params = _parts([Param(*item) for item in content.params.items()], _PARAMS)
     tags = _parts([RunTag(*item) for item in content.tags.items()], _TAGS)
@@ -255,6 +271,7 @@ def _parts(values: list[T], size: int) -> Iterator[list[T]]:
 
 
 def _set_status(client: MlflowClient, run_id: str, status: str, ended: float) -> None:
+    """Set the status; `ended` is the end time in seconds since the epoch, 0: now."""
     if status == "RUNNING":
         client.update_run(run_id, status)
     else:

@@ -1,8 +1,8 @@
-"""What a sweep has told and MLflow has not taken yet, as lines of a file in the sweep's folder.
+"""The spool: a file in the sweep's folder with one line for each change that MLflow has not received yet.
 
-Every change is handed to the operating system before it is answered, so the end of the process loses none of them. The
-file is emptied when all is taken. One process at a time holds it: the driver, or `kdray sync`. Beside it lies where the
-lines are to go, and how the sweep's last session ended.
+Every change is passed to the operating system before `append` returns, so no change is lost when the process ends. The
+file is emptied when the store has received everything. One process at a time locks it: the driver, or `kdray sync`. The
+file next to it, the tracking target, names the store and says how the last session of the sweep ended.
 """
 
 import fcntl
@@ -18,19 +18,19 @@ from kdray.storage.files import read_json, write_json
 from kdray.storage.paths import SweepPaths
 from kdray.tracking.content import RunContent
 from kdray.tracking.settings import Tracking, mask_secrets
-from kdray.tracking.tracker import Ending
+from kdray.tracking.tracker import Ending, RunNumber
 
 log = logging.getLogger(__name__)
 
 
 class Spool:
-    """The lines, held against other processes until they are let go; not safe to use from several threads."""
+    """The file of unsent changes, locked against other processes until `close`. Not safe for several threads."""
 
     def __init__(self, paths: SweepPaths) -> None:
-        """Open it. Raises StorageError when another process holds it, and when it cannot be written."""
+        """Open and lock the file. Raises StorageError when another process has it, and when it cannot be written."""
         self._path, self._root = paths.spool, paths.root
         try:
-            self._file = _held(self._path)
+            self._file = _open_locked(self._path)
         except BlockingIOError:
             raise StorageError(
                 f"{self._path}: another process is sending this sweep to MLflow (a running sweep, or `kdray sync`). "
@@ -38,7 +38,7 @@ class Spool:
             ) from None
         except OSError as error:
             raise StorageError(
-                f"{self._path}: cannot be written ({error.strerror}). Mend the folder's rights."
+                f"{self._path}: cannot be written ({error.strerror}). Correct the permissions of the folder."
             ) from None
 
     def __enter__(self) -> Self:
@@ -47,39 +47,39 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def read(self) -> list[tuple[int | None, RunContent]]:
-        """The changes in order: trial number, None for the sweep, and what is new. What was torn by a kill is cut."""
+    def read(self) -> list[tuple[RunNumber, RunContent]]:
+        """Read the changes in order: which run, and what changed. Cuts off a last line that a kill left incomplete."""
         text = self._path.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):
-            os.ftruncate(self._file, whole)
+        length = text.rfind(b"\n") + 1  # bytes of complete lines
+        if length < len(text):
+            os.ftruncate(self._file, length)
         changes = []
-        for count, line in enumerate(text[:whole].splitlines(), start=1):
+        for count, line in enumerate(text[:length].splitlines(), start=1):
             try:
                 fields = json.loads(line)
-                changes.append((fields.pop("run"), RunContent.read(fields, self._root)))
+                changes.append((fields.pop("run"), RunContent.from_json(fields, self._root)))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 log.warning("%s: line %d cannot be read (%s) and is left out.", self._path, count, error)
         return changes
 
-    def append(self, number: int | None, change: RunContent) -> None:
-        """Write one change. Raises OSError when it cannot be written whole; then none of it is."""
-        line = json.dumps({"run": number, **change.written(self._root)}, separators=(",", ":")).encode() + b"\n"
-        before = os.fstat(self._file).st_size
+    def append(self, number: RunNumber, change: RunContent) -> None:
+        """Write one change. Raises OSError, and writes nothing, when the complete line cannot be written."""
+        line = json.dumps({"run": number, **change.to_json(self._root)}, separators=(",", ":")).encode() + b"\n"
+        size_before = os.fstat(self._file).st_size
         try:
             written = os.write(self._file, line)
             if written < len(line):
                 raise OSError(f"only {written} of {len(line)} bytes could be written")
         except OSError:
-            os.ftruncate(self._file, before)
+            os.ftruncate(self._file, size_before)
             raise
 
     def clear(self) -> None:
-        """All was taken."""
+        """Empty the file: the store has received everything."""
         os.ftruncate(self._file, 0)
 
     def close(self) -> None:
-        """Let it go, and leave no empty file behind."""
+        """Unlock and close the file; delete it if it is empty."""
         if os.fstat(self._file).st_size == 0:
             self._path.unlink(missing_ok=True)
         os.close(self._file)
@@ -87,24 +87,25 @@ class Spool:
 
 @dataclass(frozen=True)
 class TrackingTarget:
-    """Where a sweep's runs go, as far as it may be written down, and how its last session ended."""
+    """The store that receives a sweep's runs, and how the last session of the sweep ended."""
 
     tracking: Tracking
+    """As read from disk: without the name and password that the address may have."""
     ending: Ending | None = None
-    """None while it runs, and after it was killed."""
+    """None while the sweep runs, and after its driver was killed."""
 
     @classmethod
     def read(cls, paths: SweepPaths) -> "TrackingTarget | None":
-        """None for a sweep that was never tracked."""
+        """Read the target of a sweep; None if the sweep was never tracked."""
         if not paths.tracking_target.exists():
             return None
-        written = read_json(paths.tracking_target)
-        return cls(Tracking(**written["tracking"]), written["ending"])
+        fields = read_json(paths.tracking_target)
+        return cls(Tracking(**fields["tracking"]), fields["ending"])
 
     def tracking_at(self, uri: str | None) -> Tracking:
-        """How the store at this address is reached; None: where the sweep was tracked.
+        """The settings with this address; None: with the address of the sweep.
 
-        Raises SpecError where that address had a secret.
+        Raises SpecError where the address of the sweep contained a secret, which is not on disk.
         """
         settings = dict(self.tracking) | ({"uri": uri} if uri else {})
         if "***" in (settings["uri"] or ""):
@@ -115,14 +116,17 @@ class TrackingTarget:
         return Tracking(**settings)
 
     def write(self, paths: SweepPaths) -> None:
-        """Write it down without the name and password that the address may carry."""
+        """Write the target, without the name and password that the address may have."""
         settings = self.tracking.model_dump(mode="json")
         settings["uri"] = mask_secrets(self.tracking.uri) if self.tracking.uri else None
         write_json(paths.tracking_target, {"tracking": settings, "ending": self.ending})
 
 
-def _held(path: Path) -> int:
-    """A descriptor of the file, locked; the file is made where it is not there."""
+def _open_locked(path: Path) -> int:
+    """Open the file, create it if it is missing, and lock it; return the descriptor.
+
+    Raises BlockingIOError when another process has locked it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -135,4 +139,5 @@ def _held(path: Path) -> int:
             log.warning("%s: cannot be locked (%s); let no two processes work on this sweep.", path, error)
         if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:
             return file
-        os.close(file)  # its last holder has just removed it
+        # Another process has deleted the empty file between `open` and the lock: this descriptor has no name any more.
+        os.close(file)

@@ -1,6 +1,6 @@
-"""Sends later what a sweep could not send: `kdray sync`. It waits for nothing but the store, and says how far it is.
+"""`kdray sync`: sends the changes that MLflow did not receive while the sweep ran, and reports the progress.
 
-No driver is running then: what still says RUNNING was killed with it, and is closed.
+No driver runs at that time. A run whose status is still RUNNING belonged to a driver that was killed, and is closed.
 """
 
 import logging
@@ -22,58 +22,62 @@ from kdray.tracking.ids import save_run_ids, sweep_key, sweep_run_id
 from kdray.tracking.sender import Sender, SentCounts, describe_error
 from kdray.tracking.settings import Tracking, mask_secrets
 from kdray.tracking.spool import Spool, TrackingTarget
+from kdray.tracking.tracker import RunNumber
 
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 1.0  # between two tries
 
-Runs = dict[int | None, TrackedRun]
+Runs = dict[RunNumber, TrackedRun]
 
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What the store at this address took."""
+    """The address of the store, without secrets, and how much it has received."""
 
     uri: str
     sent: SentCounts
 
 
 def send_spool(
-    paths: SweepPaths, uri: str | None, say: Callable[[str], None], progress: Callable[[int, int], None]
+    paths: SweepPaths, uri: str | None, note: Callable[[str], None], progress: Callable[[int, int], None]
 ) -> SyncResult | None:
-    """Send what lies in the sweep's spool; None when there is nothing to send.
+    """Send the changes in the sweep's spool to the store at `uri`; None if there is nothing to send.
 
-    Raises StorageError where there is no sweep, or one that is running; SpecError when the store's address is not
-    known; TrackingError when the store has taken nothing for `tracking.patience_s`.
+    `uri` None is the store of the sweep. `note` receives sentences for the user, `progress` the number of complete runs
+    and of all runs. Raises StorageError if there is no sweep in this folder, or a running one; SpecError if the address
+    of the store is not known; TrackingError if the store has received nothing for `tracking.patience_s`.
     """
     if not (paths.settings.exists() or list_bucket(paths.root)):
         raise StorageError(
             f"{display_path(paths.root)}: there is no sweep here; give STORAGE/NAME, such as results/quickstart."
         )
-    with own_sweep(paths.owner, say), sync_with_bucket(paths, say):
+    with own_sweep(paths.owner, note), sync_with_bucket(paths, note):
         target = TrackingTarget.read(paths)
-        return None if target is None else _synced(paths, target, uri, say, progress)
+        return None if target is None else _send_to(target, paths, uri, note, progress)
 
 
-def _synced(
-    paths: SweepPaths,
+def _send_to(
     target: TrackingTarget,
+    paths: SweepPaths,
     uri: str | None,
-    say: Callable[[str], None],
+    note: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> SyncResult | None:
+    """See `send_spool`; the caller owns the sweep."""
     with Spool(paths) as spool:
         changes = spool.read()
+        # Without an ending the driver was killed: its runs must be closed even if the spool is empty.
         if not changes and target.ending:
             return None
         tracking = target.tracking_at(uri)
         ledger = open_ledger(paths)
-        runs = _runs(paths, ledger, changes, killed=target.ending is None)
+        runs = _desired_runs(paths, ledger, changes, killed=target.ending is None)
         sender = Sender(tracking, paths, sweep_key(ledger), runs, threading.RLock())
         for record in ledger.records():
-            sender.show(record)
+            sender.add_columns(record)
         try:
-            _send(sender, runs, tracking, say, progress)
+            _send_runs(sender, runs, tracking, note, progress)
         finally:
             save_run_ids(ledger, {number: run.run_id for number, run in runs.items() if run.run_id})
         spool.clear()
@@ -81,48 +85,53 @@ def _synced(
     return SyncResult(mask_secrets(sender.uri), sender.sent)
 
 
-def _runs(paths: SweepPaths, ledger: Ledger, changes: list[tuple[int | None, RunContent]], killed: bool) -> Runs:
-    """Every run of the sweep as it ought to be, by the spool and by the ledger, which knows how each trial ended."""
+def _desired_runs(paths: SweepPaths, ledger: Ledger, changes: list[tuple[RunNumber, RunContent]], killed: bool) -> Runs:
+    """All runs of the sweep with their desired content, from the spool and the ledger.
+
+    The ledger is read because it may know how a trial ended when a killed driver had not spooled that yet.
+    """
     runs: Runs = {None: TrackedRun(None, RunContent(paths.name), run_id=sweep_run_id(ledger))}
     for number, change in changes:
-        runs.setdefault(number, TrackedRun(number)).wanted.add(change)
+        runs.setdefault(number, TrackedRun(number)).desired.add(change)
     for record in ledger.records():
-        told = trial_content(paths.name, record, {}, {})
-        if record.state == "running":  # the spool knows better how that was left
-            told.status = None
-            del told.tags["kdray.status"]
+        content = trial_content(paths.name, record, {}, {})
+        if record.state == "running":
+            # The spool may have an "interrupted" from the end of the session, which "running" must not replace.
+            content.status = None
+            del content.tags["kdray.status"]
         run = runs.setdefault(record.number, TrackedRun(record.number))
         run.run_id = record.run_id
-        run.wanted.add(told)
+        run.desired.add(content)
     if killed:
-        last = _last_sign(runs)
-        left = {record.number for record in ledger.records() if record.state == "running"}
+        ended = _last_time(runs)
+        interrupted = {record.number for record in ledger.records() if record.state == "running"}
         for run in runs.values():
-            if run.number is None or run.number in left:
-                run.wanted.add(
-                    RunContent(ended=last, status=STATUS["interrupted"], tags={"kdray.status": "interrupted"})
+            if run.number is None or run.number in interrupted:
+                run.desired.add(
+                    RunContent(ended=ended, status=STATUS["interrupted"], tags={"kdray.status": "interrupted"})
                 )
     return runs
 
 
-def _last_sign(runs: Runs) -> float:
-    """When the sweep was last heard of, in seconds since the epoch."""
-    contents = [run.wanted for run in runs.values()]
-    points = [point.at / 1000 for content in contents for point in content.metrics.values()]
+def _last_time(runs: Runs) -> float:
+    """The latest time in the runs, in seconds since the epoch: about when the driver was killed."""
+    contents = [run.desired for run in runs.values()]
+    points = [point.time_ms / 1000 for content in contents for point in content.metrics.values()]
     return min(time.time(), max([*points, *(max(content.started, content.ended) for content in contents)]))
 
 
-def _send(
-    sender: Sender, runs: Runs, tracking: Tracking, say: Callable[[str], None], progress: Callable[[int, int], None]
+def _send_runs(
+    sender: Sender, runs: Runs, tracking: Tracking, note: Callable[[str], None], progress: Callable[[int, int], None]
 ) -> None:
-    """Send run after run, and try again what fails, as long as the store takes something now and then."""
+    """Send one run after the other; after an error try again, as long as the store receives something now and then."""
     waiting = list(runs.values())
     failing_since = 0.0
     while True:
-        begun = time.monotonic()
+        start = time.monotonic()
         try:
-            if not sender.connected:
+            if not sender.is_connected:
                 sender.connect()
+                # After a lost connection the store may lack what it has received before: check all runs again.
                 waiting = [run for run in runs.values() if run not in waiting] + waiting
             while waiting:
                 progress(len(runs) - len(waiting), len(runs))
@@ -130,20 +139,20 @@ def _send(
                 del waiting[0]
             progress(len(runs), len(runs))
             sender.write_page()
-            return sender.settle()
-        except Exception as error:  # whatever a store may raise
+            return sender.delete_duplicates()
+        except Exception as error:  # a store may raise any error
             log.info(
                 "MLflow at %s: %s", mask_secrets(sender.uri), mask_secrets("".join(traceback.format_exception(error)))
             )
-            sender.connected, why = False, describe_error(error, tracking.timeout_s)
-            waiting = waiting[1:] + waiting[:1]  # the one that failed may be at fault itself
+            sender.is_connected, reason = False, describe_error(error, tracking.timeout_s)
+            waiting = waiting[1:] + waiting[:1]  # the run itself may be the cause: the other runs come first
             if not failing_since:
-                failing_since = begun
-                say(f"MLflow at {mask_secrets(sender.uri)} cannot be written to ({why}); trying again.")
-            if time.monotonic() - max(failing_since, sender.answered) >= tracking.patience_s:
+                failing_since = start
+                note(f"MLflow at {mask_secrets(sender.uri)} cannot be written to ({reason}); trying again.")
+            if time.monotonic() - max(failing_since, sender.last_success_s) >= tracking.patience_s:
                 raise TrackingError(
                     f"MLflow at {mask_secrets(sender.uri)} has taken nothing for {tracking.patience_s:g} s "
-                    f"({why}). What is unsent of {len(waiting)} of {len(runs)} runs stays in the "
-                    "sweep's folder; run the same command again when it answers."
+                    f"({reason}). The unsent changes of {len(waiting)} of {len(runs)} runs stay in the sweep's folder; "
+                    "run the same command again when the server answers."
                 ) from None
             time.sleep(_PAUSE_S)

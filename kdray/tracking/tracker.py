@@ -1,4 +1,4 @@
-"""What a sweep tells of itself, whoever listens: the Tracker protocol, and the one that takes note of nothing."""
+"""The Tracker protocol: what a sweep reports about itself. NullTracker is for a sweep without tracking."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +7,16 @@ from typing import Any, Literal, Protocol, TypeAlias
 from kdray.evaluation.trial_record import TrialRecord
 
 Ending: TypeAlias = Literal["finished", "failed", "interrupted"]
+"""How a session of a sweep ended."""
+RunNumber: TypeAlias = int | None
+"""Which run of a sweep: the number of a trial; None for the sweep's own run, the parent of the trials' runs."""
 
 
 class Tracker(Protocol):
-    """Takes note of a sweep. No call waits for a server but `end_sweep`, and that one not for long."""
+    """Records a sweep. Only `end_sweep` waits for a server, and only for a limited time."""
 
     def start_sweep(self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> None:
-        """Open the sweep's run, or go on with the one that is there, which had this id when it was last seen."""
+        """Open the sweep's run, or continue the existing one; `run_id` is the last known id of that run."""
 
     def sweep(
         self,
@@ -22,26 +25,26 @@ class Tracker(Protocol):
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Add to the sweep's run."""
+        """Add params, metrics and tags to the sweep's run."""
 
     def trial(self, record: TrialRecord, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Bring the trial's run up to its record; `params` are all its settings, searched or not."""
+        """Bring the trial's run up to date with its record; `params` are all settings, searched and fixed ones."""
 
     def log_artifacts(self, folder: Path, path: str, trial: int | None = None) -> None:
-        """Copy a folder to `path` among the artifacts of this trial's run, or of the sweep's."""
+        """Copy a folder to `path` among the artifacts of this trial's run; None: of the sweep's run."""
 
-    def run_ids(self) -> dict[int | None, str]:
-        """The runs known by now: trial number -> run id, and None -> the sweep's."""
+    def run_ids(self) -> dict[RunNumber, str]:
+        """The ids of the runs that are known so far."""
 
     def page(self) -> str | None:
-        """The part of an address, behind the server's, that shows this sweep's trials side by side."""
+        """The path of the page that compares the sweep's trials, without the server's address; None while not known."""
 
     def end_sweep(self, ending: Ending) -> None:
-        """Close the sweep's run and wait until all is written, or until that takes too long."""
+        """Close the sweep's run and wait until everything is written, or until the waiting time is over."""
 
 
 class NullTracker:
-    """Takes note of nothing."""
+    """A tracker that records nothing."""
 
     def start_sweep(self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> None:
         """See Tracker."""
@@ -61,7 +64,7 @@ class NullTracker:
     def log_artifacts(self, folder: Path, path: str, trial: int | None = None) -> None:
         """See Tracker."""
 
-    def run_ids(self) -> dict[int | None, str]:
+    def run_ids(self) -> dict[RunNumber, str]:
         """See Tracker."""
         return {}
 

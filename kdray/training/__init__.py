@@ -4,8 +4,8 @@ In reading order:
 
 - `settings`     Training: epochs, batch size, learning rate, precision, checkpoints
 - `fit`          the training loop
-- `step`         one step of the optimiser
+- `step`         one optimiser step
 - `precision`    whether a model computes in bf16 or in float32
-- `checkpoint`   the state of a training as one file that is whole or not used
-- `trial`        Recipe: all that a trial can be told; Trial: the job that trains one student
+- `checkpoint`   the state of a training in one file; a damaged file is not used
+- `trial`        Recipe: all settings of a trial; Trial: the job that trains one student
 """

@@ -1,6 +1,7 @@
-"""Checkpoints: the state of a cut-off training in one file, which is whole and as it was written, or is not used.
+"""Checkpoints: the state of a training in one file, from which a training that was cut off continues.
 
-What belongs into a state is `training`'s business, when one is written, too.
+The file begins with a checksum, so a damaged checkpoint is recognised and never used. What a training computes between
+two checkpoints is in `fit`.
 """
 
 import hashlib
@@ -26,7 +27,10 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values behind their SHA-256; what was there stays until the new file is whole."""
+    """Write the SHA-256 of the state, then the state: tensors and plain values.
+
+    The previous file stays in place until the new file is complete.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with replace_file(path) as temporary, temporary.open("wb") as file:
@@ -35,7 +39,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in this file. Raises StorageError when it is not what was written."""
+    """The state in this file, on the CPU. Raises StorageError if the file is not as it was written."""
     data = memoryview(path.read_bytes())
     if hashlib.sha256(data[DIGEST_BYTES:]).digest() != bytes(data[:DIGEST_BYTES]):
         raise StorageError(f"{path}: the checkpoint is damaged: its contents do not match its checksum.")
@@ -45,26 +49,29 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Position:
-    """How far a training is, after a step."""
+    """The progress of a training after a step."""
 
     epoch: int = 0
-    """Whole epochs before this one."""
+    """Complete epochs before the current epoch."""
     batch: int = 0
-    """Batches of this epoch already done."""
+    """Completed batches of the current epoch."""
     step: int = 0
+    """Completed steps of the whole training."""
 
 
 @dataclass
 class RunningSums:
-    """What has been summed up since the last evaluation; tensors, so that no step waits for a device."""
+    """Sums since the last evaluation. They are tensors on the device, so that no step waits for the device."""
 
     rows: int = 0
     norm: Tensor | float = 0.0
+    """The sum of the gradient norms."""
     terms: dict[str, Tensor] = field(default_factory=dict)
+    """The sum of each loss term over the rows."""
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, loss: Loss, rows: int, norm: Tensor) -> None:
-        """A step's; no `rows`: the rank had none, and computed what it did for the others' sake."""
+        """Add the loss of one step. `rows` is 0 if the rank had no row and took part for the other ranks only."""
         self.rows += rows
         self.norm = self.norm + norm
         for name, value in loss.terms.items():
@@ -72,7 +79,7 @@ class RunningSums:
             self.terms[name] = self.terms[name] + value if name in self.terms else value
 
     def state(self) -> dict[str, Any]:
-        """As it is kept in a checkpoint."""
+        """The sums as a checkpoint contains them."""
         return {
             "rows": self.rows,
             "norm": torch.as_tensor(self.norm).cpu(),
@@ -82,18 +89,25 @@ class RunningSums:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], device: torch.device) -> "RunningSums":
-        terms = {name: value.to(device) for name, value in state["terms"].items()}
-        return cls(state["rows"], state["norm"].to(device), terms, time.perf_counter() - state["seconds"])
+        """The sums of a checkpoint, on this device."""
+        return cls(
+            rows=state["rows"],
+            norm=state["norm"].to(device),
+            terms={name: value.to(device) for name, value in state["terms"].items()},
+            # Clocks of two processes cannot be compared, so a checkpoint contains a duration.
+            started=time.perf_counter() - state["seconds"],
+        )
 
     def check_finite(self, where: str) -> None:
-        """Raise JobError once a gradient was not finite; the norm is the same on every rank."""
+        """Raise JobError if a gradient since the last evaluation was not finite."""
+        # An error of a job must be raised on every rank. The norm is the same on every rank, so it is.
         if not math.isfinite(float(self.norm)):
             raise JobError(
                 f"the loss or its gradient was not finite (nan or inf) by {where}; try a lower learning rate."
             )
 
     def metrics(self, worker: Worker) -> Report:
-        """Mean loss, each term's share of it, and speed, over all ranks."""
+        """The mean loss, the share of each term in it, and the speed, over all ranks. A collective call."""
         seconds = time.perf_counter() - self.started
         ranks = worker.all_gather({"rows": self.rows} | {name: float(value) for name, value in self.terms.items()})
         total = {name: sum(rank[name] for rank in ranks) for name in ranks[0]}
@@ -103,53 +117,71 @@ class RunningSums:
         return {"train_loss": loss / rows, **shares, "examples_per_s": rows / seconds, "train_seconds": seconds}
 
 
-class CheckpointKeeper:
-    """The checkpoints of one training: when they are due, what they hold, and what becomes of them."""
+class CheckpointManager:
+    """The checkpoints of one training: knows when one is due, writes it, and restores a training from it."""
 
     def __init__(
         self, path: Path | None, training: Training, model: nn.Module, optimizer: torch.optim.Optimizer, worker: Worker
     ) -> None:
-        self.path, self.training, self.model, self.optimizer, self.worker = path, training, model, optimizer, worker
         self.reports: list[Report] = []
-        """All evaluations so far, those before a restart too."""
-        self._saved = time.monotonic()
+        """All evaluations so far, including those before a restart."""
+        self._path, self._training, self._worker = path, training, worker
+        self._model, self._optimizer = model, optimizer
+        self._saved_at = time.monotonic()
 
-    def due(self) -> bool:
-        """Whether the clock asks for a checkpoint."""
-        minutes = self.training.checkpoint_minutes
-        return self.path is not None and minutes > 0 and time.monotonic() - self._saved >= 60 * minutes
+    def is_due(self) -> bool:
+        """Whether a checkpoint is due because `checkpoint_minutes` have passed since the last one."""
+        minutes = self._training.checkpoint_minutes
+        return self._path is not None and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
-    def due_after_evaluation(self) -> bool:
-        """Whether one is due now that an evaluation has been made."""
-        every = self.training.checkpoint_evaluations
-        return self.path is not None and every > 0 and len(self.reports) % every == 0
+    def is_due_after_evaluation(self) -> bool:
+        """Whether a checkpoint is due because of the number of evaluations."""
+        every = self._training.checkpoint_evaluations
+        return self._path is not None and every > 0 and len(self.reports) % every == 0
 
-    def save(self, at: Position, sums: RunningSums) -> None:
-        """Write a checkpoint; the one before it stays until this one is whole. A collective call."""
-        ranks = self.worker.all_gather({"random": _random_states(self.worker), "sums": sums.state()})
-        if self.path is not None and self.worker.rank == 0:
-            models = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-            write_checkpoint(self.path, {**models, "ranks": ranks, "reports": self.reports, "at": asdict(at)})
-        self._saved = time.monotonic()
+    def save(self, position: Position, sums: RunningSums) -> None:
+        """Write a checkpoint; the previous one stays until the new one is complete. A collective call."""
+        # Every rank draws its own dropout and has its own sums, so the checkpoint contains those of all ranks.
+        ranks = self._worker.all_gather({"random": _random_states(self._worker), "sums": sums.state()})
+        if self._path is not None and self._worker.rank == 0:
+            models = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+            write_checkpoint(self._path, {**models, "ranks": ranks, "reports": self.reports, "at": asdict(position)})
+        self._saved_at = time.monotonic()
 
     def restore(self) -> tuple[Position, RunningSums]:
-        """Where to start: where the checkpoint was written, or at the beginning. One that is damaged is not used."""
-        if self.path is None or not self.worker.broadcast(fetch(self.path).exists()):
-            return Position(), RunningSums()
-        try:
-            state = read_checkpoint(self.path)
-        except (StorageError, OSError) as error:
-            self.reports = [{NOTE: f"{error} The training began again from its start."}]
-            return Position(), RunningSums()
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.reports = state["reports"]
-        return Position(**state["at"]), self._own_part(state["ranks"])
+        """Load the checkpoint, and return where the training continues, with its sums.
 
-    def _own_part(self, ranks: list[dict[str, Any]]) -> RunningSums:
-        """What this rank goes on with. With another number of ranks, or from a CPU on a GPU, no dropout is as it was:
-        each draws its own."""
-        worker = self.worker
+        If there is no checkpoint, or a damaged one, the training starts at the beginning. A collective call.
+        """
+        state, error = self._read() if self._path is not None else (None, "")
+        # All ranks must start at the same step, so one rank that cannot read the checkpoint decides for all of them.
+        if not all(self._worker.all_gather(state is not None)):
+            errors = [each for each in self._worker.all_gather(error) if each]
+            self.reports = [{NOTE: f"{errors[0]} The training started again from the beginning."}] if errors else []
+            return Position(), RunningSums()
+        assert state is not None
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.reports = state["reports"]
+        return Position(**state["at"]), self._restore_rank(state["ranks"])
+
+    def _read(self) -> tuple[dict[str, Any] | None, str]:
+        """The state in the checkpoint file, or None and why a file that is there cannot be used."""
+        assert self._path is not None
+        if not fetch(self._path).exists():
+            return None, ""
+        try:
+            return read_checkpoint(self._path), ""
+        except (StorageError, OSError) as error:
+            return None, str(error)
+
+    def _restore_rank(self, ranks: list[dict[str, Any]]) -> RunningSums:
+        """Restore the random states of this rank, and return its sums.
+
+        The states of a checkpoint from another number of ranks belong to no rank of this slot. They are not restored:
+        each rank draws its own dropout. A checkpoint from a CPU has no random state for a GPU.
+        """
+        worker = self._worker
         if len(ranks) != worker.world:
             return RunningSums()
         random = ranks[worker.rank]["random"]
@@ -160,6 +192,6 @@ class CheckpointKeeper:
 
 
 def _random_states(worker: Worker) -> dict[str, Tensor]:
-    """What this rank draws its dropout from."""
+    """The states of the random generators from which this rank draws its dropout."""
     cuda = {"cuda": torch.cuda.get_rng_state(worker.device)} if worker.device.type == "cuda" else {}
     return {"cpu": torch.get_rng_state(), **cuda}

@@ -1,7 +1,7 @@
-"""fit(): the one loop that trains teachers and students alike.
+"""fit(): the training loop, the same for teachers and students.
 
-It knows models, rows and losses. `losses` says what a loss compares, the caller says what an evaluation measures, the
-worker says when to stop early, and `checkpoint` says how a checkpoint is stored.
+`losses` defines what a loss compares, the caller defines what an evaluation measures, the worker receives the
+instruction to stop early, and `checkpoint` stores checkpoints.
 """
 
 import math
@@ -18,20 +18,21 @@ from torch import nn
 from kdray.data.batches import epoch_batches
 from kdray.data.rows import Rows
 from kdray.slots.job import Instruction, Report, Worker
-from kdray.training.checkpoint import CheckpointKeeper, Position, RunningSums
+from kdray.training.checkpoint import CheckpointManager, Position, RunningSums
 from kdray.training.settings import Training, evaluation_marks
 from kdray.training.step import LossOf, Step
 
 FINITE_CHECK_STEPS = 50
-"""Steps between two checks that the gradients are finite; on a GPU each check waits for the device."""
+"""Steps between two checks that the gradients are finite. On a GPU each check waits for the device, so not every step
+has one."""
 
 Evaluate: TypeAlias = Callable[[nn.Module, bool], dict[str, float]]
-"""From the model, and whether this evaluation ends the training, to metrics by name."""
+"""A function of the model, and of whether this is the last evaluation of the training, that gives metrics by name."""
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What a training does, whichever model it trains."""
+    """Everything that defines a training, except the model and the worker."""
 
     rows: Rows
     """The training rows."""
@@ -40,54 +41,61 @@ class TrainingPlan:
     evaluate: Evaluate
     seed: int
     checkpoint: Path | None = None
-    """The file that a training which was cut off continues from. None: no checkpoints."""
+    """The checkpoint file, from which a training that was cut off continues. None: no checkpoints."""
 
 
 def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Report, None, list[Report]]:
-    """Train the model in place; yield the metrics of each evaluation, and return all of them at the end.
+    """Train the model in place, yield the metrics of each evaluation, and return all of them at the end.
 
     A training that was cut off continues from its checkpoint when `fit` is called again. It yields its earlier
-    evaluations first, because the caller of now may not have received all of them. If the worker is told to stop, the
-    training ends early and returns an empty list. Raises JobError when the loss is not finite.
+    evaluations first, because the caller may not have received all of them. If the worker receives the instruction to
+    stop, the training ends early and returns an empty list. Raises JobError if the loss is not finite.
     """
     training = plan.training
     model.to(worker.device).train()
-    step = Step(model, training, plan.loss_of, worker)
+    step = Step(model=model, training=training, loss_of=plan.loss_of, worker=worker)
     torch.manual_seed(plan.seed * 1000 + worker.rank)  # each rank draws its own dropout
-    keeper = CheckpointKeeper(plan.checkpoint, training, model, step.optimizer, worker)
-    start, sums = keeper.restore()
-    yield from keeper.reports
+    checkpoints = CheckpointManager(
+        path=plan.checkpoint, training=training, model=model, optimizer=step.optimizer, worker=worker
+    )
+    start, sums = checkpoints.restore()
+    yield from checkpoints.reports
     steps_per_epoch = math.ceil(len(plan.rows) / training.batch_size)
-    steps, marks = training.epochs * steps_per_epoch, evaluation_marks(steps_per_epoch, training.evaluations_per_epoch)
-    for at, indices in _batches(plan, start):
+    steps = training.epochs * steps_per_epoch
+    marks = evaluation_marks(steps_per_epoch, training.evaluations_per_epoch)
+    for at, indices in _remaining_batches(plan, start):
         rate = training.rate(at.step - 1, steps)
         step(plan.rows, indices, rate, sums)
-        evaluates = at.batch in marks
-        if at.step % FINITE_CHECK_STEPS == 0 or evaluates:
+        must_evaluate = at.batch in marks
+        if at.step % FINITE_CHECK_STEPS == 0 or must_evaluate:
             sums.check_finite(f"step {at.step}")
-        instruction = worker.next_instruction(save=keeper.due())
+        instruction = worker.next_instruction(save=checkpoints.is_due())
         if instruction is Instruction.END:
             return []
-        if evaluates:
+        if must_evaluate:
             report: Report = {"epoch": at.epoch + at.batch / steps_per_epoch, "step": at.step, "learning_rate": rate}
             report |= sums.metrics(worker)
             report |= _evaluate(model, plan.evaluate, at.step == steps)
-            keeper.reports.append(report)
+            checkpoints.reports.append(report)
             yield report
             sums = RunningSums()
-        if at.step < steps and (instruction or (evaluates and keeper.due_after_evaluation())):
-            keeper.save(at, sums)
+        # After the report: a continued training may report an evaluation twice, but it never omits one. After the last
+        # step no checkpoint is needed, because the training is complete.
+        must_save = instruction is not Instruction.NOTHING or (must_evaluate and checkpoints.is_due_after_evaluation())
+        if at.step < steps and must_save:
+            checkpoints.save(at, sums)
         if instruction is Instruction.SUSPEND and at.step < steps:
             return []
     model.eval()
-    return keeper.reports
+    return checkpoints.reports
 
 
-def _batches(plan: TrainingPlan, start: Position) -> Iterator[tuple[Position, np.ndarray]]:
-    """The global batches that are still to do, each with the position that is reached after it."""
+def _remaining_batches(plan: TrainingPlan, start: Position) -> Iterator[tuple[Position, np.ndarray]]:
+    """The global batches after `start` (row numbers), each with the position that the training has after it."""
     step = start.step
     for epoch in range(start.epoch, plan.training.epochs):
         batches = epoch_batches(plan.rows.lengths, plan.training.batch_size, seed=plan.seed, epoch=epoch)
+        # The order of an epoch depends on seed and epoch only, so a continued training skips what it has done.
         done = start.batch if epoch == start.epoch else 0
         for batch, indices in enumerate(batches[done:], start=done + 1):
             step += 1
@@ -95,6 +103,7 @@ def _batches(plan: TrainingPlan, start: Position) -> Iterator[tuple[Position, np
 
 
 def _evaluate(model: nn.Module, evaluate: Evaluate, last: bool) -> Report:
+    """The metrics of the model in evaluation mode, and the time they took, in seconds."""
     started = time.perf_counter()
     model.eval()
     metrics = evaluate(model, last)

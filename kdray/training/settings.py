@@ -1,4 +1,4 @@
-"""Training: the settings of a training. They are explained here and used by `fit` and `step`."""
+"""The settings of a training. `fit` and `step` use them."""
 
 import math
 from typing import Literal
@@ -15,31 +15,37 @@ class Training(Settings):
     batch_size: int = Field(32, ge=1)
     """Rows in one optimiser step, over all workers of the slot together."""
     learning_rate: float = Field(5e-5, gt=0)
+    """The highest learning rate, at the end of the warm-up."""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises from 0."""
+    """The share of the steps in which the learning rate rises from 0."""
     weight_decay: float = Field(0.01, ge=0)
     """Not applied to biases and normalisation weights."""
     clip_norm: float = Field(1.0, gt=0)
+    """The largest norm of the gradient of all parameters; a larger gradient is scaled down."""
     evaluations_per_epoch: int = Field(1, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast where the processor or GPU computes in it. The last evaluation is always fp32."""
     checkpoint_minutes: float = Field(5.0, ge=0, json_schema_extra=MAY_CHANGE)
-    """Longest time between two checkpoints: what a dead worker costs at most. 0: none by the clock."""
+    """The longest time between two checkpoints, which is what a dead worker costs at most. 0: none by the clock."""
     checkpoint_evaluations: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
-    """Evaluations between two checkpoints, besides those by the clock. 0: none."""
+    """Evaluations between two checkpoints, in addition to those by the clock. 0: none."""
 
     def evaluations(self, rows: int) -> int:
-        """How many evaluations a training on so many rows makes that nothing stops."""
+        """The number of evaluations of a training on `rows` rows that is not stopped early."""
         return self.epochs * len(evaluation_marks(math.ceil(rows / self.batch_size), self.evaluations_per_epoch))
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of the step (from 0) out of so many."""
-        warm = max(1, round(self.warmup * steps)) if self.warmup else 0
-        if step < warm:
-            return self.learning_rate * (step + 1) / warm
-        return self.learning_rate * (steps - step) / max(1, steps - warm)
+        """The learning rate of a step (counted from 0) of a training of `steps` steps."""
+        warmup_steps = max(1, round(self.warmup * steps)) if self.warmup else 0
+        if step < warmup_steps:
+            # Step + 1, because a first step with rate 0 would change nothing.
+            return self.learning_rate * (step + 1) / warmup_steps
+        return self.learning_rate * (steps - step) / max(1, steps - warmup_steps)
 
 
 def evaluation_marks(steps_per_epoch: int, evaluations: int) -> set[int]:
-    """After how many batches of an epoch the model is evaluated; always after the last."""
+    """The numbers of batches of an epoch after which the model is evaluated; always after the last batch.
+
+    A set: an epoch with fewer steps than evaluations has one evaluation after each step.
+    """
     return {math.ceil(steps_per_epoch * part / evaluations) for part in range(1, evaluations + 1)}

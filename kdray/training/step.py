@@ -1,6 +1,6 @@
-"""One step of the optimiser on a global batch, which the workers of a slot share.
+"""One optimiser step on a global batch, which the workers of a slot share.
 
-Which rows a batch has and how often a step is made is the business of `fit`.
+`fit` decides which rows a batch has and how many steps there are. Letters: B examples of a batch, C classes.
 """
 
 from collections.abc import Callable
@@ -18,31 +18,35 @@ from kdray.training.precision import autocast_dtype, model_family
 from kdray.training.settings import Training
 
 LossOf = Callable[[Tensor, Batch], Loss]
-"""From the model's logits (B x C) and the batch to the loss of each example."""
+"""A function of the model's logits (B x C) and the batch that gives the loss of each example."""
 
 UNUSED_PARAMETERS = ("big_bird", "canine", "esm", "luke", "xlnet")
-"""Families that have parameters which their own classification never reads, and DDP would wait for gradients of."""
+"""Model families with parameters that their classification model never uses. DDP waits for the gradients of all
+parameters, unless it searches for the unused ones at each step."""
 
 
 class Step:
-    """One step of the optimiser on a global batch, of which each worker does its part."""
+    """The optimiser step of one model. Each worker computes its part of the global batch."""
 
     def __init__(self, model: nn.Module, training: Training, loss_of: LossOf, worker: Worker) -> None:
-        self.model, self.training, self.loss_of, self.worker = model, training, loss_of, worker
-        unused = model_family(model) in UNUSED_PARAMETERS
-        self.wrapped = DistributedDataParallel(model, find_unused_parameters=unused) if worker.world > 1 else model
-        self.parameters = list(model.parameters())  # to find them takes longer than to clip a small model's gradients
+        self._training, self._loss_of, self._worker = training, loss_of, worker
+        self._model = model
+        if worker.world > 1:
+            unused = model_family(model) in UNUSED_PARAMETERS
+            self._model = DistributedDataParallel(model, find_unused_parameters=unused)
+        # Found once: walking the modules at each step took 0.2 ms, longer than clipping a small model's gradients.
+        self._parameters = list(model.parameters())
         self.optimizer = adamw(model, training)
-        self.dtype = autocast_dtype(training.precision, worker.device, model)
+        self._autocast = autocast_dtype(training.precision, worker.device, model)
 
     def __call__(self, rows: Rows, indices: np.ndarray, rate: float, sums: RunningSums) -> None:
-        """Lower the loss on these rows; add what came of it to `sums`."""
+        """Make one step on these rows with this learning rate, and add its loss to `sums`."""
         batch, weight = self._own_part(rows, indices)
-        with torch.autocast(self.worker.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            logits = self.wrapped(**batch.inputs).logits
-        loss = self.loss_of(logits, batch)
+        with torch.autocast(self._worker.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            logits = self._model(**batch.inputs).logits
+        loss = self._loss_of(logits, batch)
         (loss.total_B.sum() * weight).backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.training.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._training.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -50,18 +54,23 @@ class Step:
         sums.add(loss, len(batch.labels_B) if weight else 0, norm.detach())
 
     def _own_part(self, rows: Rows, indices: np.ndarray) -> tuple[Batch, float]:
-        """This rank's rows of a global batch, and the weight of one row in the loss that DDP averages over ranks.
+        """This rank's rows of the global batch, and the weight of one row in this rank's loss.
 
-        A rank that gets no row of a short batch still takes part in the step, with weight 0.
+        DDP averages the gradients of the ranks. The weight `world / len(indices)` makes that average the gradient of
+        the mean loss over the global batch, whatever the sizes of the ranks' parts.
         """
-        own = indices[self.worker.rank :: self.worker.world]
-        weight = self.worker.world / len(indices) if len(own) else 0.0
-        batch = rows.batch(own if len(own) else indices[:1], self.worker.pad_multiple)
-        return batch.to(self.worker.device), weight
+        own = indices[self._worker.rank :: self._worker.world]
+        weight = self._worker.world / len(indices) if len(own) else 0.0
+        # DDP needs a backward pass of every rank, so a rank without a row of a short batch computes one with weight 0.
+        batch = rows.batch(own if len(own) else indices[:1], self._worker.pad_multiple)
+        return batch.to(self._worker.device), weight
 
 
 def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """Fused AdamW; biases and normalisation weights, the parameters of one dimension, do not decay."""
+    """A fused AdamW optimizer without weight decay for biases and normalisation weights.
+
+    These are the parameters of one dimension.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},

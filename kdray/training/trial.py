@@ -1,7 +1,7 @@
-"""Recipe: all that a trial can be told; Trial: the job that trains one student.
+"""Recipe: all settings of a trial; Trial: the job that trains one student.
 
-This module knows no search and no tracking: a trial gets its recipe and the place of its inputs, and yields the metrics
-of each evaluation.
+This module does not depend on search and tracking: a trial gets its recipe and its inputs, and yields the metrics of
+each evaluation.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ EVALUATION_BATCH_SIZE = 128
 
 
 class Recipe(Settings):
-    """All that a trial can be told; the `space` of a sweep searches over any of it, by dotted name."""
+    """All settings of a trial. The `space` of a sweep can search over each of them, by dotted name."""
 
     student: TransformerStudent = TransformerStudent()
     distillation: Distillation = Distillation()
@@ -41,27 +41,27 @@ class Recipe(Settings):
 
 @dataclass(frozen=True)
 class TrialInputs:
-    """What all trials with the same source read."""
+    """The inputs of all trials with the same source model."""
 
     task: Task
     source: Pretrained
     """The model that students are built from: the teacher, or a smaller checkpoint."""
     tokens: TokenSet
-    """The rows in the ids of the source's tokenizer."""
+    """The rows as token ids of the source's tokenizer."""
     transfer: TransferSet
 
     def rows(self, split: str, worker: Worker) -> Rows:
-        """The rows with the teacher's logits; they stay open in the worker."""
+        """The rows of a split with the teacher's logits. Their files stay open in the worker for the next job."""
         key = ("rows", self.tokens.folder, self.transfer.folder, split)
         return worker.cached(key, lambda: self.transfer.rows(self.tokens, split))
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The job that trains one student and measures it; when it has ended, the student's weights are in `target`.
+    """The job that trains and evaluates one student, and writes the finished student into the folder `target`.
 
-    While it is trained, a checkpoint lies beside `target`. Afterwards a file with all its reports lies there, so that a
-    trial whose end was not received by the driver is not trained again.
+    During the training there is a checkpoint beside `target`. After the training there is a file with all reports of
+    the trial instead, so that the student is not trained again if the driver died before it received the last report.
     """
 
     recipe: Recipe
@@ -70,8 +70,9 @@ class Trial:
     target: Path
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
-        ended = fetch(reports_file(self.target))
-        if worker.broadcast(ended.exists()):
+        reports_path = fetch(reports_file(self.target))
+        # Rank 0 decides for all ranks: they must either all train or all end here.
+        if worker.broadcast(reports_path.exists()):
             yield from read_reports(self.target)
             return
         source = worker.cached(("source", self.inputs.source.key), self.inputs.source.model)
@@ -82,7 +83,8 @@ class Trial:
             tokenizer = worker.cached(("tokenizer", self.inputs.source.key), self.inputs.source.tokenizer)
             with upload_folder(self.target) as folder:
                 save_model(model.cpu(), tokenizer, folder)
-            write_json(ended, reports)
+            # In this order: at any moment there is a checkpoint to continue from, or the finished student.
+            write_json(reports_path, reports)
             remove(checkpoint)
 
     def _plan(self, model: nn.Module, checkpoint: Path, worker: Worker) -> TrainingPlan:
@@ -94,26 +96,33 @@ class Trial:
             return self.recipe.distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
 
         def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
-            # The last evaluation is what trials are compared by, so it is computed in float32.
+            # Trials are compared by the last evaluation, so it is in float32, as is a student that is loaded again.
             logits = compute_logits(model, validation, 4 * training.batch_size, worker, None if last else dtype)
             return student_quality(self.inputs.task, logits, validation)
 
-        return TrainingPlan(train, training, loss_of, evaluate, self.seed, checkpoint)
+        return TrainingPlan(
+            rows=train,
+            training=training,
+            loss_of=loss_of,
+            evaluate=evaluate,
+            seed=self.seed,
+            checkpoint=checkpoint,
+        )
 
 
 def reports_file(student: Path) -> Path:
-    """The file with all reports of a student; it is there once the student's training has ended."""
+    """The file with all reports of a student. It exists if the student's training is complete."""
     return student.with_name("ended.json")
 
 
 def read_reports(student: Path) -> tuple[Report, ...]:
-    """All reports of a student whose training has ended."""
+    """All reports of a student whose training is complete. Raises StorageError if the file cannot be read."""
     return tuple(read_json(fetch(reports_file(student))))
 
 
 @dataclass(frozen=True)
 class EvaluateStudent:
-    """The job that measures a finished student, from its folder, in fp32, on one split."""
+    """The job that loads a finished student from its folder and evaluates it on one split, in float32."""
 
     inputs: TrialInputs
     student: Pretrained

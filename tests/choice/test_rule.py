@@ -1,4 +1,4 @@
-"""The rule picks what it says, says what it picked, and never picks a student whose weights were dropped."""
+"""Choose and apply_rule: the choice, its sentence, the candidates, and that the chosen student has weights."""
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,7 @@ TEACHER = {"accuracy": 0.9, "macro_f1": 0.89, "latency_ms": 8.0}
 def record(number: int, accuracy: float, latency: float, state: State = "completed", **more: float) -> TrialRecord:
     metrics = {"epoch": 1, "step": 1, "accuracy": accuracy, "retention": accuracy / 0.9} | more
     costs = {"latency_ms": latency, "speedup": 8.0 / latency}
-    return TrialRecord(number, {}, state, (metrics,), costs)
+    return TrialRecord(number=number, params={}, state=state, history=(metrics,), costs=costs)
 
 
 RECORDS = [
@@ -27,52 +27,66 @@ RECORDS = [
 ]
 
 
-def test_the_smallest_that_keeps_enough() -> None:
+def test_default_rule_chooses_the_smallest_latency_above_the_retention() -> None:
     choice = apply_rule(RECORDS, Choose(), TEACHER)
     assert (choice.number, choice.satisfied) == (1, True)
     assert choice.sentence == (
-        "Trial 1 was chosen: 2 of 4 finished students keep at least 97% of the teacher, and it has the smallest "
-        "latency of them (4.00 ms): accuracy 0.8800 against the teacher's 0.9000 (keeps 97.8%), 2.0 times faster."
+        "Trial 1 was chosen: 2 of 4 finished students keep at least 97% of the teacher's quality, and trial 1 has the "
+        "smallest latency of these (4.00 ms). Its accuracy is 0.8800 (teacher: 0.9000); it keeps 97.8% of the "
+        "teacher's quality and is 2.0 times as fast as the teacher."
     )
 
 
-def test_the_best_without_a_smallest() -> None:
+def test_rule_without_smallest_chooses_the_best() -> None:
     choice = apply_rule(RECORDS, Choose(smallest=None), TEACHER)
     assert choice.number == 0
-    assert "it has the best accuracy" in choice.sentence
+    assert "and trial 0 has the best accuracy" in choice.sentence
 
 
-def test_none_keeps_enough() -> None:
+def test_sentence_of_a_rule_without_requirements() -> None:
+    fastest = apply_rule(RECORDS, Choose(smallest=None, retention=None, best="speedup"), TEACHER)
+    assert fastest.sentence == (
+        "Trial 2 was chosen: of 4 finished students, trial 2 has the best speed-up. It keeps 88.9% of the teacher's "
+        "quality and is 8.0 times as fast as the teacher."
+    )
+    only = apply_rule(RECORDS[:1], Choose(smallest=None, retention=None), TEACHER)
+    assert "of 1 finished student, trial 0 has the best accuracy. Its accuracy is" in only.sentence
+
+
+def test_rule_that_no_student_satisfies() -> None:
     best = apply_rule(RECORDS, Choose(retention=0.995), TEACHER)
     assert (best.number, best.satisfied) == (0, False)
-    assert best.sentence.startswith("No student keeps 99.5% of the teacher, so the best accuracy was taken: trial 0")
+    assert best.sentence.startswith(
+        "No student keeps at least 99.5% of the teacher's quality, so the student with the best accuracy was chosen: "
+        "trial 0. Its accuracy is 0.8900"
+    )
     none = apply_rule(RECORDS, Choose(retention=0.995, otherwise="none"), TEACHER)
     assert (none.number, none.satisfied) == (None, False)
     assert none.sentence.startswith(
-        "No student keeps 99.5% of the teacher. The nearest: trial 0 keeps 98.9% of the teacher (99.5% asked for); "
-        "trial 1 keeps 97.8%"
+        "No student keeps at least 99.5% of the teacher's quality. Closest to the rule: trial 0 keeps 98.9% of the "
+        "teacher's quality (the rule requires 99.5%); trial 1 keeps 97.8%"
     )
 
 
-def test_none_ran_to_its_end() -> None:
+def test_without_a_completed_trial_none_is_chosen() -> None:
     assert apply_rule(RECORDS[3:5], Choose(), TEACHER).number is None
 
 
-def test_equals_are_told_apart_by_the_best_then_by_number() -> None:
+def test_ties_are_broken_by_the_best_then_by_number() -> None:
     equals = [record(7, 0.88, 4.0), record(3, 0.89, 4.0), record(5, 0.89, 4.0)]
     assert apply_rule(equals, Choose(), TEACHER).number == 3
 
 
-def test_the_best_may_be_the_smallest_of_something() -> None:
+def test_best_may_be_a_metric_to_minimize() -> None:
     some = [record(0, 0.89, 4.0, loss=0.4), record(1, 0.88, 4.0, loss=0.3)]
     assert apply_rule(some, Choose(smallest=None, best="loss"), TEACHER).number == 1
 
 
-def test_a_rule_that_cannot_be_applied_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"choose: no metric 'mcc'; there are accuracy, epoch"):
+def test_rule_that_cannot_be_applied_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"choose: the trials have no metric 'mcc'; .*Allowed: accuracy, epoch"):
         apply_rule(RECORDS, Choose(best="mcc"), TEACHER)
     with pytest.raises(
-        SpecError, match=r"Choose\.smallest: accuracy is nothing of which less is better; Allowed: cpu_latency_ms, "
+        SpecError, match=r"Choose\.smallest: accuracy is not a metric to minimize; Allowed: cpu_latency_ms, "
     ):
         Choose(smallest="accuracy")
     for wrong in ({"retention": 0}, {"otherwise": "best?"}, {"retension": 1}):
@@ -80,7 +94,7 @@ def test_a_rule_that_cannot_be_applied_is_refused() -> None:
             Choose(**wrong)
 
 
-def test_the_front_has_completed_trials_alone() -> None:
+def test_front_has_only_completed_trials() -> None:
     assert front_trials(RECORDS, ("accuracy", "latency_ms")) == {0, 1, 2}
 
 
@@ -88,10 +102,10 @@ RECORD = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
 
 
 @given(st.lists(RECORD, min_size=1, max_size=8), st.sampled_from(["latency_ms", None]), st.sampled_from([0.5, 2.5, 9]))
-def test_who_is_chosen_is_among_those_whose_weights_are_kept(
+def test_chosen_trial_is_on_the_front_whose_weights_are_kept(
     rows: list[tuple[int, int, int]], smallest: str | None, retention: float
 ) -> None:
-    """However many are equal in what the rule looks at."""
+    """This holds also when many trials are equal in the metrics of the rule."""
     records = [record(n, a, t, macro_f1=f, retention=a) for n, (a, t, f) in enumerate(rows)]
     rule = Choose(smallest=smallest, best="macro_f1", retention=retention)
     choice = apply_rule(records, rule, TEACHER)
@@ -99,39 +113,45 @@ def test_who_is_chosen_is_among_those_whose_weights_are_kept(
     assert choice.satisfied == any(a >= retention for a, _, _ in rows)
 
 
-def test_the_best_within_limits() -> None:
+def test_rule_with_limits() -> None:
     rule = Choose(best="accuracy", at_most={"latency_ms": 4})
     assert (rule.smallest, rule.retention) == (None, None)
     choice = apply_rule(RECORDS, rule, TEACHER)
     assert (choice.number, choice.satisfied) == (1, True)
     assert choice.sentence.startswith(
-        "Trial 1 was chosen: 3 of 4 finished students have at most 4.00 ms latency, and it has the best accuracy: "
+        "Trial 1 was chosen: 3 of 4 finished students have latency of at most 4.00 ms, and trial 1 has the best "
+        "accuracy. Its accuracy is"
     )
     none = apply_rule(RECORDS, rule.with_dotted({"at_most.latency_ms": 0.5, "otherwise": "none"}), TEACHER)
     assert none.number is None
-    assert "trial 0 has 6.00 ms latency (at most 0.50 ms asked for)" in none.sentence
+    assert "trial 0 has latency 6.00 ms (the rule allows at most 0.50 ms)" in none.sentence
+    best = apply_rule(RECORDS, rule.with_dotted({"at_most.latency_ms": 0.5}), TEACHER)
+    assert (
+        "the student with the best accuracy of those that exceed the fewest limits was chosen: trial 0."
+        in best.sentence
+    )
 
 
-def test_limits_and_a_bar_together() -> None:
+def test_rule_with_limits_and_retention() -> None:
     rule = Choose(best="accuracy", at_most={"latency_ms": 5}, retention=0.97)
-    assert [r.number for r in rule.ranked(RECORDS)] == [1]
-    assert rule.misses(RECORDS[2].metrics) == ["keeps 88.9% of the teacher (97% asked for)"]
+    assert [r.number for r in rule.rank(RECORDS)] == [1]
+    assert rule.misses(RECORDS[2].metrics) == ["keeps 88.9% of the teacher's quality (the rule requires 97%)"]
 
 
-def test_the_knee_is_where_the_front_bends() -> None:
+def test_rule_chooses_the_knee() -> None:
     bent = [record(0, 0.60, 1.0), record(1, 0.86, 2.0), record(2, 0.88, 5.0), record(3, 0.90, 9.0), record(4, 0.5, 9.0)]
     choice = apply_rule(bent, Choose(knee=True), TEACHER)
     assert choice.number == 1
-    assert "lies nearest to where the front of accuracy over latency bends" in choice.sentence
+    assert "trial 1 is the closest to the knee of the front of accuracy over latency" in choice.sentence
 
 
 @pytest.mark.parametrize("wrong", [{"smallest": "accuracy"}, {"at_most": {"accuracy": 0.9}}])
-def test_a_rule_that_asks_for_little_of_a_good_thing_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(SpecError, match="is nothing of which less is better"):
+def test_rule_that_minimizes_a_quality_metric_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match="is not a metric to minimize"):
         Choose(**wrong)
 
 
-def test_candidates_are_on_the_front_and_satisfy_the_rule_or_are_the_nearest() -> None:
+def test_candidates_satisfy_the_rule_or_are_the_closest_to_it() -> None:
     assert [r.number for r in candidates(RECORDS, Choose(), 3)] == [1, 0]
     assert [r.number for r in candidates(RECORDS, Choose(), 1)] == [1]
     assert [r.number for r in candidates(RECORDS, Choose(retention=0.995), 3)] == [0]
@@ -150,7 +170,7 @@ RULES = [
     st.lists(st.tuples(st.integers(50, 99), st.integers(1, 9)), min_size=1, max_size=12),
     st.sampled_from(RULES),
 )
-def test_whoever_a_rule_chooses_satisfies_it_and_can_be_shipped(points: list[tuple[int, int]], rule: Choose) -> None:
+def test_chosen_trial_satisfies_the_rule_and_has_weights(points: list[tuple[int, int]], rule: Choose) -> None:
     records = [record(number, a / 100, float(latency)) for number, (a, latency) in enumerate(points)]
     choice = apply_rule(records, rule, TEACHER)
     assert choice.number in front_trials(records, rule.compared)

@@ -1,4 +1,4 @@
-"""The command line: options, tables, sentences on stderr and exit codes; scripts that the sweeps are."""
+"""The command line: options, tables, error messages on stderr and exit codes; sweeps as scripts."""
 
 import os
 import re
@@ -23,11 +23,12 @@ from tests.conftest import write_rows
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 TERMINAL = re.compile(r"\x1b\[[0-9;]*m")
+"""The escape sequences for colours."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a command printed, and how it ended."""
+    """The output and the exit code of a command."""
 
     code: int
     out: str
@@ -36,7 +37,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Command:
-    """`kdray`, in this process."""
+    """The `kdray` command, run in this process."""
 
     def __call__(self, *arguments: str | Path) -> Done:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
@@ -50,7 +51,7 @@ kdray = Command()
 
 @pytest.fixture
 def script(tmp_path: Path, data_folder: Path, teacher: Pretrained) -> Path:
-    """A sweep script as a user writes it: two trials, of one epoch each."""
+    """A sweep script as a user writes it: two trials of one epoch each."""
     text = f"""
 from kdray import Data, Latency, Search, SlotSettings, Sweep, Teacher, TextClassification, Tracking, Training, main
 
@@ -77,24 +78,24 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def go(script: Path, tmp_path: Path) -> Callable[..., Done]:
-    """`kdray run mine.py --local --storage DIR` with these options."""
+def run_script(script: Path, tmp_path: Path) -> Callable[..., Done]:
+    """A function that runs `kdray run mine.py --local --storage DIR` with more options."""
 
-    def run_it(*options: str | Path) -> Done:
+    def run(*options: str | Path) -> Done:
         return kdray("run", script, "--local", "--storage", tmp_path / "results", *options)
 
-    return run_it
+    return run
 
 
-def trials(storage: Path, name: str = "mine") -> int:
+def count_trials(storage: Path, name: str = "mine") -> int:
     return len(read_figures(SweepPaths(storage, name)).records)
 
 
 # A run ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_ends_with_a_table_and_where_things_lie(go: Callable[..., Done], tmp_path: Path) -> None:
-    done = go()
+def test_a_run_prints_a_table_and_the_paths_of_its_results(run_script: Callable[..., Done], tmp_path: Path) -> None:
+    done = run_script()
     assert done.code == 0, done.err
     for part in ("teacher", "depth", "retention", "Trial", "test rows", str(tmp_path / "results" / "mine" / "chosen")):
         assert part in done.out
@@ -102,69 +103,69 @@ def test_a_run_ends_with_a_table_and_where_things_lie(go: Callable[..., Done], t
     assert "Traceback" not in done.out + done.err
     log = (tmp_path / "results" / "mine" / "logs" / "kdray.log").read_text()
     assert "Traceback" not in log
-    shown = kdray("show", tmp_path / "results" / "mine")
-    assert shown.code == 0
-    assert "depth" in shown.out
-    assert "completed" in shown.out
+    show = kdray("show", tmp_path / "results" / "mine")
+    assert show.code == 0
+    assert "depth" in show.out
+    assert "completed" in show.out
 
 
-def test_options(go: Callable[..., Done], tmp_path: Path) -> None:
-    done = go("--smoke", "--trials", "3", "--set", "student.depth=1", "--set", "training.weight_decay=0.2")
+def test_options_change_the_sweep(run_script: Callable[..., Done], tmp_path: Path) -> None:
+    done = run_script("--smoke", "--trials", "3", "--set", "student.depth=1", "--set", "training.weight_decay=0.2")
     assert done.code == 0, done.err
     identity = read_json(tmp_path / "results" / "mine-smoke" / "sweep.json")
     assert (identity["student"]["depth"], identity["training"]["weight_decay"]) == (1, 0.2)
     assert set(identity["space"]) == {"training.learning_rate"}
     assert identity["data"]["max_rows"] == 64
-    assert trials(tmp_path / "results", "mine-smoke") == 3
+    assert count_trials(tmp_path / "results", "mine-smoke") == 3
 
 
-def test_more_trials_then_fresh(go: Callable[..., Done], tmp_path: Path) -> None:
+def test_more_trials_then_fresh(run_script: Callable[..., Done], tmp_path: Path) -> None:
     storage = tmp_path / "results"
-    assert go("--trials", "1").code == 0
-    assert go("--trials", "2").code == 0
-    assert trials(storage) == 2
-    refused = go("--set", "training.weight_decay=0.2")
+    assert run_script("--trials", "1").code == 0
+    assert run_script("--trials", "2").code == 0
+    assert count_trials(storage) == 2
+    refused = run_script("--set", "training.weight_decay=0.2")
     assert refused.code == 2
     assert "training.weight_decay: was 0.01, now 0.2" in refused.err
-    assert go("--set", "training.weight_decay=0.2", "--trials", "1", "--fresh").code == 0
-    assert trials(storage) == 1
+    assert run_script("--set", "training.weight_decay=0.2", "--trials", "1", "--fresh").code == 0
+    assert count_trials(storage) == 1
     assert "was 0.01, now 0.2" in (storage / "mine" / "logs" / "kdray.log").read_text()
 
 
-def test_a_database_as_the_ledger(go: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_database_as_the_ledger(run_script: Callable[..., Done], tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/trials.db"
-    assert go("--trials", "1", "--ledger", url).code == 0
+    assert run_script("--trials", "1", "--ledger", url).code == 0
     assert (tmp_path / "trials.db").stat().st_size > 0
     assert not (tmp_path / "results" / "mine" / "ledger").exists()
     assert "completed" in kdray("show", tmp_path / "results" / "mine").out
-    refused = go("--trials", "1")
+    refused = run_script("--trials", "1")
     assert refused.code == 2
     assert f"search.ledger: was {url}, now None" in refused.err
-    secret = go("--trials", "1", "--ledger", "postgresql://anna:s3cret@127.0.0.1/kd")
+    secret = run_script("--trials", "1", "--ledger", "postgresql://anna:s3cret@127.0.0.1/kd")
     assert secret.code == 2
     assert "search.ledger: there is a password in the URL" in secret.err
     assert "PGPASSWORD" in secret.err
     assert not any(b"s3cret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_a_tracking_server(go: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_tracking_server(run_script: Callable[..., Done], tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/elsewhere.db"
-    assert go("--trials", "1", "--tracking-uri", uri, "--set", "tracking.enabled=true").code == 0
+    assert run_script("--trials", "1", "--tracking-uri", uri, "--set", "tracking.enabled=true").code == 0
     assert (tmp_path / "elsewhere.db").stat().st_size > 0
     assert not (tmp_path / "results" / "mlflow.db").exists()
 
 
-def test_no_student_is_exit_code_3(go: Callable[..., Done], tmp_path: Path) -> None:
-    done = go("--trials", "1", "--set", "choose.retention=9", "--set", "choose.otherwise=none")
+def test_no_student_is_exit_code_3(run_script: Callable[..., Done], tmp_path: Path) -> None:
+    done = run_script("--trials", "1", "--set", "choose.retention=9", "--set", "choose.otherwise=none")
     assert done.code == 3
-    assert "No student keeps 900% of the teacher" in done.out
+    assert "No student keeps at least 900% of the teacher's quality" in done.out
     assert not (tmp_path / "results" / "mine" / "chosen").exists()
 
 
-def test_all_failed_is_exit_code_1(go: Callable[..., Done]) -> None:
-    done = go("--set", "training.learning_rate=1e30")
+def test_a_sweep_without_a_finished_trial_is_exit_code_1(run_script: Callable[..., Done]) -> None:
+    done = run_script("--set", "training.learning_rate=1e30")
     assert done.code == 1
-    assert "kdray: none of the 2 trials ran to its end; the first: the loss or its gradient was not finite" in done.err
+    assert "kdray: none of the 2 trials completed; the first error: the loss or its gradient was not finite" in done.err
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -189,38 +190,45 @@ def test_all_failed_is_exit_code_1(go: Callable[..., Done]) -> None:
         (["--storage", "/proc/kdray"], "storage /proc/kdray: cannot be written"),
     ],
 )
-def test_refusals(go: Callable[..., Done], options: list[str], part: str) -> None:
-    done = go(*options)
+def test_a_refused_option_is_exit_code_2_and_one_sentence(
+    run_script: Callable[..., Done], options: list[str], part: str
+) -> None:
+    done = run_script(*options)
     assert done.code == 2
-    last = done.err.splitlines()[-1]
-    assert last.startswith("kdray: ")
-    assert part in last
+    last_line = done.err.splitlines()[-1]
+    assert last_line.startswith("kdray: ")
+    assert part in last_line
     assert "Traceback" not in done.out + done.err
 
 
-def test_files_that_are_no_sweep(tmp_path: Path) -> None:
+def test_a_file_without_a_sweep_is_refused(tmp_path: Path) -> None:
     (tmp_path / "none.py").write_text("sweep = 7\n")
-    for file, part in ((tmp_path / "none.py", "it defines 0 Sweep values"), (tmp_path / "nowhere.py", "no such file")):
+    (tmp_path / "error.py").write_text("\nsweep = Sweep()\n")
+    for file, part in (
+        (tmp_path / "none.py", "it defines 0 Sweep values"),
+        (tmp_path / "error.py", "Python cannot run this sweep file: line 2: NameError"),
+        (tmp_path / "nowhere.py", "no such file"),
+    ):
         done = kdray("run", file)
         assert done.code == 2
         assert f"kdray: {file}: {part}" in done.err
 
 
-def test_showing_what_is_not_there(tmp_path: Path) -> None:
+def test_a_sweep_that_does_not_exist_cannot_be_shown(tmp_path: Path) -> None:
     done = kdray("show", tmp_path / "nothing")
     assert done.code == 2
     assert "there is no sweep here; give STORAGE/NAME" in done.err
 
 
-def test_settings_are_written_as_name_and_value() -> None:
+def test_settings_are_parsed_from_name_and_value() -> None:
     assert parse_changes(["a.b=1e-4", "c=x=y", "d=[1,2]", "e="]) == {"a.b": 1e-4, "c": "x=y", "d": [1, 2], "e": ""}
     with pytest.raises(SpecError, match="--set =1: write it as name=value"):
         parse_changes(["=1"])
 
 
-def test_help() -> None:
+def test_help_lists_commands_and_options() -> None:
     assert {"run", "show", "sync", "ui"} <= set(kdray("--help").out.split())
-    said = kdray("run", "--help").out
+    help_text = kdray("run", "--help").out
     for option in (
         "--smoke",
         "--trials",
@@ -233,30 +241,30 @@ def test_help() -> None:
         "--local",
         "--ledger",
     ):
-        assert option in said
+        assert option in help_text
 
 
 # Scripts --------------------------------------------------------------------------------------------------------------
 
 
-def python(*arguments: str | Path, limit_s: float = 300) -> Done:
-    """A new process, as a user starts it."""
+def run_python(*arguments: str | Path, limit_s: float = 300) -> Done:
+    """Run Python with these arguments in a new process, as a user does."""
     command = [sys.executable, *(str(argument) for argument in arguments)]
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False, env=environment)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def test_a_bad_sweep_in_a_script_is_a_sentence(script: Path) -> None:
+def test_a_mistake_in_the_sweep_of_a_script_prints_one_sentence(script: Path) -> None:
     script.write_text(script.read_text().replace('"student.depth": [1, 2]', '"student.dept": [1, 2]'))
-    done = python(script)
+    done = run_python(script)
     assert done.code == 2
     assert done.out == ""
     assert done.err.startswith("kdray: space['student.dept']: no such setting; did you mean 'student.depth'?")
     assert "Traceback" not in done.err
 
 
-def test_a_bad_option_of_a_script_is_a_sentence(
+def test_a_mistake_in_an_option_of_a_script_prints_one_sentence(
     make_sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["mine.py", "--set", "student.dept=1"])
@@ -266,8 +274,8 @@ def test_a_bad_option_of_a_script_is_a_sentence(
     assert capsys.readouterr().err.startswith("kdray: student.dept: no such setting; did you mean 'student.depth'?")
 
 
-def test_sst2_small_with_local_folders(teacher: Pretrained, tmp_path: Path) -> None:
-    """The shipped sweep, as its docstring says it is run without a hub."""
+def test_the_smoke_sweep_of_sst2_runs_with_local_folders(teacher: Pretrained, tmp_path: Path) -> None:
+    """The command for running without a model hub, from the docstring of the sweep."""
     data = write_rows(tmp_path / "sst2", (0, 1))
     for file in data.iterdir():
         file.write_text(file.read_text().replace("text,label", "sentence,label", 1))
@@ -294,14 +302,14 @@ def test_sst2_small_with_local_folders(teacher: Pretrained, tmp_path: Path) -> N
         "slots.cpus=1",
     )
     assert done.code == 0, done.err
-    assert trials(tmp_path / "results", "sst2-smoke") == 2
+    assert count_trials(tmp_path / "results", "sst2-smoke") == 2
     assert (tmp_path / "results" / "sst2-smoke" / "chosen" / "model.safetensors").exists()
 
 
 @pytest.mark.skipif(not (SWEEPS / "quickstart.py").exists(), reason="there is no quickstart yet")
-def test_quickstart_small_on_ray(tmp_path: Path) -> None:
-    """The README's command, small: a new process that starts a Ray of its own."""
-    done = python(SWEEPS / "quickstart.py", "--smoke", "--storage", tmp_path / "results")
+def test_the_smoke_sweep_of_the_quickstart_runs_on_ray(tmp_path: Path) -> None:
+    """The command of the README with --smoke: a new process that starts its own Ray."""
+    done = run_python(SWEEPS / "quickstart.py", "--smoke", "--storage", tmp_path / "results")
     assert done.code == 0, done.err
     assert (tmp_path / "results" / "quickstart-smoke" / "chosen" / "model.safetensors").exists()
     assert "Traceback" not in done.out + done.err

@@ -1,4 +1,4 @@
-"""Three hosts, a cluster that `ray up` made of them, and a sweep of six small trials."""
+"""Fixtures: three hosts, a cluster that `ray up` starts on them, and the script of a sweep of six small trials."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 
 from kdray.models.pretrained import Pretrained
-from tests.cluster.hosts import Network, missing
-from tests.cluster.onprem import Cluster, give_uv
+from tests.cluster.hosts import Network, explain_unavailable
+from tests.cluster.onprem import Cluster, install_uv
 from tests.faults.sweep_process import SWEEP
 
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
-    if why := missing():
-        pytest.skip(why)
-    with Network() as made:
-        yield made
+    if reason := explain_unavailable():
+        pytest.skip(reason)
+    with Network() as network:
+        yield network
 
 
 @pytest.fixture
-def plugs(network: Network) -> Iterator[None]:
-    """However a test ends, the next one finds every living host in its network."""
+def reconnect_hosts(network: Network) -> Iterator[None]:
+    """Reconnect every running host after a test, also if the test fails."""
     yield
     for machine in network.machines.values():
         if machine.alive and machine is not network.laptop:
@@ -31,21 +31,21 @@ def plugs(network: Network) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cluster(network: Network) -> Cluster:
-    """Hosts 1 to 3, the first of them the head; it ends with them."""
+    """The cluster of hosts 1 to 3, with host 1 as its head. It ends with the hosts."""
     for number in (1, 2, 3):
-        give_uv(network.host(number))
-    made = Cluster.on(network, head=1, workers=[2, 3])
-    made.up()
-    made.await_nodes(*made.hosts)
-    return made
+        install_uv(network.host(number))
+    cluster = Cluster.on(network, head=1, workers=[2, 3])
+    cluster.up()
+    cluster.await_nodes(*cluster.hosts)
+    return cluster
 
 
 @pytest.fixture(scope="module")
-def night(network: Network, data_folder: Path, teacher: Pretrained) -> Path:
-    """A sweep's file on the laptop; what it reads lies where all hosts see it."""
+def script(network: Network, data_folder: Path, teacher: Pretrained) -> Path:
+    """The script of the sweep on the laptop. Its data and its teacher are in a folder that all hosts share."""
     inputs = network.folder / "inputs"
     shutil.copytree(data_folder, inputs / "data")
     shutil.copytree(teacher.folder, inputs / "teacher")
-    script = network.folder / "night.py"
+    script = network.folder / "six_trials.py"
     script.write_text(SWEEP.format(data=str(inputs / "data"), teacher=str(inputs / "teacher")))
     return script

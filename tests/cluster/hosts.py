@@ -1,8 +1,9 @@
-"""Machines for cluster tests: Linux namespaces on this one, each with its own network, processes, /tmp, home and sshd.
+"""Machines for cluster tests: Linux namespaces, each with its own network, processes, /tmp, home folder and sshd.
 
-They hang on one bridge that lives in the laptop's network namespace, so nothing on this machine's own network is
-touched, two runs cannot collide, and no packet leaves. Everything ends with the process that made it, however that
-ends: the kernel kills a namespace whose first process dies. What Ray does on them is no business of this module.
+All machines are connected to one bridge in the network namespace of the machine `laptop`. So the network of the real
+machine is not touched, two test runs do not disturb each other, and no packet leaves. The machines end with the process
+that made them, even if it is killed: the kernel kills all processes of a namespace whose first process dies. This
+module knows nothing about Ray.
 """
 
 import os
@@ -29,7 +30,7 @@ SEARCHED = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/s
 FOLDERS = Path("/var/tmp")
 PREFIX = "kdray-hosts-"
 MASKED = (HOME, Path("/tmp"))
-"""Each machine has its own; what lies below them and all need is shown through."""
+"""Folders of which each machine has its own. Folders below them that all machines need are mounted into them."""
 
 BASHRC = '[ -z "$PS1" ] && return\n'
 PROFILE = 'if [ -n "$BASH_VERSION" ] && [ -f ~/.bashrc ]; then . ~/.bashrc; fi\n'
@@ -46,21 +47,23 @@ PidFile none
 """
 
 
-def missing() -> str:
-    """Why no such machines can be made here; installs what Debian has of it. Empty: they can."""
+def explain_unavailable() -> str:
+    """Why these machines cannot be made here; empty if they can. Installs missing Debian packages first."""
     if os.geteuid() != 0:
         return "hosts are made as network namespaces, which needs root"
     absent = {program: package for program, package in PACKAGES.items() if shutil.which(program, path=SEARCHED) is None}
     if absent and shutil.which("apt-get"):
-        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         install = ["apt-get", "install", "-y", "--no-install-recommends", *absent.values()]
         for command in (["apt-get", "update"], install):
-            subprocess.run(command, env=quiet, capture_output=True, timeout=300, check=False)
-    still = sorted(package for program, package in absent.items() if shutil.which(program, path=SEARCHED) is None)
-    if still:
-        return f"these Debian packages are missing and could not be installed: {', '.join(still)}"
-    tried = subprocess.run(["unshare", *NAMESPACES, "true"], capture_output=True, text=True, check=False)
-    return f"namespaces cannot be made here: {tried.stderr.strip()}" if tried.returncode else ""
+            subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False)
+    still_absent = sorted(
+        package for program, package in absent.items() if shutil.which(program, path=SEARCHED) is None
+    )
+    if still_absent:
+        return f"these Debian packages are missing and could not be installed: {', '.join(still_absent)}"
+    trial = subprocess.run(["unshare", *NAMESPACES, "true"], capture_output=True, text=True, check=False)
+    return f"namespaces cannot be made here: {trial.stderr.strip()}" if trial.returncode else ""
 
 
 NAMESPACES = ("--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
@@ -68,7 +71,7 @@ NAMESPACES = ("--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-c
 
 @dataclass
 class Machine:
-    """One of them. `pid` is its first process, seen from here."""
+    """A machine. `pid` is the id of its first process on the real machine."""
 
     name: str
     address: str
@@ -77,7 +80,7 @@ class Machine:
     pid: int
 
     def command(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
-        """The command line that runs a command there, in the checkout, with nothing of this process's environment."""
+        """The command line that runs a command on this machine, in the checkout, without this process's environment."""
         own = {"HOME": str(HOME), "PATH": SEARCHED, "LANG": "C.UTF-8", "USER": "root", "TERM": "dumb"}
         variables = [f"{name}={value}" for name, value in {**own, **(environment or {})}.items()]
         enter = ["nsenter", "--target", str(self.pid), "--net", "--mount", "--pid", "--uts", "--ipc"]
@@ -86,7 +89,7 @@ class Machine:
     def run(
         self, command: Sequence[str], limit_s: float = 60, environment: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command there; what it wrote, in one piece."""
+        """Run a command on this machine. Standard output and standard error come as one text."""
         return subprocess.run(
             self.command(command, environment),
             stdin=subprocess.DEVNULL,
@@ -98,7 +101,7 @@ class Machine:
         )
 
     def processes(self) -> list[str]:
-        """The command lines of all that runs there, but for its sshd."""
+        """The command lines of all processes of this machine, without its first process, sshd."""
         listed = subprocess.run(
             self.command(["ps", "-eo", "pid=,ppid=,stat=,args="]), capture_output=True, text=True, check=True
         ).stdout.splitlines()
@@ -106,9 +109,9 @@ class Machine:
         return [args for pid, _, stat, args in rows if pid != "1" and stat[0] != "Z" and not args.startswith("ps -eo")]
 
     def die(self) -> None:
-        """Lose power."""
+        """Kill this machine at once, as a power failure does."""
         with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)  # and so all others there; what waits for it ends, too
+            os.kill(self.pid, signal.SIGKILL)  # its other processes, and `unshare`, which waits for it, end too
         self.process.wait(timeout=30)
 
     @property
@@ -117,7 +120,7 @@ class Machine:
 
 
 class Network:
-    """A laptop and hosts on one bridge; all see the folder `shared`, the checkout and this machine's programs."""
+    """A laptop and hosts on one bridge; all have the folder `shared`, the checkout and the real machine's programs."""
 
     def __init__(self) -> None:
         remove_leftovers()
@@ -131,7 +134,7 @@ class Network:
         self._ip("link add bridge type bridge", "address add 10.77.0.254/24 dev bridge", "link set bridge up")
 
     def host(self, number: int) -> Machine:
-        """Start host number 1, 2, ...: 10.77.0.1, 10.77.0.2, ...; one that died comes back with an empty disk."""
+        """Start a host with the address 10.77.0.NUMBER. A host that died starts again with an empty disk."""
         name = f"h{number}"
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
@@ -149,15 +152,15 @@ class Network:
         return machine
 
     def cut_off(self, machine: Machine) -> None:
-        """Pull its plug out of the switch: no packet gets through, nobody is told."""
+        """Disconnect a machine from the bridge: packets are lost without an error."""
         self._ip(f"link set {machine.name} down")
 
     def reconnect(self, machine: Machine) -> None:
-        """Put the plug back in."""
+        """Connect a machine to the bridge again."""
         self._ip(f"link set {machine.name} up")
 
     def close(self) -> None:
-        """Take everything down."""
+        """Kill all machines, and delete their folders."""
         for machine in self.machines.values():
             machine.die()
         _remove(self.folder)
@@ -171,7 +174,7 @@ class Network:
         self.close()
 
     def _machine(self, name: str, address: str, first: str) -> Machine:
-        """A machine whose first process is this command."""
+        """Start a machine; `first` is the command of its first process."""
         if name in self.machines:
             self.machines[name].die()
         folder = self.folder / name
@@ -198,32 +201,32 @@ class Network:
 
 
 def remove_leftovers() -> None:
-    """Remove the folders of runs that were killed; their machines died with them."""
+    """Delete the folders of test runs that were killed. Their machines died with them."""
     for folder in FOLDERS.glob(f"{PREFIX}*"):
         if not Path("/proc", folder.name.removeprefix(PREFIX).split("-")[0]).exists():
             _remove(folder)
 
 
 def _setup(name: str, folder: Path) -> list[str]:
-    """What a machine does before its first process: its own folders instead of this machine's."""
+    """The commands that a machine runs before its first process: they mount its own folders."""
     lines = [f"hostname {name}"]
     for masked, own in zip(MASKED, (folder / "home", folder / "tmp"), strict=True):
         for needed in (CHECKOUT, Path(sys.prefix), Path(sys.base_prefix)):
             if needed.is_relative_to(masked):
-                seen = shlex.quote(str(own / needed.relative_to(masked)))
-                lines += [f"mkdir -p {seen}", f"mount --bind {shlex.quote(str(needed))} {seen}"]
+                target = shlex.quote(str(own / needed.relative_to(masked)))
+                lines += [f"mkdir -p {target}", f"mount --bind {shlex.quote(str(needed))} {target}"]
         lines.append(f"mount --rbind {own} {masked}")
     lines += ["mount -t tmpfs tmpfs /run", "mkdir /run/sshd", "mount -t tmpfs tmpfs /dev/shm"]
     return [*lines, f"mount --bind {folder}/hosts /etc/hosts", f"{_which('ip')} link set lo up", f"touch {folder}/up"]
 
 
 def _first_process(process: subprocess.Popen[bytes], folder: Path, limit_s: float = 30) -> int:
-    """The process id of a machine's first process, once the machine is set up."""
-    until = time.monotonic() + limit_s
+    """Wait until a machine is set up. Returns the process id of its first process."""
+    end = time.monotonic() + limit_s
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while not (folder / "up").exists():
         assert process.poll() is None, (folder / "console.log").read_text()
-        assert time.monotonic() < until, f"{folder.name} was not up within {limit_s} s"
+        assert time.monotonic() < end, f"{folder.name} was not up within {limit_s} s"
         time.sleep(0.05)
     return int(children.read_text().split()[0])
 
@@ -246,5 +249,5 @@ def _which(program: str) -> str:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a network's folder: nothing is mounted below it here, for mounts die with their namespace."""
+    """Delete a network's folder. Nothing is mounted below it: mounts end with their namespace."""
     shutil.rmtree(folder, ignore_errors=True)

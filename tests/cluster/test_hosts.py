@@ -1,4 +1,4 @@
-"""The hosts themselves: they keep to themselves, and end with who made them."""
+"""The hosts of the cluster tests: they are isolated, and they end with the process that made them."""
 
 import subprocess
 import sys
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.hosts import Network, missing, remove_leftovers
-from tests.cluster.onprem import until
+from tests.cluster.hosts import Network, explain_unavailable, remove_leftovers
+from tests.cluster.onprem import wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -22,25 +22,25 @@ sys.stdin.read()
 
 
 @pytest.fixture(autouse=True)
-def possible() -> None:
-    if why := missing():
-        pytest.skip(why)
+def skip_if_unavailable() -> None:
+    if reason := explain_unavailable():
+        pytest.skip(reason)
 
 
-def links() -> str:
+def network_links() -> str:
     return subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout
 
 
-def ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
 def test_hosts_reach_each_other_and_nothing_else() -> None:
-    before = links()
+    before = network_links()
     with Network() as network:
         one, two = network.host(1), network.host(2)
-        assert links() == before
+        assert network_links() == before
         to_two = ["bash", "-c", f": </dev/tcp/{two.address}/22"]
         assert one.run(["hostname"]).stdout == "h1\n"
         assert one.run(to_two).returncode == 0
@@ -52,18 +52,18 @@ def test_hosts_reach_each_other_and_nothing_else() -> None:
         (two.folder / "tmp" / "of-two").touch()
         assert one.run(["ls", "/tmp"]).stdout == ""
         assert two.processes() == []
-    assert links() == before
+    assert network_links() == before
     assert not network.folder.exists()
 
 
-def test_hosts_end_with_a_run_that_is_killed_and_the_next_one_clears_up() -> None:
+def test_hosts_end_with_a_killed_test_run_and_the_next_run_deletes_their_folders() -> None:
     maker = MAKER.format(tests=str(Path(__file__).parents[2]))
     process = subprocess.Popen([sys.executable, "-c", maker], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     folder, pid = process.stdout.readline().split()
-    assert not ended(int(pid))
+    assert not has_ended(int(pid))
     process.kill()
     process.communicate(timeout=30)
-    until(lambda: ended(int(pid)), "the host's end", 30)
+    wait_for(lambda: has_ended(int(pid)), "the host's end", 30)
     remove_leftovers()
     assert not Path(folder).exists()

@@ -1,4 +1,4 @@
-"""Rows from files, folders, generators and the hub; and everything that is refused, in the words a user reads."""
+"""Rows from files, folders, generators and the hub; and the message for everything that is refused."""
 
 import json
 from collections import Counter
@@ -19,8 +19,8 @@ TASK = TextClassification()
 SST2 = Path(__file__).parents[3] / "shared" / "data" / "sst2"
 
 
-def written(folder: Path, **files: str | bytes) -> Data:
-    """A folder with these files; `train_tsv` becomes train.tsv."""
+def write_files(folder: Path, **files: str | bytes) -> Data:
+    """Write these files into the folder; `train_tsv` becomes train.tsv."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         stem, _, suffix = name.rpartition("_")
@@ -29,11 +29,12 @@ def written(folder: Path, **files: str | bytes) -> Data:
     return Data(source=str(folder))
 
 
-def table(rows: int, header: str = "text,label", names: tuple[str, ...] = ("bad", "good")) -> str:
-    return "\n".join([header, *(f"text {row},{names[row % len(names)]}" for row in range(rows)), ""])
+def csv_lines(rows: int, header: str = "text,label", labels: tuple[str, ...] = ("bad", "good")) -> str:
+    """A csv file of `rows` different texts whose labels take turns."""
+    return "\n".join([header, *(f"text {row},{labels[row % len(labels)]}" for row in range(rows)), ""])
 
 
-def refusal(data: Data, task: TextClassification = TASK) -> str:
+def refusal_message(data: Data, task: TextClassification = TASK) -> str:
     with pytest.raises(DataError) as caught:
         load_splits(data, task)
     return str(caught.value)
@@ -50,7 +51,7 @@ ROWS = [("it 's good", "good"), ('a "quoted" word', "bad"), ("zwölf, fünf", "g
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "txt", "json", "jsonl", "parquet"])
-def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+def test_all_formats_give_the_same_rows(tmp_path: Path, suffix: str) -> None:
     objects = [{"text": text, "label": label} for text, label in ROWS]
     quoted = [f'"{text.replace(chr(34), chr(34) * 2)}",{label}' for text, label in ROWS]
     content = {
@@ -71,21 +72,21 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     assert splits.notes == ()
 
 
-def test_quotes_in_tsv_eat_no_lines(tmp_path: Path) -> None:
+def test_quotes_in_tsv_are_ordinary_characters(tmp_path: Path) -> None:
     lines = 'text\tlabel\n"lone quote\tbad\nthey \'ve\tgood\nit"s\tbad\nend"\tgood\n'
-    splits = load_splits(written(tmp_path, train_tsv=lines, dev_tsv=lines, test_tsv=lines), TASK)
+    splits = load_splits(write_files(tmp_path, train_tsv=lines, dev_tsv=lines, test_tsv=lines), TASK)
     assert [text for text, _ in rows_of(splits)] == ['"lone quote', "they 've", 'it"s', 'end"']
 
 
-def test_a_quoted_csv_cell_may_hold_a_line_break(tmp_path: Path) -> None:
+def test_a_csv_cell_in_quotes_may_contain_a_line_break(tmp_path: Path) -> None:
     lines = 'text,label\n"two\nlines",bad\n"",good\n'
-    splits = load_splits(written(tmp_path, train_csv=lines, dev_csv=lines, test_csv=lines), TASK)
+    splits = load_splits(write_files(tmp_path, train_csv=lines, dev_csv=lines, test_csv=lines), TASK)
     assert rows_of(splits) == [("two\nlines", 0), ("", 1)]
 
 
-def test_headerless_files_and_numbers_with_names(tmp_path: Path) -> None:
+def test_files_without_a_header_and_names_for_numbers(tmp_path: Path) -> None:
     lines = "fine\t1\nawful\t0\n"
-    data = written(tmp_path, train_tsv=lines, dev_tsv=lines, test_tsv=lines)
+    data = write_files(tmp_path, train_tsv=lines, dev_tsv=lines, test_tsv=lines)
     data = data.model_copy(update={"columns": ("text", "label")})
     assert load_splits(data, TASK).labels == ("0", "1")
     splits = load_splits(data, TextClassification(labels=("negative", "positive")))
@@ -93,21 +94,21 @@ def test_headerless_files_and_numbers_with_names(tmp_path: Path) -> None:
     assert rows_of(splits) == [("fine", 1), ("awful", 0)]
 
 
-def test_numbers_are_sorted_by_value_and_the_users_order_wins(tmp_path: Path) -> None:
-    lines = table(30, names=("10", "9", "-1"))
-    data = written(tmp_path, train_csv=lines, dev_csv=lines, test_csv=lines)
+def test_numbers_are_sorted_by_value_unless_the_task_has_an_order(tmp_path: Path) -> None:
+    lines = csv_lines(30, labels=("10", "9", "-1"))
+    data = write_files(tmp_path, train_csv=lines, dev_csv=lines, test_csv=lines)
     assert load_splits(data, TASK).labels == ("-1", "9", "10")
     assert load_splits(data, TextClassification(labels=("9", "10", "-1"))).labels == ("9", "10", "-1")
 
 
-def test_sentence_pairs(tmp_path: Path) -> None:
+def test_pairs_of_texts(tmp_path: Path) -> None:
     lines = "first\tsecond\tgold\na\tb\tyes\nc\td\tno\n"
     task = TextClassification(text="first", pair="second", label="gold")
-    splits = load_splits(written(tmp_path, train_tsv=lines, dev_tsv=lines, test_tsv=lines), task)
+    splits = load_splits(write_files(tmp_path, train_tsv=lines, dev_tsv=lines, test_tsv=lines), task)
     assert splits.train[1] == {"id": 1, "text": "c", "pair": "d", "label": 0}
 
 
-def test_shards_follow_each_other_and_named_classes_keep_their_order(tmp_path: Path) -> None:
+def test_shards_are_joined_and_named_classes_keep_their_order(tmp_path: Path) -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])})
     (tmp_path / "data").mkdir()
     for shard, labels in enumerate(([0, 1, -1], [1, 0, 1])):
@@ -125,7 +126,7 @@ def test_shards_follow_each_other_and_named_classes_keep_their_order(tmp_path: P
     assert "1 of 6 rows have no label" in splits.notes[0]
 
 
-def test_each_file_has_its_own_order_of_named_classes(tmp_path: Path) -> None:
+def test_files_may_have_different_orders_of_named_classes(tmp_path: Path) -> None:
     for split, names in (("train", ["neg", "pos"]), ("test", ["pos", "neg"])):
         features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
         rows = {"text": [f"{n}" for n in range(40)], "label": [names.index(("neg", "pos")[n % 2]) for n in range(40)]}
@@ -137,37 +138,39 @@ def test_each_file_has_its_own_order_of_named_classes(tmp_path: Path) -> None:
     assert [label for text, label in zip(splits.test["text"], splits.test["label"], strict=True)] == [0, 1] * 20
 
 
-def test_in_a_copy_of_a_hub_repository_other_files_are_no_splits(tmp_path: Path) -> None:
+def test_other_files_in_a_copy_of_a_hub_repository_are_not_splits(tmp_path: Path) -> None:
     (tmp_path / "dataset_infos.json").write_text("{}")
     (tmp_path / "LICENSE.txt").write_text("free")
-    written(tmp_path / "data", train_csv=table(40))
+    write_files(tmp_path / "data", train_csv=csv_lines(40))
     assert len(load_splits(Data(source=str(tmp_path)), TASK).labels) == 2
 
 
-def test_labels_that_are_written_otherwise_in_places_are_the_same(tmp_path: Path) -> None:
+def test_different_spellings_of_a_whole_number_are_one_label(tmp_path: Path) -> None:
     rows = "".join(f"text {n},{(' 0', '0.0', '0 ', '1', '1.0', '1')[n % 6]}\n" for n in range(60))
-    splits = load_splits(written(tmp_path / "data", train_csv=f"\n\r\ntext,label\n{rows}"), TASK)
+    splits = load_splits(write_files(tmp_path / "data", train_csv=f"\n\r\ntext,label\n{rows}"), TASK)
     assert splits.labels == ("0", "1")
     assert len(splits.train) + len(splits.validation) + len(splits.test) == 60
 
 
-def test_labels_that_are_no_whole_numbers_keep_their_points(tmp_path: Path) -> None:
-    names = ("1.0", "1.1", "2.0")
-    assert load_splits(written(tmp_path / "data", train_csv=table(90, names=names)), TASK).labels == names
+def test_zero_fractions_stay_if_a_label_is_not_a_whole_number(tmp_path: Path) -> None:
+    labels = ("1.0", "1.1", "2.0")
+    assert load_splits(write_files(tmp_path / "data", train_csv=csv_lines(90, labels=labels)), TASK).labels == labels
 
 
-def test_a_test_file_without_rows_is_said(tmp_path: Path) -> None:
-    data = written(tmp_path / "data", train_csv=table(40), test_csv="text,label\n")
-    assert "the split has no rows" in refusal(data)
+def test_a_test_file_without_rows_is_refused(tmp_path: Path) -> None:
+    data = write_files(tmp_path / "data", train_csv=csv_lines(40), test_csv="text,label\n")
+    assert "the split has no rows" in refusal_message(data)
 
 
-def test_two_columns_of_one_name_and_a_file_of_another_system(tmp_path: Path) -> None:
-    assert "two columns are called 'text'" in refusal(written(tmp_path / "a", train_csv=table(40, "text,label,text")))
-    assert "cannot be read" in refusal(written(tmp_path / "b", train_csv=table(40).replace("\n", "\r")))
+def test_two_columns_with_one_name_and_old_line_breaks_are_refused(tmp_path: Path) -> None:
+    same_name = write_files(tmp_path / "a", train_csv=csv_lines(40, "text,label,text"))
+    assert "two columns are called 'text'" in refusal_message(same_name)
+    old_line_breaks = write_files(tmp_path / "b", train_csv=csv_lines(40).replace("\n", "\r"))
+    assert "cannot be read" in refusal_message(old_line_breaks)
 
 
-def test_missing_splits_are_cut_from_train_by_label_and_said_so(tmp_path: Path) -> None:
-    (tmp_path / "reviews.csv").write_text(table(200, names=("a", "a", "a", "b")))
+def test_missing_splits_are_cut_from_train_by_label_with_a_note(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text(csv_lines(200, labels=("a", "a", "a", "b")))
     data = Data(source=str(tmp_path / "reviews.csv"), validation_fraction=0.2)
     splits = load_splits(data, TASK)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (144, 40, 16)
@@ -181,43 +184,44 @@ def test_missing_splits_are_cut_from_train_by_label_and_said_so(tmp_path: Path) 
     assert other.key != splits.key
 
 
-def test_a_class_of_one_row_stays_in_train(tmp_path: Path) -> None:
-    (tmp_path / "few.csv").write_text(table(60) + "rare,odd\n")
+def test_a_class_with_one_row_stays_in_train(tmp_path: Path) -> None:
+    (tmp_path / "few.csv").write_text(csv_lines(60) + "rare,odd\n")
     splits = load_splits(Data(source=str(tmp_path / "few.csv")), TASK)
     assert splits.labels == ("bad", "good", "odd")
     assert 2 in splits.train["label"]
 
 
 def test_unlabelled_test_rows_are_not_used(tmp_path: Path) -> None:
-    for nothing in ("text\nx\ny\n", "text,label\nx,-1\ny,-1\n"):
-        splits = load_splits(written(tmp_path, train_csv=table(40), dev_csv=table(10), test_csv=nothing), TASK)
+    for unlabelled in ("text\nx\ny\n", "text,label\nx,-1\ny,-1\n"):
+        data = write_files(tmp_path, train_csv=csv_lines(40), dev_csv=csv_lines(10), test_csv=unlabelled)
+        splits = load_splits(data, TASK)
         assert "no labels" in splits.notes[0]
         assert len(splits.test) == 4
         assert set(splits.test["text"]) <= {f"text {row}" for row in range(40)}
 
 
 def test_max_rows_keeps_the_shares_of_the_labels(tmp_path: Path) -> None:
-    (tmp_path / "r.csv").write_text(table(400, names=("a", "a", "a", "b")))
+    (tmp_path / "r.csv").write_text(csv_lines(400, labels=("a", "a", "a", "b")))
     splits = load_splits(Data(source=str(tmp_path / "r.csv"), max_rows=20), TASK)
     assert Counter(splits.train["label"]) == {0: 15, 1: 5}
     assert (len(splits.validation), len(splits.test)) == (20, 20)
 
 
-def test_the_key_depends_on_content_and_not_on_format(tmp_path: Path) -> None:
-    csv = written(tmp_path / "a", train_csv=table(20), dev_csv=table(6), test_csv=table(6))
-    tsv = {f"{name}_tsv": table(rows).replace(",", "\t") for name, rows in (("train", 20), ("dev", 6), ("test", 6))}
-    one = load_splits(csv, TASK)
-    assert load_splits(written(tmp_path / "b", **tsv), TASK).key == one.key
-    assert (
-        load_splits(written(tmp_path / "b", **tsv | {"dev_tsv": "text\tlabel\nx\tbad\ny\tgood\n"}), TASK).key != one.key
-    )
+def test_the_key_depends_on_the_content_only(tmp_path: Path) -> None:
+    rows = {"train": 20, "dev": 6, "test": 6}
+    csv = {f"{split}_csv": csv_lines(count) for split, count in rows.items()}
+    tsv = {f"{split}_tsv": csv_lines(count).replace(",", "\t") for split, count in rows.items()}
+    key = load_splits(write_files(tmp_path / "a", **csv), TASK).key
+    assert load_splits(write_files(tmp_path / "b", **tsv), TASK).key == key
+    tsv["dev_tsv"] = "text\tlabel\nx\tbad\ny\tgood\n"
+    assert load_splits(write_files(tmp_path / "b", **tsv), TASK).key != key
 
 
-def test_the_same_test_rows_are_known_whatever_the_others_are(tmp_path: Path) -> None:
-    tables = {"train_csv": table(20), "dev_csv": table(6), "test_csv": table(6)}
-    one = load_splits(written(tmp_path / "a", **tables), TASK)
-    more = load_splits(written(tmp_path / "b", **tables | {"train_csv": table(30)}), TASK)
-    other = load_splits(written(tmp_path / "c", **tables | {"test_csv": table(7)}), TASK)
+def test_the_content_of_test_does_not_depend_on_the_other_splits(tmp_path: Path) -> None:
+    files = {"train_csv": csv_lines(20), "dev_csv": csv_lines(6), "test_csv": csv_lines(6)}
+    one = load_splits(write_files(tmp_path / "a", **files), TASK)
+    more = load_splits(write_files(tmp_path / "b", **files | {"train_csv": csv_lines(30)}), TASK)
+    other = load_splits(write_files(tmp_path / "c", **files | {"test_csv": csv_lines(7)}), TASK)
     assert more.key != one.key
     assert more.content("test") == one.content("test") != other.content("test")
 
@@ -231,7 +235,7 @@ def test_generated_reviews() -> None:
 
 
 @pytest.mark.skipif(not SST2.exists(), reason="needs the SST-2 files")
-def test_sst2_whole() -> None:
+def test_sst2_has_all_its_rows() -> None:
     splits = load_splits(Data(source=str(SST2), columns=("text", "label")), TASK)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (6920, 872, 1821)
 
@@ -240,16 +244,18 @@ def test_sst2_whole() -> None:
 
 
 def test_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real loader, on a folder laid out as a hub repository and named like one."""
+    """`datasets.load_dataset` reads a local folder with the layout of a hub repository, under the name of one."""
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     for split in ("train", "validation", "test"):
         labels = [-1] * 40 if split == "test" else [0, 1] * 20
         rows = datasets.Dataset.from_dict({"text": [f"{split} {row}" for row in range(40)], "label": labels}, features)
         rows.to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    real = datasets.load_dataset
+    load_dataset = datasets.load_dataset
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, config, revision: real(str(tmp_path / name.split("/")[1]), config)
+        datasets,
+        "load_dataset",
+        lambda name, config, revision: load_dataset(str(tmp_path / name.split("/")[1]), config),
     )
     data = Data(source="someone/hub")
     splits = load_splits(data, TASK)
@@ -257,86 +263,87 @@ def test_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows_of(splits)[:2] == [("train 0", 0), ("train 1", 1)]
     assert "split 'test': its rows have no labels" in splits.notes[0]
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (36, 40, 4)
-    said = refusal(data.model_copy(update={"config": "nope"}))
-    assert "someone/hub (nope)" in said
-    assert "data.config" in said
+    message = refusal_message(data.model_copy(update={"config": "nope"}))
+    assert "someone/hub (nope)" in message
+    assert "data.config" in message
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    said = refusal(Data(source="stanfordnlp/no-such-set"))
-    assert "stanfordnlp/no-such-set" in said
-    assert "local copy" in said
+    message = refusal_message(Data(source="stanfordnlp/no-such-set"))
+    assert "stanfordnlp/no-such-set" in message
+    assert "local copy" in message
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
 
 
-def test_no_such_file_or_folder(tmp_path: Path) -> None:
+def test_a_missing_file_or_folder(tmp_path: Path) -> None:
     for missing in (str(tmp_path / "nowhere"), "nowhere.csv", "./nowhere"):
-        assert f"data.source {missing}: no such file or folder" in refusal(Data(source=missing))
+        assert f"data.source {missing}: no such file or folder" in refusal_message(Data(source=missing))
 
 
-def test_a_folder_or_file_of_something_else(tmp_path: Path) -> None:
-    assert "no data files" in refusal(Data(source=str(tmp_path)))
+def test_a_folder_or_file_in_an_unknown_format(tmp_path: Path) -> None:
+    assert "no data files" in refusal_message(Data(source=str(tmp_path)))
     (tmp_path / "train.xlsx").write_bytes(b"PK")
-    assert "no data files" in refusal(Data(source=str(tmp_path)))
-    assert "cannot read files ending in '.xlsx'" in refusal(Data(source=str(tmp_path / "train.xlsx")))
+    assert "no data files" in refusal_message(Data(source=str(tmp_path)))
+    assert "cannot read files ending in '.xlsx'" in refusal_message(Data(source=str(tmp_path / "train.xlsx")))
     (tmp_path / "train.parquet").write_bytes(b"not parquet")
-    assert "train.parquet: cannot be read" in refusal(Data(source=str(tmp_path)))
+    assert "train.parquet: cannot be read" in refusal_message(Data(source=str(tmp_path)))
 
 
-def test_one_split_in_two_formats(tmp_path: Path) -> None:
-    said = refusal(written(tmp_path, train_csv=table(20), train_tsv="text\tlabel\na\tb\n"))
-    assert "split 'train' is there in several formats, train.csv and train.tsv" in said
+def test_a_split_in_two_formats(tmp_path: Path) -> None:
+    message = refusal_message(write_files(tmp_path, train_csv=csv_lines(20), train_tsv="text\tlabel\na\tb\n"))
+    assert "split 'train' has files in several formats, train.csv and train.tsv" in message
 
 
-def test_no_such_split(tmp_path: Path) -> None:
-    data = written(tmp_path, train_csv=table(20), dev_csv=table(10))
-    said = refusal(data.model_copy(update={"validation": "validation_matched"}))
-    assert "no split 'validation_matched' (data.validation)" in said
-    assert "Allowed: dev, train." in said
-    assert "no split 'trian'; did" in refusal(data.model_copy(update={"train": "trian"})).replace(" (data.train)", "")
+def test_an_unknown_split(tmp_path: Path) -> None:
+    data = write_files(tmp_path, train_csv=csv_lines(20), dev_csv=csv_lines(10))
+    message = refusal_message(data.model_copy(update={"validation": "validation_matched"}))
+    assert "no split 'validation_matched' (data.validation)" in message
+    assert "Allowed: dev, train." in message
+    message = refusal_message(data.model_copy(update={"train": "trian"}))
+    assert "no split 'trian' (data.train); did you mean 'train'?" in message
 
 
-def test_a_split_in_two_roles(tmp_path: Path) -> None:
-    data = written(tmp_path, train_csv=table(20), dev_csv=table(10))
-    said = refusal(data.model_copy(update={"test": "dev"}))
-    assert "data.validation and data.test name the same split 'dev'" in said
+def test_a_split_with_two_roles(tmp_path: Path) -> None:
+    data = write_files(tmp_path, train_csv=csv_lines(20), dev_csv=csv_lines(10))
+    message = refusal_message(data.model_copy(update={"test": "dev"}))
+    assert "data.validation and data.test name the same split 'dev'" in message
 
 
-def test_no_such_column(tmp_path: Path) -> None:
-    data = written(tmp_path, train_csv=table(20, header="txt,label"))
-    said = refusal(data)
-    assert "train.csv: no column 'text' (task.text); did you mean 'txt'? Allowed: label, txt." in said
-    assert "no column 'second' (task.pair)" in refusal(data, TextClassification(text="txt", pair="second"))
-    assert "no column 'gold' (task.label)" in refusal(data, TextClassification(text="txt", label="gold"))
+def test_an_unknown_column(tmp_path: Path) -> None:
+    data = write_files(tmp_path, train_csv=csv_lines(20, header="txt,label"))
+    message = refusal_message(data)
+    assert "train.csv: no column 'text' (task.text); did you mean 'txt'? Allowed: label, txt." in message
+    assert "no column 'second' (task.pair)" in refusal_message(data, TextClassification(text="txt", pair="second"))
+    assert "no column 'gold' (task.label)" in refusal_message(data, TextClassification(text="txt", label="gold"))
 
 
-def test_a_file_without_header_is_recognised(tmp_path: Path) -> None:
-    assert "data.columns" in refusal(written(tmp_path, train_tsv="some text\t0\nother\t1\n"))
+def test_the_message_for_a_file_without_a_header_names_data_columns(tmp_path: Path) -> None:
+    assert "data.columns" in refusal_message(write_files(tmp_path, train_tsv="some text\t0\nother\t1\n"))
 
 
 @pytest.mark.parametrize("content", ["text,label\n", ""])
 def test_an_empty_split(tmp_path: Path, content: str) -> None:
-    said = refusal(written(tmp_path, train_csv=table(20), dev_csv=content))
-    assert "dev.csv" in said
-    assert "no rows" in said or "empty" in said
+    message = refusal_message(write_files(tmp_path, train_csv=csv_lines(20), dev_csv=content))
+    assert "dev.csv" in message
+    assert "no rows" in message or "empty" in message
 
 
-def test_an_empty_json(tmp_path: Path) -> None:
-    assert "train.json" in refusal(written(tmp_path, train_json="[]"))
+def test_an_empty_json_list(tmp_path: Path) -> None:
+    assert "train.json" in refusal_message(write_files(tmp_path, train_json="[]"))
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
-def test_one_class_only(tmp_path: Path, split: str) -> None:
-    files = {"train_csv": table(20), "dev_csv": table(20)} | {f"{split}_csv": table(9, names=("good",))}
-    said = refusal(written(tmp_path, **files))
-    assert f"{split}.csv: all 9 rows have the label 'good'" in said
+def test_a_split_with_one_class(tmp_path: Path, split: str) -> None:
+    files = {"train_csv": csv_lines(20), "dev_csv": csv_lines(20)} | {f"{split}_csv": csv_lines(9, labels=("good",))}
+    message = refusal_message(write_files(tmp_path, **files))
+    assert f"{split}.csv: all 9 rows have the label 'good'" in message
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "expected"),
     [
         ({"train_csv": "text,label\na,x\n,y\n"}, "train.csv, row 2, column 'text': the cell is empty"),
         ({"train_csv": "text,label\na,x\nb,\n"}, "train.csv, row 2, column 'label': the cell is empty"),
@@ -364,42 +371,44 @@ def test_one_class_only(tmp_path: Path, split: str) -> None:
         ({"train_json": '[{"text": "a"}'}, "train.json: not JSON"),
     ],
 )
-def test_a_bad_cell_is_named_with_its_row(tmp_path: Path, files: dict[str, str | bytes], said: str) -> None:
-    assert said in refusal(written(tmp_path, **files))
+def test_the_message_names_the_row_of_a_wrong_cell(
+    tmp_path: Path, files: dict[str, str | bytes], expected: str
+) -> None:
+    assert expected in refusal_message(write_files(tmp_path, **files))
 
 
-def test_bad_cells_in_parquet(tmp_path: Path) -> None:
-    def said(texts: pa.Array, labels: list[object]) -> str:
+def test_wrong_cells_in_parquet(tmp_path: Path) -> None:
+    def message(texts: pa.Array, labels: list[object]) -> str:
         pa.parquet.write_table(pa.table({"text": texts, "label": labels}), tmp_path / "train.parquet")
-        return refusal(Data(source=str(tmp_path)))
+        return refusal_message(Data(source=str(tmp_path)))
 
-    assert "row 2, column 'text': the cell is empty" in said(pa.array(["a", None, "c"]), [0, 1, 0])
-    assert "row 1, column 'text': 1.5 is not a text" in said(pa.array([1.5, 2.5, 3.5]), [0, 1, 0])
-    assert "row 3, column 'label': the cell is empty" in said(pa.array(["a", "b", "c"]), [0, 1, None])
+    assert "row 2, column 'text': the cell is empty" in message(pa.array(["a", None, "c"]), [0, 1, 0])
+    assert "row 1, column 'text': 1.5 is not a text" in message(pa.array([1.5, 2.5, 3.5]), [0, 1, 0])
+    assert "row 3, column 'label': the cell is empty" in message(pa.array(["a", "b", "c"]), [0, 1, None])
     undecodable = pa.array([b"a", b"\xc3(", b"c"]).view(pa.string())
-    assert "row 2, column 'text': byte 0xc3 is not UTF-8" in said(undecodable, [0, 1, 0])
+    assert "row 2, column 'text': byte 0xc3 is not UTF-8" in message(undecodable, [0, 1, 0])
 
 
 def test_a_label_that_train_does_not_have(tmp_path: Path) -> None:
-    data = written(tmp_path, train_csv=table(20), dev_csv=table(4) + "x,ugly\n")
-    assert "dev.csv, row 5: label 'ugly'" in refusal(data)
+    data = write_files(tmp_path, train_csv=csv_lines(20), dev_csv=csv_lines(4) + "x,ugly\n")
+    assert "dev.csv, row 5: label 'ugly'" in refusal_message(data)
     named = TextClassification(labels=("bad", "good", "ugly"))
-    assert "dev.csv, row 5: label 'ugly' does not occur in train" in refusal(data, named)
+    assert "dev.csv, row 5: label 'ugly' does not occur in train" in refusal_message(data, named)
 
 
-def test_task_labels_that_are_not_the_datas(tmp_path: Path) -> None:
-    data = written(tmp_path, train_csv=table(20))
-    said = refusal(data, TextClassification(labels=("negative", "positive")))
-    assert "train.csv, row 1: label 'bad'" in said
-    assert "task.labels" in said
+def test_task_labels_that_the_data_do_not_have(tmp_path: Path) -> None:
+    data = write_files(tmp_path, train_csv=csv_lines(20))
+    message = refusal_message(data, TextClassification(labels=("negative", "positive")))
+    assert "train.csv, row 1: label 'bad'" in message
+    assert "task.labels" in message
 
 
 def test_rows_with_too_many_cells(tmp_path: Path) -> None:
-    said = refusal(written(tmp_path, train_csv="text,label\na,x\nb, and c,y\n"))
-    assert "train.csv, row 2: 3 columns where there should be 2 columns" in said
+    message = refusal_message(write_files(tmp_path, train_csv="text,label\na,x\nb, and c,y\n"))
+    assert "train.csv, row 2: 3 columns where there should be 2 columns" in message
 
 
 def test_too_few_rows_to_cut(tmp_path: Path) -> None:
-    said = refusal(written(tmp_path, train_csv=table(6)))
-    assert "too few" in said
-    assert "data.validation_fraction" in said
+    message = refusal_message(write_files(tmp_path, train_csv=csv_lines(6)))
+    assert "too few" in message
+    assert "data.validation_fraction" in message

@@ -1,4 +1,4 @@
-"""Token ids in the cache, memory-mapped rows, padded batches, and the order in which they come."""
+"""Token ids in the cache, memory-mapped rows, padded batches, and the order of the batches."""
 
 import pickle
 from pathlib import Path
@@ -37,7 +37,7 @@ def tokens(splits: Splits, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -
     return tokenise(splits, TASK, tokenizer, StoragePaths(tmp_path))
 
 
-def test_a_batch_is_what_the_tokenizer_itself_would_give(
+def test_a_batch_equals_what_the_tokenizer_gives(
     splits: Splits, tokens: TokenSet, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     rows, chosen = tokens.rows("train"), np.array([7, 3, 99, 0])
@@ -52,8 +52,8 @@ def test_a_batch_is_what_the_tokenizer_itself_would_give(
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
-def test_texts_without_a_token_are_one_of_padding(multiple: int, tmp_path: Path) -> None:
-    """A decoder's tokenizer frames nothing, and so makes nothing of an empty text."""
+def test_a_text_without_tokens_becomes_padding(multiple: int, tmp_path: Path) -> None:
+    """A decoder's tokenizer adds no special tokens, so an empty text has no tokens at all."""
     (tmp_path / "train.jsonl").write_text('{"text": "", "label": 0}\n{"text": "good film", "label": 1}\n' * 40)
     splits = load_splits(Data(source=str(tmp_path)), TASK)
     tokenizer = word_tokenizer(["good film"], 50, 64)
@@ -67,7 +67,7 @@ def test_texts_without_a_token_are_one_of_padding(multiple: int, tmp_path: Path)
     assert not inputs["attention_mask"].any()
 
 
-def test_padding_goes_to_a_multiple_of_8_but_not_beyond_the_maximum(tokens: TokenSet) -> None:
+def test_padding_reaches_a_multiple_of_8_but_at_most_the_maximum_length(tokens: TokenSet) -> None:
     rows = tokens.rows("train")
     assert rows.lengths.max() == 12
     for row, length in enumerate(rows.lengths):
@@ -89,17 +89,16 @@ def test_pairs_have_token_types(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
     assert inputs["token_type_ids"][0].sum() > 0
 
 
-def test_rows_are_mapped_not_copied_and_travel_by_name(tokens: TokenSet) -> None:
+def test_rows_are_memory_mapped_and_pickled_as_a_file_name(tokens: TokenSet) -> None:
     rows = tokens.rows("train")
     assert not rows._values["input_ids"].flags.owndata
-    sent = pickle.dumps(rows)
-    assert len(sent) < 1000
-    assert torch.equal(
-        pickle.loads(sent).batch(np.array([5])).inputs["input_ids"], rows.batch(np.array([5])).inputs["input_ids"]
-    )
+    pickled = pickle.dumps(rows)
+    assert len(pickled) < 1000
+    unpickled, row = pickle.loads(pickled), np.array([5])
+    assert torch.equal(unpickled.batch(row).inputs["input_ids"], rows.batch(row).inputs["input_ids"])
 
 
-def test_teacher_logits_travel_with_the_batch(tokens: TokenSet) -> None:
+def test_a_batch_has_the_teacher_logits_of_its_rows(tokens: TokenSet) -> None:
     rows = tokens.rows("validation")
     assert rows.batch(np.array([0])).teacher_logits_BxC is None
     with pytest.raises(LookupError):
@@ -110,20 +109,20 @@ def test_teacher_logits_travel_with_the_batch(tokens: TokenSet) -> None:
     assert batch.teacher_logits_BxC.dtype == torch.float32
 
 
-def test_the_cache_is_used_while_sound_and_made_anew_when_not(
+def test_cached_token_ids_are_used_until_a_file_is_damaged(
     splits: Splits, tokens: TokenSet, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     paths, file = StoragePaths(tokens.folder.parent.parent.parent), tokens.folder / "train.arrow"
-    written = file.stat().st_mtime_ns
+    modified_ns = file.stat().st_mtime_ns
     assert tokenise(splits, TASK, tokenizer, paths) == tokens
-    assert file.stat().st_mtime_ns == written
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-500] + bytes(500))
+    assert file.stat().st_mtime_ns == modified_ns
+    content = file.read_bytes()
+    file.write_bytes(content[:-500] + bytes(500))
     assert tokenise(splits, TASK, tokenizer, paths) == tokens
-    assert file.read_bytes() == whole
+    assert file.read_bytes() == content
 
 
-def test_other_text_length_or_tokenizer_is_another_set(
+def test_another_maximum_length_or_tokenizer_makes_another_token_set(
     splits: Splits, tokens: TokenSet, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     paths = StoragePaths(tokens.folder.parent.parent.parent)
@@ -137,16 +136,16 @@ def test_other_text_length_or_tokenizer_is_another_set(
         tokens.check_tokenizer(other, "teacher x")
 
 
-def test_the_tokenizer_key_survives_saving_and_use(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    before = tokenizer_key(tokenizer)
+def test_the_tokenizer_key_is_the_same_after_saving_and_use(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    key = tokenizer_key(tokenizer)
     tokenizer(["a b"], truncation=True, max_length=5, padding="max_length")
     tokenizer.save_pretrained(tmp_path)
-    assert tokenizer_key(tokenizer) == before
-    assert tokenizer_key(TASK.tokenizer(tmp_path)) == before
+    assert tokenizer_key(tokenizer) == key
+    assert tokenizer_key(TASK.tokenizer(tmp_path)) == key
 
 
 @given(lengths=st.lists(st.integers(2, 128), min_size=1, max_size=300), size=st.integers(1, 40), seed=st.integers(0, 9))
-def test_every_row_once_an_epoch(lengths: list[int], size: int, seed: int) -> None:
+def test_every_row_is_in_one_batch_of_an_epoch(lengths: list[int], size: int, seed: int) -> None:
     batches = epoch_batches(np.array(lengths), size, seed=seed, epoch=0)
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
     assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
@@ -155,13 +154,14 @@ def test_every_row_once_an_epoch(lengths: list[int], size: int, seed: int) -> No
     assert [lengths[row] for batch in in_order for row in batch] == sorted(lengths, reverse=True)
 
 
-def test_batches_change_with_seed_and_epoch_and_hold_like_lengths() -> None:
+def test_batches_differ_by_seed_and_epoch_and_have_rows_of_similar_length() -> None:
     lengths = np.random.default_rng(0).integers(4, 128, 5000)
     batches = epoch_batches(lengths, 32, seed=3, epoch=1)
-    assert all(np.array_equal(a, b) for a, b in zip(batches, epoch_batches(lengths, 32, seed=3, epoch=1), strict=True))
+    again = epoch_batches(lengths, 32, seed=3, epoch=1)
+    assert all(np.array_equal(first, second) for first, second in zip(batches, again, strict=True))
     for seed, epoch in ((4, 1), (3, 2)):
         assert not np.array_equal(batches[0], epoch_batches(lengths, 32, seed=seed, epoch=epoch)[0])
-    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
-    assert padded < 1.05 * lengths.sum()
+    padded_tokens = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert padded_tokens < 1.05 * lengths.sum()
     longest = [lengths[batch].max() for batch in batches]
     assert longest != sorted(longest)

@@ -1,4 +1,4 @@
-"""The files of the clusters, as the tests of each of them read them; and stand-ins for the programs that they call."""
+"""Helpers for the tests of the cluster files: read the files, run their scripts, and write stand-ins for programs."""
 
 import os
 import subprocess
@@ -9,23 +9,25 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("KDRAY_SHARED_DATA", ROOT.parent / "shared" / "data"))
-"""Data that does not travel with the project: beside it, or where the variable says."""
+"""Data that is not part of the project: beside it, or in the folder that the variable names."""
 RAYJOB = "deploy/kuberay-rayjob.yaml"
-MINE = "203.0.113.7/32"
-"""The network that a user gives: one of those that documents may use."""
+USER_NETWORK = "203.0.113.7/32"
+"""The network of the user, from the addresses that are reserved for documentation."""
 
 
-def text(name: str) -> str:
+def read_text(name: str) -> str:
+    """The text of a file of the project."""
     return (ROOT / name).read_text()
 
 
-def loaded(name: str) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load(text(name))
+def load_yaml(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(read_text(name))
     return config
 
 
-def documents(name: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(text(name)))
+def load_documents(name: str) -> list[dict[str, Any]]:
+    """The documents of a YAML file with several documents."""
+    return list(yaml.safe_load_all(read_text(name)))
 
 
 def run_script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -34,8 +36,8 @@ def run_script(name: str, *arguments: str, **environment: str) -> subprocess.Com
     )
 
 
-def program(path: Path, *lines: str) -> None:
-    """A stand-in for a program that a script calls."""
+def write_program(path: Path, *lines: str) -> None:
+    """Write a stand-in for a program that a script calls, as a Bash script with these lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(["#!/bin/bash", *lines, ""]))
     path.chmod(0o755)
@@ -43,16 +45,16 @@ def program(path: Path, *lines: str) -> None:
 
 def rayjob() -> dict[str, Any]:
     """The RayJob among the documents of its file."""
-    return documents(RAYJOB)[0]
+    return load_documents(RAYJOB)[0]
 
 
-def pins() -> dict[str, str]:
+def pinned_versions() -> dict[str, str]:
     """The version of each package that nodes install."""
-    lines = [line for line in text("deploy/constraints.txt").splitlines() if line and not line.startswith("#")]
+    lines = [line for line in read_text("deploy/constraints.txt").splitlines() if line and not line.startswith("#")]
     return dict(line.split("==") for line in lines)
 
 
-def assert_shell(script: str) -> None:
-    """Bash can read it; nothing is run."""
-    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=10, check=False)
-    assert not checked.returncode, f"{script}\n{checked.stderr}"
+def assert_is_shell(script: str) -> None:
+    """Check that Bash can parse the script. The script is not run."""
+    parsed = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=10, check=False)
+    assert not parsed.returncode, f"{script}\n{parsed.stderr}"

@@ -1,7 +1,7 @@
-"""The cluster files, without a cluster: what they open, what they install, and what happens if nothing is filled in.
+"""The cluster files, without a cluster: what they open, what they install, and what happens without edits.
 
-`ray up` is never run. What each cloud makes of its file: test_deploy_clouds.py; Kubernetes and the team's MLflow:
-test_deploy_kubernetes.py; the guide's commands: test_guide.py.
+`ray up` is never run. The files of the clouds are tested in test_clouds.py, Kubernetes and the team's MLflow in
+test_kubernetes.py, the commands of the guide in test_guide.py.
 """
 
 import json
@@ -15,7 +15,17 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.deploy.cluster_files import RAYJOB, ROOT, assert_shell, loaded, pins, program, rayjob, run_script, text
+from tests.deploy.cluster_files import (
+    RAYJOB,
+    ROOT,
+    assert_is_shell,
+    load_yaml,
+    pinned_versions,
+    rayjob,
+    read_text,
+    run_script,
+    write_program,
+)
 
 CLOUDS = ["cluster.yaml", "deploy/gcp.yaml"]
 CLUSTERS = [*CLOUDS, "deploy/onprem.yaml"]
@@ -24,16 +34,16 @@ SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "deploy")
 
 
 @pytest.mark.parametrize("name", EDITABLE)
-def test_at_most_five_lines_are_to_be_filled_in_and_each_is_marked(name: str):
-    marked = [line for line in text(name).splitlines() if "# EDIT" in line]
-    placeholders = [line for line in text(name).splitlines() if "EDIT" in line.partition("#")[0]]
+def test_a_user_edits_at_most_five_lines_and_each_is_marked(name: str) -> None:
+    marked = [line for line in read_text(name).splitlines() if "# EDIT" in line]
+    placeholders = [line for line in read_text(name).splitlines() if "EDIT" in line.partition("#")[0]]
     assert 1 <= len(marked) <= 5
     assert placeholders == marked
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_every_ray_asks_for_the_token_and_the_token_travels(name: str):
-    config = loaded(name)
+def test_every_node_requires_the_token_and_gets_the_token_file(name: str) -> None:
+    config = load_yaml(name)
     starts = [
         command
         for command in [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
@@ -45,104 +55,108 @@ def test_every_ray_asks_for_the_token_and_the_token_travels(name: str):
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_nothing_is_served_beyond_loopback_and_nothing_opened_to_the_world(name: str):
-    config = loaded(name)
+def test_servers_listen_on_the_loopback_interface_and_no_port_is_open_to_the_world(name: str) -> None:
+    config = load_yaml(name)
     (start,) = (command for command in config["head_start_ray_commands"] if "ray start" in command)
     assert "--dashboard-host=127.0.0.1" in start
-    assert "0.0.0.0" not in text(name)
-    assert "security_group" not in config["provider"]  # Ray would add a rule for SSH from everywhere
-    assert "--host 127.0.0.1" in text("deploy/mlflow.sh")
+    assert "0.0.0.0" not in read_text(name)
+    assert "security_group" not in config["provider"]  # Ray would open SSH to all addresses
+    assert "--host 127.0.0.1" in read_text("deploy/mlflow.sh")
 
 
 @pytest.mark.parametrize("name", CLOUDS)
-def test_the_head_takes_no_slots_and_idle_workers_end(name: str):
-    config = loaded(name)
+def test_the_head_takes_no_slots_and_idle_workers_end(name: str) -> None:
+    config = load_yaml(name)
     assert config["available_node_types"][config["head_node_type"]]["resources"] == {"CPU": 0}
     assert 0 < config["idle_timeout_minutes"] <= 30
     assert config["available_node_types"]["gpu"]["min_workers"] == 0
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_the_mounts_are_what_the_package_is_built_of_and_no_more(name: str):
-    mounts = {remote: local for remote, local in loaded(name)["file_mounts"].items() if "kdray-src" in remote}
+def test_the_mounts_are_exactly_the_files_that_the_package_is_built_from(name: str) -> None:
+    mounts = {remote: local for remote, local in load_yaml(name)["file_mounts"].items() if "kdray-src" in remote}
     assert all((ROOT / local).exists() and remote == f"~/kdray-src/{local}" for remote, local in mounts.items())
     assert {"pyproject.toml", "README.md", "kdray", "deploy", "sweeps"} == set(mounts.values())
-    excluded = {pattern.removeprefix("**/") for pattern in loaded(name)["rsync_exclude"]}
+    excluded = {pattern.removeprefix("**/") for pattern in load_yaml(name)["rsync_exclude"]}
     assert {".venv", ".git", "results", "__pycache__"} <= excluded
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_the_commands_are_shell(name: str):
-    config = loaded(name)
-    for commands_ in (value for key, value in config.items() if key.endswith("_commands")):
-        for command in commands_:
-            assert_shell(command)
+def test_the_commands_are_valid_shell(name: str) -> None:
+    config = load_yaml(name)
+    for commands in (value for key, value in config.items() if key.endswith("_commands")):
+        for command in commands:
+            assert_is_shell(command)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_scripts_are_shell(name: str):
-    assert_shell(text(name))
+def test_the_scripts_are_valid_shell(name: str) -> None:
+    assert_is_shell(read_text(name))
 
 
 # --- versions ---
 
 
-def test_what_is_pinned_is_what_the_project_allows():
-    project = tomllib.loads(text("pyproject.toml"))["project"]
+def test_the_pinned_versions_satisfy_the_projects_requirements() -> None:
+    project = tomllib.loads(read_text("pyproject.toml"))["project"]
     extras = project["optional-dependencies"]
-    pinned = pins()
+    versions = pinned_versions()
     for line in [*project["dependencies"], *extras["aws"], *extras["gcp"], *extras["postgresql"]]:
         needed = Requirement(line)
-        assert pinned[needed.name] in needed.specifier, line
+        assert versions[needed.name] in needed.specifier, line
 
 
-def test_every_node_gets_the_same_python_uv_and_ray():
-    node, image = text("deploy/node.sh"), text("deploy/Dockerfile")
+def test_every_node_gets_the_same_python_uv_and_ray() -> None:
+    node, image = read_text("deploy/node.sh"), read_text("deploy/Dockerfile")
     python, uv = (re.search(rf"^{name}=(.*)$", node, re.MULTILINE) for name in ("PYTHON", "UV"))
     assert python
     assert uv
     assert f"FROM python:{python[1]}-slim" in image
     assert f"astral-sh/uv:{uv[1]} " in image
-    assert f"FROM python:{python[1]}-slim" in text("deploy/mlflow/Dockerfile")
-    assert f"mlflow[auth]=={pins()['mlflow']}" in text("deploy/mlflow/Dockerfile")
-    assert rayjob()["spec"]["rayClusterSpec"]["rayVersion"] == pins()["ray"]
-    assert f"kdray:{tomllib.loads(text('pyproject.toml'))['project']['version']}" in json.dumps(rayjob())
+    assert f"FROM python:{python[1]}-slim" in read_text("deploy/mlflow/Dockerfile")
+    assert f"mlflow[auth]=={pinned_versions()['mlflow']}" in read_text("deploy/mlflow/Dockerfile")
+    assert rayjob()["spec"]["rayClusterSpec"]["rayVersion"] == pinned_versions()["ray"]
+    assert f"kdray:{tomllib.loads(read_text('pyproject.toml'))['project']['version']}" in json.dumps(rayjob())
 
 
-def test_the_image_runs_as_nobody_special_and_takes_only_what_it_needs():
-    image = text("deploy/Dockerfile")
+def test_the_image_does_not_run_as_root_and_contains_only_the_needed_files() -> None:
+    image = read_text("deploy/Dockerfile")
     assert image.rindex("USER ray") > image.rindex("RUN ")
     assert "--constraint constraints.txt" in image
-    assert text("deploy/Dockerfile.dockerignore").splitlines()[1] == "*"
+    assert read_text("deploy/Dockerfile.dockerignore").splitlines()[1] == "*"
 
 
-# --- what a node runs ---
+# --- the setup of a node ---
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> dict[str, str]:
-    """The environment of a machine whose uv only writes down what it is asked for."""
+    """The environment of a machine with a stand-in for uv, which only records its commands in a file."""
     home, programs = tmp_path / "home", tmp_path / "programs"
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text("secret")
     (home / ".ray" / "auth_token").chmod(0o644)
-    program(home / ".kdray" / "venv" / "bin" / "python", "echo installed")
-    program(programs / "uv", '[ "$1" = --version ] && echo "uv 0.13.9" && exit', f'echo "$@" >>{tmp_path}/asked')
+    write_program(home / ".kdray" / "venv" / "bin" / "python", "echo installed")
+    write_program(
+        programs / "uv", '[ "$1" = --version ] && echo "uv 0.13.9" && exit', f'echo "$@" >>{tmp_path}/commands'
+    )
     return {"HOME": str(home), "PATH": f"{programs}:{os.environ['PATH']}"}
 
 
-def in_login_shell(node: dict[str, str], expression: str) -> str:
-    """What `ray submit` would see."""
+def echo_in_login_shell(node: dict[str, str], expression: str) -> str:
+    """The value of an expression in the shell that `ray submit` uses."""
     shell = ["bash", "--login", "-c", "-i", f"source ~/.bashrc; echo {expression}"]
-    ran = subprocess.run(
+    done = subprocess.run(
         shell, env=node, capture_output=True, text=True, timeout=30, check=True, start_new_session=True
     )
-    return ran.stdout.strip()
+    return done.stdout.strip()
 
 
-def test_a_node_installs_the_pinned_versions_and_the_torch_that_fits(node: dict[str, str], tmp_path: Path):
+def test_a_node_installs_the_pinned_versions_and_the_torch_build_for_its_hardware(
+    node: dict[str, str], tmp_path: Path
+) -> None:
     assert run_script("deploy/node.sh", "s3://mine/kdray", "aws", **node).returncode == 0
-    venv, install = (tmp_path / "asked").read_text().splitlines()
+    venv, install = (tmp_path / "commands").read_text().splitlines()
     assert "--managed-python --python 3.11" in venv
     assert "--torch-backend auto" in install
     assert f"--constraint {ROOT}/deploy/constraints.txt" in install
@@ -150,49 +164,50 @@ def test_a_node_installs_the_pinned_versions_and_the_torch_that_fits(node: dict[
     assert (Path(node["HOME"]) / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
 
 
-def test_login_shells_find_kdray_the_storage_and_the_token(node: dict[str, str]):
+def test_login_shells_find_kdray_the_storage_and_the_token(node: dict[str, str]) -> None:
     for _ in range(2):
         run_script("deploy/node.sh", "s3://mine/kdray", "aws", **node)
-    assert in_login_shell(node, "$KDRAY_STORAGE $RAY_AUTH_MODE") == "s3://mine/kdray token"
-    assert in_login_shell(node, "$PATH").count(".kdray/venv/bin") == 1
+    assert echo_in_login_shell(node, "$KDRAY_STORAGE $RAY_AUTH_MODE") == "s3://mine/kdray token"
+    assert echo_in_login_shell(node, "$PATH").count(".kdray/venv/bin") == 1
     assert (Path(node["HOME"]) / ".bashrc").read_text().count("env.sh") == 1
 
 
-def test_only_the_head_is_told_of_mlflow(node: dict[str, str]):
+def test_only_the_head_has_the_address_of_mlflow(node: dict[str, str]) -> None:
     run_script("deploy/node.sh", "s3://mine/kdray", **node)
-    assert in_login_shell(node, "$MLFLOW_TRACKING_URI") == ""
+    assert echo_in_login_shell(node, "$MLFLOW_TRACKING_URI") == ""
     (Path(node["HOME"]) / "ray_bootstrap_config.yaml").touch()
-    assert in_login_shell(node, "$MLFLOW_TRACKING_URI") == "http://127.0.0.1:5000"
+    assert echo_in_login_shell(node, "$MLFLOW_TRACKING_URI") == "http://127.0.0.1:5000"
 
 
 @pytest.mark.parametrize("storage", ["s3://EDIT-bucket/kdray", "results", "s3://"])
-def test_a_node_refuses_a_storage_that_is_none(node: dict[str, str], storage: str):
+def test_a_node_refuses_an_invalid_storage(node: dict[str, str], storage: str) -> None:
     refused = run_script("deploy/node.sh", storage, **node)
     assert (refused.returncode, storage in refused.stderr) == (2, True)
 
 
-def test_a_node_without_a_token_is_refused(node: dict[str, str]):
+def test_a_node_without_a_token_is_refused(node: dict[str, str]) -> None:
     (Path(node["HOME"]) / ".ray" / "auth_token").unlink()
     refused = run_script("deploy/node.sh", "s3://mine/kdray", **node)
     assert refused.returncode == 2
     assert "ray get-auth-token --generate" in refused.stderr
 
 
-def test_mlflow_is_started_once_on_loopback_with_its_files_in_the_storage(node: dict[str, str], tmp_path: Path):
+def test_mlflow_is_started_once_on_loopback_with_its_files_in_the_storage(node: dict[str, str], tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program(
+    write_program(
         tmp_path / "programs" / "mlflow",
         f'echo "$@" >>{tmp_path}/mlflow; echo $$ >{tmp_path}/pid; cd {tmp_path} && touch health',
         f"exec python3 -m http.server {port} --bind 127.0.0.1",
     )
     environment = node | {"KDRAY_STORAGE": "s3://mine/kdray", "KDRAY_MLFLOW_PORT": str(port)}
     try:
-        ran = [run_script("deploy/mlflow.sh", **environment) for _ in range(2)]
+        first, second = (run_script("deploy/mlflow.sh", **environment) for _ in range(2))
     finally:
         os.kill(int((tmp_path / "pid").read_text()), 9)
-    assert ["started" in ran[0].stdout, "answers" in ran[1].stdout] == [True, True]
-    (asked,) = (tmp_path / "mlflow").read_text().splitlines()
-    assert f"server --host 127.0.0.1 --port {port}" in asked
-    assert asked.endswith("--artifacts-destination s3://mine/kdray/mlartifacts")
+    assert "started" in first.stdout
+    assert "answers" in second.stdout
+    (command,) = (tmp_path / "mlflow").read_text().splitlines()
+    assert f"server --host 127.0.0.1 --port {port}" in command
+    assert command.endswith("--artifacts-destination s3://mine/kdray/mlartifacts")

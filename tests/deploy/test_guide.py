@@ -1,26 +1,26 @@
-"""docs/cluster.md: its commands are commands, with options that Ray has, on files that are there."""
+"""docs/cluster.md: its commands are valid shell, their options exist in Ray, and the named files exist."""
 
 import re
 
 from ray.scripts.scripts import cli as ray_cli
 
-from tests.deploy.cluster_files import ROOT, assert_shell, text
+from tests.deploy.cluster_files import ROOT, assert_is_shell, read_text
 
 
 def shell_lines() -> list[str]:
-    """The commands of docs/cluster.md: its indented lines that begin with a program's name."""
-    lines = text("docs/cluster.md").replace("\\\n", " ").splitlines()
+    """The commands of docs/cluster.md: the indented lines that begin with the name of a program."""
+    lines = read_text("docs/cluster.md").replace("\\\n", " ").splitlines()
     programs = ("ray ", "bash ", "python ", "kubectl ", "docker ", "kdray ", "export ", "gcloud ", "aws ", "helm ")
     return [line.strip() for line in lines if line.startswith("    ") and line.strip().startswith(programs)]
 
 
-def test_the_guides_commands_are_shell():
+def test_the_guides_commands_are_valid_shell() -> None:
     assert len(shell_lines()) > 20
     for line in shell_lines():
-        assert_shell(line)
+        assert_is_shell(line)
 
 
-def test_the_guides_ray_commands_take_the_options_they_are_given():
+def test_the_options_of_the_guides_ray_commands_exist() -> None:
     seen = set()
     for line in shell_lines():
         words = re.sub(r"'[^']*'|\"[^\"]*\"", "quoted", line).split(" -- ")[0].split()
@@ -36,7 +36,7 @@ def test_the_guides_ray_commands_take_the_options_they_are_given():
     assert {"up", "submit", "exec", "down", "attach", "job"} <= seen
 
 
-def test_the_guide_names_files_that_are_there():
-    named = set(re.findall(r"(?:deploy|sweeps|docs)/[\w./-]*\w\.\w+", text("docs/cluster.md")))
-    written_elsewhere = {"deploy/onprem.yaml"}
-    assert {name for name in named - written_elsewhere if not (ROOT / name).exists()} == set()
+def test_the_files_that_the_guide_names_exist() -> None:
+    named = set(re.findall(r"(?:deploy|sweeps|docs)/[\w./-]*\w\.\w+", read_text("docs/cluster.md")))
+    written_by_the_user = {"deploy/onprem.yaml"}
+    assert {name for name in named - written_by_the_user if not (ROOT / name).exists()} == set()

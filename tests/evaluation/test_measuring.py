@@ -1,4 +1,4 @@
-"""Size is the file's, multiply-adds are those of the formula; measuring latency leaves no trace."""
+"""The computed size is the file's size, multiply-adds follow the formula, and measuring does not change the model."""
 
 import time
 from types import SimpleNamespace
@@ -46,7 +46,7 @@ def model() -> PreTrainedModel:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
-def test_size_is_that_of_the_saved_file(model, family, dtype, tmp_path):
+def test_the_computed_size_is_the_size_of_the_saved_file(model, family, dtype, tmp_path):
     if family == "modernbert":
         model = ModernBertForSequenceClassification(ModernBertConfig(**TINY, **SPECIAL))
     model.to(dtype).save_pretrained(tmp_path)
@@ -58,36 +58,37 @@ def test_a_shared_parameter_counts_once():
     assert count_parameters(torch.nn.Sequential(layer, torch.nn.Linear(4, 3, bias=False), layer)) == 16 + 12
 
 
-def test_costs_name_what_an_architecture_costs(model):
-    found = measure_model(model, QUICK, CPU)
-    assert tuple(found) == COST_METRICS
-    assert all(found[cpu] == found[own] for own, cpu in CPU_METRICS.items())
-    assert 0 < found["latency_ms"] <= found["latency_p95_ms"]
-    assert found["throughput_per_s"] > 1000 / found["latency_p95_ms"]  # three at once go quicker than one by one
-    assert found["multiply_adds"] == count_multiply_adds(model, 8)
-    assert found["parameters"] == count_parameters(model)
+def test_a_model_has_all_cost_metrics(model):
+    costs = measure_model(model, QUICK, CPU)
+    assert tuple(costs) == COST_METRICS
+    assert all(costs[cpu] == costs[name] for name, cpu in CPU_METRICS.items())
+    assert 0 < costs["latency_ms"] <= costs["latency_p95_ms"]
+    # A batch of three examples is faster than three passes of one example.
+    assert costs["throughput_per_s"] > 1000 / costs["latency_p95_ms"]
+    assert costs["multiply_adds"] == count_multiply_adds(model, 8)
+    assert costs["parameters"] == count_parameters(model)
 
 
 def test_beside_a_gpu_the_cpu_is_measured_too(model, monkeypatch):
-    told = {"cuda": dict.fromkeys(CPU_METRICS, 1.0), "cpu": dict.fromkeys(CPU_METRICS, 30.0)}
+    measured = {"cuda": dict.fromkeys(CPU_METRICS, 1.0), "cpu": dict.fromkeys(CPU_METRICS, 30.0)}
     monkeypatch.setattr(
-        "kdray.evaluation.measuring._Clock",
-        lambda model, latency, device: SimpleNamespace(model=model, figures=lambda: told[device.type]),
+        "kdray.evaluation.measuring._ModelTimer",
+        lambda model, latency, device: SimpleNamespace(model=model, measure=lambda: measured[device.type]),
     )
-    found = measure_model(model, QUICK, torch.device("cuda"))
-    assert [found[name] for pair in CPU_METRICS.items() for name in pair] == [1.0, 30.0] * 3
+    costs = measure_model(model, QUICK, torch.device("cuda"))
+    assert [costs[name] for pair in CPU_METRICS.items() for name in pair] == [1.0, 30.0] * 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpus_costs_and_the_cpus_are_not_the_same(model):
-    found = measure_model(model, QUICK, torch.device("cuda"))
-    assert tuple(found) == COST_METRICS
-    assert all(found[own] != found[cpu] for own, cpu in CPU_METRICS.items())
+def test_a_gpu_and_its_cpu_have_different_costs(model):
+    costs = measure_model(model, QUICK, torch.device("cuda"))
+    assert tuple(costs) == COST_METRICS
+    assert all(costs[name] != costs[cpu] for name, cpu in CPU_METRICS.items())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("length", [1, 8, 13])
-def test_multiply_adds_are_those_of_the_formula(attention, length):
+def test_multiply_adds_follow_the_formula(attention, length):
     config = BertConfig(**TINY, attn_implementation=attention)
     model = BertForSequenceClassification(config).train()
     width, inner, classes = 16, 24, 3
@@ -96,7 +97,7 @@ def test_multiply_adds_are_those_of_the_formula(attention, length):
     assert model.training
 
 
-def test_every_figure_can_say_how_it_was_taken():
+def test_the_conditions_of_a_measurement_are_described():
     assert describe_conditions(Latency(), "some processor") == (
         "latency of 1 example a pass, throughput of 32; 64 tokens each, 1 thread, float32, some processor"
     )
@@ -109,9 +110,9 @@ def test_every_figure_can_say_how_it_was_taken():
     assert "of 2 examples a pass" in describe_conditions(Latency(batch_size=2), "x")
 
 
-def test_the_clock_counts_what_passes():
-    found = time_calls(lambda: time.sleep(0.002), Latency(warmup=1, repeats=5))
-    assert 2 <= found.p50 <= found.p95 < 100
+def test_times_are_in_milliseconds_and_throughput_in_examples_per_second():
+    result = time_calls(lambda: time.sleep(0.002), Latency(warmup=1, repeats=5))
+    assert 2 <= result.p50 <= result.p95 < 100
     assert 10 < measure_throughput(lambda: time.sleep(0.01), 4) <= 400
 
 
@@ -121,7 +122,7 @@ def test_a_deeper_model_takes_longer():
     assert slower > 2 * faster
 
 
-def test_measuring_leaves_no_trace(model):
+def test_measuring_does_not_change_the_model_or_the_threads(model):
     model.train().to(torch.bfloat16)
     threads = torch.get_num_threads()
     seen: list[tuple[int, torch.Size, bool]] = []
@@ -137,13 +138,13 @@ def test_measuring_leaves_no_trace(model):
     assert model.dtype == torch.bfloat16
 
 
-def test_gpt2_is_measured_up_to_its_last_place():
+def test_gpt2_is_measured_up_to_its_last_position():
     model = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=12))
     with pytest.raises(SpecError, match=r"latency\.length: got 13, but this gpt2 model reads at most 12 tokens"):
         measure_latency(model, Latency(length=13, warmup=0, repeats=1), CPU)
 
 
-def test_roberta_is_measured_up_to_its_last_place():
+def test_roberta_is_measured_up_to_its_last_position():
     model = RobertaForSequenceClassification(RobertaConfig(**TINY))
     assert measure_latency(model, Latency(length=38, warmup=0, repeats=1), CPU).p50 > 0
     with pytest.raises(SpecError, match=r"latency\.length: got 39, but this roberta model reads at most 38 tokens"):

@@ -1,4 +1,4 @@
-"""Predictions come in row order, whatever the batches and ranks."""
+"""Logits are in row order, for all batch sizes and numbers of ranks."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ def model() -> PreTrainedModel:
 
 @dataclass
 class FewRows:
-    """Rows of different lengths, as `predictions` reads them."""
+    """Rows of different lengths, with the part of the interface of `Rows` that `compute_logits` uses."""
 
     texts: list[torch.Tensor]
 
@@ -47,7 +47,7 @@ def rows() -> FewRows:
 
 
 class Rank(Worker):
-    """One rank of a group whose ranks are threads."""
+    """One rank of a group. The ranks are threads of one process."""
 
     def all_gather(self, value: Any) -> list[Any]:
         values, barrier = self.cache["group"]
@@ -56,39 +56,40 @@ class Rank(Worker):
         return values
 
 
-def test_predictions_are_each_row_s_own_logits(model, rows):
+def test_each_row_has_the_logits_of_its_own_text(model, rows):
     alone = torch.cat([model(text[None]).logits for text in rows.texts]).detach().numpy()
-    found = compute_logits(model, rows, 3, Worker(), None)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, alone, atol=1e-5)
+    together = compute_logits(model, rows, 3, Worker(), None)
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("world", [2, 6])
-def test_predictions_do_not_depend_on_the_number_of_ranks(model, rows, world):
+def test_logits_do_not_depend_on_the_number_of_ranks(model, rows, world):
     group = ([None] * world, Barrier(world))
     ranks = [Rank(rank, world, cache={"group": group}) for rank in range(world)]
     with ThreadPoolExecutor(world) as threads:
-        found = list(threads.map(lambda rank: compute_logits(model, rows, 2, rank, None), ranks))
-    alone = compute_logits(model, rows, 2, Worker(), None)
-    assert all(np.array_equal(logits, alone) for logits in found)
+        of_ranks = list(threads.map(lambda rank: compute_logits(model, rows, 2, rank, None), ranks))
+    of_one_worker = compute_logits(model, rows, 2, Worker(), None)
+    assert all(np.array_equal(logits, of_one_worker) for logits in of_ranks)
 
 
-def test_predictions_leave_the_model_in_its_mode(model, rows):
+def test_the_model_stays_in_its_mode(model, rows):
     model.train()
-    first, again = (compute_logits(model, rows, 3, Worker(), None) for _ in range(2))
-    assert np.array_equal(first, again)
+    first, second = (compute_logits(model, rows, 3, Worker(), None) for _ in range(2))
+    assert np.array_equal(first, second)
     assert model.training
     assert model(rows.texts[0][None]).logits.requires_grad
 
 
-def test_predictions_under_autocast_are_close_and_float32(model, rows):
-    half = compute_logits(model, rows, 3, Worker(), torch.bfloat16)
-    exact = compute_logits(model, rows, 3, Worker(), None)
-    assert half.dtype == np.float32
-    assert not np.array_equal(half, exact)
-    np.testing.assert_allclose(half, exact, atol=0.2)
+def test_logits_under_autocast_are_close_and_float32(model, rows):
+    bf16 = compute_logits(model, rows, 3, Worker(), torch.bfloat16)
+    fp32 = compute_logits(model, rows, 3, Worker(), None)
+    assert bf16.dtype == np.float32
+    assert not np.array_equal(bf16, fp32)
+    np.testing.assert_allclose(bf16, fp32, atol=0.2)
 
 
 def test_agreement_is_the_share_of_equal_classes():
-    ours, theirs = np.array([[1.0, 0], [0, 1], [3, 2], [0, 1]]), np.array([[9.0, 0], [0, 9], [2, 3], [0, 2]])
-    assert agreement(ours, theirs) == 0.75
+    student = np.array([[1.0, 0], [0, 1], [3, 2], [0, 1]])
+    teacher = np.array([[9.0, 0], [0, 9], [2, 3], [0, 2]])
+    assert agreement(student, teacher) == 0.75

@@ -1,4 +1,4 @@
-"""The Pareto front, by property against its definition."""
+"""The Pareto front has the properties of its definition."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +38,7 @@ def test_costs_and_loss_are_minimized() -> None:
 
 
 @given(points)
-def test_the_front_is_what_nothing_dominates(given_points: list[dict[str, float]]) -> None:
+def test_the_front_has_exactly_the_points_that_no_point_dominates(given_points: list[dict[str, float]]) -> None:
     expected = [
         index
         for index, point in enumerate(given_points)
@@ -48,15 +48,15 @@ def test_the_front_is_what_nothing_dominates(given_points: list[dict[str, float]
 
 
 @given(points.filter(len))
-def test_every_point_off_the_front_is_dominated_from_on_it(given_points: list[dict[str, float]]) -> None:
+def test_each_point_off_the_front_is_dominated_by_a_point_on_it(given_points: list[dict[str, float]]) -> None:
     on_front = pareto_front(given_points, OBJECTIVES)
     assert on_front
     for index in set(range(len(given_points))) - set(on_front):
         assert any(dominates(given_points[best], given_points[index], OBJECTIVES) for best in on_front)
 
 
-@given(points.filter(lambda ps: len(ps) > 1))
-def test_dominance_is_strict(given_points: list[dict[str, float]]) -> None:
+@given(points.filter(lambda points: len(points) > 1))
+def test_no_point_dominates_itself_and_no_two_points_dominate_each_other(given_points: list[dict[str, float]]) -> None:
     one, other = given_points[:2]
     assert not dominates(one, one, OBJECTIVES)
     assert not (dominates(one, other, OBJECTIVES) and dominates(other, one, OBJECTIVES))

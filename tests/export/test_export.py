@@ -1,4 +1,4 @@
-"""The exported forms are the same student, the figures say how fast, and the card works where kdray is not."""
+"""The exported forms answer as the student does and are measured, and the code in the card works without kdray."""
 
 import re
 import shutil
@@ -54,7 +54,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def exported(chosen: SweepPaths, tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
-    """The sweep with both forms beside its student, for looking at."""
+    """A finished sweep with both ONNX forms, for tests that change nothing."""
     paths = _copy(chosen, tmp_path_factory.mktemp("exported"))
     done = kdray("export", paths.root)
     assert done.code == 0, done.err
@@ -63,12 +63,13 @@ def exported(chosen: SweepPaths, tmp_path_factory: pytest.TempPathFactory) -> Sw
 
 @pytest.fixture
 def own(chosen: SweepPaths, tmp_path: Path) -> SweepPaths:
-    """The ended sweep, to be changed."""
+    """A copy of the finished sweep, for a test that changes it."""
     return _copy(chosen, tmp_path / "storage")
 
 
 @pytest.fixture
 def own_exported(exported: SweepPaths, tmp_path: Path) -> SweepPaths:
+    """A copy of the sweep with both ONNX forms, for a test that changes it."""
     return _copy(exported, tmp_path / "storage")
 
 
@@ -77,14 +78,14 @@ def _copy(paths: SweepPaths, to: Path) -> SweepPaths:
     return SweepPaths(to, paths.name)
 
 
-def _figures(paths: SweepPaths) -> ExportResult:
-    found = read_export_result(paths.chosen / "onnx" / EXPORT_FILE)
-    assert found is not None
-    return found
+def _read_result(paths: SweepPaths) -> ExportResult:
+    result = read_export_result(paths.chosen / "onnx" / EXPORT_FILE)
+    assert result is not None
+    return result
 
 
-def _form(found: ExportResult, name: Any) -> FormFigures:
-    figures = found.of(name)
+def _figures(result: ExportResult, form: Any) -> FormFigures:
+    figures = result.figures_of(form)
     assert figures is not None
     return figures
 
@@ -100,16 +101,16 @@ def _inputs(rows: int, length: int, vocabulary: int, padding: int) -> dict[str, 
 # The forms ------------------------------------------------------------------------------------------------------------
 
 
-def test_each_form_is_the_same_student_and_is_measured(exported: SweepPaths) -> None:
-    found = _figures(exported)
-    assert (found.split, found.rows, found.missing) == ("test", 48, {})
-    assert [figures.form for figures in found.forms] == ["pytorch", "onnx", "int8"]
-    assert _form(found, "onnx").agreement == 1.0
-    assert _form(found, "onnx").largest_difference < 1e-4
-    assert _form(found, "int8").agreement > 0.9
-    assert 0 < _form(found, "int8").largest_difference < 1
+def test_each_form_answers_as_the_student_does_and_is_measured(exported: SweepPaths) -> None:
+    result = _read_result(exported)
+    assert (result.split, result.rows, result.missing) == ("test", 48, {})
+    assert [figures.form for figures in result.forms] == ["pytorch", "onnx", "int8"]
+    assert _figures(result, "onnx").agreement == 1.0
+    assert _figures(result, "onnx").largest_difference < 1e-4
+    assert _figures(result, "int8").agreement > 0.9
+    assert 0 < _figures(result, "int8").largest_difference < 1
     measured = read_json(exported.choice)["measured"]["test"]
-    for figures in found.forms:
+    for figures in result.forms:
         assert figures.size_mb == (exported.chosen / figures.file).stat().st_size / 1e6
         assert 0 < figures.latency_ms <= figures.latency_p95_ms
         assert figures.throughput_per_s > 0
@@ -118,8 +119,8 @@ def test_each_form_is_the_same_student_and_is_measured(exported: SweepPaths) -> 
         )
         assert figures.metrics["accuracy"] in figures.intervals["accuracy"]
         assert figures.difference is not None
-    assert _form(found, "int8").size_mb < _form(found, "onnx").size_mb
-    assert "16 tokens each, 1 thread, float32 (int8: weights in int8), " in found.conditions
+    assert _figures(result, "int8").size_mb < _figures(result, "onnx").size_mb
+    assert "16 tokens each, 1 thread, float32 (int8: weights in int8), " in result.conditions
 
 
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 16), (2, 7), (5, 3)])
@@ -129,12 +130,12 @@ def test_an_onnx_student_reads_any_number_and_length_of_texts(exported: SweepPat
     inputs = _inputs(rows, length, model.config.vocab_size, model.config.pad_token_id)
     with torch.inference_mode():
         expected = model(**inputs).logits
-    found = OnnxModel(exported.chosen / ONNX, threads=1)(**inputs).logits
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    logits = OnnxModel(exported.chosen / ONNX, threads=1)(**inputs).logits
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families(family: str, own: SweepPaths, tmp_path: Path) -> None:
+def test_an_onnx_graph_of_each_family_gives_the_same_logits(family: str, own: SweepPaths, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **{**TINY, **FAMILIES[family]})
     model = AutoModelForSequenceClassification.from_config(config).eval()
@@ -142,14 +143,16 @@ def test_families(family: str, own: SweepPaths, tmp_path: Path) -> None:
     graphs.write_onnx(Pretrained(tmp_path / "model", ""), tmp_path / "model.onnx")
     for rows, length in ((1, 5), (3, 20)):
         inputs = _inputs(rows, length, 60, config.pad_token_id)
-        if family == "gpt2":  # reads token types where they are given, as kdray does when the tokenizer makes them
+        if family == "gpt2":  # gpt2 uses token types only if they are given
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         with torch.inference_mode():
             expected = model(**inputs).logits
         np.testing.assert_allclose(OnnxModel(tmp_path / "model.onnx", 1)(**inputs).logits, expected, atol=1e-5)
 
 
-def test_the_command_says_what_it_made(own: SweepPaths, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_exported_forms(
+    own: SweepPaths, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = kdray("export", own.root, "--form", "int8", "--to", tmp_path / "there")
     assert done.code == 0, done.err
     for part in ("pytorch ", "int8 ", "agreement", "largest difference", "On 48 test rows", str(tmp_path / "there")):
@@ -160,13 +163,13 @@ def test_the_command_says_what_it_made(own: SweepPaths, tmp_path: Path, capfd: p
     assert {"README.md", "model.safetensors", "tokenizer.json"} <= {
         path.name for path in (tmp_path / "there").iterdir()
     }
-    assert capfd.readouterr().err == ""  # exporter and quantiser talk to the log file
+    assert capfd.readouterr().err == ""  # messages of the exporter and the quantiser go to the log file
     refused = kdray("export", own.root, "--to", tmp_path / "there")
     assert refused.code == 2
-    assert f"--to {tmp_path / 'there'}: there is something already" in refused.err
+    assert f"--to {tmp_path / 'there'}: exists already" in refused.err
 
 
-def test_what_is_exported_names_no_place_on_this_machine(exported: SweepPaths) -> None:
+def test_exported_files_contain_no_paths_of_this_machine(exported: SweepPaths) -> None:
     for file in (
         *exported.chosen.rglob("*.onnx"),
         exported.chosen / "README.md",
@@ -178,11 +181,11 @@ def test_what_is_exported_names_no_place_on_this_machine(exported: SweepPaths) -
         assert str(Path.home()).encode() + b"/" not in content
 
 
-# What cannot be -------------------------------------------------------------------------------------------------------
+# Refusals and failures ------------------------------------------------------------------------------------------------
 
 
-def test_a_model_without_a_graph_stays_a_folder(own: SweepPaths, capfd: pytest.CaptureFixture[str]) -> None:
-    """Longformer pads to its window in a way that the exporter cannot follow."""
+def test_a_model_without_an_onnx_graph_keeps_its_folder(own: SweepPaths, capfd: pytest.CaptureFixture[str]) -> None:
+    """Longformer pads its inputs to its attention window, and the exporter cannot trace that."""
     student = Pretrained(own.chosen, "")
     tokenizer, vocabulary = student.tokenizer(), student.model().config.vocab_size
     config = AutoConfig.for_model(
@@ -195,16 +198,16 @@ def test_a_model_without_a_graph_stays_a_folder(own: SweepPaths, capfd: pytest.C
     assert "kdray: onnx: this longformer model has no ONNX graph: " in done.err
     assert len([line for line in done.err.splitlines() if line.startswith("kdray: ")]) == 1
     assert capfd.readouterr().err == ""
-    found = _figures(own)
-    assert set(found.missing) == {"onnx", "int8"}
-    assert [figures.form for figures in found.forms] == ["pytorch"]
+    result = _read_result(own)
+    assert set(result.missing) == {"onnx", "int8"}
+    assert [figures.form for figures in result.forms] == ["pytorch"]
     assert [path.name for path in (own.chosen / "onnx").iterdir()] == [EXPORT_FILE]
-    assert "Not there: onnx, for this longformer model" in (own.chosen / "README.md").read_text()
+    assert "Not available: onnx, because this longformer model" in (own.chosen / "README.md").read_text()
     assert student.model().config.model_type == "longformer"
 
 
 @pytest.mark.parametrize("forms", [("onnx",), ("int8",), ("onnx", "int8")])
-def test_a_graph_that_answers_otherwise_is_not_kept_in_any_form(
+def test_a_graph_with_other_answers_is_deleted_in_every_form(
     own: SweepPaths, teacher: Pretrained, forms: tuple[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "write_onnx", lambda student, file: graphs.write_onnx(teacher, file))
@@ -215,7 +218,7 @@ def test_a_graph_that_answers_otherwise_is_not_kept_in_any_form(
     assert [path.name for path in (own.chosen / "onnx").iterdir()] == [EXPORT_FILE]
 
 
-def test_a_copy_goes_into_an_empty_folder_that_cannot_be_replaced(
+def test_a_student_is_copied_into_the_empty_working_directory(
     own: SweepPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -224,18 +227,20 @@ def test_a_copy_goes_into_an_empty_folder_that_cannot_be_replaced(
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_a_choice_whose_student_is_not_there_yet_is_no_students_choice(own: SweepPaths) -> None:
-    """As when another rule has chosen, and the process was killed before it shipped."""
+def test_a_choice_whose_student_is_not_shipped_yet_is_refused(own: SweepPaths) -> None:
+    """This happens when another rule has chosen, and the process was killed before it shipped the student."""
     choice = {**read_json(own.choice), "chosen": 1}
     choice.pop("measured")
     write_json(own.choice, choice)
     for command in (("export", own.root), ("predict", own.root, "a text")):
         done = kdray(*command)
         assert done.code == 2
-        assert "trial 1 was chosen, and its student has not been put into chosen/ yet" in done.err
+        assert "trial 1 was chosen, but its student is not in chosen/ yet" in done.err
 
 
-def test_without_the_extra_the_sentence_has_the_command(own: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_the_command_to_install_it(
+    own: SweepPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(forms.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
     done = kdray("export", own.root)
     assert done.code == 2
@@ -244,15 +249,17 @@ def test_without_the_extra_the_sentence_has_the_command(own: SweepPaths, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("spoil", "part"),
+    ("damage", "part"),
     [
         (lambda paths: shutil.rmtree(paths.root), "there is no sweep here; give STORAGE/NAME"),
-        (lambda paths: shutil.rmtree(paths.chosen), "there is no chosen student yet"),
+        (lambda paths: shutil.rmtree(paths.chosen), "there is no chosen student: the sweep has not ended"),
         (lambda paths: paths.settings.write_text("{"), "not a readable JSON file"),
     ],
 )
-def test_what_is_no_ended_sweep_is_refused(own: SweepPaths, spoil: Callable[[SweepPaths], Any], part: str) -> None:
-    spoil(own)
+def test_a_folder_without_a_finished_sweep_is_refused(
+    own: SweepPaths, damage: Callable[[SweepPaths], Any], part: str
+) -> None:
+    damage(own)
     for command in (["export", own.root], ["predict", own.root, "a text"]):
         done = kdray(*command)
         assert done.code == 2
@@ -264,13 +271,13 @@ def test_an_unknown_form_and_a_running_sweep_are_refused(own: SweepPaths) -> Non
     done = kdray("export", own.root, "--form", "onx")
     assert done.code == 2
     assert "--form onx: no such form; did you mean 'onnx'?" in done.err
-    with own_sweep(own.owner, lambda said: None):
+    with own_sweep(own.owner, lambda sentence: None):
         done = kdray("export", own.root)
     assert done.code == 2
     assert not (own.chosen / "onnx").exists()
 
 
-def test_data_that_are_gone_are_named(own: SweepPaths) -> None:
+def test_missing_data_are_reported_by_name(own: SweepPaths) -> None:
     settings = read_json(own.settings)
     settings["data"]["source"] = "/nowhere/reviews"
     own.settings.write_text(
@@ -281,20 +288,20 @@ def test_data_that_are_gone_are_named(own: SweepPaths) -> None:
     assert "data.source /nowhere/reviews: no such file or folder" in done.err
 
 
-def test_rows_that_are_others_now_are_no_measure(own: SweepPaths, make_sweep: Callable[..., Sweep]) -> None:
+def test_changed_rows_are_refused(own: SweepPaths, make_sweep: Callable[..., Sweep]) -> None:
     lineage = read_json(own.lineage)
-    write_json(own.lineage, {**lineage, "data": "of before somebody added rows"})
+    write_json(own.lineage, {**lineage, "data": "before rows were added"})
     card = (own.chosen / "README.md").read_bytes()
     done = kdray("export", own.root)
     assert done.code == 2
-    assert "its rows are others now than those that the student learnt from" in " ".join(done.err.split())
+    assert "its rows differ from those that the student was trained and measured on" in " ".join(done.err.split())
     assert (own.chosen / "README.md").read_bytes() == card
 
 
 # With the sweep -------------------------------------------------------------------------------------------------------
 
 
-def test_forms_stay_with_their_weights(own_exported: SweepPaths, make_sweep: Callable[..., Sweep]) -> None:
+def test_forms_of_the_same_weights_are_kept(own_exported: SweepPaths, make_sweep: Callable[..., Sweep]) -> None:
     sweep = make_sweep(search=Search(trials=1, stopping=None), slots=SlotSettings(cpus=1))
     before = (own_exported.chosen / INT8).read_bytes()
     run(sweep, own_exported, RunOptions(local=True))  # nothing is left to do
@@ -302,12 +309,12 @@ def test_forms_stay_with_their_weights(own_exported: SweepPaths, make_sweep: Cal
     assert "onnx/model_quantized.onnx" in (own_exported.chosen / "README.md").read_text()
 
 
-def test_forms_of_other_weights_are_dropped(own_exported: SweepPaths, teacher: Pretrained, tmp_path: Path) -> None:
+def test_forms_of_other_weights_are_not_copied(own_exported: SweepPaths, teacher: Pretrained, tmp_path: Path) -> None:
     copy_forms(own_exported.chosen, Path(shutil.copytree(teacher.folder, tmp_path / "now")))
     assert not (tmp_path / "now" / "onnx").exists()
 
 
-def test_a_student_in_a_bucket_is_whole_on_another_machine(
+def test_a_student_in_a_bucket_is_complete_on_another_machine(
     bucket: str, make_sweep: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = make_sweep(search=Search(trials=1, stopping=None), slots=SlotSettings(cpus=1))
@@ -327,13 +334,14 @@ def test_a_student_in_a_bucket_is_whole_on_another_machine(
 # The card -------------------------------------------------------------------------------------------------------------
 
 
-def _card(paths: SweepPaths) -> tuple[dict[str, Any], str]:
+def _read_card(paths: SweepPaths) -> tuple[dict[str, Any], str]:
+    """The metadata and the text of the card."""
     _, head, text = (paths.chosen / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(head), text
 
 
-def test_a_sweep_ends_with_a_card(chosen: SweepPaths) -> None:
-    head, text = _card(chosen)
+def test_a_finished_sweep_has_a_card(chosen: SweepPaths) -> None:
+    head, text = _read_card(chosen)
     assert head["pipeline_tag"] == "text-classification"
     assert head["library_name"] == "transformers"
     assert "license" not in head
@@ -350,17 +358,17 @@ def test_a_sweep_ends_with_a_card(chosen: SweepPaths) -> None:
     assert "onnxruntime" not in text
 
 
-def test_a_card_has_intervals_when_they_are_known(own_exported: SweepPaths) -> None:
+def test_a_card_has_the_intervals_of_the_export(own_exported: SweepPaths) -> None:
     file = own_exported.chosen / "onnx" / EXPORT_FILE
-    found = _figures(own_exported)
+    result = _read_result(own_exported)
     intervals = {"accuracy": Interval(0.9, 0.81, 0.95), "macro_f1": Interval(1.0, 1.0, 1.0)}
-    pytorch = replace(_form(found, "pytorch"), intervals=intervals)
-    write_json(file, replace(found, forms=(pytorch, *found.forms[1:])).written())
+    pytorch = replace(_figures(result, "pytorch"), intervals=intervals)
+    write_json(file, replace(result, forms=(pytorch, *result.forms[1:])).to_json())
     write_card(read_shipped(own_exported), read_figures(own_exported))
-    text = _card(own_exported)[1]
+    text = _read_card(own_exported)[1]
     assert "[0.8100, 0.9500]" in text
-    assert "[1.0000, 1.0000]" not in text  # draws that are all alike say nothing
-    assert "bootstrap over the 48 rows" in text
+    assert "[1.0000, 1.0000]" not in text  # all bootstrap draws are equal
+    assert "bootstrap over the 48 test rows" in text
 
 
 @pytest.mark.parametrize(
@@ -373,16 +381,16 @@ def test_a_card_has_intervals_when_they_are_known(own_exported: SweepPaths) -> N
         ("../a/b/c", "c"),
     ],
 )
-def test_a_card_tells_no_paths(name: str, public: str) -> None:
-    assert card._public(name) == public
+def test_a_card_contains_no_paths(name: str, public: str) -> None:
+    assert card._public_name(name) == public
 
 
-def test_the_card_s_code_runs_where_kdray_is_not(exported: SweepPaths) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", _card(exported)[1], re.DOTALL)
+def test_the_code_in_the_card_runs_without_kdray(exported: SweepPaths) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", _read_card(exported)[1], re.DOTALL)
     assert len(blocks) == 2
     assert all(len(block.splitlines()) <= 12 for block in blocks)
     printed = [_run(block, exported.chosen).out for block in blocks]
-    lines = [line.split("\t") for line in kdray("predict", exported.root, "one text", "another one").out.splitlines()]
+    lines = [line.split("\t") for line in kdray("predict", exported.root, "one text", "another text").out.splitlines()]
     assert eval(printed[0]) == [(label, pytest.approx(float(p), abs=1e-4)) for label, p, _ in lines]
     label = read_shipped(exported).task.model_labels(exported.chosen)[int(np.argmax(eval(printed[1])))]
     assert label == kdray("predict", exported.root, "one text", "--form", "int8").out.split("\t")[0]

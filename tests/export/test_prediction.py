@@ -1,9 +1,11 @@
-"""What the chosen student says: of texts, of lines, of files in every format; and sentences where it cannot."""
+"""Predictions of the chosen student for texts, lines and files in every format; and the messages of its refusals.
+
+In array names: C labels.
+"""
 
 import csv
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,10 @@ from tests.cli.test_cli import TERMINAL, Done, kdray
 TEXTS = ["a good warm film", "the dull cold bad plot", "", "witty " * 30, "music"]
 
 
-def piped(given: bytes, *arguments: str | Path) -> Done:
-    """`kdray` with this on its standard input."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments], input=given, env={"COLUMNS": "200"})
-    return Done(done.exit_code, TERMINAL.sub("", done.stdout), TERMINAL.sub("", done.stderr))
+def run_with_input(content: bytes, *arguments: str | Path) -> Done:
+    """Run `kdray` with this content on its standard input."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=content, env={"COLUMNS": "200"})
+    return Done(result.exit_code, TERMINAL.sub("", result.stdout), TERMINAL.sub("", result.stderr))
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +40,8 @@ def predictor(chosen: SweepPaths) -> Predictor:
     return Predictor(read_shipped(chosen), "pytorch", 2)
 
 
-def written(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
-    """A file of these rows in the format that its name ends in."""
+def write_file(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write these rows in the format of the ending of `name`; return the path."""
     file, table = folder / name, pd.DataFrame(rows)
     match file.suffix:
         case ".csv":
@@ -58,21 +60,24 @@ def written(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
 # Texts ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_answers_are_the_model_s_own(predictor: Predictor) -> None:
+def test_the_probabilities_are_those_of_the_model(predictor: Predictor) -> None:
     model, tokenizer = predictor.student.model.model(), predictor.student.model.tokenizer()
-    for text, found_C in zip(TEXTS, predictor.probabilities(TEXTS, None), strict=True):
+    for text, probabilities_C in zip(TEXTS, predictor.probabilities(TEXTS, None), strict=True):
         inputs = tokenizer(text, truncation=True, max_length=16, return_tensors="pt")
         with torch.inference_mode():
             expected_C = model(**inputs).logits.softmax(-1)[0]
-        np.testing.assert_allclose(found_C, expected_C, atol=1e-5)
+        np.testing.assert_allclose(probabilities_C, expected_C, atol=1e-5)
 
 
-def test_batches_and_chunks_change_nothing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_and_chunks_do_not_change_the_probabilities(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = TEXTS * 3
-    whole = Predictor(predictor.student, "pytorch", 64).probabilities(texts, None)
+    in_one_batch = Predictor(predictor.student, "pytorch", 64).probabilities(texts, None)
     monkeypatch.setattr("kdray.export.prediction.CHUNK", 4)
     progress: list[int] = []
-    np.testing.assert_allclose(predictor.probabilities(texts, None, progress.append), whole, atol=1e-5)
+    in_small_batches = predictor.probabilities(texts, None, progress.append)
+    np.testing.assert_allclose(in_small_batches, in_one_batch, atol=1e-5)
     assert progress == sorted(progress)
     assert progress[-1] == len(texts)
 
@@ -88,33 +93,33 @@ def test_texts_on_the_command_line(chosen: SweepPaths) -> None:
 
 
 def test_lines_of_standard_input(chosen: SweepPaths) -> None:
-    done = piped("good fresh\n\nbad stale \N{SNOWMAN}\r\n".encode(), "predict", chosen.root, "-")
+    done = run_with_input("good fresh\n\nbad stale \N{SNOWMAN}\r\n".encode(), "predict", chosen.root, "-")
     assert done.code == 0, done.err
     lines = [line.split("\t") for line in done.out.splitlines()]
     assert [line[0] for line in lines if line[2]] == ["positive", "negative"]
     assert [line[2] for line in lines] == ["good fresh", "", "bad stale \N{SNOWMAN}"]
-    refused = piped(b"good\n\xff\n", "predict", chosen.root, "-")
+    refused = run_with_input(b"good\n\xff\n", "predict", chosen.root, "-")
     assert refused.code == 2
     assert "kdray: standard input, line 2: byte 0xff is not UTF-8" in refused.err
 
 
 def test_pairs(chosen: SweepPaths) -> None:
     student = replace(read_shipped(chosen), task=TextClassification(pair="other", max_length=16))
-    asked = Predictor(student, "pytorch", 2)
+    predictor = Predictor(student, "pytorch", 2)
     assert check_pairs(student, ["a", "b"], ["c", "d"]) == ["c", "d"]
-    both = asked.probabilities(["good"], ["bad"])
-    assert not np.allclose(both, asked.probabilities(["good"], ["good"]))
+    probabilities = predictor.probabilities(["good"], ["bad"])
+    assert not np.allclose(probabilities, predictor.probabilities(["good"], ["good"]))
     assert list(read_lines(iter([b"one\ttwo\n"]), student)) == [(["one"], ["two"])]  # type: ignore[arg-type]
     with pytest.raises(DataError, match="line 1: this student reads pairs; put a tab between the two texts"):
         list(read_lines(iter([b"one two\n"]), student))  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match=r"reads pairs \(text, other\), and there are 2 texts and 1 second ones"):
+    with pytest.raises(SpecError, match=r"reads pairs \(text, other\), but there are 2 texts and 1 second texts"):
         check_pairs(student, ["a", "b"], ["c"])
     done = kdray("predict", chosen.root, "a", "--pair", "b")
     assert done.code == 2
-    assert "--pair: this student was taught single texts" in done.err
+    assert "--pair: this student reads single texts" in done.err
 
 
-def test_an_exported_form_answers_alike(chosen: SweepPaths) -> None:
+def test_a_form_that_is_unknown_or_not_exported_is_refused(chosen: SweepPaths) -> None:
     done = kdray("predict", chosen.root, "good", "--form", "int8")
     assert done.code == 2
     assert "model_quantized.onnx: not exported yet. Make it with `kdray export STORAGE/NAME --form int8`" in done.err
@@ -127,30 +132,31 @@ def test_an_exported_form_answers_alike(chosen: SweepPaths) -> None:
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "txt", "json", "jsonl", "parquet"])
-def test_a_file_of_any_format(predictor: Predictor, tmp_path: Path, ending: str) -> None:
+def test_a_file_in_any_format_is_read(predictor: Predictor, tmp_path: Path, ending: str) -> None:
     rows = [{"id": number, "text": text} for number, text in enumerate(["good, fresh", "bad \N{SNOWMAN}", "warm"])]
-    source, target = written(tmp_path, f"in.{ending}", rows), tmp_path / "out.jsonl"
+    source, target = write_file(tmp_path, f"in.{ending}", rows), tmp_path / "out.jsonl"
     progress: list[tuple[int, int]] = []
     assert predict_file(predictor, source, target, (), lambda *done: progress.append(done)) == 3
     assert progress[-1] == (3, 3)
-    found = [json.loads(line) for line in target.read_text().splitlines()]
-    assert [row["text"] for row in found] == [row["text"] for row in rows]
-    assert [int(row["id"]) for row in found] == [0, 1, 2]
-    assert [row["predicted"] for row in found] == ["positive", "negative", "positive"]
-    for row in found:
+    predicted = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["text"] for row in predicted] == [row["text"] for row in rows]
+    assert [int(row["id"]) for row in predicted] == [0, 1, 2]
+    assert [row["predicted"] for row in predicted] == ["positive", "negative", "positive"]
+    for row in predicted:
         assert row["probability"] == max(row["probability_negative"], row["probability_positive"])
         assert row["probability_negative"] + row["probability_positive"] == pytest.approx(1, abs=1e-5)
 
 
 def test_a_file_is_written_in_any_format(chosen: SweepPaths, tmp_path: Path) -> None:
     rows = [{"text": 'said "good",\nthen left', "stars": 5}, {"text": "bad", "stars": 1}]
-    source = written(tmp_path, "in.parquet", rows)
+    source = write_file(tmp_path, "in.parquet", rows)
     for ending, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet), ("jsonl", pd.read_json)):
         done = kdray("predict", chosen.root, "--file", source, "--to", tmp_path / f"out.{ending}")
         assert done.code == 0, done.err
         assert done.out == f"2 rows  {tmp_path}/out.{ending}\n"
         assert "rows: 2 of 2" in done.err
-        table = read(tmp_path / f"out.{ending}", **({"lines": True} if ending == "jsonl" else {}))  # type: ignore[operator]
+        options = {"lines": True} if ending == "jsonl" else {}
+        table = read(tmp_path / f"out.{ending}", **options)  # type: ignore[operator]
         assert list(table["text"]) == [row["text"] for row in rows]
         assert list(table["stars"]) == [5, 1]
         assert list(table["predicted"]) == ["positive", "negative"]
@@ -158,8 +164,8 @@ def test_a_file_is_written_in_any_format(chosen: SweepPaths, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_odd_characters_keep_their_rows(chosen: SweepPaths, tmp_path: Path, ending: str) -> None:
-    """A lone carriage return within a text, and half an emoji beside it."""
+def test_unusual_characters_do_not_move_rows(chosen: SweepPaths, tmp_path: Path, ending: str) -> None:
+    """A single carriage return in a text, and half of an emoji in another column."""
     (tmp_path / "in.jsonl").write_text('{"text": "good\\rfilm", "user": "a\\ud83d"}\n{"text": "bad", "user": "b"}\n')
     done = kdray("predict", chosen.root, "--file", tmp_path / "in.jsonl", "--to", tmp_path / f"out.{ending}")
     assert done.code == 0, done.err
@@ -168,7 +174,7 @@ def test_odd_characters_keep_their_rows(chosen: SweepPaths, tmp_path: Path, endi
     assert text_column(table, "user", "task.text").to_pylist() == ["a?", "b"]
 
 
-def test_a_text_that_is_no_utf8_is_a_sentence(chosen: SweepPaths) -> None:
+def test_a_text_that_is_not_utf8_is_refused(chosen: SweepPaths) -> None:
     done = kdray("predict", chosen.root, "caf\udce9")
     assert done.code == 2
     assert "'caf?': the text is not UTF-8" in done.err
@@ -180,26 +186,29 @@ def test_a_decoder_reads_an_empty_text(chosen: SweepPaths) -> None:
     assert np.isfinite(predictor.probabilities(["", ""], None)).all()
 
 
-def test_somebody_elses_sweep_answers_too(chosen: SweepPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_of_another_user_can_be_used(
+    chosen: SweepPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(paths: SweepPaths) -> None:
         raise PermissionError
 
     monkeypatch.setattr("kdray.cli.student.log_to", refuse)
-    source = written(tmp_path, "in.jsonl", [{"text": "good"}])
+    source = write_file(tmp_path, "in.jsonl", [{"text": "good"}])
     done = kdray("predict", chosen.root, "--file", source, "--to", tmp_path / "out.jsonl")
     assert done.code == 0, done.err
 
 
-def test_places_that_cannot_be_written_are_refused_before_anything_is_read(
+def test_targets_that_cannot_be_written_are_refused_before_anything_is_read(
     chosen: SweepPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = written(tmp_path, "in.jsonl", [{"text": "good"}])
+    source = write_file(tmp_path, "in.jsonl", [{"text": "good"}])
     (tmp_path / "folder.csv").mkdir()
     done = kdray("predict", chosen.root, "--file", source, "--to", tmp_path / "folder.csv")
     assert done.code == 2
     assert "folder.csv: is a folder. Name a file." in done.err
-    may = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and may(path, mode))  # as for another user
+    access = os.access
+    # As for a user without write permission.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and access(path, mode))
     done = kdray("predict", chosen.root, "--file", source, "--to", tmp_path / "out.csv")
     assert done.code == 2
     assert "you may not write into" in done.err
@@ -222,21 +231,23 @@ def test_a_file_without_a_header(chosen: SweepPaths, tmp_path: Path) -> None:
     ("name", "content", "to", "part"),
     [
         ("in.csv", b"text\ngood\n", "out.xlsx", "cannot write files ending in '.xlsx'. Allowed: .csv, .jsonl"),
-        ("in.csv", b"text\ngood\n", "in.csv", "is the file that is read"),
+        ("in.csv", b"text\ngood\n", "in.csv", "is the input file"),
         ("in.csv", b"text\ngood\n", "no/out.csv", "there is no folder"),
         ("in.doc", b"text\ngood\n", "out.csv", "in.doc: cannot read files ending in '.doc'"),
         ("other.csv", b"", "out.csv", "in.csv: no such file"),
         ("in.csv", b"", "out.csv", "in.csv: the file is empty"),
         ("in.csv", b"text\n", "out.csv", "in.csv: no rows in it"),
-        ("in.csv", b"body\ngood\n", "out.csv", "no column 'text', which this student was taught to read; there are"),
+        ("in.csv", b"body\ngood\n", "out.csv", "no column 'text', which this student reads; the file has"),
         ("in.csv", b"text\ngood\n\xffbad\n", "out.csv", "row 2, column 'text': byte 0xff is not UTF-8"),
         ("in.csv", b"text,a\ngood\n", "out.csv", "row 1: 1 column where there should be 2 columns"),
         ("in.jsonl", b'{"text": 7}\n', "out.csv", "row 1, column 'text': 7 is not a text"),
-        ("in.csv", b"text,predicted\ngood,x\n", "out.csv", "it has a column 'predicted', which is to be added"),
+        ("in.csv", b"text,predicted\ngood,x\n", "out.csv", "it already has a column 'predicted'"),
         ("in.json", b'[{"text": "a", "n": 1}, {"text": "b", "n": "x"}]', "out.parquet", "Write jsonl instead"),
     ],
 )
-def test_refusals(chosen: SweepPaths, tmp_path: Path, name: str, content: bytes, to: str, part: str) -> None:
+def test_wrong_files_are_refused_and_nothing_is_written(
+    chosen: SweepPaths, tmp_path: Path, name: str, content: bytes, to: str, part: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     source = tmp_path / (name if not name.startswith("other") else "in.csv")
     done = kdray("predict", chosen.root, "--file", source, "--to", tmp_path / to)
@@ -252,15 +263,16 @@ def test_refusals(chosen: SweepPaths, tmp_path: Path, name: str, content: bytes,
 @pytest.mark.parametrize(
     "arguments", [[], ["a", "--file", "x.csv", "--to", "y.csv"], ["--file", "x.csv"], ["a", "--to", "y.csv"]]
 )
-def test_what_to_predict_is_said_once(chosen: SweepPaths, arguments: list[str]) -> None:
+def test_texts_and_a_file_together_or_neither_are_refused(chosen: SweepPaths, arguments: list[str]) -> None:
     done = kdray("predict", chosen.root, *arguments)
     assert done.code == 2
     assert "predict: give texts, or - for lines of standard input, or --file FILE and --to FILE" in done.err
 
 
 def test_help_names_every_option() -> None:
-    said: Callable[[str], str] = lambda command: kdray(command, "--help").out  # noqa: E731
+    predict_help = kdray("predict", "--help").out
     for option in ("--pair", "--file", "--to", "--columns", "--form", "--batch-size"):
-        assert option in said("predict")
+        assert option in predict_help
+    export_help = kdray("export", "--help").out
     for option in ("--form", "--to"):
-        assert option in said("export")
+        assert option in export_help

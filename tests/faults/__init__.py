@@ -1,6 +1,5 @@
-"""What nights bring, one module a kind: each test breaks something real and looks at what the ledger, the files and
-MLflow hold afterwards.
+"""Fault tests, one module for each kind of fault: a test breaks something real, then checks ledger, files and MLflow.
 
-    python -m pytest -m faults          # all of them
-    python -m pytest                    # those under 20 s, with everything else
+python -m pytest -m faults          # all fault tests
+python -m pytest                    # the fault tests that take less than 20 s, with all other tests
 """

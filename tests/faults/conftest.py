@@ -1,4 +1,4 @@
-"""The sweep that the fault tests break, and its table when nothing befalls it."""
+"""Fixtures: the sweep that the fault tests break, and its table without any fault."""
 
 import os
 import signal
@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from kdray.models.pretrained import Pretrained
-from tests.faults.sweep_process import SWEEP, SweepProcess, numbers
+from tests.faults.sweep_process import SWEEP, SweepProcess, without_clock_metrics
 
 RECOVERIES = pytest.StashKey[dict[str, list[float]]]()
+"""Name of a test -> the seconds of each of its recoveries."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -19,42 +20,43 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """How long it took after each fault until work went on: the figures of docs/reliability.md."""
-    if told := {test: seconds for test, seconds in config.stash[RECOVERIES].items() if seconds}:
+    """Print how many seconds after each fault the work continued: the figures of docs/reliability.md."""
+    if recoveries := {test: seconds for test, seconds in config.stash[RECOVERIES].items() if seconds}:
         terminalreporter.section("time to recover")
-        for test, seconds in told.items():
+        for test, seconds in recoveries.items():
             terminalreporter.write_line(f"{', '.join(f'{each:.1f} s' for each in seconds)}  {test}")
 
 
 @pytest.fixture
-def recovered(request: pytest.FixtureRequest) -> Callable[[float], None]:
-    """Takes note of how many seconds it took after a fault until work went on."""
+def record_recovery(request: pytest.FixtureRequest) -> Callable[[float], None]:
+    """A function that records how many seconds after a fault the work continued."""
     return request.config.stash[RECOVERIES].setdefault(request.node.name, []).append
 
 
 @pytest.fixture(scope="session")
-def night_script(data_folder: Path, teacher: Pretrained, tmp_path_factory: pytest.TempPathFactory) -> str:
+def sweep_script(data_folder: Path, teacher: Pretrained, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The text of the sweep's script."""
     return SWEEP.format(data=str(data_folder), teacher=str(teacher.folder))
 
 
 @pytest.fixture
-def night(night_script: str, tmp_path: Path, recovered: Callable[[float], None]) -> Iterator[SweepProcess]:
-    """A sweep of six trials, of three epochs each; whatever it started is ended."""
-    script = tmp_path / "night.py"
-    script.write_text(night_script)
-    begun = SweepProcess(script, tmp_path / "storage")
-    yield begun
-    for pid in begun.processes():
+def sweep(sweep_script: str, tmp_path: Path, record_recovery: Callable[[float], None]) -> Iterator[SweepProcess]:
+    """A sweep of six trials with three epochs each. All of its processes are killed after the test."""
+    script = tmp_path / "faulty.py"
+    script.write_text(sweep_script)
+    process = SweepProcess(script, tmp_path / "storage")
+    yield process
+    for pid in process.processes():
         os.kill(pid, signal.SIGKILL)
-    for seconds in begun.recoveries:
-        recovered(seconds)
+    for seconds in process.recoveries:
+        record_recovery(seconds)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(night_script: str, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """The table of the sweep that nothing befell, on one slot in its own process."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "night.py").write_text(night_script)
-    sweep = SweepProcess(folder / "night.py", folder / "storage")
-    sweep.run("--local", slots=1)
-    return numbers(sweep.records())
+def expected_table(sweep_script: str, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """The table of the same sweep without any fault, run on one slot in the driver's process."""
+    folder = tmp_path_factory.mktemp("without-faults")
+    (folder / "faulty.py").write_text(sweep_script)
+    process = SweepProcess(folder / "faulty.py", folder / "storage")
+    process.run("--local", slots=1)
+    return without_clock_metrics(process.records())

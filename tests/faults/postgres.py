@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests, out of Debian's package: on loopback, with a password, gone when the block ends."""
+"""A PostgreSQL server for tests, from Debian's package: on the loopback interface, with a password, for one block."""
 
 import os
 import pwd
@@ -18,35 +18,35 @@ PACKAGES = Path("/usr/lib/postgresql")
 
 @dataclass(frozen=True)
 class Cluster:
-    """One server and its files."""
+    """A server and its files."""
 
     programs: Path
     folder: Path
     port: int
     account: str
-    """The server refuses to be root."""
+    """The account that the server runs under: PostgreSQL refuses to run as root."""
     password: str = "not-to-be-written-anywhere"
 
     def url(self, database: str) -> str:
-        """Of a new database; the password is not in it."""
+        """Create a database and return its URL, which does not contain the password."""
         environment = {**os.environ, "PGPASSWORD": self.password}
-        where = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "kdray"]
-        subprocess.run([self.programs / "createdb", *where, database], env=environment, check=True, timeout=60)
+        server = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "kdray"]
+        subprocess.run([self.programs / "createdb", *server, database], env=environment, check=True, timeout=60)
         return f"postgresql://kdray@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Start it, unless it runs."""
+        """Start the server, unless it runs already."""
         if not (self.folder / "data" / "postmaster.pid").exists():
             options = f"-p {self.port} -h 127.0.0.1 -k {self.folder}"
             self.run("pg_ctl", "start", "-w", "-t", "60", "-l", str(self.folder / "log"), "-o", options)
 
     def stop(self) -> None:
-        """Stop it at once, whoever is connected."""
+        """Stop the server at once; open connections are closed."""
         if (self.folder / "data" / "postmaster.pid").exists():
             self.run("pg_ctl", "stop", "-w", "-t", "60", "-m", "fast")
 
     def run(self, program: str, *options: str) -> None:
-        """Run one of PostgreSQL's programs on the server's files, as the account that may."""
+        """Run one of PostgreSQL's programs on the server's files, under the server's account."""
         account = pwd.getpwnam(self.account)
         identity = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if not os.getuid() else {}
         command = [str(self.programs / program), "-D", str(self.folder / "data"), *options]
@@ -55,10 +55,10 @@ class Cluster:
 
 @contextmanager
 def postgres_cluster() -> Iterator[Cluster]:
-    """A running server with the user `kdray`; the test is skipped where there is no PostgreSQL to be had."""
-    programs = _programs()
+    """Run a server with the user `kdray` for the block. The test is skipped if PostgreSQL cannot be installed."""
+    programs = _find_or_install_programs()
     account = "nobody" if not os.getuid() else pwd.getpwuid(os.getuid()).pw_name
-    folder = Path(tempfile.mkdtemp(prefix="kdray-postgres-"))  # pytest's own folders are closed to other accounts
+    folder = Path(tempfile.mkdtemp(prefix="kdray-postgres-"))  # other accounts cannot read pytest's folders
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         cluster = Cluster(programs, folder, free.getsockname()[1], account)
@@ -75,15 +75,16 @@ def postgres_cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder)
 
 
-def _programs() -> Path:
-    """Where initdb and the server are; installed where that may be."""
+def _find_or_install_programs() -> Path:
+    """The folder of initdb and the server. As root, with apt-get, they are installed if they are missing."""
     pytest.importorskip("psycopg", reason="needs pip install 'kdray[postgresql]'")
-    if not _found() and not os.getuid() and shutil.which("apt-get"):
+    if not _initdb_files() and not os.getuid() and shutil.which("apt-get"):
         subprocess.run(["apt-get", "install", "-y", "-q", "postgresql"], check=False, timeout=600)
-    if not (found := _found()):
+    if not (files := _initdb_files()):
         pytest.skip("needs a PostgreSQL server: apt-get install postgresql")
-    return found[-1].parent
+    return files[-1].parent
 
 
-def _found() -> list[Path]:
+def _initdb_files() -> list[Path]:
+    """The initdb programs of all installed versions, in the order of the versions."""
     return sorted(PACKAGES.glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))

@@ -1,4 +1,4 @@
-"""A sweep in a process of its own that tests can break, and what must be true of it afterwards."""
+"""A sweep in a process of its own that tests can break, and the checks that must hold after the sweep."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,18 @@ from kdray.search.ledger import Ledger
 from kdray.storage.paths import SweepPaths
 
 LIMIT_S = 180
-TIMES = ("examples_per_s", "train_seconds", "eval_seconds")
+CLOCK_METRICS = ("examples_per_s", "train_seconds", "eval_seconds")
 STATUS = {"completed": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+"""State of a trial -> status of its run in MLflow."""
+NAME = "faulty"
+"""The name of the sweep in SWEEP."""
 
 SWEEP = """
 from ray import tune
 from kdray import Confirm, Data, Halving, Latency, Search, Sweep, Teacher, TextClassification, Training, Transfer, main
 
 sweep = Sweep(
-    name="night",
+    name="faulty",
     data=Data(source={data!r}),
     teacher=Teacher(model={teacher!r}),
     task=TextClassification(max_length=16),
@@ -45,11 +48,11 @@ if __name__ == "__main__":
 """
 
 
-def until(true: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
-    """The first true value; fails when there is none in time."""
+def wait_for(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
+    """Wait until the condition gives a true value, and return that value. Fails after `limit_s`."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
-        if value := true():
+        if value := condition():
             return value
         time.sleep(0.02)
     raise AssertionError(f"not within {limit_s} s: {what}")
@@ -57,117 +60,118 @@ def until(true: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
 
 @dataclass
 class SweepProcess:
-    """A sweep that is run by a process of its own, again and again."""
+    """A sweep that is run by a driver process of its own, which a test may start several times."""
 
     script: Path
     storage: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """The value of the environment variable KDRAY_TEST, by which all processes of this sweep are found."""
     driver: subprocess.Popen[str] | None = None
     recoveries: list[float] = field(default_factory=list)
-    """Seconds from each fault, or from the command that went on after it, until training went on."""
+    """The seconds from each fault, or from the command that continues after it, until the training continued."""
 
     @property
     def folder(self) -> Path:
-        """Where the driver runs."""
+        """The working directory of the driver."""
         return self.script.parent
 
     @property
     def paths(self) -> SweepPaths:
-        return SweepPaths(self.storage, "night")
+        return SweepPaths(self.storage, NAME)
 
-    def begin(self, *arguments: str, slots: int = 2, **environment: str) -> subprocess.Popen[str]:
-        """Start the driver; what it says goes to a file."""
+    def start(self, *arguments: str, slots: int = 2, **environment: str) -> subprocess.Popen[str]:
+        """Start the driver; its output goes to a file."""
         command = [sys.executable, str(self.script), "--storage", str(self.storage), "--address", "local"]
         command += ["--set", f"slots.count={slots}", "--set", "slots.cpus=1", *arguments]
-        surroundings = {**os.environ, "KDRAY_TEST": self.mark, **environment}
-        goes_on = self.driver is not None
-        with (self.folder / "said.txt").open("a") as said:
+        variables = {**os.environ, "KDRAY_TEST": self.mark, **environment}
+        continues = self.driver is not None
+        with (self.folder / "output.txt").open("a") as output:
             self.driver = subprocess.Popen(
-                command, stdout=said, stderr=said, text=True, cwd=self.folder, env=surroundings
+                command, stdout=output, stderr=output, text=True, cwd=self.folder, env=variables
             )
-        if goes_on:
+        if continues:
             self.watch_recovery()
         return self.driver
 
     def end(self, expected: int = 0) -> None:
-        """Wait for the driver's end."""
+        """Wait until the driver ends, and check its exit code."""
         assert self.driver is not None
-        assert self.driver.wait(LIMIT_S) == expected, self.said
+        assert self.driver.wait(LIMIT_S) == expected, self.output
 
     def run(self, *arguments: str, expected: int = 0, slots: int = 2, **environment: str) -> None:
-        self.begin(*arguments, slots=slots, **environment)
+        """Start the driver, and wait until it ends with the expected exit code."""
+        self.start(*arguments, slots=slots, **environment)
         self.end(expected)
 
     @property
-    def said(self) -> str:
-        return (self.folder / "said.txt").read_text()
+    def output(self) -> str:
+        """The output of all drivers so far."""
+        return (self.folder / "output.txt").read_text()
 
     def records(self) -> list[TrialRecord]:
-        """What the ledger holds now."""
+        """The trials in the ledger now."""
         try:
-            return Ledger.read(self.paths.journal, "night").records()
+            return Ledger.read(self.paths.journal, NAME).records()
         except (KDRayError, OSError):
             return []
 
     def processes(self, name: str = "") -> list[int]:
-        """The living processes of this sweep whose command line holds this name."""
+        """The ids of the running processes of this sweep whose command line contains this name."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                ours = f"KDRAY_TEST={self.mark}".encode() in (process / "environ").read_bytes()
-                if ours and name in (process / "cmdline").read_text():
+                is_ours = f"KDRAY_TEST={self.mark}".encode() in (process / "environ").read_bytes()
+                if is_ours and name in (process / "cmdline").read_text():
                     found.append(int(process.name))
             except OSError:
                 continue
         return sorted(found)
 
-    def trial_in_its_middle(self, besides: tuple[int, ...] = ()) -> TrialRecord:
-        """A trial that has been evaluated and has not ended."""
-        return until(
-            lambda: next(
-                (r for r in self.records() if r.state == "running" and r.history and r.number not in besides), None
-            ),
-            "a trial in its middle",
+    def wait_for_running_trial(self) -> TrialRecord:
+        """Wait for a trial that has been evaluated and has not ended."""
+        return wait_for(
+            lambda: next((record for record in self.records() if record.state == "running" and record.history), None),
+            "a running trial with an evaluation",
         )
 
     def kill(self, name: str, signal_: signal.Signals = signal.SIGKILL) -> int:
-        """Send a signal to the first process of this name."""
-        pid = until(lambda: self.processes(name), f"a process {name}")[0]
+        """Send a signal to the first process with this name."""
+        pid = wait_for(lambda: self.processes(name), f"a process {name}")[0]
         os.kill(pid, signal_)
         self.watch_recovery()
         return pid
 
     def watch_recovery(self) -> None:
-        """Note how long it takes from now until each trial that runs has been evaluated again, or has ended."""
-        began, driver = time.monotonic(), self.driver
-        before = {record.number: len(record.history) for record in self.records() if record.state == "running"}
+        """Record the time from now until each running trial has been evaluated again, or has ended."""
+        start, driver = time.monotonic(), self.driver
+        evaluations = {record.number: len(record.history) for record in self.records() if record.state == "running"}
 
         def watch() -> None:
             while driver is not None and driver.poll() is None:
                 now = {record.number: record for record in self.records()}
-                if all(now[n].state != "running" or len(now[n].history) > seen for n, seen in before.items()):
-                    self.recoveries.append(time.monotonic() - began)
+                if all(now[n].state != "running" or len(now[n].history) > count for n, count in evaluations.items()):
+                    self.recoveries.append(time.monotonic() - start)
                     return
                 time.sleep(0.1)
 
-        if before:
+        if evaluations:
             threading.Thread(target=watch, daemon=True).start()
 
-    def is_sound(self, states: list[str] | None = None) -> None:
-        """Every trial has ended once, MLflow has what the ledger has, and nothing is left over."""
+    def assert_sound(self, states: list[str] | None = None) -> None:
+        """Check that every trial has ended once, that MLflow agrees with the ledger, and that nothing is left."""
         records = self.records()
         assert [record.number for record in records] == list(range(len(records)))
         assert [record.state for record in records] == (states or ["completed"] * 6)
         for record in records:
             steps = [metrics["step"] for metrics in record.history]
             assert steps == sorted(set(steps))
-        self.mlflow_has(records)
-        self.nothing_is_left()
+        self.assert_mlflow_has(records)
+        self.assert_nothing_left()
 
-    def mlflow_has(self, records: list[TrialRecord]) -> None:
-        """One finished run a trial, whose last metrics are the ledger's, under one run of the sweep."""
+    def assert_mlflow_has(self, records: list[TrialRecord]) -> None:
+        """Check that each trial has one run below the sweep's run, with the last metrics of the ledger."""
         client = MlflowClient(f"sqlite:///{self.storage / 'mlflow.db'}")
-        (experiment,) = (e for e in client.search_experiments() if e.name == "kdray")
+        (experiment,) = (each for each in client.search_experiments() if each.name == "kdray")
         runs = client.search_runs([experiment.experiment_id], max_results=1000)
         (parent,) = (run for run in runs if "kdray.trial" not in run.data.tags)
         assert parent.info.status == "FINISHED"
@@ -181,16 +185,21 @@ class SweepProcess:
             for name, value in last.items():
                 assert name == "step" or run.data.metrics[name] == pytest.approx(value), (record.number, name)
 
-    def nothing_is_left(self) -> None:
-        """No process, no half-written file, no checkpoint."""
-        until(lambda: not self.processes(), "all processes have ended")
-        left = [path for path in self.storage.rglob("*") if path.name.startswith((".", "checkpoint"))]
-        assert not left
+    def assert_nothing_left(self) -> None:
+        """Check that no process, no incomplete file and no checkpoint is left."""
+        wait_for(lambda: not self.processes(), "all processes have ended")
+        leftovers = [path for path in self.storage.rglob("*") if path.name.startswith((".", "checkpoint"))]
+        assert not leftovers
 
 
-def numbers(records: list[TrialRecord]) -> list[Any]:
-    """All of a table but what a clock says."""
+def without_clock_metrics(records: Sequence[TrialRecord]) -> list[Any]:
+    """The rows of a table, without the metrics that depend on the clock."""
     return [
-        (r.number, r.params, r.state, [{k: v for k, v in metrics.items() if k not in TIMES} for metrics in r.history])
-        for r in records
+        (
+            record.number,
+            record.params,
+            record.state,
+            [{name: value for name, value in row.items() if name not in CLOCK_METRICS} for row in record.history],
+        )
+        for record in records
     ]

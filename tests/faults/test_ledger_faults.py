@@ -1,4 +1,4 @@
-"""A sweep whose driver is killed, doubled or starved of its ledger: what stood in the ledger stands there again."""
+"""A driver that is killed, a second driver, a damaged or unreachable ledger: no recorded trial is lost."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ from kdray.stages.reading import read_figures
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
 from tests.faults.postgres import Cluster, postgres_cluster
-from tests.faults.sweep_process import numbers, until
+from tests.faults.sweep_process import wait_for, without_clock_metrics
 
 pytestmark = pytest.mark.faults
 MakeSweep = Callable[..., Sweep]
@@ -43,8 +43,8 @@ from kdray.run import RunOptions, run
 from kdray.report.screen import PlainScreen
 
 torch.set_num_threads(1)
-nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-child = subprocess.Popen(["sleep", "300"], **nowhere)  # as Ray's processes, it outlives a killed driver
+no_output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+child = subprocess.Popen(["sleep", "300"], **no_output)  # like Ray's processes, it outlives a killed driver
 print(child.pid, flush=True)
 sweep = pickle.loads(Path(sys.argv[1]).read_bytes())
 with exit_on_error():
@@ -52,26 +52,26 @@ with exit_on_error():
 """
 
 
-class Watching(NullScreen):
-    """Keeps what is noted, and does something when so many trials have ended."""
+class ActingScreen(NullScreen):
+    """A screen that stores the notes, and calls `act` once when `ended` trials have ended."""
 
     def __init__(self, ended: int = 0, act: Callable[[], None] = lambda: None) -> None:
         self.notes: list[str] = []
         self._ended, self._act = ended, act
 
     def note(self, text: str) -> None:
-        """Something worth knowing."""
+        """Store the note."""
         self.notes.append(text)
 
     def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
-        """How the trials stand."""
+        """Call `act` if enough trials have ended."""
         if self._ended and sum(record.state != "running" for record in records) >= self._ended:
             self._ended = 0
             self._act()
 
 
-def searching(trials: int, **settings: Any) -> dict[str, Any]:
-    """The fields of a sweep of so many trials on one thread."""
+def search_fields(trials: int, **settings: Any) -> dict[str, Any]:
+    """The fields of a sweep with this number of trials on one thread."""
     return {"search": Search(trials=trials, stopping=None, **settings), "slots": SlotSettings(cpus=1)}
 
 
@@ -82,7 +82,7 @@ def paths(tmp_path: Path) -> SweepPaths:
 
 @pytest.fixture
 def drive(paths: SweepPaths, tmp_path: Path) -> Iterator[Callable[[Sweep], subprocess.Popen[str]]]:
-    """Starts a driver in a process of its own; a child of its lives on when it is killed."""
+    """A function that starts a driver in a process of its own; a child of the driver survives when it is killed."""
     drivers: list[subprocess.Popen[str]] = []
     children: list[int] = []
 
@@ -103,8 +103,8 @@ def drive(paths: SweepPaths, tmp_path: Path) -> Iterator[Callable[[Sweep], subpr
         driver.communicate(timeout=20)
 
 
-def ended(paths: SweepPaths) -> int:
-    """How many trials have ended so far, as anybody may ask at any time."""
+def count_ended(paths: SweepPaths) -> int:
+    """The number of trials that have ended so far, read while the driver runs."""
     try:
         return sum(record.state != "running" for record in read_figures(paths).records)
     except StorageError:
@@ -119,43 +119,47 @@ def ended(paths: SweepPaths) -> int:
 def test_two_drivers_then_none_then_one(
     make_sweep: MakeSweep, drive: Callable[[Sweep], subprocess.Popen[str]], paths: SweepPaths, tmp_path: Path, kind: str
 ) -> None:
-    """While one runs, others are refused; when it is killed, the next goes on, and comes to the same table."""
+    """While one driver runs, others are refused. After it is killed, the next one continues to the same table."""
     ledger = {"ledger": f"sqlite:///{tmp_path}/ledger.db"} if kind == "sqlite" else {}
-    sweep = make_sweep(**searching(12, **ledger))
+    sweep = make_sweep(**search_fields(12, **ledger))
     driver = drive(sweep)
-    until(lambda: ended(paths) >= 2, "two trials")
-    os.kill(driver.pid, signal.SIGSTOP)  # it hangs, in the middle of something, and lives
+    wait_for(lambda: count_ended(paths) >= 2, "two trials")
+    os.kill(driver.pid, signal.SIGSTOP)  # the driver hangs, but its process exists
     for fresh in (False, True):
         with pytest.raises(StorageError, match=rf"@.* \(pid {driver.pid}, since .*\) runs this sweep"):
             run(sweep, paths, RunOptions(fresh=fresh, local=True))
     second = drive(sweep)
-    said, _ = second.communicate(timeout=120)
+    output, _ = second.communicate(timeout=120)
     assert second.returncode == 2
-    assert f"pid {driver.pid}" in said
+    assert f"pid {driver.pid}" in output
     driver.kill()
     driver.wait(timeout=20)
-    done = read_figures(paths).records
-    assert 2 <= len(done) < 12
-    screen = Watching()
+    before = read_figures(paths).records
+    assert 2 <= len(before) < 12
+    screen = ActingScreen()
     outcome = run(sweep, paths, RunOptions(local=True), screen=screen)
     assert f"(pid {driver.pid}, since" in screen.notes[0]
     assert "is dead: going on in its place" in screen.notes[0]
     assert not paths.owner.exists()
-    shutil.copytree(paths.cache, tmp_path / "whole" / "cache")  # two clocks may rank two depths differently
-    whole = run(make_sweep(**searching(12)), SweepPaths(tmp_path / "whole", "tiny"), RunOptions(local=True))
-    assert numbers(outcome.figures.records) == numbers(whole.figures.records)
-    finished = [record for record in done if record.state == "completed"]
-    assert [r for r in outcome.figures.records if r.number in {r.number for r in finished}] == finished
+    # Both sweeps use the same measured latencies: two measurements could rank two depths differently.
+    shutil.copytree(paths.cache, tmp_path / "undisturbed" / "cache")
+    undisturbed = run(
+        make_sweep(**search_fields(12)), SweepPaths(tmp_path / "undisturbed", "tiny"), RunOptions(local=True)
+    )
+    assert without_clock_metrics(outcome.figures.records) == without_clock_metrics(undisturbed.figures.records)
+    completed = [record for record in before if record.state == "completed"]
+    numbers = {record.number for record in completed}
+    assert [record for record in outcome.figures.records if record.number in numbers] == completed
 
 
 def test_a_damaged_journal_stops_the_sweep_before_it_begins(make_sweep: MakeSweep, paths: SweepPaths) -> None:
-    run(make_sweep(**searching(1)), paths, RunOptions(local=True))
+    run(make_sweep(**search_fields(1)), paths, RunOptions(local=True))
     lines = paths.journal.read_bytes().splitlines(keepends=True)
     middle = len(lines) // 2
     paths.journal.write_bytes(b"".join([*lines[:middle], b"\0\0\0\0rubbish\n", *lines[middle:]]))
     before = {path: path.read_bytes() for path in paths.root.rglob("*") if path.is_file()}
     with pytest.raises(StorageError, match=rf"journal\.log: line {middle + 1} is damaged: .*rubbish") as caught:
-        run(make_sweep(**searching(2)), paths, RunOptions(local=True))
+        run(make_sweep(**search_fields(2)), paths, RunOptions(local=True))
     assert caught.value.exit_code == 2
     assert {path: path.read_bytes() for path in paths.root.rglob("*") if path.is_file()} == before
 
@@ -180,18 +184,20 @@ def test_a_sqlite_ledger_that_is_locked_for_half_a_minute(
 
         threading.Timer(30, release).start()
 
-    sweep = make_sweep(**searching(4, ledger=f"sqlite:///{file}"))
-    outcome = run(sweep, paths, RunOptions(local=True), screen=Watching(1, lock))
+    sweep = make_sweep(**search_fields(4, ledger=f"sqlite:///{file}"))
+    outcome = run(sweep, paths, RunOptions(local=True), screen=ActingScreen(1, lock))
     assert free.wait(60)
-    whole = run(make_sweep(**searching(4)), SweepPaths(tmp_path / "whole", "tiny"), RunOptions(local=True))
-    assert numbers(outcome.figures.records) == numbers(whole.figures.records)
+    undisturbed = run(
+        make_sweep(**search_fields(4)), SweepPaths(tmp_path / "undisturbed", "tiny"), RunOptions(local=True)
+    )
+    assert without_clock_metrics(outcome.figures.records) == without_clock_metrics(undisturbed.figures.records)
     assert {record.state for record in outcome.figures.records} == {"completed"}
-    assert numbers(read_figures(paths).records) == numbers(whole.figures.records)
+    assert without_clock_metrics(read_figures(paths).records) == without_clock_metrics(undisturbed.figures.records)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A PostgreSQL server of this module's own, which asks for a password."""
+    """A PostgreSQL server for the tests of this module, with a password."""
     with postgres_cluster() as running:
         yield running
 
@@ -205,21 +211,21 @@ def database(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 @pytest.mark.slow
 def test_a_sweep_in_postgresql(make_sweep: MakeSweep, paths: SweepPaths, database: Cluster, tmp_path: Path) -> None:
-    """Extended by trials and by a longer list; the same table as in a file, and the password nowhere."""
+    """Extended by trials and by a longer list, the table is the same as in a file; the password is in no file."""
     space = {"student.depth": [1, 2], "training.learning_rate": [1e-3, 3e-3]}
     longer = {"student.depth": [1, 2, 3], "training.learning_rate": [1e-3, 3e-3]}
     url = database.url("extended")
-    for trials, of in ((2, space), (4, space), (8, longer)):
-        outcome = run(make_sweep(**searching(trials, ledger=url), space=of), paths, RunOptions(local=True))
+    for trials, each_space in ((2, space), (4, space), (8, longer)):
+        outcome = run(make_sweep(**search_fields(trials, ledger=url), space=each_space), paths, RunOptions(local=True))
     in_file = SweepPaths(tmp_path / "file", "tiny")
-    for trials, of in ((4, space), (8, longer)):
-        expected = run(make_sweep(**searching(trials), space=of), in_file, RunOptions(local=True))
-    assert numbers(outcome.figures.records) == numbers(expected.figures.records)
+    for trials, each_space in ((4, space), (8, longer)):
+        expected = run(make_sweep(**search_fields(trials), space=each_space), in_file, RunOptions(local=True))
+    assert without_clock_metrics(outcome.figures.records) == without_clock_metrics(expected.figures.records)
     assert 3 in {record.params["student.depth"] for record in outcome.figures.records[4:]}
     assert not paths.journal.exists()
-    shown = CliRunner().invoke(app, ["show", str(paths.root)], env={"COLUMNS": "200"})
-    assert shown.exit_code == 0
-    assert shown.output.count("completed") == 8
+    result = CliRunner().invoke(app, ["show", str(paths.root)], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert result.output.count("completed") == 8
     study = optuna.load_study(study_name="tiny", storage=url)
     assert {trial.distributions["student.depth"].choices for trial in study.trials} == {(1, 2, 3)}  # type: ignore
     for path in tmp_path.rglob("*"):
@@ -234,10 +240,12 @@ def test_a_postgresql_server_that_is_restarted(
         database.stop()
         threading.Timer(5, database.start).start()
 
-    sweep = make_sweep(**searching(4, ledger=database.url("restarted")))
-    outcome = run(sweep, paths, RunOptions(local=True), screen=Watching(1, restart))
-    whole = run(make_sweep(**searching(4)), SweepPaths(tmp_path / "whole", "tiny"), RunOptions(local=True))
-    assert numbers(outcome.figures.records) == numbers(whole.figures.records)
+    sweep = make_sweep(**search_fields(4, ledger=database.url("restarted")))
+    outcome = run(sweep, paths, RunOptions(local=True), screen=ActingScreen(1, restart))
+    undisturbed = run(
+        make_sweep(**search_fields(4)), SweepPaths(tmp_path / "undisturbed", "tiny"), RunOptions(local=True)
+    )
+    assert without_clock_metrics(outcome.figures.records) == without_clock_metrics(undisturbed.figures.records)
 
 
 @pytest.mark.slow
@@ -248,31 +256,33 @@ def test_a_killed_driver_in_postgresql(
     database: Cluster,
     tmp_path: Path,
 ) -> None:
-    sweep = make_sweep(**searching(8, ledger=database.url("killed")))
+    sweep = make_sweep(**search_fields(8, ledger=database.url("killed")))
     driver = drive(sweep)
-    until(lambda: ended(paths) >= 2, "two trials")
+    wait_for(lambda: count_ended(paths) >= 2, "two trials")
     driver.kill()
     driver.wait(timeout=20)
     assert len(read_figures(paths).records) < 8
     outcome = run(sweep, paths, RunOptions(local=True))
-    whole = run(make_sweep(**searching(8)), SweepPaths(tmp_path / "whole", "tiny"), RunOptions(local=True))
-    assert numbers(outcome.figures.records) == numbers(whole.figures.records)
+    undisturbed = run(
+        make_sweep(**search_fields(8)), SweepPaths(tmp_path / "undisturbed", "tiny"), RunOptions(local=True)
+    )
+    assert without_clock_metrics(outcome.figures.records) == without_clock_metrics(undisturbed.figures.records)
 
 
 @pytest.mark.slow
 def test_a_postgresql_server_that_is_down_is_named(
     make_sweep: MakeSweep, paths: SweepPaths, database: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = make_sweep(**searching(2, ledger=database.url("down")))
+    sweep = make_sweep(**search_fields(2, ledger=database.url("down")))
     run(sweep, paths, RunOptions(local=True))
     monkeypatch.setenv("PGPASSWORD", "wrong")
     with pytest.raises(StorageError, match=r"ledger postgresql://.*: cannot be used .*password authentication failed"):
         run(sweep, paths, RunOptions(local=True))
     database.stop()
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(StorageError, match=r"ledger postgresql://.*: cannot be used .*Connection refused") as caught:
         run(sweep, paths, RunOptions(local=True))
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - start < 20
     assert caught.value.exit_code == 2
     monkeypatch.setenv("PGPASSWORD", database.password)
     database.start()
@@ -283,7 +293,7 @@ def test_a_postgresql_server_that_is_down_is_named(
 def test_two_storages_in_one_postgresql_do_not_mix(
     make_sweep: MakeSweep, paths: SweepPaths, database: Cluster, tmp_path: Path
 ) -> None:
-    sweep = make_sweep(**searching(1, ledger=database.url("shared")))
+    sweep = make_sweep(**search_fields(1, ledger=database.url("shared")))
     run(sweep, paths, RunOptions(local=True))
     with pytest.raises(StorageError, match="'tiny' in it belongs to another folder"):
         run(sweep, SweepPaths(tmp_path / "other", "tiny"), RunOptions(local=True))

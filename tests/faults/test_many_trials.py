@@ -1,4 +1,4 @@
-"""A thousand trials of almost no work: no report is lost, and the driver does not grow."""
+"""A thousand trials with almost no work: no report is lost, and the driver does not use more and more memory."""
 
 import sys
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ TRIALS = 1000
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """Two evaluations; the accuracy is the number's."""
+class EmptyTrial:
+    """A job with two evaluations and no training; the accuracy follows from the number."""
 
     number: int
 
@@ -38,15 +38,15 @@ class Teaching:
 
 
 @dataclass(frozen=True)
-class Size:
-    """Of this process."""
+class ProcessSize:
+    """The resources that this process uses."""
 
     resident_mb: float
     threads: int
     open_files: int
 
     @classmethod
-    def now(cls) -> "Size":
+    def now(cls) -> "ProcessSize":
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         files = len(list(Path("/proc/self/fd").iterdir()))
         return cls(int(status["VmRSS"].split()[0]) / 1024, int(status["Threads"]), files)
@@ -56,27 +56,30 @@ def test_a_thousand_trials_lose_nothing_and_the_driver_does_not_grow(tmp_path: P
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     info = connect("local", False, tmp_path / "logs")
     ledger = Ledger.open(tmp_path / "journal.log", "many", ("accuracy",))
-    asked = Search(trials=TRIALS, objectives=("accuracy",), sampler="random", stopping=None)
-    study = Planner(asked, {"distillation.alpha": [0.1, 0.5, 0.9]}, ledger, lambda params: {}, lambda params: 2)
-    sizes: dict[int, Size] = {}
+    search = Search(trials=TRIALS, objectives=("accuracy",), sampler="random", stopping=None)
+    space = {"distillation.alpha": [0.1, 0.5, 0.9]}
+    planner = Planner(search, space, ledger, costs=lambda params: {}, evaluations=lambda params: 2)
+    sizes: dict[int, ProcessSize] = {}
 
     def watch(record: TrialRecord) -> None:
         if record.state != "running" and record.number in (100, TRIALS - 1):
-            sizes[record.number] = Size.now()
+            sizes[record.number] = ProcessSize.now()
 
-    def make_job(number: int, params: dict[str, Any]) -> Teaching:
-        return Teaching(number)
+    def make_job(number: int, params: dict[str, Any]) -> EmptyTrial:
+        return EmptyTrial(number)
 
     try:
         with open_slots(SlotSettings(count=2, cpus=1), tmp_path / "logs") as pool:
-            run_search(pool, study, make_job, watch)
+            run_search(pool, planner, make_job, watch)
     finally:
         info.close()
     records = Ledger.read(tmp_path / "journal.log", "many").records()
     assert [record.number for record in records] == list(range(TRIALS))
     for record in records:
         assert record.state == "completed"
-        assert [(m["accuracy"], m["epoch"]) for m in record.history] == [(record.number / TRIALS, e) for e in (1, 2)]
+        assert [(row["accuracy"], row["epoch"]) for row in record.history] == [
+            (record.number / TRIALS, epoch) for epoch in (1, 2)
+        ]
     early, late = sizes[100], sizes[TRIALS - 1]
     assert late.resident_mb <= 1.2 * early.resident_mb, (early, late)
     assert late.threads <= early.threads + 4, (early, late)

@@ -1,4 +1,4 @@
-"""An MLflow server in trouble: it holds nothing up, it is said once, and all arrives, once, with its own times."""
+"""An MLflow server that fails: it delays no trial, the user gets one message, and every change arrives exactly once."""
 
 import os
 import signal
@@ -26,38 +26,38 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One for the module: it takes seconds to start. Each test has an experiment of its own."""
+    """One server for the module, because its start takes seconds. Each test has an experiment of its own."""
     with Server(tmp_path_factory.mktemp("server")) as server:
         yield server
 
 
 @pytest.fixture
-def door(server: Server) -> Iterator[FaultyProxy]:
-    with FaultyProxy(server) as door:
-        yield door
+def proxy(server: Server) -> Iterator[FaultyProxy]:
+    with FaultyProxy(server) as proxy:
+        yield proxy
 
 
 @pytest.fixture
 def paths(tmp_path: Path) -> SweepPaths:
-    return SweepPaths(tmp_path, "told")
+    return SweepPaths(tmp_path, "tracked")
 
 
 @pytest.fixture
-def tracking(door: FaultyProxy, request: pytest.FixtureRequest) -> Tracking:
-    """The door's address; an answer within two seconds."""
-    return Tracking(uri=door.uri, experiment=request.node.name, timeout_s=2, patience_s=60)
+def tracking(proxy: FaultyProxy, request: pytest.FixtureRequest) -> Tracking:
+    """Tracking at the proxy's address, with a timeout of two seconds."""
+    return Tracking(uri=proxy.uri, experiment=request.node.name, timeout_s=2, patience_s=60)
 
 
 @pytest.fixture
 def report(paths: SweepPaths) -> Path:
-    """A folder to be logged."""
+    """A folder that is logged as an artifact."""
     paths.report.mkdir(parents=True)
-    (paths.report / "report.md").write_text("# told\n")
+    (paths.report / "report.md").write_text("# A report\n")
     return paths.report
 
 
 def kdray(*arguments: str | Path) -> tuple[int, str]:
-    """The exit code, and all that was printed."""
+    """Run a command. Returns its exit code and its output."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
     return result.exit_code, " ".join(f"{result.stdout}\n{result.stderr}".split())
 
@@ -65,50 +65,53 @@ def kdray(*arguments: str | Path) -> tuple[int, str]:
 # While the sweep runs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trouble", ["refused", "error 500", "no answer", "lost answer"])
+@pytest.mark.parametrize("fault", ["refused", "error 500", "no answer", "lost answer"])
 def test_a_server_in_trouble_holds_nothing_up_and_gets_everything_afterwards(
-    trouble: Fault | str,
-    door: FaultyProxy,
+    fault: Fault | str,
+    proxy: FaultyProxy,
     server: Server,
     paths: SweepPaths,
     tracking: Tracking,
     report: Path,
-    recovered: Callable[[float], None],
+    record_recovery: Callable[[float], None],
 ) -> None:
     sweep = ScriptedSweep(paths, tracking)
     sweep.trials(0)
     sweep.wait_until_sent()
-    door.shut() if trouble == "refused" else door.always(trouble)  # type: ignore[arg-type]
+    if fault == "refused":
+        proxy.shut()
+    else:
+        proxy.always(fault)  # type: ignore[arg-type]
     sweep.trials(1, state="failed")
     sweep.figures(report)
-    wait_until(lambda: bool(sweep.said), 60, "nothing was said")
+    wait_until(lambda: bool(sweep.said), 60, "no message")
     sweep.trials(2, state="stopped")
     assert paths.spool.stat().st_size > 0
-    door.open()
+    proxy.open()
     opened = time.monotonic()
     sweep.wait_until_sent()
-    recovered(time.monotonic() - opened)
+    record_recovery(time.monotonic() - opened)
     sweep.end()
     assert sweep.longest_call_s < 1
-    trouble_said, over = sweep.said
-    assert trouble_said.startswith(f"MLflow at {door.uri} cannot be written to (")
-    assert over == f"MLflow at {door.uri} answers again: it has everything now."
+    first_message, last_message = sweep.said
+    assert first_message.startswith(f"MLflow at {proxy.uri} cannot be written to (")
+    assert last_message == f"MLflow at {proxy.uri} answers again: it has everything now."
     assert_all_in_mlflow(paths, server.store, tracking.experiment)
-    found = runs_in(server.store, tracking.experiment)[None]
-    assert found.data.metrics == {"teacher.accuracy": 0.9}
-    assert len(list(server.folder.glob(f"artifacts/*/{found.info.run_id}/artifacts/report/report.md"))) == 1
+    sweep_run = runs_in(server.store, tracking.experiment)[None]
+    assert sweep_run.data.metrics == {"teacher.accuracy": 0.9}
+    assert len(list(server.folder.glob(f"artifacts/*/{sweep_run.info.run_id}/artifacts/report/report.md"))) == 1
     assert not paths.spool.exists()
 
 
 def test_a_server_that_is_down_at_the_start(
-    door: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
+    proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
-    door.shut()
+    proxy.shut()
     sweep = ScriptedSweep(paths, tracking)
     sweep.trials(0, 1)
-    wait_until(lambda: bool(sweep.said), 60, "nothing was said")
+    wait_until(lambda: bool(sweep.said), 60, "no message")
     assert sweep.tracker.run_ids() == {}
-    door.open()
+    proxy.open()
     sweep.wait_until_sent()
     sweep.trials(2)
     sweep.end()
@@ -116,10 +119,10 @@ def test_a_server_that_is_down_at_the_start(
 
 
 def test_a_slow_server_gets_everything_in_time(
-    door: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
+    proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
-    door.lateness_s = 0.5
-    door.always("late answer")
+    proxy.lateness_s = 0.5
+    proxy.always("late answer")
     sweep = ScriptedSweep(paths, tracking)
     sweep.trials(0, 1, 2)
     sweep.end()
@@ -129,39 +132,39 @@ def test_a_slow_server_gets_everything_in_time(
 
 @pytest.mark.parametrize("fate", ["late answer", "lost answer"])
 def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
-    fate: Fault, door: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
+    fate: Fault, proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
-    made: list[str] = []
+    faults: list[str] = []
 
     def fate_of(method: str, path: str) -> Fault:
-        if not path.endswith("runs/create") or len(made) >= 2:
+        if not path.endswith("runs/create") or len(faults) >= 2:
             return "passes"
-        made.append(path)
+        faults.append(path)
         return fate
 
-    door.lateness_s, door.fate = 5, fate_of
+    proxy.lateness_s, proxy.fate = 5, fate_of
     sweep = ScriptedSweep(paths, tracking)
     sweep.trials(0, 1, 2)
     sweep.end()
-    assert len(made) == 2
+    assert len(faults) == 2
     assert_all_in_mlflow(paths, server.store, tracking.experiment)
 
 
 def test_a_run_that_is_made_long_after_it_was_asked_for_is_removed(
-    door: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
+    proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
-    """The server holds the first request back until the run was asked for again."""
+    """The first request is delayed until the run is requested a second time."""
     created: list[str] = []
 
     def fate_of(method: str, path: str) -> Fault:
         if path.endswith("runs/create"):
             created.append(path)
             if len(created) == 1:
-                wait_until(lambda: len(created) > 1, 60, "it was not asked for again")
+                wait_until(lambda: len(created) > 1, 60, "no second request")
                 time.sleep(0.5)
         return "passes"
 
-    door.fate = fate_of
+    proxy.fate = fate_of
     sweep = ScriptedSweep(paths, tracking)
     sweep.trials(0, 1, 2)
     client = MlflowClient(server.store)
@@ -176,62 +179,64 @@ def test_a_run_that_is_made_long_after_it_was_asked_for_is_removed(
 def test_a_server_that_is_killed_and_started_again_in_the_middle(
     paths: SweepPaths, tmp_path: Path, report: Path
 ) -> None:
-    with Server(tmp_path / "own") as own:
-        tracking = Tracking(uri=f"http://127.0.0.1:{own.port}", experiment="restarted", timeout_s=5, patience_s=60)
+    with Server(tmp_path / "own") as own_server:
+        tracking = Tracking(
+            uri=f"http://127.0.0.1:{own_server.port}", experiment="restarted", timeout_s=5, patience_s=60
+        )
         sweep = ScriptedSweep(paths, tracking)
         sweep.trials(0)
         sweep.begin()
         sweep.wait_until_sent()
-        own.stop()
+        own_server.stop()
         sweep.evaluate(1, 10)
         sweep.figures(report)
-        wait_until(lambda: bool(sweep.said), 60, "nothing was said")
-        own.start()
+        wait_until(lambda: bool(sweep.said), 60, "no message")
+        own_server.start()
         sweep.evaluate(1, 20)
         sweep.finish(1)
         sweep.trials(2)
         sweep.end()
         assert len(sweep.said) == 2
-        assert_all_in_mlflow(paths, own.store, "restarted")
+        assert_all_in_mlflow(paths, own_server.store, "restarted")
 
 
 # Afterwards -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_server_that_was_gone_for_the_whole_sweep_missed_is_sent_by_kdray_sync(
-    door: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking, report: Path
+    proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking, report: Path
 ) -> None:
-    door.shut()
+    proxy.shut()
     sweep = ScriptedSweep(paths, tracking.model_copy(update={"patience_s": 1}))
     sweep.trials(0, 1, state="stopped")
     sweep.trials(2)
     sweep.figures(report)
-    sweep.tracker.log_artifacts(paths.student(0), "student", trial=0)  # removed before anything was sent
+    sweep.tracker.log_artifacts(paths.student(0), "student", trial=0)  # the folder does not exist
     ended = time.time()
     sweep.end()
     assert sweep.said[-1].endswith(f"They are kept; send them later with: kdray sync {paths.root}")
     assert "of 4 of 4 runs" in sweep.said[-1]
 
-    code, said = kdray("sync", paths.root)
+    code, output = kdray("sync", paths.root)
     assert code == 1
-    assert "has taken nothing for 1 s (the connection is refused)" in said
-    assert "Traceback" not in said
+    assert "has taken nothing for 1 s (the connection is refused)" in output
+    assert "Traceback" not in output
 
     time.sleep(1)
-    door.open()
-    code, said = kdray("sync", paths.root)
-    assert code == 0, said
-    assert f"Sent to MLflow at {door.uri}: runs changed: 4, values of metrics: 22, folders of files: 1." in said
-    assert f"not there any more: {paths.student(0)}" in said
+    proxy.open()
+    code, output = kdray("sync", paths.root)
+    assert code == 0, output
+    assert f"Sent to MLflow at {proxy.uri}: runs changed: 4, values of metrics: 22, folders of files: 1." in output
+    assert f"does not exist any more: {paths.student(0)}" in output
     assert_all_in_mlflow(paths, server.store, tracking.experiment)
-    found = runs_in(server.store, tracking.experiment)[None]
-    assert found.info.end_time == pytest.approx(ended * 1000, rel=0, abs=900)
-    assert found.info.start_time < Ledger.read(paths.journal, paths.name)[0].started * 1000
+    sweep_run = runs_in(server.store, tracking.experiment)[None]
+    assert sweep_run.info.end_time == pytest.approx(ended * 1000, rel=0, abs=900)
+    assert sweep_run.info.start_time < Ledger.read(paths.journal, paths.name)[0].started * 1000
     assert not paths.spool.exists()
 
-    code, said = kdray("sync", paths.root)
+    code, output = kdray("sync", paths.root)
     assert code == 0
-    assert "Nothing to send" in said
+    assert "Nothing to send" in output
 
 
 DRIVER = """
@@ -242,39 +247,42 @@ from pathlib import Path
 from tests.tracking.scripted_sweep import ScriptedSweep
 
 storage, uri, experiment, unsent = sys.argv[1:]
-sweep = ScriptedSweep(SweepPaths(Path(storage), "told"), Tracking(uri=uri, experiment=experiment, timeout_s=2))
+sweep = ScriptedSweep(SweepPaths(Path(storage), "tracked"), Tracking(uri=uri, experiment=experiment, timeout_s=2))
 sweep.trials(0)
 sweep.begin()
 sweep.evaluate(1, 10)
 if unsent == "sent":
     sweep.wait_until_sent()
-    sweep.ledger.finish(1, "stopped")  # the ledger has it, and the tracker has never heard of it
-print("told", flush=True)
+    sweep.ledger.finish(1, "stopped")  # only the ledger has the end of this trial, the tracker has not
+print("ready", flush=True)
 time.sleep(300)
 """
 
 
-def killed_driver(paths: SweepPaths, tracking: Tracking, how: str) -> None:
-    """A driver of one finished and one running trial that is killed when it has told all, or when all is sent."""
+def run_and_kill_driver(paths: SweepPaths, tracking: Tracking, sent: str) -> None:
+    """Run a driver with a finished and a running trial, and kill it: before or after it has sent everything.
+
+    `sent` is "sent" or "unsent".
+    """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-c", DRIVER, str(paths.storage), str(tracking.uri), tracking.experiment, how]
+    command = [sys.executable, "-c", DRIVER, str(paths.storage), str(tracking.uri), tracking.experiment, sent]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as driver:
         try:
             assert driver.stdout is not None
-            assert driver.stdout.readline() == "told\n"
+            assert driver.stdout.readline() == "ready\n"
         finally:
             driver.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.parametrize("later", ["sync", "resume"])
 def test_what_a_killed_driver_had_not_sent_is_sent_later(
-    later: str, door: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
+    later: str, proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
-    door.always("error 500")
-    killed_driver(paths, tracking, "unsent")
+    proxy.always("error 500")
+    run_and_kill_driver(paths, tracking, "unsent")
     with paths.spool.open("a") as spool:
-        spool.write('{"run": 1, "metrics": [["accur')  # and a line that the kill has torn
-    door.open()
+        spool.write('{"run": 1, "metrics": [["accur')  # a line that was not completed
+    proxy.open()
     if later == "resume":
         sweep = ScriptedSweep(paths, tracking)
         sweep.tell(sweep.ledger.resume(1))
@@ -283,15 +291,16 @@ def test_what_a_killed_driver_had_not_sent_is_sent_later(
         sweep.evaluate(1, 20)
         sweep.finish(1)
         sweep.end()
-        found = runs_in(server.store, tracking.experiment)
-        assert {run.info.status for run in found.values()} == {"FINISHED"}
-        assert found["1"].data.metrics["accuracy"] == pytest.approx(0.82)
+        runs = runs_in(server.store, tracking.experiment)
+        assert {run.info.status for run in runs.values()} == {"FINISHED"}
+        assert runs["1"].data.metrics["accuracy"] == pytest.approx(0.82)
         return
-    code, said = kdray("sync", paths.root)
-    assert code == 0, said
-    found = runs_in(server.store, tracking.experiment)
-    assert found["1"].info.status == "KILLED"  # the ledger calls it running: it is handed out again
-    assert found["1"].data.tags["kdray.status"] == "interrupted"
+    code, output = kdray("sync", paths.root)
+    assert code == 0, output
+    runs = runs_in(server.store, tracking.experiment)
+    # In the ledger the trial is running, because a later session continues it.
+    assert runs["1"].info.status == "KILLED"
+    assert runs["1"].data.tags["kdray.status"] == "interrupted"
     assert_all_in_mlflow(paths, server.store, tracking.experiment, status="KILLED")
 
 
@@ -299,7 +308,7 @@ def test_what_a_killed_driver_had_not_sent_is_sent_later(
 def test_runs_that_a_killed_driver_left_running_are_closed(
     later: str, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
-    killed_driver(paths, tracking, "sent")
+    run_and_kill_driver(paths, tracking, "sent")
     before = runs_in(server.store, tracking.experiment)
     assert (before[None].info.status, before["1"].info.status) == ("RUNNING", "RUNNING")
     if later == "sync":
@@ -317,11 +326,11 @@ def test_runs_that_a_killed_driver_left_running_are_closed(
 
 
 def test_sync_and_a_running_sweep_keep_out_of_each_others_way(
-    door: FaultyProxy, paths: SweepPaths, tracking: Tracking
+    proxy: FaultyProxy, paths: SweepPaths, tracking: Tracking
 ) -> None:
-    door.shut()
+    proxy.shut()
     sweep = ScriptedSweep(paths, tracking.model_copy(update={"patience_s": 0}))
-    code, said = kdray("sync", paths.root)
+    code, output = kdray("sync", paths.root)
     assert code == 2
-    assert "another process is sending this sweep to MLflow" in said
+    assert "another process is sending this sweep to MLflow" in output
     sweep.end()

@@ -1,4 +1,4 @@
-"""Machines that go away under a sweep: three nodes in this machine, one of which dies or is drained."""
+"""Nodes that die, are drained, join late or see another storage: three Ray nodes on this machine."""
 
 import os
 import signal
@@ -21,15 +21,15 @@ from kdray.slots.cluster import connect
 from kdray.slots.job import Instruction, Report, Worker
 from kdray.slots.pool import SlotSettings
 from kdray.slots.ray_slots import RaySlots, open_slots
-from tests.faults.sweep_process import LIMIT_S, until
+from tests.faults.sweep_process import LIMIT_S, wait_for
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 @dataclass(frozen=True)
-class Marching:
-    """Steps of 20 ms, kept in a file when it is suspended, every tenth one without being asked."""
+class CountingJob:
+    """A job with steps of 20 ms. It saves its step in a file when it is suspended, and after every tenth step."""
 
     file: Path
     steps: int
@@ -40,29 +40,30 @@ class Marching:
         while step < self.steps:
             time.sleep(0.02)
             step += 1
-            ask = worker.next_instruction(save=step % 10 == 0)
-            if ask in (Instruction.SAVE, Instruction.SUSPEND):
+            instruction = worker.next_instruction(save=step % 10 == 0)
+            if instruction in (Instruction.SAVE, Instruction.SUSPEND):
                 self.file.write_text(str(step))
-            if ask >= Instruction.SUSPEND:
+            if instruction >= Instruction.SUSPEND:
                 return
         yield {"reached": step, "pid": os.getpid()}
 
 
 @dataclass
-class March:
-    """A job of a slot, listened to by a thread."""
+class RunningJob:
+    """A job on a slot, and a thread that stores its reports."""
 
     reports: list[Report]
     thread: threading.Thread
     run: Any
 
-    def end(self) -> None:
+    def wait(self) -> None:
+        """Wait until the job ends."""
         self.thread.join(LIMIT_S)
         assert not self.thread.is_alive()
 
 
-def marching(slots: RaySlots, file: Path, steps: int) -> March:
-    run = slots.run(Marching(file, steps), file.name)
+def start_job(slots: RaySlots, file: Path, steps: int) -> RunningJob:
+    run = slots.run(CountingJob(file, steps), file.name)
     reports: list[Report] = []
 
     def listen() -> None:
@@ -71,19 +72,19 @@ def marching(slots: RaySlots, file: Path, steps: int) -> March:
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
-    return March(reports, thread, run)
+    return RunningJob(reports, thread, run)
 
 
-def seconds_until_it_goes_on(march: March) -> float:
-    """How long it takes from now until the job is begun again somewhere."""
-    began = time.monotonic()
-    until(lambda: len(march.reports) > 1, "the job goes on")
-    return time.monotonic() - began
+def measure_recovery(job: RunningJob) -> float:
+    """Wait until the job has started again on some node. Returns the seconds."""
+    start = time.monotonic()
+    wait_for(lambda: len(job.reports) > 1, "the second start of the job")
+    return time.monotonic() - start
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """A head without processors to give, and three nodes with one each."""
+    """A head without CPUs, and three nodes with one CPU each."""
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(3):
         nodes.add_node(num_cpus=1)
@@ -106,28 +107,28 @@ def node_of(cluster: Cluster, node_id: str) -> Any:
 
 
 def test_a_dead_nodes_slot_moves_and_the_other_is_untouched(
-    cluster: Cluster, slots: RaySlots, tmp_path: Path, recovered: Callable[[float], None]
+    cluster: Cluster, slots: RaySlots, tmp_path: Path, record_recovery: Callable[[float], None]
 ) -> None:
-    one, two = (marching(slots, tmp_path / name, steps) for name, steps in (("one", 400), ("two", 2000)))
-    until(lambda: one.reports and two.reports and (tmp_path / "one").exists(), "both jobs have begun")
+    one, two = (start_job(slots, tmp_path / name, steps) for name, steps in (("one", 400), ("two", 2000)))
+    wait_for(lambda: one.reports and two.reports and (tmp_path / "one").exists(), "the start of both jobs")
     cluster.remove_node(node_of(cluster, one.reports[0]["node"]), allow_graceful=False)
-    recovered(seconds_until_it_goes_on(one))
-    one.end()
+    record_recovery(measure_recovery(one))
+    one.wait()
     assert [report.get("reached") for report in one.reports] == [None, None, 400]
     assert one.reports[1]["from"] > 0
     assert one.reports[1]["node"] != one.reports[0]["node"]
     assert one.run.attempts == 2
-    two.end()
+    two.wait()
     assert [report["pid"] for report in two.reports] == [two.reports[0]["pid"]] * 2
     assert two.run.attempts == 1
 
 
 def test_a_drained_nodes_slot_leaves_it_with_its_work_and_without_blame(
-    cluster: Cluster, slots: RaySlots, tmp_path: Path, recovered: Callable[[float], None]
+    cluster: Cluster, slots: RaySlots, tmp_path: Path, record_recovery: Callable[[float], None]
 ) -> None:
-    march = marching(slots, tmp_path / "one", 500)
-    until(lambda: march.reports, "the job has begun")
-    first = march.reports[0]
+    job = start_job(slots, tmp_path / "one", 500)
+    wait_for(lambda: job.reports, "the start of the job")
+    first = job.reports[0]
     subprocess.run(
         [
             "ray",
@@ -147,46 +148,49 @@ def test_a_drained_nodes_slot_leaves_it_with_its_work_and_without_blame(
         capture_output=True,
         timeout=60,
     )
-    recovered(seconds_until_it_goes_on(march))
-    march.end()
-    assert [report.get("reached") for report in march.reports] == [None, None, 500]
-    assert march.reports[1]["from"] > 0
-    assert march.reports[1]["node"] != first["node"]
-    assert march.run.attempts == 1
+    record_recovery(measure_recovery(job))
+    job.wait()
+    assert [report.get("reached") for report in job.reports] == [None, None, 500]
+    assert job.reports[1]["from"] > 0
+    assert job.reports[1]["node"] != first["node"]
+    assert job.run.attempts == 1
 
 
 def test_slots_come_and_go_with_the_machines(tmp_path: Path) -> None:
-    """count="auto": one machine, then two, then one again, which takes both jobs."""
+    """With count="auto": one machine, then two, then one, which continues both jobs."""
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     first = machines.add_node(num_cpus=1)
-    said: list[str] = []
+    notes: list[str] = []
     info = connect(machines.address, True, tmp_path / "logs")
     try:
-        with open_slots(SlotSettings(), tmp_path / "logs", note=said.append) as pool:
+        with open_slots(SlotSettings(), tmp_path / "logs", note=notes.append) as pool:
             pool.wait(LIMIT_S)
             assert pool.count == 1
-            one, two = (marching(pool, tmp_path / name, 1200) for name in ("one", "two"))
-            until(lambda: one.reports, "the first job has begun")
+            one, two = (start_job(pool, tmp_path / name, 1200) for name in ("one", "two"))
+            wait_for(lambda: one.reports, "the start of the first job")
             late = machines.add_node(num_cpus=1)
-            until(lambda: two.reports, "the second job has begun")
+            wait_for(lambda: two.reports, "the start of the second job")
             assert pool.count == 2
             assert (one.reports[0]["node"], two.reports[0]["node"]) == (first.node_id, late.node_id)
             machines.remove_node(first, allow_graceful=False)
-            until(lambda: pool.count == 1, "the pool is smaller")
-            for march in (one, two):
-                march.end()
-                assert march.reports[-1]["reached"] == 1200
+            wait_for(lambda: pool.count == 1, "a smaller pool")
+            for job in (one, two):
+                job.wait()
+                assert job.reports[-1]["reached"] == 1200
             assert two.run.attempts == 1
             assert {report.get("node") for report in one.reports[1:]} == {late.node_id, None}
-        assert not threads_of_slots()
+        assert not slot_threads()
     finally:
         info.close()
         machines.shutdown()
-    assert said == ["The cluster grew to 3 nodes: room for 2 slots.", "The cluster shrank to 2 nodes: room for 1 slot."]
+    assert notes == [
+        "The cluster grew to 3 nodes: room for 2 slots.",
+        "The cluster shrank to 2 nodes: room for 1 slot.",
+    ]
 
 
-def threads_of_slots() -> list[str]:
-    """Those of this process that may ask something of Ray: it would end the process if they did after leaving it."""
+def slot_threads() -> list[str]:
+    """The threads of this process that may call Ray. A call after ray.shutdown would end the process."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(("slot-", "cluster"))]
 
 
@@ -196,33 +200,33 @@ def test_a_slot_that_never_had_room_leaves_nothing_behind(cluster: Cluster, tmp_
     with open_slots(SlotSettings(count=1, cpus=1, stop_timeout_s=5), tmp_path / "logs") as pool:
         pool.wait(8)
         assert pool.up() == 0
-        assert "slot-0" in threads_of_slots()
-    assert not threads_of_slots()
+        assert "slot-0" in slot_threads()
+    assert not slot_threads()
 
 
 def test_a_machine_that_sees_another_storage_is_refused_before_anything_is_trained(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """One folder under a name that means another one to the workers, as on machines without a shared one."""
+    """A file that has another content for the workers, as on machines without a shared folder."""
     proof = tmp_path / "owner.json"
     proof.write_text("the driver")
     with open_slots(SlotSettings(count=2, cpus=1), tmp_path / "logs", proof) as pool:
-        proof.write_text("somebody else")
+        proof.write_text("another driver")
         with pytest.raises(StorageError, match=r"the driver wrote owner.json there, and the machine .* another one"):
             pool.wait(LIMIT_S)
         with pytest.raises(StorageError, match="must be one place for all machines"):
-            list(pool.run(Marching(tmp_path / "never", 1), "never"))
+            list(pool.run(CountingJob(tmp_path / "never", 1), "never"))
     assert not (tmp_path / "never").exists()
 
 
 def test_a_job_that_eats_the_memory_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's memory monitor kills its worker each time."""
+    """Ray's memory monitor kills the worker of the job each time."""
 
     def greedy(worker: Worker) -> Iterator[Report]:
-        held = []
+        blocks = []
         yield {}
         while True:
-            held.append(bytearray(os.urandom(1 << 20)) * 64)
+            blocks.append(bytearray(os.urandom(1 << 20)) * 64)
             time.sleep(0.02)
 
     def modest(worker: Worker) -> Iterator[Report]:
@@ -243,23 +247,23 @@ def test_a_job_that_eats_the_memory_fails_alone(tmp_path: Path, monkeypatch: pyt
 
 
 def _memory() -> tuple[float, float]:
-    """Bytes in use and in all."""
+    """The memory in use and the total memory, in bytes."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     total, free = (float(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     return total - free, total
 
 
 def test_a_stopped_process_is_ended_by_a_signal_from_its_node(
-    cluster: Cluster, tmp_path: Path, recovered: Callable[[float], None]
+    cluster: Cluster, tmp_path: Path, record_recovery: Callable[[float], None]
 ) -> None:
-    """Ray's own words do not reach it."""
+    """A stopped process does not react to Ray's messages."""
     settings = SlotSettings(count=1, cpus=1, progress_timeout_s=4)
     with open_slots(settings, tmp_path / "logs") as pool:
-        march = marching(pool, tmp_path / "one", 300)
-        until(lambda: march.reports and (tmp_path / "one").exists(), "the job has begun")
-        pid = march.reports[0]["pid"]
+        job = start_job(pool, tmp_path / "one", 300)
+        wait_for(lambda: job.reports and (tmp_path / "one").exists(), "the start of the job")
+        pid = job.reports[0]["pid"]
         os.kill(pid, signal.SIGSTOP)
-        recovered(seconds_until_it_goes_on(march))
-        march.end()
-        assert [report.get("reached") for report in march.reports] == [None, None, 300]
+        record_recovery(measure_recovery(job))
+        job.wait()
+        assert [report.get("reached") for report in job.reports] == [None, None, 300]
         assert not Path(f"/proc/{pid}").exists()

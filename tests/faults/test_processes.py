@@ -1,4 +1,4 @@
-"""Processes that die, hang or are told to stop in the middle of a sweep on Ray: the table is that of a quiet night."""
+"""Processes of a sweep on Ray that die, hang or get a signal: the table is the same as without the fault."""
 
 import os
 import re
@@ -12,86 +12,86 @@ from typing import Any
 import pytest
 
 from kdray.training.checkpoint import read_checkpoint
-from tests.faults.sweep_process import LIMIT_S, SweepProcess, numbers, until
+from tests.faults.sweep_process import LIMIT_S, SweepProcess, wait_for, without_clock_metrics
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController", "ImplicitFunc"])  # the last is Tune's
-def test_a_killed_process_costs_no_trial(night: SweepProcess, undisturbed: list[Any], victim: str) -> None:
-    night.begin()
-    night.trial_in_its_middle()
-    night.kill(f"ray::{victim}")
-    night.end()
-    night.is_sound()
-    assert numbers(night.records()) == undisturbed
+def test_a_killed_process_costs_no_trial(sweep: SweepProcess, expected_table: list[Any], victim: str) -> None:
+    sweep.start()
+    sweep.wait_for_running_trial()
+    sweep.kill(f"ray::{victim}")
+    sweep.end()
+    sweep.assert_sound()
+    assert without_clock_metrics(sweep.records()) == expected_table
 
 
-def test_a_killed_rank_of_two_costs_no_trial(night: SweepProcess) -> None:
-    night.begin("--set", "slots.workers=2", slots=1)
-    night.trial_in_its_middle()
-    night.kill("ray::RayTrainWorker")
-    night.end()
-    night.is_sound()
+def test_a_killed_rank_of_two_costs_no_trial(sweep: SweepProcess) -> None:
+    sweep.start("--set", "slots.workers=2", slots=1)
+    sweep.wait_for_running_trial()
+    sweep.kill("ray::RayTrainWorker")
+    sweep.end()
+    sweep.assert_sound()
 
 
-def test_a_killed_board_ends_the_sweep_which_goes_on_from_there(night: SweepProcess, undisturbed: list[Any]) -> None:
-    night.begin()
-    middle = night.trial_in_its_middle()
-    night.kill("ray::Board")
-    night.end(1)
-    assert "the same command goes on from there" in night.said
-    assert "Traceback" not in night.said
-    until(lambda: not night.processes(), "all processes have ended")
-    kept = {record.number: record.history for record in night.records()}
-    assert len(kept[middle.number]) >= len(middle.history)
-    night.run()
-    night.is_sound()
-    assert numbers(night.records()) == undisturbed
+def test_a_killed_board_ends_the_sweep_which_goes_on_from_there(sweep: SweepProcess, expected_table: list[Any]) -> None:
+    sweep.start()
+    trial = sweep.wait_for_running_trial()
+    sweep.kill("ray::Board")
+    sweep.end(1)
+    assert "the same command goes on from there" in sweep.output
+    assert "Traceback" not in sweep.output
+    wait_for(lambda: not sweep.processes(), "all processes have ended")
+    histories = {record.number: record.history for record in sweep.records()}
+    assert len(histories[trial.number]) >= len(trial.history)
+    sweep.run()
+    sweep.assert_sound()
+    assert without_clock_metrics(sweep.records()) == expected_table
 
 
-def test_a_worker_that_hangs_is_noticed_and_replaced(night: SweepProcess, undisturbed: list[Any]) -> None:
-    night.begin("--set", "slots.progress_timeout_s=6")
-    night.trial_in_its_middle()
-    stopped = night.kill("ray::RayTrainWorker", signal.SIGSTOP)
-    night.end()
-    assert not Path(f"/proc/{stopped}").exists()
-    night.is_sound()
-    assert numbers(night.records()) == undisturbed
+def test_a_worker_that_hangs_is_noticed_and_replaced(sweep: SweepProcess, expected_table: list[Any]) -> None:
+    sweep.start("--set", "slots.progress_timeout_s=6")
+    sweep.wait_for_running_trial()
+    pid = sweep.kill("ray::RayTrainWorker", signal.SIGSTOP)
+    sweep.end()
+    assert not Path(f"/proc/{pid}").exists()
+    sweep.assert_sound()
+    assert without_clock_metrics(sweep.records()) == expected_table
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_on_request_is_clean_and_can_be_gone_on_with(
-    night: SweepProcess, undisturbed: list[Any], number: signal.Signals
+    sweep: SweepProcess, expected_table: list[Any], number: signal.Signals
 ) -> None:
-    driver = night.begin()
-    trial = night.trial_in_its_middle()
+    driver = sweep.start()
+    trial = sweep.wait_for_running_trial()
     driver.send_signal(number)
-    asked = time.monotonic()
-    night.end(130)
-    assert time.monotonic() - asked < 30
-    assert night.paths.student(trial.number).with_name("checkpoint.pt").exists()
-    (command,) = re.findall(r"To go on from here:\n    (.*)", night.said)
-    assert command == f"python {night.script} " + " ".join(driver.args[2:])  # type: ignore[index]
-    until(lambda: not night.processes(), "all processes have ended")
-    night.run()
-    night.is_sound()
-    assert numbers(night.records()) == undisturbed
+    signalled = time.monotonic()
+    sweep.end(130)
+    assert time.monotonic() - signalled < 30
+    assert sweep.paths.student(trial.number).with_name("checkpoint.pt").exists()
+    (command,) = re.findall(r"To continue from here:\n    (.*)", sweep.output)
+    assert command == f"python {sweep.script} " + " ".join(driver.args[2:])  # type: ignore[index]
+    wait_for(lambda: not sweep.processes(), "all processes have ended")
+    sweep.run()
+    sweep.assert_sound()
+    assert without_clock_metrics(sweep.records()) == expected_table
 
 
-def test_a_second_signal_ends_it_at_once(night: SweepProcess, undisturbed: list[Any]) -> None:
-    driver = night.begin()
-    night.trial_in_its_middle()
+def test_a_second_signal_ends_it_at_once(sweep: SweepProcess, expected_table: list[Any]) -> None:
+    driver = sweep.start()
+    sweep.wait_for_running_trial()
     driver.send_signal(signal.SIGTERM)
-    until(lambda: "Stopping" in night.said, "the first signal is heard")
+    wait_for(lambda: "Stopping" in sweep.output, "the message about the first signal")
     driver.send_signal(signal.SIGTERM)
-    asked = time.monotonic()
-    night.end(130)
-    assert time.monotonic() - asked < 2
-    until(lambda: not night.processes(), "all processes have ended")
-    night.run()
-    night.is_sound()
-    assert numbers(night.records()) == undisturbed
+    signalled = time.monotonic()
+    sweep.end(130)
+    assert time.monotonic() - signalled < 2
+    wait_for(lambda: not sweep.processes(), "all processes have ended")
+    sweep.run()
+    sweep.assert_sound()
+    assert without_clock_metrics(sweep.records()) == expected_table
 
 
 WRITING = """
@@ -109,12 +109,12 @@ def test_a_checkpoint_that_was_being_written_is_never_used(tmp_path: Path) -> No
     path = tmp_path / "checkpoint.pt"
     for _ in range(8):
         writer = subprocess.Popen([sys.executable, "-c", WRITING, str(path)], stdout=subprocess.PIPE, text=True)
-        until(path.exists, "a first checkpoint")
-        until(lambda: list(tmp_path.glob(".checkpoint*")), "a half checkpoint", LIMIT_S)
+        wait_for(path.exists, "a first checkpoint")
+        wait_for(lambda: list(tmp_path.glob(".checkpoint*")), "an incomplete checkpoint", LIMIT_S)
         writer.kill()
         writer.wait(LIMIT_S)
         state = read_checkpoint(path)
         assert state["weights"].eq(state["number"]).all()
         os.unlink(path)
-        for half in tmp_path.glob(".checkpoint*"):
-            half.unlink()
+        for incomplete in tmp_path.glob(".checkpoint*"):
+            incomplete.unlink()

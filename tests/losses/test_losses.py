@@ -1,4 +1,9 @@
-"""The losses against a reference in numpy, and what must hold of them for any logits."""
+"""The losses compared with a reference in numpy, and their properties for any logits.
+
+Shapes: B examples, C classes.
+"""
+
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,23 +18,44 @@ from kdray.losses.logits import hard_loss, logit_mse, soft_loss
 
 B, C = 5, 3
 LOGITS = arrays(np.float64, (B, C), elements=st.floats(-8, 8))
+LABELS = torch.arange(B) % C
 TEMPERATURES = st.floats(0.25, 16)
+
+FLOAT_SETTINGS = {
+    name: field
+    for name, field in Distillation.model_fields.items()
+    if float in (field.annotation, *get_args(field.annotation))
+}
+"""Read from the class, not listed here: a new term's weight is in it without a change of this file."""
+
+
+def non_zero_values(name: str) -> st.SearchStrategy[float]:
+    """Values above 0 that the limits of this setting allow."""
+    limits = [limit.le for limit in FLOAT_SETTINGS[name].metadata if hasattr(limit, "le")]
+    return st.floats(0.01, min([*limits, 16.0]))
+
+
+ALL_TERMS = st.fixed_dictionaries({name: non_zero_values(name) for name in FLOAT_SETTINGS}).map(
+    lambda values: Distillation(**values)
+)
+"""Settings in which every weight is above 0."""
 
 
 def reference(student, teacher, labels, temperature, alpha, mse):
-    """The loss of each example, in ten lines of numpy."""
+    """The loss of each example, computed with numpy."""
 
     def probabilities(logits):
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
-    taught, learnt = probabilities(teacher / temperature), probabilities(student / temperature)
-    soft = temperature**2 * (taught * np.log(taught / learnt)).sum(axis=1)
+    teacher_T, student_T = probabilities(teacher / temperature), probabilities(student / temperature)
+    soft = temperature**2 * (teacher_T * np.log(teacher_T / student_T)).sum(axis=1)
     hard = -np.log(probabilities(student)[np.arange(len(labels)), labels])
     return alpha * soft + (1 - alpha) * hard + mse * ((student - teacher) ** 2).mean(axis=1)
 
 
-def drawn(seed: int = 0):
+def random_batch(seed: int = 0):
+    """Student logits, teacher logits and labels."""
     random = np.random.default_rng(seed)
     return random.normal(0, 3, (B, C)), random.normal(0, 3, (B, C)), random.integers(0, C, B)
 
@@ -46,8 +72,8 @@ def test_golden_numbers():
 @pytest.mark.parametrize(
     ("temperature", "alpha", "mse"), [(1, 0.5, 0), (4, 0.9, 0), (2, 1, 0.3), (0.5, 0, 2), (3, 0, 0)]
 )
-def test_the_loss_is_the_reference(temperature, alpha, mse):
-    student, teacher, labels = drawn()
+def test_the_loss_equals_the_reference(temperature, alpha, mse):
+    student, teacher, labels = random_batch()
     settings = Distillation(temperature=temperature, alpha=alpha, logit_mse=mse)
     loss = settings.loss(*map(torch.from_numpy, (student, teacher, labels)))
     np.testing.assert_allclose(loss.total_B, reference(student, teacher, labels, temperature, alpha, mse), rtol=1e-4)
@@ -56,14 +82,14 @@ def test_the_loss_is_the_reference(temperature, alpha, mse):
 
 
 @given(LOGITS, TEMPERATURES)
-def test_soft_and_mse_are_zero_when_the_student_is_the_teacher(logits, temperature):
+def test_soft_loss_and_logit_mse_are_zero_if_student_and_teacher_are_equal(logits, temperature):
     logits = torch.from_numpy(logits)
     assert soft_loss(logits, logits, temperature).abs().max() < 1e-12
     assert logit_mse(logits, logits).abs().max() == 0
 
 
 @given(LOGITS, LOGITS, TEMPERATURES)
-def test_soft_loss_is_never_negative_and_ignores_a_shift(student, teacher, temperature):
+def test_soft_loss_is_never_negative_and_does_not_change_with_a_shift(student, teacher, temperature):
     student, teacher = torch.from_numpy(student), torch.from_numpy(teacher)
     soft = soft_loss(student, teacher, temperature)
     assert soft.min() > -1e-9
@@ -78,8 +104,8 @@ def test_the_gradient_of_soft_loss_is_t_times_the_difference_of_probabilities(st
     torch.testing.assert_close(student.grad, temperature * difference.detach(), atol=1e-9, rtol=1e-9)
 
 
-def test_at_high_temperature_the_gradient_is_that_of_centred_logits():
-    student, teacher, _ = map(torch.from_numpy, drawn())
+def test_at_a_high_temperature_the_gradient_is_the_difference_of_centred_logits():
+    student, teacher, _ = map(torch.from_numpy, random_batch())
     student.requires_grad_()
     soft_loss(student, teacher, 1e4).sum().backward()
     difference = (student - teacher).detach()
@@ -89,12 +115,12 @@ def test_at_high_temperature_the_gradient_is_that_of_centred_logits():
 
 @given(LOGITS, LOGITS, st.permutations(range(C)), TEMPERATURES)
 def test_the_order_of_classes_does_not_matter(student, teacher, order, temperature):
-    student, teacher, labels = torch.from_numpy(student), torch.from_numpy(teacher), torch.arange(B) % C
-    moved = torch.tensor(order).argsort()[labels]
+    student, teacher = torch.from_numpy(student), torch.from_numpy(teacher)
+    permuted_labels = torch.tensor(order).argsort()[LABELS]
     torch.testing.assert_close(
         soft_loss(student[:, order], teacher[:, order], temperature), soft_loss(student, teacher, temperature)
     )
-    torch.testing.assert_close(hard_loss(student[:, order], moved), hard_loss(student, labels))
+    torch.testing.assert_close(hard_loss(student[:, order], permuted_labels), hard_loss(student, LABELS))
     torch.testing.assert_close(logit_mse(student[:, order], teacher[:, order]), logit_mse(student, teacher))
 
 
@@ -104,23 +130,36 @@ def test_extreme_logits_stay_finite():
     assert torch.isfinite(loss.total_B).all()
 
 
-def test_without_soft_targets_no_teacher_is_needed():
-    student, _, labels = map(torch.from_numpy, drawn())
+def test_only_terms_that_compare_with_the_teacher_need_its_logits():
+    student, _, labels = map(torch.from_numpy, random_batch())
     loss = Distillation(alpha=0.0).loss(student, None, labels)
     assert set(loss.terms) == {"hard"}
     with pytest.raises(SpecError, match=r"alpha 0\.5 .* need the teacher's logits"):
         Distillation(alpha=0.5).loss(student, None, labels)
 
 
+@given(ALL_TERMS, LOGITS, LOGITS, LOGITS)
+def test_labels_only_does_not_depend_on_the_teacher(settings, student, teacher, other_teacher):
+    assert settings.needs_teacher
+    labels_only = settings.labels_only()
+    assert not labels_only.needs_teacher
+    student = torch.from_numpy(student)
+    expected = labels_only.loss(student, None, LABELS)
+    for logits in (teacher, other_teacher):
+        loss = labels_only.loss(student, torch.from_numpy(logits), LABELS)
+        assert torch.equal(loss.total_B, expected.total_B)
+        assert loss.terms == expected.terms
+
+
 def test_terms_of_weight_zero_are_not_computed():
-    student, teacher, labels = map(torch.from_numpy, drawn())
-    impossible = torch.full_like(labels, C)
-    assert set(Distillation(alpha=1.0).loss(student, teacher, impossible).terms) == {"soft"}
+    student, teacher, labels = map(torch.from_numpy, random_batch())
+    invalid_labels = torch.full_like(labels, C)  # the hard loss would raise an error for them
+    assert set(Distillation(alpha=1.0).loss(student, teacher, invalid_labels).terms) == {"soft"}
     assert set(Distillation(logit_mse=1.0).loss(student, teacher, labels).terms) == {"soft", "hard", "logit_mse"}
 
 
 def test_half_precision_logits_are_computed_in_float32():
-    student, teacher, labels = map(torch.from_numpy, drawn())
+    student, teacher, labels = map(torch.from_numpy, random_batch())
     half, settings = student.bfloat16().requires_grad_(), Distillation(temperature=3.0, alpha=0.5, logit_mse=0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = settings.loss(half, teacher.float(), labels)
@@ -134,6 +173,6 @@ def test_half_precision_logits_are_computed_in_float32():
 @pytest.mark.parametrize(
     ("name", "value"), [("alpha", 1.2), ("alpha", -0.1), ("temperature", 0), ("logit_mse", -1), ("alpha", float("nan"))]
 )
-def test_values_that_make_no_loss_are_refused(name, value):
+def test_values_outside_the_limits_are_refused(name, value):
     with pytest.raises(SpecError, match=rf"Distillation\.{name}: got"):
         Distillation(**{name: value})

@@ -1,4 +1,4 @@
-"""Students are cut from every family so that plain transformers loads them again and gets the same logits."""
+"""Students of all families: plain transformers loads a saved student and computes the same logits."""
 
 import pytest
 import torch
@@ -48,14 +48,14 @@ FAMILIES: dict[str, PreTrainedConfig] = {
 }
 
 
-def model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """A model whose every weight is random, norms and biases too, so that a wrong copy shows."""
+def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A model whose weights are all random, even norms and biases: a weight in a wrong place changes the logits."""
     torch.manual_seed(seed)
-    made = AutoModelForSequenceClassification.from_config(config).eval()
+    model = AutoModelForSequenceClassification.from_config(config).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.normal_(std=0.3)
-    return made
+    return model
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -66,11 +66,11 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 @pytest.fixture(params=FAMILIES)
 def source(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return model(FAMILIES[request.param])
+    return random_model(FAMILIES[request.param])
 
 
 @pytest.mark.parametrize("layers", ["evenly", "first", "last", "random"])
-def test_a_saved_student_is_loaded_as_it_was(source, layers, tmp_path):
+def test_a_saved_student_is_the_same_when_it_is_loaded(source, layers, tmp_path):
     student = TransformerStudent(depth=2, layers=layers, dropout=0.0).build(source, seed=1)
     student.save_pretrained(tmp_path)
     loaded, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
@@ -86,78 +86,79 @@ def test_a_student_of_full_depth_is_the_source(source):
     assert torch.equal(logits(TransformerStudent().build(source, seed=0)), logits(source))
 
 
-def test_first_layers_are_the_source_without_its_last_ones(source):
+def test_layers_first_gives_the_source_without_its_last_layers(source):
     student = TransformerStudent(depth=1, layers="first").build(source, seed=0)
-    kept, whole = student.state_dict(), source.state_dict()
-    assert len(kept) < len(whole)
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in kept.items())
+    student_weights, source_weights = student.state_dict(), source.state_dict()
+    assert len(student_weights) < len(source_weights)
+    assert all(torch.equal(tensor, source_weights[name]) for name, tensor in student_weights.items())
 
 
-def test_the_source_is_untouched_by_training_its_student(source):
-    before, config = {name: tensor.clone() for name, tensor in source.state_dict().items()}, source.config.to_dict()
+def test_training_a_student_does_not_change_its_source(source):
+    weights = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    config = source.config.to_dict()
     student = TransformerStudent(depth=2, dropout=0.3).build(source, seed=0)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(1.0)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in source.state_dict().items())
     assert source.config.to_dict() == config
 
 
-def test_layers_stand_in_the_order_of_the_source():
-    source = model(FAMILIES["bert"])
+def test_layers_have_the_order_of_the_source():
+    source = random_model(FAMILIES["bert"])
     student = TransformerStudent(depth=2, layers="last").build(source, seed=0)
     weights = [layer.output.dense.weight for layer in student.bert.encoder.layer]
     expected = [layer.output.dense.weight for layer in source.bert.encoder.layer[2:]]
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights, expected, strict=True))
+    assert all(torch.equal(weight, other) for weight, other in zip(weights, expected, strict=True))
 
 
 def test_modernbert_layers_keep_their_kind_of_attention():
-    source = model(FAMILIES["modernbert"])
+    source = random_model(FAMILIES["modernbert"])
     student = TransformerStudent(depth=2, layers="last").build(source, seed=0)
     assert student.config.layer_types == source.config.layer_types[2:] == ["sliding_attention", "full_attention"]
     assert [layer.attention_type for layer in student.model.layers] == student.config.layer_types
 
 
-def test_random_weights_depend_on_the_seed_alone():
-    source, random = model(FAMILIES["bert"]), TransformerStudent(depth=2, layers="random")
+def test_random_weights_depend_on_the_seed_only():
+    source, settings = random_model(FAMILIES["bert"]), TransformerStudent(depth=2, layers="random")
     state = torch.get_rng_state()
-    first = random.build(source, seed=1)
+    first = settings.build(source, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(99)
-    again, other = random.build(source, seed=1), random.build(source, seed=2)
+    again, other = settings.build(source, seed=1), settings.build(source, seed=2)
     assert torch.equal(logits(first), logits(again))
     assert not torch.equal(logits(first), logits(other))
     assert not torch.equal(first.bert.embeddings.word_embeddings.weight, source.bert.embeddings.word_embeddings.weight)
 
 
 def test_a_half_precision_source_gives_a_float32_student(tmp_path):
-    student = TransformerStudent(depth=1).build(model(FAMILIES["bert"]).to(torch.bfloat16), seed=0)
+    student = TransformerStudent(depth=1).build(random_model(FAMILIES["bert"]).to(torch.bfloat16), seed=0)
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     student.save_pretrained(tmp_path)
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path).dtype == torch.float32
 
 
-def test_a_frozen_source_gives_a_student_that_learns():
-    student = TransformerStudent(depth=1).build(model(FAMILIES["bert"]).requires_grad_(False), seed=0)
+def test_a_frozen_source_gives_a_student_with_gradients():
+    student = TransformerStudent(depth=1).build(random_model(FAMILIES["bert"]).requires_grad_(False), seed=0)
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
 @pytest.mark.parametrize("family", ["distilbert", "gpt2"])
-def test_dropout_reaches_every_probability(family):
-    student = TransformerStudent(depth=1, dropout=0.25).build(model(FAMILIES[family]), seed=0)
-    found = {module.p for module in student.modules() if isinstance(module, torch.nn.Dropout)}
-    assert found == {0.25}
+def test_dropout_sets_every_probability(family):
+    student = TransformerStudent(depth=1, dropout=0.25).build(random_model(FAMILIES[family]), seed=0)
+    probabilities = {module.p for module in student.modules() if isinstance(module, torch.nn.Dropout)}
+    assert probabilities == {0.25}
 
 
-def test_settings_with_one_entry_a_layer_go_with_their_layers():
-    student = TransformerStudent(depth=2, layers="evenly").build(model(FAMILIES["smollm3"]), seed=0)
+def test_settings_with_one_entry_for_each_layer_follow_the_layers():
+    student = TransformerStudent(depth=2, layers="evenly").build(random_model(FAMILIES["smollm3"]), seed=0)
     assert student.config.no_rope_layers == [1, 0]
-    student = TransformerStudent(depth=2, layers="last").build(model(FAMILIES["longformer"]), seed=0)
+    student = TransformerStudent(depth=2, layers="last").build(random_model(FAMILIES["longformer"]), seed=0)
     assert student.config.attention_window == [4, 6]
 
 
 def test_dropout_is_in_the_configuration():
-    student = TransformerStudent(depth=1, dropout=0.25).build(model(FAMILIES["distilbert"]), seed=0)
+    student = TransformerStudent(depth=1, dropout=0.25).build(random_model(FAMILIES["distilbert"]), seed=0)
     assert student.config.attention_dropout == student.config.seq_classif_dropout == 0.25
 
 
@@ -185,15 +186,15 @@ def test_chosen_layers_are_distinct_and_in_order(source_layers, data, layers):
     assert 0 <= chosen[0] <= chosen[-1] < source_layers
 
 
-def test_only_depth_makes_an_architecture():
+def test_the_architecture_depends_on_the_depth_only():
     same = [TransformerStudent(depth=12), TransformerStudent(), TransformerStudent(layers="last", dropout=0.1)]
     assert len({str(student.architecture(12)) for student in same}) == 1
     assert TransformerStudent(depth=2).architecture(12) != TransformerStudent(depth=3).architecture(12)
 
 
-def test_a_depth_the_source_does_not_have_is_refused():
+def test_a_depth_that_the_source_does_not_have_is_refused():
     with pytest.raises(SpecError, match=r"student\.depth: got 5.*allowed are 1 to 4"):
-        TransformerStudent(depth=5).build(model(FAMILIES["bert"]), seed=0)
+        TransformerStudent(depth=5).build(random_model(FAMILIES["bert"]), seed=0)
 
 
 @pytest.mark.parametrize(("name", "value"), [("depth", 0), ("dropout", 1.0), ("layers", "middle")])
@@ -212,4 +213,4 @@ def test_wrong_settings_are_refused(name, value):
 )
 def test_a_source_without_one_stack_of_layers_is_refused(config):
     with pytest.raises(TeacherError, match=f"{config.model_type} model cannot be made shallower"):
-        TransformerStudent(depth=2).build(model(config), seed=0)
+        TransformerStudent(depth=2).build(random_model(config), seed=0)

@@ -1,4 +1,4 @@
-"""A BERT of two layers with random weights that are large enough to tell texts apart."""
+"""A BERT of two layers with random weights that are large enough to give different outputs for different texts."""
 
 from typing import Any
 
@@ -17,5 +17,6 @@ TINY: dict[str, Any] = {
 
 
 def tiny_bert() -> PreTrainedModel:
+    """The model, with the same weights in each call."""
     torch.manual_seed(0)
     return BertForSequenceClassification(BertConfig(**TINY, initializer_range=0.5)).eval()

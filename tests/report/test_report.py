@@ -1,4 +1,4 @@
-"""What came out: the table, and the files of the report."""
+"""The table of trials on the terminal, and the files of the report."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from rich.console import Console
 from kdray.choice.controls import Control
 from kdray.evaluation.formatting import format_setting, headings
 from kdray.evaluation.trial_record import State, TrialRecord
-from kdray.report.controls import ABOUT, ROLES
+from kdray.report.controls import ROLES, TITLE
 from kdray.report.figures import Figures
 from kdray.report.files import markdown, results_csv, write_report
 from kdray.report.page import page
@@ -32,7 +32,16 @@ def trial(
     }
     evaluation = {"epoch": 2.0, "step": 432.0, "accuracy": accuracy, "retention": accuracy / 0.887}
     costs = {"latency_ms": 0.8 * depth, "speedup": 8.2 / (0.8 * depth), "parameters": 1.2e7 + 1.8e6 * depth}
-    return TrialRecord(number, params, state, (evaluation,), costs, error, started=100.0, ended=160.0)
+    return TrialRecord(
+        number=number,
+        params=params,
+        state=state,
+        history=(evaluation,),
+        costs=costs,
+        error=error,
+        started=100.0,
+        ended=160.0,
+    )
 
 
 RECORDS = (
@@ -53,14 +62,15 @@ FIGURES = Figures(
 )
 
 
-def printed(figures: Figures, width: int = 140) -> list[str]:
+def printed_table(figures: Figures, width: int = 140) -> list[str]:
+    """The lines of the table on a terminal with this number of columns."""
     console = Console(file=io.StringIO(), width=width)
     console.print(table(figures))
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
-def test_the_table_begins_with_the_teacher_then_ranks_the_trials_by_quality():
-    lines = [" ".join(line.split()) for line in printed(FIGURES) if line.strip()]
+def test_table_has_the_teacher_first_then_the_trials_by_quality():
+    lines = [" ".join(line.split()) for line in printed_table(FIGURES) if line.strip()]
     assert lines[1] == "trial depth T alpha lr accuracy retention latency speed-up parameters status"
     assert lines[3] == "teacher 0.8870 100.0% 8.20 ms 1.0 x 22.7 M"
     assert [line[:5] for line in lines[4:7]] == ["● 001", "★ 002", "● 000"]
@@ -71,51 +81,51 @@ def test_the_table_begins_with_the_teacher_then_ranks_the_trials_by_quality():
     assert "failed: loss is nan" in lines[8]
 
 
-def test_latency_is_stated_with_how_it_was_measured():
+def test_table_and_report_give_the_conditions_of_the_latency():
     measured = replace(FIGURES, conditions="latency of 1 example a pass, 64 tokens each, 1 thread, some processor")
-    assert any("measured: latency of 1 example a pass" in line for line in printed(measured))
+    assert any("measured: latency of 1 example a pass" in line for line in printed_table(measured))
     assert "Measured: latency of 1 example a pass" in markdown(measured)
-    assert "easured" not in "".join(printed(FIGURES)) + markdown(FIGURES)
+    assert "easured" not in "".join(printed_table(FIGURES)) + markdown(FIGURES)
 
 
-def test_where_a_gpu_was_measured_the_cpus_figures_stand_beside_it():
-    def both(metrics, **cpu):
+def test_figures_of_the_cpu_are_shown_if_another_device_was_measured():
+    def with_cpu(metrics, **cpu):
         return {**metrics, "cpu_latency_ms": 40.0, **cpu}
 
-    records = [replace(r, costs=both(r.costs)) for r in RECORDS]
-    on_gpu = replace(FIGURES, teacher=both(TEACHER), records=records)
-    assert any("CPU latency" in line for line in printed(on_gpu, width=200))
+    records = [replace(r, costs=with_cpu(r.costs)) for r in RECORDS]
+    on_gpu = replace(FIGURES, teacher=with_cpu(TEACHER), records=records)
+    assert any("CPU latency" in line for line in printed_table(on_gpu, width=200))
     assert "| CPU latency | 40.0 ms | 40.0 ms |" in markdown(on_gpu)
-    alike = replace(FIGURES, teacher=both(TEACHER, cpu_latency_ms=TEACHER["latency_ms"]), records=records)
-    assert "CPU latency" not in "".join(printed(alike, width=200)) + markdown(alike) + page(alike)
+    alike = replace(FIGURES, teacher=with_cpu(TEACHER, cpu_latency_ms=TEACHER["latency_ms"]), records=records)
+    assert "CPU latency" not in "".join(printed_table(alike, width=200)) + markdown(alike) + page(alike)
 
 
-def test_a_narrow_terminal_cuts_the_right_end_and_no_number():
-    chosen = next(line for line in printed(FIGURES, width=80) if "★" in line)
+def test_narrow_terminal_cuts_the_right_end_of_the_table():
+    chosen = next(line for line in printed_table(FIGURES, width=80) if "★" in line)
     assert " ".join(chosen.split()).startswith("★ 002 2 3.50 0.70 1.2e-4 0.8500")
 
 
-def test_names_are_no_markup():
+def test_brackets_in_names_are_not_markup():
     figures = replace(
         FIGURES,
         name="runs[/old]",
         searched=("student.checkpoint",),
         records=[replace(RECORDS[0], params={"student.checkpoint": "models[v2]/small"})],
     )
-    text = " ".join(" ".join(printed(figures)).split())
+    text = " ".join(" ".join(printed_table(figures)).split())
     assert "runs[/old]" in text
     assert "models[v2]/small" in text
 
 
-def test_a_sweep_without_results_has_a_table_and_a_report(tmp_path: Path):
+def test_sweep_without_results_has_a_table_and_a_report(tmp_path: Path):
     failed = TrialRecord(0, dict(RECORDS[0].params), "failed", error="out of memory")
     figures = Figures("none", {}, [failed], searched=tuple(failed.params))
-    assert any("failed: out of memory" in line for line in printed(figures))
+    assert any("failed: out of memory" in line for line in printed_table(figures))
     write_report(figures, tmp_path / "report")
     assert "out of memory" in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_the_csv_keeps_every_trial_in_full_precision_under_dotted_names():
+def test_csv_has_every_trial_in_full_precision_under_dotted_names():
     rows = list(csv.DictReader(io.StringIO(results_csv(FIGURES))))
     assert [row["trial"] for row in rows] == ["0", "1", "2", "3", "4"]
     assert [row["place"] for row in rows] == ["front", "front", "chosen", "", ""]
@@ -124,7 +134,7 @@ def test_the_csv_keeps_every_trial_in_full_precision_under_dotted_names():
     assert rows[4]["error"] == "loss is nan | at epoch 2\nsecond line"
 
 
-def test_the_report_says_the_choice_compares_with_the_teacher_and_lists_failures(tmp_path: Path):
+def test_report_has_the_choice_the_teacher_and_the_failures(tmp_path: Path):
     write_report(FIGURES, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     assert "Trial 002 is the fastest that keeps 95 %." in text
@@ -134,7 +144,7 @@ def test_the_report_says_the_choice_compares_with_the_teacher_and_lists_failures
     assert {line.count("|") for line in tables} == {12}
 
 
-def test_the_fronts_controls_stand_beside_its_trials_the_cheapest_first():
+def test_controls_are_listed_by_cost_beside_the_trials_of_the_front():
     controls = [
         Control(trial=2, role="labels only", metrics={"accuracy": 0.83}),
         Control(trial=2, role="default distillation", metrics={"accuracy": 0.84}),
@@ -143,19 +153,18 @@ def test_the_fronts_controls_stand_beside_its_trials_the_cheapest_first():
     ]
     figures = replace(FIGURES, controls=controls)
     text = markdown(figures)
-    lines = text[text.index("## What distillation and the search bring") :].splitlines()
-    assert lines[4] == "| trial | depth | latency | accuracy, as searched | labels only | default distillation |"
+    lines = text[text.index(f"## {TITLE}") :].splitlines()
+    assert lines[4] == "| trial | depth | latency | accuracy, best trial | labels only | default distillation |"
     assert lines[6] == "| 000 | 1 | 0.80 ms | 0.8100 | 0.7800 | failed |"
     assert lines[7] == "| 002 | 2 | 1.60 ms | 0.8500 | 0.8300 | 0.8400 |"
     assert lines[9] == "- trial 000, default distillation: out of memory"
-    assert [list(drawn.y) for drawn in front_plot(figures).data if drawn.name in ROLES] == [[0.83, 0.78], [0.84]]
-    assert "What distillation and the search bring" not in markdown(FIGURES)
-    about = ABOUT.partition("(")[0]
-    assert about in page(figures)
-    assert about not in page(FIGURES)
+    assert [list(points.y) for points in front_plot(figures).data if points.name in ROLES] == [[0.83, 0.78], [0.84]]
+    assert TITLE not in markdown(FIGURES)
+    assert TITLE in page(figures)
+    assert TITLE not in page(FIGURES)
 
 
-def test_the_picture_is_a_png_and_the_page_needs_no_network(tmp_path: Path):
+def test_picture_is_a_png_and_the_page_needs_no_network(tmp_path: Path):
     write_report(FIGURES, tmp_path / "report")
     assert (tmp_path / "report" / "front.png").read_bytes().startswith(b"\x89PNG")
     html = (tmp_path / "report" / "report.html").read_text()
@@ -164,7 +173,7 @@ def test_the_picture_is_a_png_and_the_page_needs_no_network(tmp_path: Path):
     assert 'src="http' not in html
 
 
-def test_writing_again_replaces_the_report(tmp_path: Path):
+def test_writing_again_replaces_the_report_folder(tmp_path: Path):
     folder = tmp_path / "report"
     write_report(FIGURES, folder)
     (folder / "old").touch()
@@ -176,11 +185,11 @@ def test_writing_again_replaces_the_report(tmp_path: Path):
     ("value", "text"),
     [(1.9e-4, "1.9e-4"), (0.0, "0.000"), (3.14159, "3.14"), (12.34, "12.3"), (250000.0, "2.5e5"), (2, "2")],
 )
-def test_settings_are_written_short(value: object, text: str):
+def test_format_setting(value: object, text: str):
     assert format_setting(value) == text
 
 
-def test_headings_tell_settings_of_the_same_name_apart():
+def test_settings_with_the_same_last_name_have_different_headings():
     names = ["a.rate", "b.rate", "training.batch_size", "student.depth"]
     assert headings(names) == {
         "student.depth": "depth",

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs."""
+"""The screen: plain lines, the live display, and the estimate of the time left."""
 
 import contextlib
 import io
@@ -22,14 +22,15 @@ COMPLETED = replace(RUNNING, state="completed", history=(EVALUATION,), costs={"l
 FAILED = replace(RUNNING, number=1, state="failed", error="loss is nan\nat epoch 2", ended=1030.0)
 
 
-def plain(show) -> list[str]:
+def plain_lines(show) -> list[str]:
+    """The lines that `show` prints on a plain screen, without their times."""
     stream = io.StringIO()
     with PlainScreen(stream) as screen:
         show(screen)
     return [line.partition("] ")[2] for line in stream.getvalue().splitlines()]
 
 
-def test_a_pipe_gets_plain_lines_and_a_terminal_the_live_display():
+def test_open_screen_is_plain_on_a_pipe_and_live_on_a_terminal():
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -38,7 +39,7 @@ def test_a_pipe_gets_plain_lines_and_a_terminal_the_live_display():
     assert isinstance(open_screen(Terminal()), LiveScreen)
 
 
-def test_plain_lines_tell_each_trial_once_with_its_settings_result_and_reason():
+def test_plain_screen_prints_the_start_and_the_end_of_each_trial_once():
     def show(screen: PlainScreen) -> None:
         screen.stage("Search")
         screen.trials([RUNNING], 24, None)
@@ -46,20 +47,20 @@ def test_plain_lines_tell_each_trial_once_with_its_settings_result_and_reason():
         for _ in range(2):
             screen.trials([COMPLETED, FAILED], 24, COMPLETED)
 
-    begun, completed, failed, best = plain(show)[1:]
-    assert begun == "  trial 000 begins: depth 2, T 3.14, alpha 0.70, lr 1.9e-4"
+    started, completed, failed, best = plain_lines(show)[1:]
+    assert started == "  trial 000 begins: depth 2, T 3.14, alpha 0.70, lr 1.9e-4"
     assert "trial 000 completed: accuracy 0.8612, retention 97.1%, latency 1.60 ms" in completed
     assert "2 of 24 trials, 1 failed" in completed
     assert "trial 001 failed: loss is nan at epoch 2" in failed
     assert best.startswith("  best so far: trial 000: accuracy 0.8612")
 
 
-def test_progress_of_a_thousand_steps_is_four_plain_lines():
-    lines = plain(lambda screen: [screen.progress("rows labelled", done, 1000) for done in range(1001)])
+def test_plain_screen_prints_progress_four_times():
+    lines = plain_lines(lambda screen: [screen.progress("rows labelled", done, 1000) for done in range(1001)])
     assert lines == [f"  rows labelled: {n} of 1,000" for n in (250, 500, 750)] + ["  rows labelled: 1,000 of 1,000"]
 
 
-def test_the_live_display_shows_stages_the_best_trial_and_the_failed_one(monkeypatch: pytest.MonkeyPatch):
+def test_live_screen_shows_stages_the_best_trial_and_failed_trials(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "xterm")
     console = Console(file=io.StringIO(), force_terminal=True, width=140, height=40, color_system=None)
     with LiveScreen(console) as screen:
@@ -69,18 +70,18 @@ def test_the_live_display_shows_stages_the_best_trial_and_the_failed_one(monkeyp
         screen.stage("Search")
         screen.trials([COMPLETED, FAILED, replace(RUNNING, number=2)], 24, COMPLETED)
         with console.capture() as capture:
-            console.print(screen._drawn())
-    drawn = capture.get()
-    assert "2 of 24 trials, 1 running, 1 failed" in drawn
-    assert "best so far  trial 000: accuracy 0.8612, retention 97.1%" in drawn
-    assert "failed: loss is nan" in drawn
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "validation cut from train" in shown
-    assert "✓ Teacher" in shown
-    assert "✓ Search" in shown
+            console.print(screen._render())
+    display = capture.get()
+    assert "2 of 24 trials, 1 running, 1 failed" in display
+    assert "best so far  trial 000: accuracy 0.8612, retention 97.1%" in display
+    assert "failed: loss is nan" in display
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "validation cut from train" in output
+    assert "✓ Teacher" in output
+    assert "✓ Search" in output
 
 
-def test_a_stage_that_an_error_ended_is_marked():
+def test_live_screen_marks_a_stage_that_ended_with_an_error():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with contextlib.suppress(ValueError), LiveScreen(console) as screen:
         screen.stage("Teacher")
@@ -88,13 +89,13 @@ def test_a_stage_that_an_error_ended_is_marked():
     assert "✗" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_time_left_counts_the_trials_to_come_and_the_slots_that_share_them():
+def test_seconds_left_counts_remaining_trials_and_parallel_slots():
     ended = [replace(COMPLETED, number=n, started=60.0 * (n // 2), ended=60.0 * (n // 2 + 1)) for n in range(4)]
     assert seconds_left(ended, 10, now=120.0) == pytest.approx(6 * 60 / 2)
     running = [replace(RUNNING, number=n, started=120.0) for n in (4, 5)]
     assert seconds_left(ended + running, 10, now=150.0) == pytest.approx((4 * 60 + 2 * 30) / 2)
 
 
-def test_time_left_is_not_guessed_without_a_budget_or_a_finished_trial():
+def test_seconds_left_is_unknown_without_a_budget_or_an_ended_trial():
     assert seconds_left([COMPLETED], None, now=0.0) is None
     assert seconds_left([RUNNING], 10, now=0.0) is None

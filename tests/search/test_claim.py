@@ -1,4 +1,4 @@
-"""A sweep's folder: what may go on in it, what is refused with which words, and what `--fresh` removes."""
+"""Which sweeps may continue in a folder, which are refused with which message, and what `--fresh` deletes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,18 +22,18 @@ COSTS = {"latency_ms": 2.5}
 
 @pytest.fixture
 def paths(tmp_path: Path) -> SweepPaths:
-    return folder(tmp_path / "storage", "tiny")
+    return make_folder(tmp_path / "storage", "tiny")
 
 
-def folder(storage: Path, name: str) -> SweepPaths:
-    """As the command line leaves it."""
+def make_folder(storage: Path, name: str) -> SweepPaths:
+    """The folder as the command line creates it: with a folder for logs."""
     paths = SweepPaths(storage, name)
     paths.logs.mkdir(parents=True)
     return paths
 
 
-def begun(sweep: Sweep, paths: SweepPaths) -> Ledger:
-    """The ledger of a sweep that has one trial, and a teacher."""
+def start_sweep(sweep: Sweep, paths: SweepPaths) -> Ledger:
+    """Claim the folder for a sweep, and give the sweep one trial and a teacher."""
     ledger = claim_folder(sweep.identity(), paths, False)
     params = {"student.depth": 1, "training.learning_rate": 1e-3}
     ledger.add(params, ledger.extend_choices(distributions(sweep.space)), COSTS, {})
@@ -42,11 +42,12 @@ def begun(sweep: Sweep, paths: SweepPaths) -> Ledger:
 
 
 def database(tmp_path: Path, name: str = "ledger") -> dict[str, str]:
+    """The setting for a ledger in a SQLite database."""
     return {"search.ledger": f"sqlite:///{tmp_path}/{name}.db"}
 
 
-def test_the_same_sweep_goes_on(make_sweep: MakeSweep, paths: SweepPaths) -> None:
-    begun(make_sweep(), paths)
+def test_the_same_sweep_continues(make_sweep: MakeSweep, paths: SweepPaths) -> None:
+    start_sweep(make_sweep(), paths)
     before = read_settings(paths)
     assert len(claim_folder(make_sweep().identity(), paths, False)) == 1
     assert read_settings(paths) == before
@@ -67,10 +68,10 @@ def test_the_same_sweep_goes_on(make_sweep: MakeSweep, paths: SweepPaths) -> Non
         ({"student.depth": 1}, "space.student.depth: was "),
     ],
 )
-def test_another_sweep_is_refused_with_the_difference(
+def test_a_sweep_with_other_settings_is_refused_with_the_difference(
     make_sweep: MakeSweep, paths: SweepPaths, changes: dict[str, Any], difference: str
 ) -> None:
-    begun(make_sweep(), paths)
+    start_sweep(make_sweep(), paths)
     before = paths.settings.read_text()
     with pytest.raises(StorageError) as caught:
         claim_folder(make_sweep().with_changes(changes).identity(), paths, False)
@@ -81,15 +82,15 @@ def test_another_sweep_is_refused_with_the_difference(
     assert paths.settings.read_text() == before
 
 
-def test_another_teacher_is_refused_with_the_difference(make_sweep: MakeSweep, paths: SweepPaths) -> None:
-    begun(make_sweep(), paths)
+def test_a_sweep_with_another_teacher_is_refused_with_the_difference(make_sweep: MakeSweep, paths: SweepPaths) -> None:
+    start_sweep(make_sweep(), paths)
     with pytest.raises(StorageError, match=r"teacher\.model: was /.*, now other"):
         claim_folder(make_sweep(teacher=Teacher(model="other")).identity(), paths, False)
 
 
 @pytest.mark.parametrize("choices", [[1, 2, 3], [3, 2, 1], [2, 1]])
 def test_a_list_may_grow_in_any_order(make_sweep: MakeSweep, paths: SweepPaths, choices: list[int]) -> None:
-    begun(make_sweep(), paths)
+    start_sweep(make_sweep(), paths)
     longer = make_sweep().with_changes({"space.student.depth": choices, "search.trials": 50, "slots.count": 2})
     assert len(claim_folder(longer.identity(), paths, False)) == 1
     assert read_settings(paths)["space"]["student.depth"]["attributes"]["choices"] == choices
@@ -116,16 +117,16 @@ def test_a_range_may_not_grow(make_sweep: MakeSweep, paths: SweepPaths) -> None:
         ('{"name": "tiny", "sea', "not a readable JSON file"),
         ("", "not a readable JSON file"),
         ("\0" * 100, "not a readable JSON file"),
-        ("[]", "holds no sweep's settings"),
-        ("{}", "holds no sweep's settings"),
+        ("[]", "does not hold the settings of a sweep"),
+        ("{}", "does not hold the settings of a sweep"),
     ],
 )
 def test_a_damaged_sweep_json_is_refused(make_sweep: MakeSweep, paths: SweepPaths, text: str, part: str) -> None:
-    begun(make_sweep(), paths)
+    start_sweep(make_sweep(), paths)
     paths.settings.write_text(text)
-    for look in (lambda: claim_folder(make_sweep().identity(), paths, False), lambda: read_ledger(paths)):
+    for open_or_read in (lambda: claim_folder(make_sweep().identity(), paths, False), lambda: read_ledger(paths)):
         with pytest.raises(StorageError) as caught:
-            look()
+            open_or_read()
         assert str(paths.settings) in str(caught.value)
         assert part in str(caught.value)
         assert "Restore it, or start over with --fresh" in str(caught.value)
@@ -135,36 +136,36 @@ def test_a_damaged_sweep_json_is_refused(make_sweep: MakeSweep, paths: SweepPath
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_folder_without_its_sweep_json_is_refused(make_sweep: MakeSweep, paths: SweepPaths, fresh: bool) -> None:
-    begun(make_sweep(), paths)
+    start_sweep(make_sweep(), paths)
     paths.settings.unlink()
-    with pytest.raises(StorageError, match=r"sweep\.json: is gone, .*Restore it, or remove the folder"):
+    with pytest.raises(StorageError, match=r"sweep\.json: is missing\. .*Restore it, or delete the folder"):
         claim_folder(make_sweep().identity(), paths, fresh)
     assert paths.journal.exists()
 
 
-@pytest.mark.parametrize("kind", ["journal", "emptied", "database"])
-def test_a_ledger_that_is_gone_is_no_new_sweep(
+@pytest.mark.parametrize("kind", ["journal", "empty journal", "database"])
+def test_a_sweep_whose_ledger_is_missing_is_refused(
     make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path, kind: str
 ) -> None:
     sweep = make_sweep() if kind != "database" else make_sweep().with_changes(database(tmp_path))
-    begun(sweep, paths)
-    if kind == "emptied":
+    start_sweep(sweep, paths)
+    if kind == "empty journal":
         paths.journal.write_text("")
     else:
         (paths.journal if kind == "journal" else tmp_path / "ledger.db").unlink()
-    with pytest.raises(StorageError, match=r"was begun, but its ledger .* is gone\. Restore it, or start over"):
+    with pytest.raises(StorageError, match=r"was started, but its ledger .* is missing\. Restore the ledger, or start"):
         claim_folder(sweep.identity(), paths, False)
     assert len(claim_folder(sweep.identity(), paths, True)) == 0
 
 
-def test_who_was_killed_while_it_claimed_leaves_the_name_free(make_sweep: MakeSweep, paths: SweepPaths) -> None:
+def test_a_process_killed_during_its_claim_leaves_the_name_free(make_sweep: MakeSweep, paths: SweepPaths) -> None:
     (paths.root / ".sweep.json-x7fk").write_text('{"name": "ti')
     assert len(claim_folder(make_sweep().identity(), paths, False)) == 0
 
 
-def test_fresh_leaves_the_logs(make_sweep: MakeSweep, paths: SweepPaths) -> None:
-    begun(make_sweep(), paths)
-    (paths.logs / "kdray.log").write_text("what was")
+def test_fresh_keeps_the_logs(make_sweep: MakeSweep, paths: SweepPaths) -> None:
+    start_sweep(make_sweep(), paths)
+    (paths.logs / "kdray.log").write_text("an earlier log")
     paths.owner.write_text("me")
     assert len(claim_folder(make_sweep().identity(), paths, True)) == 0
     assert {path.name for path in paths.root.iterdir()} == {"logs", "owner.json", "sweep.json", "ledger"}
@@ -174,9 +175,9 @@ def test_fresh_leaves_the_logs(make_sweep: MakeSweep, paths: SweepPaths) -> None
 # Databases ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_folder_says_which_database(make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path) -> None:
+def test_the_folder_records_its_database(make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path) -> None:
     sweep = make_sweep().with_changes(database(tmp_path))
-    begun(sweep, paths)
+    start_sweep(sweep, paths)
     assert not paths.journal.exists()
     assert len(read_ledger(paths)) == 1
     assert len(claim_folder(sweep.identity(), paths, False)) == 1
@@ -188,25 +189,25 @@ def test_the_folder_says_which_database(make_sweep: MakeSweep, paths: SweepPaths
 
 def test_fresh_starts_over_in_the_database(make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path) -> None:
     sweep = make_sweep().with_changes(database(tmp_path))
-    begun(sweep, paths)
+    start_sweep(sweep, paths)
     assert len(claim_folder(sweep.identity(), paths, True)) == 0
-    begun(sweep, paths)
-    assert len(claim_folder(make_sweep().identity(), paths, True)) == 0  # and now in a file
-    assert Ledger.trials_in(database(tmp_path)["search.ledger"], "tiny") is None
+    start_sweep(sweep, paths)
+    assert len(claim_folder(make_sweep().identity(), paths, True)) == 0  # this time with a ledger in a file
+    assert Ledger.count_trials(database(tmp_path)["search.ledger"], "tiny") is None
 
 
-def test_what_was_refused_before_its_first_trial_is_mended(
+def test_a_sweep_without_trials_may_change_its_settings(
     make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path
 ) -> None:
     claim_folder(make_sweep().with_changes(database(tmp_path)).identity(), paths, False)
-    mended = make_sweep().with_changes(database(tmp_path) | {"search.objectives": "accuracy,parameters"})
-    assert claim_folder(mended.identity(), paths, False).objectives == ("accuracy", "parameters")
+    corrected = make_sweep().with_changes(database(tmp_path) | {"search.objectives": "accuracy,parameters"})
+    assert claim_folder(corrected.identity(), paths, False).objectives == ("accuracy", "parameters")
 
 
 def test_two_folders_do_not_share_a_sweep(make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path) -> None:
     sweep = make_sweep().with_changes(database(tmp_path))
-    begun(sweep, paths)
-    other = folder(tmp_path / "elsewhere", "tiny")
+    start_sweep(sweep, paths)
+    other = make_folder(tmp_path / "elsewhere", "tiny")
     for fresh in (False, True):
         with pytest.raises(StorageError, match="'tiny' in it belongs to another folder"):
             claim_folder(sweep.identity(), other, fresh)
@@ -217,33 +218,33 @@ def test_two_folders_do_not_share_a_sweep(make_sweep: MakeSweep, paths: SweepPat
 def test_a_database_that_never_answered_leaves_the_name_free(
     make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path
 ) -> None:
-    """The URL is mended and the same command given again."""
+    """The user corrects the URL and runs the command again."""
     mistyped = make_sweep().with_changes({"search.ledger": "postgresql://anna@127.0.0.1:1/kd"})
     with pytest.raises(StorageError, match="refused"):
         claim_folder(mistyped.identity(), paths, False)
     assert {path.name for path in paths.root.iterdir()} == {"logs"}
     sweep = make_sweep().with_changes(database(tmp_path))
-    begun(sweep.with_changes({"name": "other"}), folder(paths.storage, "other"))
+    start_sweep(sweep.with_changes({"name": "other"}), make_folder(paths.storage, "other"))
     assert len(claim_folder(sweep.identity(), paths, False)) == 0
 
 
-def test_fresh_starts_over_when_the_old_database_is_gone(
+def test_fresh_starts_over_when_the_old_database_is_away(
     make_sweep: MakeSweep, paths: SweepPaths, caplog: pytest.LogCaptureFixture
 ) -> None:
-    begun(make_sweep(), paths)
+    start_sweep(make_sweep(), paths)
     settings = read_json(paths.settings)
-    gone = {"ledger": "postgresql://anna@127.0.0.1:1/kd"}
-    write_json(paths.settings, settings | {"search": settings["search"] | gone})
+    away = {"ledger": "postgresql://anna@127.0.0.1:1/kd"}
+    write_json(paths.settings, settings | {"search": settings["search"] | away})
     with pytest.raises(StorageError, match="refused"):
         claim_folder(make_sweep().identity(), paths, False)
     assert len(claim_folder(make_sweep().identity(), paths, True)) == 0
-    assert "What it holds of this sweep stays there" in caplog.text
-    assert read_settings(paths)["id"] != settings["id"]  # or what stayed there would be taken for this one's
+    assert "The trials of this sweep stay in that database" in caplog.text
+    assert read_settings(paths)["id"] != settings["id"]  # else the new sweep would take over those trials
 
 
 def test_a_database_that_is_down_changes_nothing(make_sweep: MakeSweep, paths: SweepPaths) -> None:
     down = {"search.ledger": "postgresql://anna@127.0.0.1:1/kd"}
-    begun(make_sweep(), paths)
+    start_sweep(make_sweep(), paths)
     identity = read_json(paths.settings)
     write_json(paths.settings, identity | {"search": identity["search"] | {"ledger": down["search.ledger"]}})
     for fresh in (False, True):

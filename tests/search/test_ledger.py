@@ -1,4 +1,4 @@
-"""The ledger: what is written is there again, for us and for Optuna, whatever happened to the process."""
+"""The ledger: kdray and Optuna read again what was written, also after the process or the storage failed."""
 
 import resource
 import socket
@@ -25,12 +25,14 @@ DISTRIBUTIONS = {"alpha": FloatDistribution(0, 1), "student.depth": CategoricalD
 COSTS = {"latency_ms": 2.5, "parameters": 10.0}
 
 
-def opened(tmp_path: Path) -> Ledger:
+def open_ledger(tmp_path: Path) -> Ledger:
+    """The ledger in the journal file, which is created if it does not exist."""
     return Ledger.open(tmp_path / "ledger" / "journal.log", "reviews", OBJECTIVES)
 
 
-def filled(tmp_path: Path) -> Ledger:
-    ledger = opened(tmp_path)
+def make_ledger(tmp_path: Path) -> Ledger:
+    """A ledger with one trial in each state."""
+    ledger = open_ledger(tmp_path)
     for alpha in (0.1, 0.2, 0.3, 0.4):
         ledger.add({"alpha": alpha, "student.depth": 2}, DISTRIBUTIONS, COSTS, {})
     for epoch, accuracy in ((1, 0.8), (2, 0.9)):
@@ -39,14 +41,14 @@ def filled(tmp_path: Path) -> Ledger:
     ledger.add_evaluation(1, {"accuracy": 0.5, "epoch": 1, "step": 10})
     ledger.finish(1, "stopped")
     ledger.finish(2, "failed", "ValueError: no")
-    ledger.set_run_id(0, "run-of-0")  # after its end
+    ledger.set_run_id(0, "run-of-0")  # the trial has ended
     ledger.set_run_id(3, "run-of-3")
     ledger.set_attr("teacher", {"accuracy": 0.95})
     return ledger
 
 
-def test_everything_is_there_again(tmp_path: Path) -> None:
-    before, after = filled(tmp_path), opened(tmp_path)
+def test_a_ledger_opened_again_has_everything(tmp_path: Path) -> None:
+    before, after = make_ledger(tmp_path), open_ledger(tmp_path)
     for old, new in zip(before.records(), after.records(), strict=True):
         assert (new.params, new.state, new.history, new.costs, new.error, new.run_id, new.attempts) == (
             old.params,
@@ -65,7 +67,7 @@ def test_everything_is_there_again(tmp_path: Path) -> None:
 
 
 def test_optuna_reads_it(tmp_path: Path) -> None:
-    filled(tmp_path)
+    make_ledger(tmp_path)
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "ledger" / "journal.log")))
     study = optuna.load_study(study_name="reviews", storage=storage)
     assert study.metric_names == list(OBJECTIVES)
@@ -80,45 +82,50 @@ def test_optuna_reads_it(tmp_path: Path) -> None:
     assert study.best_trials[0].params == {"alpha": 0.1, "student.depth": 2}
 
 
-def test_the_same_step_again_changes_nothing(tmp_path: Path) -> None:
-    ledger = filled(tmp_path)
+def test_an_evaluation_at_a_recorded_step_changes_nothing(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path)
     ledger.add_evaluation(3, {"accuracy": 0.5, "step": 10})
     ledger.add_evaluation(3, {"accuracy": 0.6, "step": 10})
     ledger.add_evaluation(3, {"accuracy": 0.7, "step": 20})
-    assert [metrics["accuracy"] for metrics in opened(tmp_path).records()[3].history] == [0.5, 0.7]
+    assert [metrics["accuracy"] for metrics in open_ledger(tmp_path).records()[3].history] == [0.5, 0.7]
 
 
-def test_a_resumed_trial_counts_its_attempts_and_starts_anew(tmp_path: Path) -> None:
-    ledger = filled(tmp_path)
+def test_a_resumed_trial_has_one_more_attempt_and_a_new_start_time(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path)
     first = ledger[3].started
     ledger.resume(3)
-    again = opened(tmp_path)[3]
+    again = open_ledger(tmp_path)[3]
     assert (again.attempts, again.state) == (2, "running")
     assert again.started > first
 
 
-def test_a_torn_last_line_costs_that_line_only(tmp_path: Path) -> None:
-    filled(tmp_path)
+def test_a_torn_last_line_loses_that_line_only(tmp_path: Path) -> None:
+    make_ledger(tmp_path)
     journal = tmp_path / "ledger" / "journal.log"
     with journal.open("ab") as file:
         file.write(b'{"op_code": 8, "worker_id": "x", "trial_')
-    ledger = opened(tmp_path)
+    ledger = open_ledger(tmp_path)
     ledger.add_evaluation(3, {"accuracy": 0.5, "step": 10})
     ledger.finish(3, "completed")
-    assert [record.state for record in opened(tmp_path).records()] == ["completed", "stopped", "failed", "completed"]
+    assert [record.state for record in open_ledger(tmp_path).records()] == [
+        "completed",
+        "stopped",
+        "failed",
+        "completed",
+    ]
 
 
-def test_the_lock_of_a_killed_process_holds_up_nobody(tmp_path: Path) -> None:
-    """Optuna itself waits half a minute for it."""
-    ledger, began = filled(tmp_path), time.monotonic()
+def test_the_lock_of_a_killed_process_delays_no_write(tmp_path: Path) -> None:
+    """Optuna alone would wait 30 s for the lock."""
+    ledger, began = make_ledger(tmp_path), time.monotonic()
     (tmp_path / "ledger" / "journal.log.lock").symlink_to(tmp_path / "ledger" / "journal.log")
-    opened(tmp_path).add_evaluation(3, {"accuracy": 0.5, "step": 10})
+    open_ledger(tmp_path).add_evaluation(3, {"accuracy": 0.5, "step": 10})
     assert time.monotonic() - began < 10
     assert len(ledger) == 4
 
 
-def test_reading_does_not_touch_a_line_that_is_being_written(tmp_path: Path) -> None:
-    filled(tmp_path)
+def test_reading_keeps_a_line_that_another_process_writes(tmp_path: Path) -> None:
+    make_ledger(tmp_path)
     journal = tmp_path / "ledger" / "journal.log"
     with journal.open("ab") as file:
         file.write(b'{"op_code": 8')
@@ -127,7 +134,7 @@ def test_reading_does_not_touch_a_line_that_is_being_written(tmp_path: Path) -> 
     assert journal.read_bytes() == before
 
 
-def test_an_optuna_url_serves_as_well(tmp_path: Path) -> None:
+def test_a_ledger_can_be_a_database(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     ledger = Ledger.open(url, "reviews", OBJECTIVES)
     ledger.add({"alpha": 0.1, "student.depth": 1}, DISTRIBUTIONS, COSTS, {})
@@ -136,8 +143,8 @@ def test_an_optuna_url_serves_as_well(tmp_path: Path) -> None:
     assert Ledger.read(url, "reviews").records()[0].metrics["accuracy"] == 0.9
 
 
-def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
-    filled(tmp_path)
+def test_a_ledger_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    make_ledger(tmp_path)
     journal = tmp_path / "ledger" / "journal.log"
     with pytest.raises(StorageError, match="objectives accuracy, latency_ms; got accuracy"):
         Ledger.open(journal, "reviews", ("accuracy", "loss"))
@@ -157,25 +164,25 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("garbage", [b"not a journal", b"\0" * 200, b'{"op_code": 8, "worker', b"[1, 2]", b"{}", b""])
 @pytest.mark.parametrize("place", [0, 4, -1])
-def test_a_damaged_line_is_refused_by_its_number(tmp_path: Path, garbage: bytes, place: int) -> None:
-    filled(tmp_path)
+def test_a_damaged_line_is_refused_with_its_number(tmp_path: Path, garbage: bytes, place: int) -> None:
+    make_ledger(tmp_path)
     journal = tmp_path / "ledger" / "journal.log"
     lines = journal.read_bytes().splitlines()
     lines[place] = garbage
     damaged = b"\n".join(lines) + b"\n"
     journal.write_bytes(damaged)
     number = range(1, len(lines) + 1)[place]
-    for look in (lambda: opened(tmp_path), lambda: Ledger.read(journal, "reviews")):
+    for open_or_read in (lambda: open_ledger(tmp_path), lambda: Ledger.read(journal, "reviews")):
         with pytest.raises(StorageError) as caught:
-            look()
+            open_or_read()
         assert f"ledger {journal}: line {number} is damaged" in str(caught.value)
-        assert f"The {number - 1} lines before it are whole" in str(caught.value)
+        assert f"The {number - 1} lines before it are undamaged" in str(caught.value)
     assert journal.read_bytes() == damaged
 
 
-def test_a_write_that_fails_leaves_no_half_of_itself(tmp_path: Path) -> None:
-    """A full disk: what the file may hold ends in the middle of a line."""
-    ledger = filled(tmp_path)
+def test_a_failed_write_leaves_no_part_of_a_line(tmp_path: Path) -> None:
+    """The size limit of the file ends in the middle of a line, as on a full disk."""
+    ledger = make_ledger(tmp_path)
     journal = tmp_path / "ledger" / "journal.log"
     before = journal.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -187,8 +194,8 @@ def test_a_write_that_fails_leaves_no_half_of_itself(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert journal.read_bytes() == before
-    ledger.set_run_id(3, "the tracker's last word")
-    assert [record.state for record in opened(tmp_path).records()] == ["completed", "stopped", "failed", "running"]
+    ledger.set_run_id(3, "run-of-3")
+    assert [record.state for record in open_ledger(tmp_path).records()] == ["completed", "stopped", "failed", "running"]
 
 
 # Databases ------------------------------------------------------------------------------------------------------------
@@ -197,31 +204,31 @@ def test_a_write_that_fails_leaves_no_half_of_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "part"),
     [
-        ("ledger.db", "'ledger.db' begins no URL of a database that Optuna knows"),
-        ("redis://host/0", "'redis' begins no URL"),
-        ("sqlite://", "a database in memory is gone with the process"),
-        ("sqlite:///:memory:", "a database in memory is gone with the process"),
+        ("ledger.db", "no URL of a database that Optuna supports begins with 'ledger.db'"),
+        ("redis://host/0", "begins with 'redis'"),
+        ("sqlite://", "a database in memory is lost when the process ends"),
+        ("sqlite:///:memory:", "a database in memory is lost when the process ends"),
         ("postgresql://anna:s3cret@host/kd", "PGPASSWORD or ~/.pgpass"),
-        ("postgres://anna:s3cret@host/kd", "'postgres' begins no URL"),
+        ("postgres://anna:s3cret@host/kd", "begins with 'postgres'"),
         ("postgresql://anna@host/kd?password=s3cret", "there is a password in the URL"),
         ("mysql+pymysql://anna:s3cret@host/kd", "there is a password in the URL"),
     ],
 )
-def test_a_url_that_cannot_serve_is_refused_and_no_secret_is_repeated(url: str, part: str) -> None:
+def test_an_unusable_url_is_refused_without_its_password(url: str, part: str) -> None:
     with pytest.raises(SpecError, match=r"Search\.ledger: ") as caught:
         Search(ledger=url)
     assert part in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_sqlite_file_is_known_by_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_url_of_a_sqlite_file_gets_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Search(ledger="sqlite:///kd.db").ledger == f"sqlite:///{tmp_path}/kd.db"
     assert Search(ledger="postgresql://anna@host/kd").ledger == "postgresql://anna@host/kd"
 
 
-def test_a_database_that_does_not_answer_is_named_in_time() -> None:
-    with socket.socket() as silent:  # takes the connection and says nothing
+def test_a_database_that_does_not_answer_is_refused_within_its_timeout() -> None:
+    with socket.socket() as silent:  # accepts the connection and never answers
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         port, began = silent.getsockname()[1], time.monotonic()
@@ -230,38 +237,38 @@ def test_a_database_that_does_not_answer_is_named_in_time() -> None:
     assert time.monotonic() - began < 15
     assert f"ledger postgresql://anna@127.0.0.1:{port}/kd" in str(caught.value)
     assert "timeout expired" in str(caught.value)
-    assert "Is the database up" in str(caught.value)
+    assert "Check that the database is up" in str(caught.value)
     with pytest.raises(StorageError, match="Connection refused"):
         Ledger.read(f"postgresql://anna@127.0.0.1:{port}/kd", "reviews")
 
 
-def test_looking_at_a_database_makes_none(tmp_path: Path) -> None:
+def test_reading_creates_no_database(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"no.db: no such file"):
         Ledger.read(f"sqlite:///{tmp_path}/no.db", "reviews")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_of_another_folder_is_left_alone(tmp_path: Path) -> None:
-    """Two storages, one database, the same name."""
+def test_a_sweep_of_another_folder_is_neither_opened_nor_deleted(tmp_path: Path) -> None:
+    """Two storages use one database, each with a sweep of the same name."""
     url = f"sqlite:///{tmp_path}/ledger.db"
     Ledger.open(url, "reviews", OBJECTIVES, "folder one").add(
         {"alpha": 0.1, "student.depth": 1}, DISTRIBUTIONS, COSTS, {}
     )
     with pytest.raises(StorageError, match="'reviews' in it belongs to another folder"):
         Ledger.open(url, "reviews", OBJECTIVES, "folder two")
-    Ledger.remove(url, "reviews", "folder two")
+    Ledger.delete(url, "reviews", "folder two")
     with pytest.raises(StorageError, match="'reviews' in it belongs to another folder"):
-        Ledger.trials_in(url, "reviews", "folder two")
-    assert Ledger.trials_in(url, "reviews", "folder one") == 1
-    Ledger.remove(url, "reviews", "folder one")
-    assert Ledger.trials_in(url, "reviews") is None
-    Ledger.remove(url, "reviews", "folder one")
+        Ledger.count_trials(url, "reviews", "folder two")
+    assert Ledger.count_trials(url, "reviews", "folder one") == 1
+    Ledger.delete(url, "reviews", "folder one")
+    assert Ledger.count_trials(url, "reviews") is None
+    Ledger.delete(url, "reviews", "folder one")
 
 
-def test_a_study_that_is_no_sweep_is_left_alone(tmp_path: Path) -> None:
+def test_a_study_with_trials_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     study = optuna.create_study(storage=url, study_name="reviews", directions=["maximize", "minimize"])
-    Ledger.open(url, "reviews", OBJECTIVES, "folder one")  # empty, it may become one
+    Ledger.open(url, "reviews", OBJECTIVES, "folder one")  # an empty study may become a sweep
     study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=1)
     other = optuna.create_study(storage=url, study_name="other", directions=["maximize", "minimize"])
     other.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=1)
@@ -269,20 +276,20 @@ def test_a_study_that_is_no_sweep_is_left_alone(tmp_path: Path) -> None:
         Ledger.open(url, "other", OBJECTIVES, "folder one")
 
 
-def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer than SQLite itself waits: the write is begun again."""
+def test_a_write_waits_for_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock lasts longer than SQLite waits, so the write is tried again."""
     monkeypatch.setattr("kdray.search.ledger_storage.BUSY_S", 0.1)
     ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db", "reviews", OBJECTIVES)
     ledger.add({"alpha": 0.1, "student.depth": 1}, DISTRIBUTIONS, COSTS, {})
-    with locked(tmp_path / "ledger.db", seconds=2) as done:
+    with lock_database(tmp_path / "ledger.db", seconds=2) as released:
         ledger.add_evaluation(0, {"accuracy": 0.9, "step": 1})
-        assert done.is_set()
-    with locked(tmp_path / "ledger.db", seconds=2) as done:
+        assert released.is_set()
+    with lock_database(tmp_path / "ledger.db", seconds=2) as released:
         ledger.add({"alpha": 0.2, "student.depth": 2}, DISTRIBUTIONS, COSTS, {})
-        assert done.is_set()
-    with locked(tmp_path / "ledger.db", seconds=2) as done:
+        assert released.is_set()
+    with lock_database(tmp_path / "ledger.db", seconds=2) as released:
         ledger.finish(0, "completed")
-        assert done.is_set()
+        assert released.is_set()
     records = Ledger.read(f"sqlite:///{tmp_path}/ledger.db", "reviews").records()
     assert [(record.number, record.state, len(record.history)) for record in records] == [
         (0, "completed", 1),
@@ -290,51 +297,51 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
     ]
 
 
-def test_a_database_that_stays_away_ends_the_sweep_with_a_sentence(
+def test_a_database_that_stays_away_raises_an_error_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kdray.search.ledger_storage.BUSY_S", 0.1)
     monkeypatch.setattr("kdray.search.ledger.OUTAGE_S", 1.0)
     ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db", "reviews", OBJECTIVES)
     began = time.monotonic()
-    with locked(tmp_path / "ledger.db", seconds=60):
+    with lock_database(tmp_path / "ledger.db", seconds=60):
         with pytest.raises(
-            StorageError, match=r"ledger sqlite:.*could not be written .*locked.*the same command goes on"
+            StorageError, match=r"ledger sqlite:.*could not be written .*locked.*the same command then continues"
         ):
             ledger.set_attr("x", 1)
-        with pytest.raises(StorageError):  # what is written on the way out does not wait again
+        with pytest.raises(StorageError):  # after the first failure no write waits
             ledger.set_attr("y", 1)
     assert time.monotonic() - began < 30
 
 
 @contextmanager
-def locked(database: Path, seconds: float) -> Iterator[threading.Event]:
-    """Held by somebody else for so long, or until the block ends; the event says that it is free."""
-    holder = sqlite3.connect(database, check_same_thread=False, isolation_level=None)
-    holder.execute("BEGIN EXCLUSIVE")
-    free = threading.Event()
+def lock_database(database: Path, seconds: float) -> Iterator[threading.Event]:
+    """Lock the database for this time, or until the block ends if that is earlier. The event is set at the release."""
+    connection = sqlite3.connect(database, check_same_thread=False, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    released = threading.Event()
 
     def release() -> None:
-        if not free.is_set():
-            free.set()
-            holder.execute("ROLLBACK")
+        if not released.is_set():
+            released.set()
+            connection.execute("ROLLBACK")
 
     timer = threading.Timer(seconds, release)
     timer.start()
     try:
-        yield free
+        yield released
     finally:
         timer.cancel()
         timer.join()
         release()
-        holder.close()
+        connection.close()
 
 
 # Longer lists ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
-def test_a_list_may_grow_and_every_trial_knows_it(tmp_path: Path, kind: str) -> None:
+def test_a_longer_list_is_written_into_every_trial(tmp_path: Path, kind: str) -> None:
     where = tmp_path / "journal.log" if kind == "journal" else f"sqlite:///{tmp_path}/ledger.db"
     first = Ledger.open(where, "reviews", OBJECTIVES)
     assert first.extend_choices(DISTRIBUTIONS) == DISTRIBUTIONS
@@ -351,7 +358,7 @@ def test_a_list_may_grow_and_every_trial_knows_it(tmp_path: Path, kind: str) -> 
     again = Ledger.read(where, "reviews")
     assert [record.params["student.depth"] for record in again.records()] == [2, 1, 4]
     assert [record.state for record in again.records()] == ["running", "failed", "running"]
-    assert [again.notes(number) for number in range(3)] == [{"note": 2}, {"note": 1}, {}]
+    assert [again.sampler_notes(number) for number in range(3)] == [{"note": 2}, {"note": 1}, {}]
     storage = JournalStorage(JournalFileBackend(str(where))) if kind == "journal" else where
     study = optuna.load_study(study_name="reviews", storage=storage)
     assert {trial.distributions["student.depth"].choices for trial in study.trials} == {(1, 2, 3, 4)}  # type: ignore
@@ -359,8 +366,8 @@ def test_a_list_may_grow_and_every_trial_knows_it(tmp_path: Path, kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
-def test_a_value_that_stands_twice_in_a_list_stays_where_it_is(tmp_path: Path, kind: str) -> None:
-    """As tune.choice([2, 2, 3, 4]) does, to draw it more often."""
+def test_a_repeated_value_keeps_its_index_in_a_longer_list(tmp_path: Path, kind: str) -> None:
+    """A space may repeat a value so that it is drawn more often: tune.choice([2, 2, 3, 4])."""
     where = tmp_path / "journal.log" if kind == "journal" else f"sqlite:///{tmp_path}/ledger.db"
     twice = DISTRIBUTIONS | {"student.depth": CategoricalDistribution([2, 2, 3, 4])}
     first = Ledger.open(where, "reviews", OBJECTIVES)
@@ -372,7 +379,7 @@ def test_a_value_that_stands_twice_in_a_list_stays_where_it_is(tmp_path: Path, k
         assert [record.params["student.depth"] for record in Ledger.read(where, "reviews").records()] == [2, 3, 4]
 
 
-def test_a_value_that_was_tried_stays(tmp_path: Path) -> None:
-    ledger = filled(tmp_path)
+def test_a_list_may_not_lose_a_value(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path)
     with pytest.raises(SpecError, match=r"space\['student.depth'\]: was \[1, 2\], now \[1, 3\]; a list may only grow"):
         ledger.extend_choices(DISTRIBUTIONS | {"student.depth": CategoricalDistribution([1, 3])})

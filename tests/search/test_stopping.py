@@ -1,4 +1,4 @@
-"""Successive halving: verdicts from histories alone."""
+"""Successive halving: it decides by the histories of the trials alone."""
 
 import pytest
 
@@ -15,32 +15,32 @@ def test_rungs_grow_by_the_reduction() -> None:
     assert [n for n in range(1, 30) if Halving(first=2, reduction=3).is_rung(n)] == [2, 6, 18]
 
 
-def test_only_the_best_third_goes_on() -> None:
+def test_only_the_best_third_continues() -> None:
     halving, peers = Halving(), [trial(number, 0.5 + number / 10) for number in range(5)]
-    assert halving.keeps(trial(9, 0.95), peers, "accuracy")
-    assert halving.keeps(trial(9, 0.85), peers, "accuracy")
-    assert not halving.keeps(trial(9, 0.75), peers, "accuracy")
+    assert halving.can_continue(trial(9, 0.95), peers, "accuracy")
+    assert halving.can_continue(trial(9, 0.85), peers, "accuracy")
+    assert not halving.can_continue(trial(9, 0.75), peers, "accuracy")
 
 
-def test_nobody_is_stopped_off_a_rung_or_among_few() -> None:
+def test_no_trial_is_stopped_between_rungs_or_among_too_few() -> None:
     halving, peers = Halving(), [trial(0, 0.9), trial(1, 0.9)]
-    assert halving.keeps(trial(9, 0.1), peers[:1], "accuracy")
-    assert not halving.keeps(trial(9, 0.1), peers, "accuracy")
-    assert halving.keeps(trial(9, 0.1, 0.1), [trial(n, 0.9, 0.9) for n in range(6)], "accuracy")
+    assert halving.can_continue(trial(9, 0.1), peers[:1], "accuracy")
+    assert not halving.can_continue(trial(9, 0.1), peers, "accuracy")
+    assert halving.can_continue(trial(9, 0.1, 0.1), [trial(n, 0.9, 0.9) for n in range(6)], "accuracy")
 
 
-def test_equals_all_go_on_and_less_loss_is_better() -> None:
-    assert Halving().keeps(trial(9, 0.5), [trial(n, 0.5) for n in range(9)], "accuracy")
+def test_equal_trials_all_continue_and_a_lower_loss_is_better() -> None:
+    assert Halving().can_continue(trial(9, 0.5), [trial(n, 0.5) for n in range(9)], "accuracy")
     peers = [TrialRecord(n, {}, history=({"loss": 0.1 * (n + 1)},)) for n in range(3)]
-    assert Halving().keeps(TrialRecord(9, {}, history=({"loss": 0.05},)), peers, "loss")
-    assert not Halving().keeps(TrialRecord(9, {}, history=({"loss": 0.9},)), peers, "loss")
+    assert Halving().can_continue(TrialRecord(9, {}, history=({"loss": 0.05},)), peers, "loss")
+    assert not Halving().can_continue(TrialRecord(9, {}, history=({"loss": 0.9},)), peers, "loss")
 
 
 def test_a_trial_is_compared_at_the_same_number_of_evaluations() -> None:
     peers = [trial(number, 0.2, 0.8, 0.99) for number in range(4)]
-    assert Halving().keeps(trial(9, 0.3), peers, "accuracy")
+    assert Halving().can_continue(trial(9, 0.3), peers, "accuracy")
 
 
-def test_settings_are_refused() -> None:
+def test_a_reduction_of_one_is_refused() -> None:
     with pytest.raises(SpecError, match="reduction"):
         Halving(reduction=1)

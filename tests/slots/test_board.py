@@ -1,281 +1,319 @@
-"""The board alone, without Ray: what becomes of jobs when slots come, go, break, hang and refuse."""
+"""The board alone, without Ray: what happens to jobs when slots join, are given up, break, hang, drain and refuse."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 
+from kdray.slots import board, board_state
 from kdray.slots.board import Board
-from kdray.slots.board_state import Event, Member
+from kdray.slots.board_state import Assignment, Event, Member, SentInstruction
 from kdray.slots.job import Instruction
 
+NO_INSTRUCTION = SentInstruction(assignment=0, instruction=Instruction.NOTHING)
 
-def on_board(story: Callable[[Board], Awaitable[None]], slots: int = 1, **options: Any) -> None:
-    """Run a story on a board whose workers are names; those named "dead..." do not answer."""
 
-    async def alive(member: Member) -> bool:
+def run_on_board(scenario: Callable[[Board], Awaitable[None]], slots: int = 1, **options: Any) -> None:
+    """Run a scenario on a board whose workers are names. Workers named "dead..." do not answer."""
+
+    async def check_alive(member: Member) -> bool:
         return not member["actor"].startswith("dead")
 
-    async def whole() -> None:
-        board = Board(max_failures=1, alive=alive, **options)
+    async def main() -> None:
+        board = Board(max_failures=1, check_alive=check_alive, **options)
         for _ in range(slots):
             await board.add_slot()
-        await asyncio.wait_for(story(board), 20)
+        await asyncio.wait_for(scenario(board), 20)
 
-    asyncio.run(whole())
-
-
-def worker(name: str = "worker", node: str = "node") -> Member:
-    return Member(actor=name, node=node, host=f"{node}.local", pid=0, reserved=None)
+    asyncio.run(main())
 
 
-def said(event: Event) -> tuple[str, int, bytes]:
+def make_worker(name: str = "worker", node: str = "node") -> Member:
+    return Member(actor=name, node=node, host=f"{node}.local", pid=0, placement_group=None)
+
+
+async def join_group(board: Board, slot: int, group: str, *workers: Member) -> None:
+    """Let a group of these workers join, in rank order; by default one worker."""
+    members = workers or (make_worker(),)
+    for rank, member in enumerate(members):
+        await board.join_worker(slot, group, rank, len(members), member)
+
+
+async def take_assignment(board: Board, slot: int, group: str, rank: int = 0, after: int = 0) -> Assignment:
+    assignment = await board.next_assignment(slot, group, rank, after)
+    assert assignment is not None
+    return assignment
+
+
+async def finish(board: Board, slot: int, assignment: Assignment) -> bool:
+    """Finish an assignment without an error, in a group of one worker."""
+    return await board.finish_rank(slot, assignment["number"], 0, b"", broken=False)
+
+
+def summary(event: Event) -> tuple[str, int, bytes]:
     return event["kind"], event["attempts"], event["data"]
 
 
-def test_late_words_of_a_dead_group_are_dropped() -> None:
-    async def story(board: Board) -> None:
-        await board.join_worker(0, "old", 0, 1, worker())
+def test_late_calls_of_a_dead_group_are_ignored() -> None:
+    async def scenario(board: Board) -> None:
+        await join_group(board, 0, "old")
         job = await board.submit_job("job", b"work")
-        first = await board.take_job(0, "old", 0, 0)
-        await board.join_worker(0, "new", 0, 1, worker())
-        second = await board.take_job(0, "new", 0, 0)
-        assert first is not None
-        assert second is not None
+        first = await take_assignment(board, 0, "old")
+        await join_group(board, 0, "new")
+        second = await take_assignment(board, 0, "new")
         await board.pass_report(0, first["number"], b"late")
-        assert not await board.finish_rank(0, first["number"], 0, b"", broken=False)
-        await board.pass_report(0, second["number"], b"fresh")
-        assert await board.finish_rank(0, second["number"], 0, b"", broken=False)
+        assert not await finish(board, 0, first)
+        await board.pass_report(0, second["number"], b"new")
+        assert await finish(board, 0, second)
         events = [await board.next_event(job) for _ in range(2)]
-        assert [(e["kind"], e["data"], e["attempts"]) for e in events] == [
-            ("report", b"fresh", 2),
-            ("finished", b"", 2),
-        ]
+        assert [summary(event) for event in events] == [("report", 2, b"new"), ("finished", 2, b"")]
 
-    on_board(story)
+    run_on_board(scenario)
 
 
-def test_a_lost_slots_job_goes_to_another_and_without_any_slot_all_jobs_fail() -> None:
-    async def story(board: Board) -> None:
+def test_the_job_of_a_given_up_slot_is_assigned_again_and_without_any_slot_all_jobs_fail() -> None:
+    async def scenario(board: Board) -> None:
         for slot in (0, 1):
-            await board.join_worker(slot, f"group {slot}", 0, 1, worker())
+            await join_group(board, slot, f"group {slot}")
         job = await board.submit_job("job", b"work")
-        await board.take_job(0, "group 0", 0, 0)
-        await board.give_up_slot(0, "burnt", b"burnt down")
-        taken = await board.take_job(1, "group 1", 0, 0)
-        assert taken is not None
-        assert taken["name"] == "job"
+        await take_assignment(board, 0, "group 0")
+        await board.give_up_slot(0, "first reason", b"first error")
+        assert (await take_assignment(board, 1, "group 1"))["name"] == "job"
         waiting = await board.submit_job("waiting", b"work")
-        await board.give_up_slot(1, "drowned", b"washed away")
+        await board.give_up_slot(1, "second reason", b"second error")
         assert (await board.next_event(job))["kind"] == "died"
-        assert said(await board.next_event(waiting)) == ("failed", 0, b"washed away")
+        assert summary(await board.next_event(waiting)) == ("failed", 0, b"second error")
         late = await board.submit_job("late", b"work")
         assert (await board.next_event(late))["kind"] == "failed"
 
-    on_board(story, slots=2)
+    run_on_board(scenario, slots=2)
 
 
 @pytest.mark.parametrize(("peer", "kind"), [("dead peer", "report"), ("living peer", "failed")])
-def test_a_broken_rank_is_believed_only_if_its_peers_live(peer: str, kind: str) -> None:
-    async def story(board: Board) -> None:
-        for rank, name in enumerate(["worker", peer]):
-            await board.join_worker(0, "group", rank, 2, worker(name))
+def test_the_error_of_a_broken_rank_ends_the_job_only_if_its_peers_live(peer: str, kind: str) -> None:
+    async def scenario(board: Board) -> None:
+        await join_group(board, 0, "group", make_worker(), make_worker(peer))
         job = await board.submit_job("job", b"work")
-        taken = await board.take_job(0, "group", 0, 0)
-        assert taken is not None
-        assert not await board.finish_rank(0, taken["number"], 0, b"connection closed", broken=True)
-        await board.join_worker(0, "next", 0, 2, worker())
+        assignment = await take_assignment(board, 0, "group")
+        assert not await board.finish_rank(0, assignment["number"], 0, b"connection closed", broken=True)
+        await board.join_worker(0, "next", 0, 2, make_worker())
         if kind == "report":
-            again = await board.take_job(0, "next", 0, 0)
-            assert again is not None
+            again = await take_assignment(board, 0, "next")
             await board.pass_report(0, again["number"], b"")
         assert (await board.next_event(job))["kind"] == kind
 
-    on_board(story)
+    run_on_board(scenario)
 
 
-def test_a_rank_that_fails_alone_is_not_waited_for_for_ever() -> None:
-    async def story(board: Board) -> None:
-        for rank in (0, 1):
-            await board.join_worker(0, "group", rank, 2, worker())
+def test_when_one_rank_fails_the_other_ranks_are_waited_for_only_for_a_time() -> None:
+    async def scenario(board: Board) -> None:
+        await join_group(board, 0, "group", make_worker(), make_worker())
         job = await board.submit_job("job", b"work")
-        taken = await board.take_job(0, "group", 0, 0)
-        assert taken is not None
-        assert not await board.finish_rank(0, taken["number"], 1, b"mine", broken=False)
-        assert said(await board.next_event(job)) == ("failed", 1, b"mine")
+        assignment = await take_assignment(board, 0, "group")
+        assert not await board.finish_rank(0, assignment["number"], 1, b"error of rank 1", broken=False)
+        assert summary(await board.next_event(job)) == ("failed", 1, b"error of rank 1")
 
-    on_board(story, straggle_s=0.05)
+    run_on_board(scenario, straggler_timeout_s=0.05)
 
 
-def test_a_job_tells_the_machines_it_runs_on_by_rank() -> None:
-    async def story(board: Board) -> None:
+def test_an_event_names_the_machines_of_the_slot_in_rank_order() -> None:
+    async def scenario(board: Board) -> None:
         for rank, node in ((1, "second"), (0, "first"), (2, "second")):
-            await board.join_worker(0, "group", rank, 3, worker(node=node))
+            await board.join_worker(0, "group", rank, 3, make_worker(node=node))
         job = await board.submit_job("job", b"work")
-        taken = await board.take_job(0, "group", 0, 0)
-        assert taken is not None
-        await board.pass_report(0, taken["number"], b"")
+        assignment = await take_assignment(board, 0, "group")
+        await board.pass_report(0, assignment["number"], b"")
         assert (await board.next_event(job))["host"] == "first.local, second.local"
 
-    on_board(story)
+    run_on_board(scenario)
 
 
-def test_a_job_is_over_when_its_last_rank_is() -> None:
-    async def story(board: Board) -> None:
-        for rank in (0, 1):
-            await board.join_worker(0, "group", rank, 2, worker())
+def test_a_job_ends_when_its_last_rank_has_finished() -> None:
+    async def scenario(board: Board) -> None:
+        await join_group(board, 0, "group", make_worker(), make_worker())
         await board.submit_job("job", b"work")
         await board.submit_job("next", b"work")
-        taken = [await board.take_job(0, "group", rank, 0) for rank in (0, 1)]
-        assert taken[0] == taken[1]
-        assert taken[0] is not None
-        number = taken[0]["number"]
+        of_rank_0, of_rank_1 = [await take_assignment(board, 0, "group", rank) for rank in (0, 1)]
+        assert of_rank_0 == of_rank_1
+        number = of_rank_0["number"]
         first = asyncio.create_task(board.finish_rank(0, number, 0, b"", broken=False))
         await asyncio.sleep(0)
         assert not first.done()
         assert await board.finish_rank(0, number, 1, b"", broken=False)
         assert await first
-        following = await board.take_job(0, "group", 0, number)
-        assert following is not None
-        assert following["name"] == "next"
+        assert (await take_assignment(board, 0, "group", after=number))["name"] == "next"
 
-    on_board(story)
+    run_on_board(scenario)
 
 
-def test_a_closed_board_sends_everybody_home() -> None:
-    async def story(board: Board) -> None:
-        await board.join_worker(0, "group", 0, 1, worker())
-        taking = asyncio.create_task(board.take_job(0, "group", 0, 0))
-        hearing = asyncio.create_task(board.next_instruction(0, "group", (0, 0)))
+def test_a_closed_board_ends_every_waiting_call_and_cancels_new_jobs() -> None:
+    async def scenario(board: Board) -> None:
+        await join_group(board, 0, "group")
+        assignment = asyncio.create_task(board.next_assignment(0, "group", 0, 0))
+        instruction = asyncio.create_task(board.next_instruction(0, "group", NO_INSTRUCTION))
         await asyncio.sleep(0)
         await board.close(Instruction.SUSPEND)
-        assert await taking is None
-        assert await hearing == (0, 0)
+        assert await assignment is None
+        assert await instruction is None
         assert (await board.next_event(await board.submit_job("late", b"")))["kind"] == "cancelled"
 
-    on_board(story)
+    run_on_board(scenario)
 
 
-def test_what_a_worker_is_told_is_news_once() -> None:
-    async def story(board: Board) -> None:
-        await board.join_worker(0, "group", 0, 1, worker())
+def test_each_instruction_is_returned_once() -> None:
+    async def scenario(board: Board) -> None:
+        await join_group(board, 0, "group")
         job = await board.submit_job("job", b"work")
-        taken = await board.take_job(0, "group", 0, 0)
-        assert taken is not None
-        await board.cancel_id(job, Instruction.SUSPEND)
-        assert await board.next_instruction(0, "group", (0, 0)) == (taken["number"], Instruction.SUSPEND)
-        more = asyncio.create_task(board.next_instruction(0, "group", (taken["number"], int(Instruction.SUSPEND))))
+        number = (await take_assignment(board, 0, "group"))["number"]
+        await board.discard_job(job, Instruction.SUSPEND)
+        suspend = await board.next_instruction(0, "group", NO_INSTRUCTION)
+        assert suspend == {"assignment": number, "instruction": Instruction.SUSPEND}
+        following = asyncio.create_task(board.next_instruction(0, "group", suspend))
         await asyncio.sleep(0)
-        assert not more.done()
+        assert not following.done()
         await board.close(Instruction.END)
-        assert await more == (taken["number"], Instruction.END)
+        assert await following == {"assignment": number, "instruction": Instruction.END}
 
-    on_board(story)
+    run_on_board(scenario)
 
 
-def test_a_drained_slot_suspends_its_job_which_is_given_out_again_and_blamed_on_nobody() -> None:
+def test_the_job_of_a_drained_slot_is_suspended_and_assigned_again_without_counting_an_attempt() -> None:
     killed: list[str] = []
 
-    async def story(board: Board) -> None:
-        for slot, node in enumerate(("going", "going", "staying")):
-            await board.join_worker(slot, f"group {slot}", 0, 1, worker(f"worker {slot}", node))
+    async def scenario(board: Board) -> None:
+        for slot, node in enumerate(("drained", "drained", "staying")):
+            await join_group(board, slot, f"group {slot}", make_worker(f"worker {slot}", node))
         job = await board.submit_job("job", b"work")
-        taken = await board.take_job(0, "group 0", 0, 0)
-        assert taken is not None
-        assert await board.drain_node("going", Instruction.SUSPEND) == [0, 1]
-        assert killed == ["worker 1"]  # it had nothing to do
-        assert await board.drain_node("going", Instruction.SUSPEND) == []
-        assert await board.next_instruction(0, "group 0", (0, 0)) == (taken["number"], Instruction.SUSPEND)
-        assert not await board.finish_rank(0, taken["number"], 0, b"", broken=False)
-        again = await board.take_job(2, "group 2", 0, 0)
-        assert again is not None
-        assert await board.finish_rank(2, again["number"], 0, b"", broken=False)
-        assert said(await board.next_event(job)) == ("finished", 1, b"")
+        assignment = await take_assignment(board, 0, "group 0")
+        assert await board.drain_node("drained", Instruction.SUSPEND) == [0, 1]
+        assert killed == ["worker 1"]  # it had no job
+        assert await board.drain_node("drained", Instruction.SUSPEND) == []
+        assert await board.next_instruction(0, "group 0", NO_INSTRUCTION) == {
+            "assignment": assignment["number"],
+            "instruction": Instruction.SUSPEND,
+        }
+        assert not await finish(board, 0, assignment)
+        assert await finish(board, 2, await take_assignment(board, 2, "group 2"))
+        assert summary(await board.next_event(job)) == ("finished", 1, b"")
 
-    on_board(story, slots=3, kill=lambda member: killed.append(member["actor"]))
+    run_on_board(scenario, slots=3, kill=lambda member: killed.append(member["actor"]))
 
 
-def test_a_job_that_makes_no_step_has_its_worker_killed_and_fails_in_the_end() -> None:
+def test_a_job_that_makes_no_step_has_its_worker_killed_and_dies_in_its_last_attempt() -> None:
     killed: list[str] = []
 
-    async def story(board: Board) -> None:
+    async def scenario(board: Board) -> None:
         job = await board.submit_job("job", b"work")
         for group in ("first", "second"):
-            await board.join_worker(0, group, 0, 1, worker(group))
-            taken = await board.take_job(0, group, 0, 0)
-            assert taken is not None
+            await join_group(board, 0, group, make_worker(group))
+            assignment = await take_assignment(board, 0, group)
             for _ in range(10):
-                await board.note_progress(0, taken["number"])
+                await board.report_progress(0, assignment["number"])
                 await asyncio.sleep(0.02)
             assert group not in killed
             while group not in killed:
                 await asyncio.sleep(0.01)
-        await board.join_worker(0, "third", 0, 1, worker())
-        event = await board.next_event(job)
-        assert (event["kind"], event["attempts"], event["data"]) == ("died", 2, b"it made no step for 0.1 s")
+        await join_group(board, 0, "third")
+        assert summary(await board.next_event(job)) == ("died", 2, b"it made no step for 0.1 s")
 
-    on_board(story, progress_s=0.1, kill=lambda member: killed.append(member["actor"]))
+    run_on_board(scenario, progress_timeout_s=0.1, kill=lambda member: killed.append(member["actor"]))
 
 
-def test_a_dead_nodes_job_goes_to_a_slot_elsewhere_at_once() -> None:
-    async def story(board: Board) -> None:
-        for slot, node in enumerate(("here", "there")):
-            await board.join_worker(slot, f"group {slot}", 0, 1, worker(node=node))
+def test_a_job_that_hung_once_and_then_dies_otherwise_is_not_said_to_hang() -> None:
+    killed: list[str] = []
+
+    async def scenario(board: Board) -> None:
         job = await board.submit_job("job", b"work")
-        assert await board.take_job(0, "group 0", 0, 0)
-        await board.nodes_died(["here"])
-        again = await board.take_job(1, "group 1", 0, 0)
-        assert again is not None
-        assert await board.finish_rank(1, again["number"], 0, b"", broken=False)
-        assert said(await board.next_event(job)) == ("finished", 2, b"")
+        await join_group(board, 0, "first", make_worker("first"))
+        await take_assignment(board, 0, "first")
+        while "first" not in killed:
+            await asyncio.sleep(0.01)
+        await join_group(board, 0, "second", make_worker("second"))
+        await take_assignment(board, 0, "second")
+        await join_group(board, 0, "third")  # the second group died by itself
+        assert summary(await board.next_event(job)) == ("died", 2, b"")
+
+    run_on_board(scenario, progress_timeout_s=0.2, kill=lambda member: killed.append(member["actor"]))
+
+
+def test_the_job_of_a_dead_node_is_assigned_to_a_slot_on_another_node_at_once() -> None:
+    async def scenario(board: Board) -> None:
+        for slot, node in enumerate(("dead", "alive")):
+            await join_group(board, slot, f"group {slot}", make_worker(node=node))
+        job = await board.submit_job("job", b"work")
+        await take_assignment(board, 0, "group 0")
+        await board.retire_nodes(["dead"])
+        assert await finish(board, 1, await take_assignment(board, 1, "group 1"))
+        assert summary(await board.next_event(job)) == ("finished", 2, b"")
         assert (await board.status())["up"] == [1]
 
-    on_board(story, slots=2)
+    run_on_board(scenario, slots=2)
 
 
-def test_the_slots_have_settled_when_there_are_enough_or_none_is_awaited() -> None:
-    async def story(board: Board) -> None:
+def test_the_slots_have_settled_when_enough_are_up_or_each_is_up_or_given_up() -> None:
+    async def scenario(board: Board) -> None:
         settling = asyncio.create_task(board.wait_until_settled(2))
-        await board.join_worker(0, "group 0", 0, 1, worker())
+        await join_group(board, 0, "group 0")
         await asyncio.sleep(0)
         assert not settling.done()
         await board.add_slot()
-        await board.join_worker(3, "group 3", 0, 1, worker())
+        await join_group(board, 3, "group 3")
         assert (await settling)["up"] == [0, 3]
         for slot in (1, 2):
             await board.give_up_slot(slot, "no room", b"")
-        assert set((await board.wait_until_settled(9))["lost"]) == {1, 2}
+        assert set((await board.wait_until_settled(9))["given_up"]) == {1, 2}
 
-    on_board(story, slots=3)
+    run_on_board(scenario, slots=3)
 
 
 def test_a_refusal_before_the_slots_have_settled_ends_every_job() -> None:
-    async def story(board: Board) -> None:
-        await board.join_worker(0, "group 0", 0, 1, worker())
+    async def scenario(board: Board) -> None:
+        await join_group(board, 0, "group 0")
         running = await board.submit_job("running", b"work")
-        taken = await board.take_job(0, "group 0", 0, 0)
-        assert taken is not None
+        assignment = await take_assignment(board, 0, "group 0")
         waiting = await board.submit_job("waiting", b"work")
-        await board.refuse_slot(1, "another folder", b"why", Instruction.SUSPEND)
-        assert await board.next_instruction(0, "group 0", (0, 0)) == (taken["number"], Instruction.SUSPEND)
-        for job in (running, waiting, await board.submit_job("late", b"work")):
-            assert said(await board.next_event(job)) == ("failed", job == running, b"why")
-        assert (await board.wait_until_settled(2))["refused"] == b"why"
+        await board.refuse_slot(1, "another folder", b"error", Instruction.SUSPEND)
+        assert await board.next_instruction(0, "group 0", NO_INSTRUCTION) == {
+            "assignment": assignment["number"],
+            "instruction": Instruction.SUSPEND,
+        }
+        late = await board.submit_job("late", b"work")
+        for job, attempts in ((running, 1), (waiting, 0), (late, 0)):
+            assert summary(await board.next_event(job)) == ("failed", attempts, b"error")
+        assert (await board.wait_until_settled(2))["refusal"] == b"error"
 
-    on_board(story, slots=2)
+    run_on_board(scenario, slots=2)
 
 
-def test_a_refusal_of_a_machine_that_joins_late_costs_only_its_slot() -> None:
-    async def story(board: Board) -> None:
-        await board.join_worker(0, "group 0", 0, 1, worker())
+def test_a_refusal_by_a_machine_that_joins_late_gives_up_only_its_slot() -> None:
+    async def scenario(board: Board) -> None:
+        await join_group(board, 0, "group 0")
         await board.wait_until_settled(1)
         job = await board.submit_job("job", b"work")
-        await board.refuse_slot(1, "another folder", b"why", Instruction.SUSPEND)
-        taken = await board.take_job(0, "group 0", 0, 0)
-        assert taken is not None
-        assert await board.finish_rank(0, taken["number"], 0, b"", broken=False)
+        await board.refuse_slot(1, "another folder", b"error", Instruction.SUSPEND)
+        assert await finish(board, 0, await take_assignment(board, 0, "group 0"))
         assert (await board.next_event(job))["kind"] == "finished"
-        assert (await board.status())["lost"] == {1: "another folder"}
+        assert (await board.status())["given_up"] == {1: "another folder"}
 
-    on_board(story, slots=2)
+    run_on_board(scenario, slots=2)
+
+
+def test_the_process_of_the_board_needs_neither_kdray_nor_torch(tmp_path: Path) -> None:
+    modules = (board, board_state)
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        (tmp_path / "board").write_bytes(cloudpickle.dumps(Board))
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+    load = "import pickle, sys; sys.modules['kdray'] = None; pickle.load(open('board', 'rb'))(2)"
+    script = f"{load}; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr) == ("False\n", "")

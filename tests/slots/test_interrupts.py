@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what is torn by them, what takes them, and what they wait for."""
+"""Ctrl-C and SIGTERM: what they interrupt, which function they call instead, and what delays them."""
 
 import os
 import signal
@@ -12,61 +12,62 @@ from kdray.search.ledger_storage import retry_while_away
 from kdray.slots.interrupts import handle_signals, hold_signals, redirect_signals
 
 
-def signalled(number: signal.Signals = signal.SIGINT, then: Callable[[], object] = int) -> None:
+def send_signal(number: signal.Signals = signal.SIGINT, then: Callable[[], object] = int) -> None:
+    """Send this process a signal, and call `then` if the signal has not raised an error."""
     os.kill(os.getpid(), number)
     then()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_an_interrupt_wherever_it_comes(number: signal.Signals) -> None:
-    told: list[str] = []
-    with pytest.raises(KeyboardInterrupt), handle_signals(lambda: told.append("stopping")):
-        signalled(number, lambda: told.append("went on"))
-    assert told == ["stopping"]
+def test_the_first_signal_raises_keyboard_interrupt(number: signal.Signals) -> None:
+    calls: list[str] = []
+    with pytest.raises(KeyboardInterrupt), handle_signals(lambda: calls.append("on_first")):
+        send_signal(number, lambda: calls.append("after the signal"))
+    assert calls == ["on_first"]
 
 
-def test_who_takes_it_is_called_and_nothing_is_torn() -> None:
+def test_a_redirected_signal_calls_the_function_and_interrupts_nothing() -> None:
     taken = threading.Event()
     with handle_signals(), redirect_signals(taken.set):
-        signalled()
+        send_signal()
         assert taken.is_set()
 
 
-def test_what_must_not_be_torn_is_ended_first() -> None:
-    done: list[str] = []
+def test_a_delayed_signal_comes_after_the_block() -> None:
+    calls: list[str] = []
     with pytest.raises(KeyboardInterrupt), handle_signals(), hold_signals():
-        signalled(then=lambda: done.append("whole"))
-    assert done == ["whole"]
+        send_signal(then=lambda: calls.append("complete"))
+    assert calls == ["complete"]
 
 
-def test_what_was_held_back_goes_to_who_takes_it() -> None:
+def test_a_delayed_signal_is_redirected_after_the_block() -> None:
     taken = threading.Event()
     with handle_signals(), redirect_signals(taken.set), hold_signals():
-        signalled()
+        send_signal()
         assert not taken.is_set()
     assert taken.is_set()
 
 
-def test_an_error_in_the_block_comes_out_as_it_is() -> None:
+def test_an_error_in_a_block_that_holds_signals_is_raised_unchanged() -> None:
     with pytest.raises(ZeroDivisionError), handle_signals(), hold_signals():
-        signalled(then=lambda: 1 // 0)
+        send_signal(then=lambda: 1 // 0)
 
 
-def test_a_signal_while_a_database_is_away_ends_the_waiting() -> None:
-    tries: list[int] = []
+def test_a_signal_ends_the_wait_for_a_database() -> None:
+    attempts: list[int] = []
 
-    def away() -> None:
-        tries.append(1)
-        if len(tries) == 2:
+    def change() -> None:
+        attempts.append(1)
+        if len(attempts) == 2:
             os.kill(os.getpid(), signal.SIGINT)
         raise OperationalError("select 1", {}, Exception("the server is gone"))
 
     with pytest.raises(KeyboardInterrupt), handle_signals():
-        retry_while_away("postgresql://db/kdray", away)
-    assert len(tries) == 2
+        retry_while_away("postgresql://db/kdray", change)
+    assert len(attempts) == 2
 
 
-def test_the_handlers_are_as_before_afterwards() -> None:
+def test_the_handlers_are_restored_after_the_block() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with handle_signals():
         assert signal.getsignal(signal.SIGTERM) is not before

@@ -1,4 +1,4 @@
-"""The private parts of Ray are still there and still what they were; a new version of Ray fails here first."""
+"""The private parts of Ray that kdray uses exist and are unchanged. A new version of Ray fails here first."""
 
 import inspect
 
@@ -14,17 +14,23 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.execution.tune_controller import _ObjectCache as ActorCache
 
-from kdray.slots.ray_internals import NodeNetworkConfig, SlotTrainer, is_retryable, print_no_worker_logs, timed_out
+from kdray.slots.ray_internals import (
+    NodeNetworkConfig,
+    SlotTrainer,
+    is_retryable,
+    is_start_timeout,
+    print_no_worker_logs,
+)
 
 
-def test_the_node_of_this_process_can_be_asked_for() -> None:
+def test_the_global_node_knows_whether_it_is_the_head_and_its_session_folder() -> None:
     assert hasattr(ray_worker, "_global_node")
     node = ray._private.node.Node
     assert "self.head = " in inspect.getsource(node.__init__)
     assert callable(node.get_session_dir_path)
 
 
-def test_worker_logs_have_a_switch() -> None:
+def test_printing_of_worker_logs_can_be_switched_off() -> None:
     before = ray_worker._worker_logs_enabled
     try:
         print_no_worker_logs()
@@ -33,25 +39,25 @@ def test_worker_logs_have_a_switch() -> None:
         ray_worker._worker_logs_enabled = before
 
 
-def test_the_state_of_the_cluster_can_be_asked_for() -> None:
+def test_the_global_state_gives_the_cluster_config_and_the_draining_nodes() -> None:
     assert callable(GlobalState.get_cluster_config)
     assert callable(GlobalState.get_draining_nodes)
 
 
-def test_the_controller_calls_back_when_it_starts() -> None:
+def test_the_controller_calls_its_callbacks_when_it_starts() -> None:
     assert list(inspect.signature(ControllerCallback.after_controller_start).parameters) == [
         "self",
         "train_run_context",
     ]
 
 
-def test_a_trainer_lists_its_callbacks_and_the_one_for_ray_data_has_its_name() -> None:
+def test_a_trainer_lists_its_callbacks_and_the_one_for_ray_data_is_known_by_name() -> None:
     assert "self" in inspect.signature(TorchTrainer._create_default_callbacks).parameters
     assert DatasetsCallback.__name__ == "DatasetsCallback"
     assert issubclass(SlotTrainer, TorchTrainer)
 
 
-def test_the_backend_of_torch_is_started_with_a_group_of_workers() -> None:
+def test_the_torch_backend_is_started_with_a_worker_group() -> None:
     assert list(inspect.signature(_TorchBackend.on_start).parameters)[:3] == ["self", "worker_group", "backend_config"]
     assert issubclass(NodeNetworkConfig(backend="gloo").backend_cls, _TorchBackend)
 
@@ -62,17 +68,17 @@ def test_tune_keeps_idle_actors_in_a_cache_that_can_grow() -> None:
 
 
 class ControllerFailure(Exception):
-    """An error as Ray Train raises it: with the error that ended its controller."""
+    """An error as Ray Train raises it, with the error that ended its controller."""
 
     def __init__(self, controller_failure: Exception) -> None:
         self.controller_failure = controller_failure
 
 
 @pytest.mark.parametrize("wrap", [lambda error: error, ControllerFailure])
-def test_which_starts_are_tried_again(wrap: type[Exception]) -> None:
+def test_timeouts_startup_failures_and_ray_errors_are_retryable(wrap: type[Exception]) -> None:
     late = wrap(WorkerGroupStartupTimeoutError(1))  # type: ignore[arg-type]
     failed = wrap(WorkerGroupStartupFailedError("no room"))
-    assert (timed_out(late), is_retryable(late)) == (True, True)
-    assert (timed_out(failed), is_retryable(failed)) == (False, True)
+    assert (is_start_timeout(late), is_retryable(late)) == (True, True)
+    assert (is_start_timeout(failed), is_retryable(failed)) == (False, True)
     assert is_retryable(wrap(ray.exceptions.RayError("its node died")))
-    assert not is_retryable(wrap(ValueError("a mistake of ours")))
+    assert not is_retryable(wrap(ValueError("a bug in kdray")))

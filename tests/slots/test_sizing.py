@@ -1,4 +1,4 @@
-"""How the processors of a cluster divide into slots, and what is refused."""
+"""The division of a cluster's processors into slots, and the refusals."""
 
 from typing import Any
 
@@ -30,7 +30,9 @@ from kdray.slots.sizing import Growth, Node, describe_nodes, divide_into_slots, 
         (SlotSettings(cpus=8), [Node(16, 0), Node(4, 0), Node(4, 0)], (2, 8.0, 0.0)),
     ],
 )
-def test_shares(settings: SlotSettings, nodes: list[Node], expected: tuple[int, float, float]) -> None:
+def test_number_of_slots_and_shares_of_a_worker(
+    settings: SlotSettings, nodes: list[Node], expected: tuple[int, float, float]
+) -> None:
     divided = divide_into_slots(settings, nodes)
     assert (divided.count, divided.cpus, divided.gpus) == expected
 
@@ -39,22 +41,20 @@ def test_shares(settings: SlotSettings, nodes: list[Node], expected: tuple[int, 
     "settings",
     [SlotSettings(count=5), SlotSettings(cpus=3), SlotSettings(count=1, gpus=1), SlotSettings(workers=5)],
 )
-def test_more_than_there_is_is_refused_unless_the_cluster_grows(settings: SlotSettings) -> None:
-    if settings.count == 5:
-        settings = settings.model_copy(update={"cpus": 1})
-    if settings.workers == 5:
+def test_more_than_the_cluster_has_is_refused_unless_it_grows(settings: SlotSettings) -> None:
+    if settings.count == 5 or settings.workers == 5:
         settings = settings.model_copy(update={"cpus": 1})
     with pytest.raises(ResourceError, match="The cluster has 2 nodes with 2 CPUs"):
         divide_into_slots(settings, [Node(2, 0)] * 2)
     assert divide_into_slots(settings, [Node(2, 0)] * 2, growth=Growth((Node(8, 2),) * 2))
 
 
-def test_no_share_lies_on_two_gpus() -> None:
+def test_a_share_below_one_gpu_is_not_put_on_two_gpus() -> None:
     with pytest.raises(ResourceError, match="1 node with 16 CPUs and 3 GPUs"):
         divide_into_slots(SlotSettings(count=4, gpus=0.6), [Node(16, 3)])
 
 
-def test_more_than_it_can_grow_to_is_refused() -> None:
+def test_more_than_the_cluster_can_grow_to_is_refused() -> None:
     with pytest.raises(ResourceError, match="can grow to 1 node with 16 CPUs"):
         divide_into_slots(SlotSettings(count=4, cpus=8), [Node(2, 0)], growth=Growth((Node(16, 0),)))
 
@@ -65,7 +65,7 @@ def test_settings_that_make_no_slot_are_refused(wrong: dict[str, Any]) -> None:
         SlotSettings(**wrong)
 
 
-def test_a_cluster_that_begins_without_workers_is_divided_by_the_machines_it_can_have() -> None:
+def test_a_cluster_that_begins_without_workers_is_divided_as_if_it_had_grown() -> None:
     head, worker = Node(8, 0), Node(16, 4)
     divided = divide_into_slots(SlotSettings(), [head], Growth((head, worker, worker)))
     assert (divided.count, divided.cpus, divided.gpus) == (8, 4.0, 1.0)
@@ -73,14 +73,14 @@ def test_a_cluster_that_begins_without_workers_is_divided_by_the_machines_it_can
     assert workers_that_fit([head, worker], divided) == 4
 
 
-def test_what_only_the_autoscaler_knows_is_taken_as_asked() -> None:
-    asked = SlotSettings(count=4, cpus=7, gpus=1)
-    assert divide_into_slots(asked, [Node(4, 0)], Growth(())).count == 4
+def test_slots_are_not_refused_if_only_the_autoscaler_knows_the_machines() -> None:
+    settings = SlotSettings(count=4, cpus=7, gpus=1)
+    assert divide_into_slots(settings, [Node(4, 0)], Growth(())).count == 4
     with pytest.raises(ResourceError, match="asked for 4 slots of 1 worker with 7 CPUs and 1 GPUs each"):
-        divide_into_slots(asked, [Node(4, 0)])
+        divide_into_slots(settings, [Node(4, 0)])
 
 
-def test_machines_in_words() -> None:
+def test_nodes_are_described_by_size() -> None:
     assert describe_nodes([]) == "no nodes"
     assert describe_nodes([Node(2, 0), Node(8, 1), Node(2, 0)]) == "2 nodes with 2 CPUs, 1 node with 8 CPUs and 1 GPUs"
     assert with_plural(0, "slot") == "0 slots"

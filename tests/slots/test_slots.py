@@ -1,4 +1,4 @@
-"""The promises of the slots: no report lost, a stop within a step, errors end jobs, deaths restart them, no hang."""
+"""The guarantees of slots: no lost report, a stop within one step, errors end a job, deaths restart it, no hang."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ LIMIT_S = 120
 
 @dataclass(frozen=True)
 class Counting:
-    """Report 1..n from each rank, with what a test wants to know of the worker."""
+    """Yields `n` reports in each rank, with the id of the process."""
 
     n: int
     key: str = ""
@@ -43,7 +43,7 @@ class Counting:
 
 @dataclass(frozen=True)
 class Stepping:
-    """Steps of 20 ms for ever, with one report at the start; writes how many steps it took when it is stopped."""
+    """Makes steps of 20 ms until it is stopped. Writes the number of its steps, and the time at which it stopped."""
 
     folder: Path
 
@@ -59,6 +59,8 @@ class Stepping:
 
 @dataclass(frozen=True)
 class Raising:
+    """Raises an error in all ranks, or in one rank while the others wait for it in a collective call."""
+
     error: Exception
     rank: int | None = None
 
@@ -71,7 +73,7 @@ class Raising:
 
 @dataclass(frozen=True)
 class Dying:
-    """Killed like by the kernel, the first `times` times it is run; then well."""
+    """Kills its own process in its first `times` attempts, and succeeds after that."""
 
     folder: Path
     times: int
@@ -95,7 +97,7 @@ def sum_of_ranks(worker: Worker) -> Iterator[Report]:
 
 
 def arithmetic(worker: Worker) -> Iterator[Report]:
-    """Sums whose last bits depend on the number of threads."""
+    """Reports a sum whose last bits depend on the number of threads."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(300, 300, generator=generator)
     yield {"sum": float((a @ a @ a).sum()), "threads": torch.get_num_threads()}
@@ -117,7 +119,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def two_pools(cluster: Path) -> Iterator[tuple[RaySlots, RaySlots]]:
-    """A slot of one worker, and a slot of two; they start at the same time."""
+    """A pool with a slot of one worker, and a pool with a slot of two; they start at the same time."""
     single = SlotSettings(count=1, cpus=1, max_failures=1)
     double = SlotSettings(count=1, workers=2, cpus=1, max_failures=1)
     with (
@@ -141,11 +143,12 @@ def two(two_pools: tuple[RaySlots, RaySlots]) -> RaySlots:
 
 @pytest.fixture(params=["local", "ray"])
 def pool(request: pytest.FixtureRequest) -> SlotPool:
-    """What every pool promises is tested on both."""
+    """Each kind of pool, for the guarantees of every pool."""
     return LocalSlots() if request.param == "local" else request.getfixturevalue("one")
 
 
-def exists(path: Path, limit_s: float = 30) -> bool:
+def appears(path: Path, limit_s: float = 30) -> bool:
+    """Whether the file exists before the time is up."""
     until = time.monotonic() + limit_s
     while not path.exists() and time.monotonic() < until:
         time.sleep(0.005)
@@ -161,7 +164,7 @@ def test_no_report_is_lost_or_reordered_over_200_jobs(pool: SlotPool) -> None:
         assert [(r["i"], r["key"]) for r in reports] == [(i, str(number)) for i in range(number % 4)]
 
 
-def test_an_error_ends_the_job_and_says_where_and_the_slot_stays_warm(pool: SlotPool) -> None:
+def test_an_error_ends_the_job_with_its_place_and_the_slot_stays_warm(pool: SlotPool) -> None:
     (before,) = pool.run(warm_count, "before")
     with pytest.raises(JobError, match=r"broken: ZeroDivisionError: by nought \(.*test_slots.py:\d+\)"):
         list(pool.run(Raising(ZeroDivisionError("by nought")), "broken"))
@@ -169,7 +172,7 @@ def test_an_error_ends_the_job_and_says_where_and_the_slot_stays_warm(pool: Slot
     assert after == {"calls": before["calls"] + 1, "pid": before["pid"]}
 
 
-def test_our_own_errors_arrive_as_themselves(pool: SlotPool) -> None:
+def test_errors_of_kdray_arrive_unchanged(pool: SlotPool) -> None:
     with pytest.raises(DataError, match=r"^row 3: no text$"):
         list(pool.run(Raising(DataError("row 3: no text")), "bad data"))
 
@@ -183,41 +186,42 @@ def test_closing_the_iterator_stops_the_job_and_frees_its_slot(pool: SlotPool, t
 
 
 @dataclass(frozen=True)
-class Suspending:
-    """Steps of 20 ms until it is asked to end; writes what it was asked for."""
+class Obeying:
+    """Makes steps of 20 ms until it is instructed to end, and writes the name of the instruction."""
 
     folder: Path
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
         yield {}
-        while (ask := worker.next_instruction()) < Instruction.SUSPEND:
+        while (instruction := worker.next_instruction()) < Instruction.SUSPEND:
             time.sleep(0.02)
-        (self.folder / "asked").write_text(ask.name)
+        (self.folder / "instruction").write_text(instruction.name)
 
 
-@pytest.mark.parametrize(("how", "ask"), [("close", "SUSPEND"), ("cancel", "END"), ("suspend", "SUSPEND")])
-def test_who_stops_a_job_says_whether_it_will_be_gone_on_with(
-    pool: SlotPool, tmp_path: Path, how: str, ask: str
+@pytest.mark.parametrize(("how", "instruction"), [("close", "SUSPEND"), ("cancel", "END"), ("suspend", "SUSPEND")])
+def test_the_way_to_stop_a_job_decides_whether_it_writes_a_checkpoint(
+    pool: SlotPool, tmp_path: Path, how: str, instruction: str
 ) -> None:
-    run = pool.run(Suspending(tmp_path), f"{how} me")
+    run = pool.run(Obeying(tmp_path), f"{how} me")
     next(run)
     if how == "close":
         run.close()
     else:
         threading.Timer(0.1, getattr(pool, how), [f"{how} me"]).start()
         assert list(run) == []
-    assert exists(tmp_path / "asked")
-    assert until_written(tmp_path / "asked") == ask
+    assert appears(tmp_path / "instruction")
+    assert read_when_written(tmp_path / "instruction") == instruction
 
 
-def until_written(path: Path, limit_s: float = 5) -> str:
+def read_when_written(path: Path, limit_s: float = 5) -> str:
+    """The text of a file that exists, but may still be empty."""
     until = time.monotonic() + limit_s
     while not path.read_text() and time.monotonic() < until:
         time.sleep(0.005)
     return path.read_text()
 
 
-def test_a_name_is_free_again_when_its_job_has_ended(pool: SlotPool) -> None:
+def test_a_name_can_be_used_again_when_its_job_has_ended(pool: SlotPool) -> None:
     for _ in range(2):
         assert len(list(pool.run(Counting(2), "the same"))) == 2
 
@@ -246,7 +250,7 @@ def test_a_local_job_is_cancelled_between_two_steps_from_another_thread(tmp_path
     assert (tmp_path / "stopped-0").exists()
 
 
-def test_local_slots_restore_the_threads_of_their_process() -> None:
+def test_local_slots_restore_the_number_of_threads() -> None:
     before = torch.get_num_threads()
     (report,) = LocalSlots(threads=before + 1).run(arithmetic, "a")
     assert report["threads"] == before + 1
@@ -256,19 +260,19 @@ def test_local_slots_restore_the_threads_of_their_process() -> None:
 # ---- worker groups ----
 
 
-def test_cancel_ends_the_waiting_asker_at_once_and_the_job_within_a_step(one: RaySlots, tmp_path: Path) -> None:
+def test_cancel_ends_the_waiting_reader_at_once_and_the_job_within_a_step(one: RaySlots, tmp_path: Path) -> None:
     run = one.run(Stepping(tmp_path), "stop me")
     next(run)
-    assert exists(tmp_path / "steps-0")
+    assert appears(tmp_path / "steps-0")
     rest: list[list[Report]] = []
-    asker = threading.Thread(target=lambda: rest.append(list(run)))
-    asker.start()
-    asked = time.time()
+    reader = threading.Thread(target=lambda: rest.append(list(run)))
+    reader.start()
+    cancelled = time.time()
     one.cancel("stop me")
-    asker.join(5)
+    reader.join(5)
     assert rest == [[]]
-    assert exists(tmp_path / "stopped-0")
-    assert float((tmp_path / "stopped-0").read_text()) - asked < 0.5
+    assert appears(tmp_path / "stopped-0")
+    assert float((tmp_path / "stopped-0").read_text()) - cancelled < 0.5
     assert len(list(one.run(Counting(1), "next"))) == 1
 
 
@@ -281,12 +285,12 @@ def test_a_job_that_waits_for_a_slot_can_be_cancelled(one: RaySlots, tmp_path: P
     busy.close()
 
 
-def test_jobs_can_be_handed_over_before_their_reports_are_read(one: RaySlots) -> None:
+def test_jobs_can_be_submitted_before_their_reports_are_read(one: RaySlots) -> None:
     runs = [one.run(Counting(2, str(number)), f"ahead {number}") for number in range(5)]
     assert [[r["key"] for r in run] for run in runs] == [[str(number)] * 2 for number in range(5)]
 
 
-def test_any_process_of_the_cluster_can_hand_over_jobs(one: RaySlots) -> None:
+def test_any_process_of_the_cluster_can_submit_jobs(one: RaySlots) -> None:
     client = one.client()
 
     @ray.remote(num_cpus=0.001)
@@ -296,33 +300,33 @@ def test_any_process_of_the_cluster_can_hand_over_jobs(one: RaySlots) -> None:
     assert ray.get(elsewhere.remote(), timeout=LIMIT_S) == [0, 1, 2]
 
 
-def test_a_job_that_cannot_be_pickled_is_a_sentence(one: RaySlots) -> None:
+def test_a_job_that_cannot_be_pickled_is_refused(one: RaySlots) -> None:
     lock = threading.Lock()
     with pytest.raises(JobError, match="unsendable: the job cannot be sent"):
         one.run(lambda worker: iter([lock]), "unsendable")
 
 
-def test_threads_that_wait_for_one_another_sleep_soon(one: RaySlots) -> None:
-    """Else another program on one of the slot's cores holds up every step: bench/busy_machine.py."""
+def test_openmp_threads_that_wait_for_each_other_sleep_soon(one: RaySlots) -> None:
+    """Otherwise another program on one of the slot's cores slows every step down: bench/busy_machine.py."""
 
-    def told(worker: Worker) -> Iterator[Report]:
+    def report_environment(worker: Worker) -> Iterator[Report]:
         yield {"spins": os.environ.get("GOMP_SPINCOUNT")}
 
-    assert list(one.run(told, "environment")) == [{"spins": os.environ.get("GOMP_SPINCOUNT", "3000")}]
+    assert list(one.run(report_environment, "environment")) == [{"spins": os.environ.get("GOMP_SPINCOUNT", "3000")}]
 
 
-def test_what_a_job_writes_is_in_the_slots_log(one: RaySlots) -> None:
+def test_the_output_of_a_job_is_in_the_log_of_its_slot(one: RaySlots) -> None:
     mark = uuid.uuid4().hex
 
-    def loud(worker: Worker) -> Iterator[Report]:
+    def writing(worker: Worker) -> Iterator[Report]:
         os.write(2, f"{mark}\n".encode())
         yield {}
 
-    list(one.run(loud, "loud"))
+    list(one.run(writing, "writing"))
     assert mark in (one.logs / "slot-0-rank-0.log").read_text()
 
 
-def test_a_killed_worker_is_replaced_and_does_its_job_again(one: RaySlots, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_its_job_is_run_again(one: RaySlots, tmp_path: Path) -> None:
     run = one.run(Dying(tmp_path, times=1), "killed once")
     reports = list(run)
     assert [r["i"] for r in reports] == [0, 0, 1]
@@ -330,10 +334,10 @@ def test_a_killed_worker_is_replaced_and_does_its_job_again(one: RaySlots, tmp_p
     assert reports[0]["pid"] != reports[1]["pid"]
 
 
-def test_a_job_that_keeps_killing_its_slot_fails_and_the_slot_goes_on(one: RaySlots, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="poison: its worker died each of the 2 times"):
-        list(one.run(Dying(tmp_path, times=9), "poison"))
-    assert len(list(one.run(Counting(1), "after the poison"))) == 1
+def test_a_job_that_kills_its_worker_each_time_fails_and_the_slot_continues(one: RaySlots, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="deadly: its worker died each of the 2 times"):
+        list(one.run(Dying(tmp_path, times=9), "deadly"))
+    assert len(list(one.run(Counting(1), "after the deadly one"))) == 1
 
 
 def test_two_workers_train_one_job_together(two: RaySlots) -> None:
@@ -345,8 +349,8 @@ def test_two_workers_stop_together(two: RaySlots, tmp_path: Path) -> None:
     run = two.run(Stepping(tmp_path), "stop us")
     next(run)
     two.cancel("stop us")
-    assert exists(tmp_path / "stopped-0")
-    assert exists(tmp_path / "stopped-1")
+    assert appears(tmp_path / "stopped-0")
+    assert appears(tmp_path / "stopped-1")
     assert (tmp_path / "steps-0").exists() == (tmp_path / "steps-1").exists()
     assert len(list(two.run(sum_of_ranks, "next"))) == 1
 
@@ -359,7 +363,7 @@ def test_an_error_that_all_ranks_raise_keeps_the_group(two: RaySlots) -> None:
     assert after == before
 
 
-def test_an_error_of_one_rank_ends_the_job_and_starts_the_group_anew(two: RaySlots) -> None:
+def test_an_error_of_one_rank_ends_the_job_and_restarts_the_group(two: RaySlots) -> None:
     (before,) = two.run(sum_of_ranks, "before")
     with pytest.raises(JobError, match="alone: KeyError: 'mine'"):
         list(two.run(Raising(KeyError("mine"), rank=1), "alone"))
@@ -368,7 +372,7 @@ def test_an_error_of_one_rank_ends_the_job_and_starts_the_group_anew(two: RaySlo
 
 
 @pytest.mark.slow
-def test_a_killed_peer_is_a_death_not_an_error(two: RaySlots, tmp_path: Path) -> None:
+def test_a_killed_rank_counts_as_a_death_and_not_as_an_error_of_its_peers(two: RaySlots, tmp_path: Path) -> None:
     run = two.run(Dying(tmp_path, times=1, rank=1), "peer killed")
     assert [r["i"] for r in run] == [0, 0, 1]
     assert run.attempts == 2
@@ -382,7 +386,7 @@ def test_more_than_the_cluster_has_is_refused_at_once(cluster: Path) -> None:
         pass
 
 
-def test_a_slot_that_does_not_start_is_an_error_not_a_hang(two: RaySlots, cluster: Path) -> None:
+def test_a_slot_that_does_not_start_raises_an_error_within_its_timeout(two: RaySlots, cluster: Path) -> None:
     settings = SlotSettings(count=1, cpus=4, start_timeout_s=2)  # the other slots hold three of the four CPUs
     with open_slots(settings, cluster / "stuck-logs") as stuck:
         with pytest.raises(ResourceError, match=r"slot 0 was not up after 2 s: it waits for 1 workers"):
@@ -391,14 +395,14 @@ def test_a_slot_that_does_not_start_is_an_error_not_a_hang(two: RaySlots, cluste
             stuck.wait(LIMIT_S)
 
 
-QUIET = """
+SCRIPT = """
 import os, sys
 from pathlib import Path
 from kdray.slots.pool import SlotSettings
 from kdray.slots.cluster import connect
 from kdray.slots.ray_slots import open_slots
 def job(worker):
-    print("worker chatter")
+    print("output of a worker")
     yield {"pid": os.getpid()}
     if os.environ.get("ENDLESS"):
         import time
@@ -412,30 +416,31 @@ info.close()
 
 
 @pytest.mark.slow
-def test_a_process_that_used_slots_says_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_process_that_used_slots_prints_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
     mark = f"KDRAY_TEST={uuid.uuid4().hex}"
-    script = tmp_path / "quiet.py"
-    script.write_text(QUIET)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
     (tmp_path / "tmp").mkdir()
     environment = {**os.environ, **dict([mark.split("=")]), "TMPDIR": str(tmp_path / "tmp")}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=LIMIT_S
     )
-    assert (done.stdout, done.stderr, done.returncode) == ("dict_keys(['pid'])\n", "", 0)
-    assert "worker chatter" in (tmp_path / "logs" / "slot-0-rank-0.log").read_text()
+    assert (completed.stdout, completed.stderr, completed.returncode) == ("dict_keys(['pid'])\n", "", 0)
+    assert "output of a worker" in (tmp_path / "logs" / "slot-0-rank-0.log").read_text()
     assert not list((tmp_path / "tmp").glob("kdray-*"))
-    assert gone(lambda: not marked(mark))
+    assert becomes_true(lambda: not processes_with(mark))
 
 
-def gone(nothing_left: Callable[[], bool], limit_s: float = 20) -> bool:
+def becomes_true(condition: Callable[[], bool], limit_s: float = 20) -> bool:
+    """Whether the condition becomes true before the time is up."""
     until = time.monotonic() + limit_s
-    while not nothing_left() and time.monotonic() < until:
+    while not condition() and time.monotonic() < until:
         time.sleep(0.1)
-    return nothing_left()
+    return condition()
 
 
-def marked(mark: str) -> list[str]:
-    """The processes that inherited this variable."""
+def processes_with(mark: str) -> list[str]:
+    """The command lines of the processes that inherited this environment variable."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -448,11 +453,11 @@ def marked(mark: str) -> list[str]:
 
 @pytest.mark.slow
 def test_closing_ends_a_worker_that_does_not_stop(cluster: Path, two: RaySlots) -> None:
-    def deaf(worker: Worker) -> Iterator[Report]:
+    def endless(worker: Worker) -> Iterator[Report]:
         yield {"pid": os.getpid()}
         time.sleep(1000)
 
-    with open_slots(SlotSettings(count=1, cpus=1, stop_timeout_s=0.2), cluster / "deaf-logs") as slots:
-        pid = next(slots.run(deaf, "deaf"))["pid"]
+    with open_slots(SlotSettings(count=1, cpus=1, stop_timeout_s=0.2), cluster / "endless-logs") as slots:
+        pid = next(slots.run(endless, "endless"))["pid"]
         slots.close()
-    assert gone(lambda: not Path(f"/proc/{pid}").exists())
+    assert becomes_true(lambda: not Path(f"/proc/{pid}").exists())

@@ -1,10 +1,10 @@
-"""The model registry: who is champion, loading it without kdray, and a registry that refuses."""
+"""Registration: which version is champion, loading it without kdray, and registries that refuse or do not answer."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,18 +36,19 @@ from kdray.tracking.settings import Tracking, default_uri
 from tests.cli.test_cli import kdray
 from tests.tracking.mlflow_server import Fault, FaultyProxy, Server
 
-NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
+UNREACHABLE = "http://127.0.0.1:9"
+"""The discard port of the loopback interface: no process listens there."""
 SMALLEST = Choose(smallest="size_mb", retention=0.1)
 TEXTS = ["a warm and witty film", "the dull plot of this cold film", "fresh", "stale " * 200]
 
-Go = Callable[..., Outcome]
+RunDepth = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def go(make_sweep: Callable[..., Sweep]) -> Go:
-    """Run a sweep of one student of this depth, confirmed over one seed; the smallest one is the best."""
+def run_depth(make_sweep: Callable[..., Sweep]) -> RunDepth:
+    """A function that runs a sweep of one student of a given depth, confirmed with one seed; the smallest is best."""
 
-    def run_it(storage: Path, depth: int, **fields: Any) -> Outcome:
+    def run_sweep(storage: Path, depth: int, **fields: Any) -> Outcome:
         settings: dict[str, Any] = {
             "name": f"depth-{depth}",
             "space": {"student.depth": [depth]},
@@ -60,12 +61,12 @@ def go(make_sweep: Callable[..., Sweep]) -> Go:
         sweep = make_sweep(**settings | fields)
         return run(sweep, SweepPaths(storage, sweep.name), RunOptions(local=True))
 
-    return run_it
+    return run_sweep
 
 
 @dataclass(frozen=True)
-class Team:
-    """Three sweeps of one storage, in the order in which they were run: depth 2, 3 and 1."""
+class RegisteredSweeps:
+    """Three sweeps in one storage and their registry, in the order in which they were run: depth 2, 3 and 1."""
 
     storage: Path
     outcomes: tuple[Outcome, ...]
@@ -75,7 +76,7 @@ class Team:
         return self.storage / f"depth-{depth}"
 
     def register(self, depth: int, model: str, *options: str) -> str:
-        """What `kdray register` says of the sweep with this depth."""
+        """Run `kdray register` for the sweep with this depth. Returns its output."""
         done = kdray("register", self.path(depth), "--model", model, *options)
         assert done.code == 0, done.err
         return done.out.strip()
@@ -85,36 +86,37 @@ class Team:
 
 
 @pytest.fixture(scope="module")
-def team(go: Go, tmp_path_factory: pytest.TempPathFactory) -> Team:
-    storage = tmp_path_factory.mktemp("team")
-    outcomes = tuple(go(storage, depth) for depth in (2, 3, 1))
-    return Team(storage, outcomes, MlflowClient(default_uri(outcomes[0].paths)))
+def sweeps(run_depth: RunDepth, tmp_path_factory: pytest.TempPathFactory) -> RegisteredSweeps:
+    storage = tmp_path_factory.mktemp("registered")
+    outcomes = tuple(run_depth(storage, depth) for depth in (2, 3, 1))
+    return RegisteredSweeps(storage, outcomes, MlflowClient(default_uri(outcomes[0].paths)))
 
 
-# Who is champion ------------------------------------------------------------------------------------------------------
+# The champion ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_champion_survives_a_worse_sweep_and_moves_for_a_better_one(team: Team) -> None:
-    first, worse, better = (outcome.registered for outcome in team.outcomes)
+def test_the_champion_survives_a_worse_sweep_and_moves_for_a_better_one(sweeps: RegisteredSweeps) -> None:
+    first, worse, better = (outcome.registered for outcome in sweeps.outcomes)
     assert first == "models:/films@champion (version 1)"
     assert worse is not None
     assert worse.startswith(
-        "models:/films/2; version 1 stays champion: by the rule this one is no better on the same test rows: size 0."
+        "models:/films/2; version 1 stays champion: by the rule the new student is no better on the same test rows: "
+        "size 0."
     )
-    assert worse.endswith(f"kdray register {team.path(3)} --replace --model films")
-    assert better == "models:/films@champion (version 3, in the place of version 1)"
-    assert team.champion("films").version == 3
-    assert [version.tags["kdray.sweep"] for version in team.client.search_model_versions("name = 'films'")] == [
+    assert worse.endswith(f"kdray register {sweeps.path(3)} --replace --model films")
+    assert better == "models:/films@champion (version 3, in place of version 1)"
+    assert sweeps.champion("films").version == 3
+    assert [version.tags["kdray.sweep"] for version in sweeps.client.search_model_versions("name = 'films'")] == [
         "depth-1",
         "depth-3",
         "depth-2",
     ]
 
 
-def test_a_version_says_where_it_comes_from(team: Team) -> None:
-    paths = team.outcomes[2].paths
-    version = team.champion("films")
-    run = team.client.get_run(version.run_id)
+def test_a_version_records_its_origin(sweeps: RegisteredSweeps) -> None:
+    paths = sweeps.outcomes[2].paths
+    version = sweeps.champion("films")
+    run = sweeps.client.get_run(version.run_id)
     assert run.info.run_name == "depth-1"
     assert version.source == f"{run.info.artifact_uri}/model/{weights_fingerprint(paths.chosen)}"
     tags, lineage = version.tags, read_json(paths.lineage)
@@ -122,7 +124,7 @@ def test_a_version_says_where_it_comes_from(team: Team) -> None:
     assert (tags["kdray.sweep"], tags["kdray.trial"]) == ("depth-1", "0")
     assert Choose(**json.loads(tags["kdray.rule"])) == SMALLEST
     assert "16 tokens each, 1 thread, float32" in tags["kdray.measured"]
-    figures, verdict = json.loads(tags["kdray.figures"]), team.outcomes[2].figures.verdict
+    figures, verdict = json.loads(tags["kdray.figures"]), sweeps.outcomes[2].figures.verdict
     assert verdict is not None
     assert figures["student"]["accuracy"] == verdict.confirmed[0].metrics["accuracy"]
     assert figures["teacher"]["accuracy"] == verdict.teacher.estimate
@@ -130,62 +132,64 @@ def test_a_version_says_where_it_comes_from(team: Team) -> None:
     assert version.description.startswith("Trial 0 was chosen")
 
 
-def test_the_same_weights_make_one_version_and_the_command_moves_the_champion(team: Team) -> None:
-    assert team.register(2, "again") == "Registry models:/again@champion (version 1)"
-    assert team.register(2, "again") == "Registry models:/again@champion (version 1)"
-    assert "version 1 stays champion" in team.register(3, "again")
-    assert "version 1 stays champion" in team.register(3, "again")
-    moved = team.register(3, "again", "--replace")
-    assert moved == "Registry models:/again@champion (version 2, in the place of version 1)"
-    assert team.champion("again").version == 2
-    assert len(team.client.search_model_versions("name = 'again'")) == 2
+def test_the_same_weights_make_one_version_and_replace_moves_the_champion(sweeps: RegisteredSweeps) -> None:
+    assert sweeps.register(2, "again") == "Registry models:/again@champion (version 1)"
+    assert sweeps.register(2, "again") == "Registry models:/again@champion (version 1)"
+    assert "version 1 stays champion" in sweeps.register(3, "again")
+    assert "version 1 stays champion" in sweeps.register(3, "again")
+    moved = sweeps.register(3, "again", "--replace")
+    assert moved == "Registry models:/again@champion (version 2, in place of version 1)"
+    assert sweeps.champion("again").version == 2
+    assert len(sweeps.client.search_model_versions("name = 'again'")) == 2
 
 
-def test_a_sweep_that_is_run_again_registers_nothing_new(team: Team, go: Go) -> None:
-    outcome = go(team.storage, 1)
+def test_a_sweep_that_is_run_again_registers_no_new_version(sweeps: RegisteredSweeps, run_depth: RunDepth) -> None:
+    outcome = run_depth(sweeps.storage, 1)
     assert outcome.registered == "models:/films@champion (version 3)"
-    assert len(team.client.search_model_versions("name = 'films'")) == 3
+    assert len(sweeps.client.search_model_versions("name = 'films'")) == 3
 
 
-def test_what_a_version_says_of_itself_is_brought_up_to_date(team: Team) -> None:
-    team.register(2, "words")
-    made = team.champion("words")
-    team.client.update_model_version("words", "1", "what an earlier rule had said")
-    team.client.set_model_version_tag("words", "1", "kdray.rule", "{}")
-    team.register(2, "words")
-    now = team.champion("words")
-    assert (now.description, now.tags) == (made.description, made.tags)
+def test_description_and_tags_of_a_version_are_brought_up_to_date(sweeps: RegisteredSweeps) -> None:
+    sweeps.register(2, "words")
+    first = sweeps.champion("words")
+    sweeps.client.update_model_version("words", "1", "the description by an earlier rule")
+    sweeps.client.set_model_version_tag("words", "1", "kdray.rule", "{}")
+    sweeps.register(2, "words")
+    second = sweeps.champion("words")
+    assert (second.description, second.tags) == (first.description, first.tags)
 
 
 @pytest.mark.parametrize(
     ("tag", "why"),
     [
-        ("kdray.test_rows", "they were measured on different test rows"),
-        ("kdray.figures", "the champion has no figures to compare by"),
+        ("kdray.test_rows", "the two students were measured on different test rows"),
+        ("kdray.figures", "the champion has no figures to compare with"),
     ],
 )
-def test_a_champion_that_cannot_be_compared_stays(team: Team, tag: str, why: str) -> None:
+def test_a_champion_that_cannot_be_compared_stays(sweeps: RegisteredSweeps, tag: str, why: str) -> None:
     model = tag.replace(".", "-")
-    team.register(2, model)
-    team.client.set_model_version_tag(model, "1", tag, "of something else")
-    said = team.register(1, model)
-    assert said.startswith(f"Registry models:/{model}/2; version 1 stays champion: {why}. To make it champion all the")
-    assert team.champion(model).version == 1
-    assert "in the place of version 1" in team.register(1, model, "--replace")
+    sweeps.register(2, model)
+    sweeps.client.set_model_version_tag(model, "1", tag, "of something else")
+    output = sweeps.register(1, model)
+    assert output.startswith(f"Registry models:/{model}/2; version 1 stays champion: {why}. To make it champion anyway")
+    assert sweeps.champion(model).version == 1
+    assert "in place of version 1" in sweeps.register(1, model, "--replace")
 
 
-def test_a_student_that_misses_the_rule_is_no_champion(team: Team, go: Go, tmp_path: Path) -> None:
+def test_a_student_that_does_not_satisfy_the_rule_is_not_champion(
+    sweeps: RegisteredSweeps, run_depth: RunDepth, tmp_path: Path
+) -> None:
     demanding = Choose(smallest="size_mb", retention=5.0)
-    outcome = go(tmp_path, 1, choose=demanding)
+    outcome = run_depth(tmp_path, 1, choose=demanding)
     assert outcome.exit_code == 0
     assert outcome.registered is not None
-    assert "models:/films/1; it is no champion: this one keeps" in outcome.registered
-    assert "(500% asked for)" in outcome.registered
+    assert "models:/films/1; it does not become champion: the new student keeps" in outcome.registered
+    assert "(the rule requires 500%)" in outcome.registered
     assert MlflowClient(default_uri(outcome.paths)).get_registered_model("films").aliases == {}
 
 
-def test_only_a_confirmed_student_is_registered(go: Go, tmp_path: Path) -> None:
-    outcome = go(tmp_path, 1, confirm=Confirm(candidates=0, controls=False))
+def test_only_a_confirmed_student_is_registered(run_depth: RunDepth, tmp_path: Path) -> None:
+    outcome = run_depth(tmp_path, 1, confirm=Confirm(candidates=0, controls=False))
     assert outcome.registered is not None
     assert "its choice was not confirmed, and only a confirmed student is registered" in outcome.registered
     done = kdray("register", outcome.paths.root)
@@ -194,19 +198,19 @@ def test_only_a_confirmed_student_is_registered(go: Go, tmp_path: Path) -> None:
     assert MlflowClient(default_uri(outcome.paths)).search_registered_models() == []
 
 
-def test_the_last_lines_name_the_version(team: Team, capsys: pytest.CaptureFixture[str]) -> None:
-    print_outcome(team.outcomes[2])
-    assert "\nRegistry models:/films@champion (version 3, in the place of version 1)\n" in capsys.readouterr().out
+def test_the_printed_outcome_names_the_version(sweeps: RegisteredSweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    print_outcome(sweeps.outcomes[2])
+    assert "\nRegistry models:/films@champion (version 3, in place of version 1)\n" in capsys.readouterr().out
 
 
-def test_members_of_the_front_can_be_searched_for(team: Team) -> None:
-    client = team.client
+def test_runs_on_the_front_can_be_found_by_tag(sweeps: RegisteredSweeps) -> None:
+    client = sweeps.client
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     found = client.search_runs(ids, "tags.`kdray.front` = 'yes' and tags.`kdray.sweep` = 'depth-2'")
     assert [run.info.run_name for run in found] == ["trial 000 depth 2"]
 
 
-# By which rule --------------------------------------------------------------------------------------------------------
+# The comparison -------------------------------------------------------------------------------------------------------
 
 
 STUDENT = {
@@ -221,20 +225,26 @@ STUDENT = {
 }
 
 
-def standing(**changes: Any) -> RegisteredFigures:
-    """A student like any other, but for these figures and what else is known of it."""
+def figures_with(**changes: Any) -> RegisteredFigures:
+    """The figures of a typical student, with these changes to its metrics or to the other fields."""
     student = {name: changes.pop(name, value) for name, value in STUDENT.items()}
-    known = {"teacher_weights": "t", "test_rows": "r", "measured": "on one CPU"} | changes
-    return RegisteredFigures(metric="accuracy", student=student, teacher={"accuracy": 1.0, "latency_ms": 10.0}, **known)
+    fields = {"teacher_weights": "t", "test_rows": "r", "measured": "on one CPU"} | changes
+    teacher = {"accuracy": 1.0, "latency_ms": 10.0}
+    return RegisteredFigures(metric="accuracy", student=student, teacher=teacher, **fields)
 
 
 @pytest.mark.parametrize(
     ("rule", "newcomer", "champion", "why"),
     [
         (Choose(retention=0.8), {"latency_ms": 1.0, "parameters": 5e5}, {}, None),
-        (Choose(retention=0.8), {"latency_ms": 1.0}, {}, "no better"),  # of one shape: the clock says nothing
+        (Choose(retention=0.8), {"latency_ms": 1.0}, {}, "no better"),  # one shape: the clock measures noise
         (Choose(retention=0.8), {"latency_ms": 3.0, "parameters": 5e5, "accuracy": 0.95}, {}, "no better"),
-        (Choose(retention=0.8), {"latency_ms": 3.0, "parameters": 5e5}, {"accuracy": 0.7}, None),  # it misses the rule
+        (
+            Choose(retention=0.8),
+            {"latency_ms": 3.0, "parameters": 5e5},
+            {"accuracy": 0.7},
+            None,
+        ),  # too poor for the rule
         (Choose(retention=0.8), {}, {}, "no better"),
         (Choose(retention=0.8), {"measured": "on a GPU", "latency_ms": 0.1}, {}, "the latency of the champion cannot"),
         (Choose(at_most={"size_mb": 20}), {"measured": "on a GPU", "accuracy": 0.91}, {}, None),
@@ -243,24 +253,27 @@ def standing(**changes: Any) -> RegisteredFigures:
         (Choose(knee=True, smallest="size_mb"), {"size_mb": 5.0}, {}, None),
     ],
 )
-def test_the_newer_rule_is_asked_of_both(
+def test_the_newer_rule_compares_both_students(
     rule: Choose, newcomer: dict[str, Any], champion: dict[str, Any], why: str | None
 ) -> None:
-    objection = ChampionComparison(rule, standing(**newcomer), standing(**champion)).objection()
-    assert objection is None if why is None else why in (objection or "")
+    objection = ChampionComparison(rule, figures_with(**newcomer), figures_with(**champion)).objection()
+    if why is None:
+        assert objection is None
+    else:
+        assert why in (objection or "")
 
 
-def test_a_champion_is_held_against_the_newer_teacher() -> None:
-    """It kept 90 % of a perfect teacher, and keeps all of a poorer one."""
-    poorer = standing(latency_ms=3.0, parameters=5e5).model_copy(
+def test_a_champion_is_compared_with_the_newer_teacher() -> None:
+    """The champion kept 90 % of the quality of a perfect teacher, and keeps all of a poorer teacher's quality."""
+    poorer = figures_with(latency_ms=3.0, parameters=5e5).model_copy(
         update={"teacher": {"accuracy": 0.9, "latency_ms": 6.0}}
     )
-    beside = standing().beside(poorer)
+    beside = figures_with().beside(poorer)
     assert (beside["retention"], beside["speedup"]) == (1.0, 3.0)
     assert RegisteredFigures.read(poorer.tags()) == poorer
 
 
-def test_a_name_that_no_registered_model_can_have_is_refused() -> None:
+def test_an_invalid_name_of_a_registered_model_is_refused() -> None:
     with pytest.raises(SpecError, match=r"Tracking\.model: no registered model can be called 'a/b'; leave out"):
         Tracking(model="a/b")
 
@@ -270,7 +283,7 @@ def test_a_smoke_run_has_a_registered_model_of_its_own(make_sweep: Callable[...,
     assert make_sweep().smoke_copy().tracking.model is None
 
 
-# Loading it -----------------------------------------------------------------------------------------------------------
+# Loading --------------------------------------------------------------------------------------------------------------
 
 LOAD = """
 import json, sys
@@ -284,45 +297,46 @@ print(json.dumps([list(answers["label"]), [answer["label"] for answer in pipe(te
 """
 
 
-def loaded_elsewhere(store: str, folder: Path) -> list[list[str]]:
-    """What the champion says of the texts, by pyfunc and by transformers, in a process of this folder without kdray."""
+def predict_without_kdray(store: str, folder: Path) -> list[list[str]]:
+    """The champion's labels of TEXTS, by pyfunc and by transformers, from a process in `folder` without kdray."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", LOAD, store, json.dumps(TEXTS)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    said: list[list[str]] = json.loads(done.stdout.splitlines()[-1])
-    return said
+    labels: list[list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return labels
 
 
-def answers(folder: Path) -> list[str]:
-    """What the student in this folder says of the texts."""
+def predict_from_folder(folder: Path) -> list[str]:
+    """The labels of TEXTS that the student in this folder predicts."""
     student = Pretrained(folder, "")
     model = student.model()
     inputs = student.tokenizer()(TEXTS, truncation=True, max_length=16, padding=True, return_tensors="pt")
     return [model.config.id2label[answer] for answer in model(**inputs).logits.argmax(1).tolist()]
 
 
-def test_the_champion_loads_without_kdray_and_says_the_same(team: Team, tmp_path: Path) -> None:
-    paths = team.outcomes[2].paths
-    assert loaded_elsewhere(default_uri(paths), tmp_path) == [answers(paths.chosen)] * 2
+def test_the_champion_loads_without_kdray_and_predicts_the_same(sweeps: RegisteredSweeps, tmp_path: Path) -> None:
+    paths = sweeps.outcomes[2].paths
+    assert predict_without_kdray(default_uri(paths), tmp_path) == [predict_from_folder(paths.chosen)] * 2
 
 
-def test_a_version_holds_safetensors_and_text_only(team: Team) -> None:
-    version = team.champion("films")
+def test_a_version_contains_safetensors_and_text_only(sweeps: RegisteredSweeps) -> None:
+    version = sweeps.champion("films")
     folder = Path(mlflow.artifacts.download_artifacts(version.source))
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     assert Path("model/model.safetensors") in files
     assert {path.suffix for path in files} == {".safetensors", ".json", ".yaml", ".txt", ".md", ""}
-    ours = {str(path) for path in files if not path.suffix} - {"registered_model_meta"}  # MLflow's, when it is loaded
-    assert ours == {"MLmodel"}
+    # MLflow adds registered_model_meta when it downloads a version.
+    without_suffix = {str(path) for path in files if not path.suffix} - {"registered_model_meta"}
+    assert without_suffix == {"MLmodel"}
     for path in files:
         if path.suffix != ".safetensors":
-            assert str(team.storage) not in (folder / path).read_text()
+            assert str(sweeps.storage) not in (folder / path).read_text()
     required = [line.partition("==")[0] for line in (folder / "requirements.txt").read_text().splitlines()]
     assert required == ["mlflow", "torch", "transformers", "safetensors"]
 
 
-def test_a_student_of_pairs_answers_pairs(chosen: SweepPaths, tmp_path: Path) -> None:
+def test_a_student_of_text_pairs_predicts_pairs(chosen: SweepPaths, tmp_path: Path) -> None:
     task = TextClassification(pair="other", max_length=16)
     write_mlflow_model(Pretrained(chosen.chosen, ""), task, "tiny", tmp_path / "model")
     model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
@@ -332,20 +346,22 @@ def test_a_student_of_pairs_answers_pairs(chosen: SweepPaths, tmp_path: Path) ->
     assert list(model.predict(pd.DataFrame(pairs))["score"]) == list(answers["score"])
 
 
-# A registry that refuses ----------------------------------------------------------------------------------------------
+# Registries that refuse or do not answer ------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_away_fails_no_sweep_and_is_told_later(go: Go, tmp_path: Path) -> None:
-    outcome = go(tmp_path, 1, tracking=Tracking(uri=NOBODY, timeout_s=1, patience_s=0))
+def test_an_unreachable_server_fails_no_sweep_and_the_student_is_registered_later(
+    run_depth: RunDepth, tmp_path: Path
+) -> None:
+    outcome = run_depth(tmp_path, 1, tracking=Tracking(uri=UNREACHABLE, timeout_s=1, patience_s=0))
     assert outcome.exit_code == 0
     assert outcome.registered == (
-        f"MLflow at {NOBODY} has no run of this sweep yet to register a student of. Register it later with: "
-        f"kdray register {outcome.paths.root}"
+        f"MLflow at {UNREACHABLE} has no run of this sweep yet, so no student can be registered. Register it later "
+        f"with: kdray register {outcome.paths.root}"
     )
-    away = kdray("register", outcome.paths.root)
-    assert away.code == 1
-    assert "has no run of this sweep yet" in away.err
-    assert "Traceback" not in away.out + away.err
+    failed = kdray("register", outcome.paths.root)
+    assert failed.code == 1
+    assert "has no run of this sweep yet" in failed.err
+    assert "Traceback" not in failed.out + failed.err
     done = kdray("register", outcome.paths.root, "--tracking-uri", default_uri(outcome.paths))
     assert done.code == 0, done.err
     assert done.out == "Registry models:/depth-1@champion (version 1)\n"
@@ -353,57 +369,59 @@ def test_a_server_that_is_away_fails_no_sweep_and_is_told_later(go: Go, tmp_path
 
 @pytest.mark.faults
 @pytest.mark.slow
-def test_a_server_whose_registry_fails_is_told_later(go: Go, tmp_path: Path) -> None:
-    with Server(tmp_path / "server") as server, FaultyProxy(server) as door:
+def test_a_server_whose_registry_fails_is_told_later(run_depth: RunDepth, tmp_path: Path) -> None:
+    with Server(tmp_path / "server") as server, FaultyProxy(server) as proxy:
 
         def fate(method: str, path: str) -> Fault:
             return "error 500" if "model-versions" in path else "passes"
 
-        door.fate = fate
-        tracking = Tracking(uri=door.uri, model="films", timeout_s=10, patience_s=3)
-        outcome = go(tmp_path / "storage", 1, tracking=tracking)
+        proxy.fate = fate
+        tracking = Tracking(uri=proxy.uri, model="films", timeout_s=10, patience_s=3)
+        outcome = run_depth(tmp_path / "storage", 1, tracking=tracking)
         assert outcome.exit_code == 0
         assert outcome.registered is not None
         assert "does not register the student (it answers HTTP 500). Register it later with" in outcome.registered
-        door.fate = lambda method, path: "lost answer" if path.endswith("model-versions/create") else "passes"
+        proxy.fate = lambda method, path: "lost answer" if path.endswith("model-versions/create") else "passes"
         done = kdray("register", outcome.paths.root)
         assert done.out == "Registry models:/films@champion (version 1)\n"
-        assert sum(request.endswith("model-versions/create") for request in door.requests) == 1
-        loaded = loaded_elsewhere(door.uri, tmp_path)
-    assert loaded == [answers(outcome.paths.chosen)] * 2
+        assert sum(request.endswith("model-versions/create") for request in proxy.requests) == 1
+        labels = predict_without_kdray(proxy.uri, tmp_path)
+    assert labels == [predict_from_folder(outcome.paths.chosen)] * 2
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """No registered model can be made."""
-    asked: list[str] = []
+def refused_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let MLflow refuse to create registered models. Gives the names of the refused models."""
+    names: list[str] = []
 
     def refuse(self: MlflowClient, name: str) -> None:
-        asked.append(name)
+        names.append(name)
         raise MlflowException("you may not write here", PERMISSION_DENIED)
 
     monkeypatch.setattr(MlflowClient, "create_registered_model", refuse)
-    return asked
+    return names
 
 
-def test_a_registry_that_refuses_is_said_at_once(team: Team, refused: list[str]) -> None:
-    done = kdray("register", team.path(2), "--model", "forbidden")
+def test_a_refusal_of_the_registry_is_reported_without_retries(
+    sweeps: RegisteredSweeps, refused_names: list[str]
+) -> None:
+    done = kdray("register", sweeps.path(2), "--model", "forbidden")
     assert done.code == 1
     assert "does not register the student (you may not write here). Run the same command again when" in done.err
     assert "Traceback" not in done.out + done.err
-    assert refused == ["forbidden"]
+    assert refused_names == ["forbidden"]
 
 
-def test_an_answer_that_was_lost_makes_no_second_version(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_answer_makes_no_second_version(sweeps: RegisteredSweeps, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = MlflowClient.create_model_version, list[str]()
 
-    def lost(self: MlflowClient, name: str, *arguments: Any, **named: Any) -> Any:
+    def lose_answer(self: MlflowClient, name: str, *arguments: Any, **named: Any) -> Any:
         calls.append(name)
         real(self, name, *arguments, **named)
         raise ConnectionError("the answer is lost")
 
-    monkeypatch.setattr(MlflowClient, "create_model_version", lost)
-    assert team.register(2, "lost") == "Registry models:/lost@champion (version 1)"
+    monkeypatch.setattr(MlflowClient, "create_model_version", lose_answer)
+    assert sweeps.register(2, "lost") == "Registry models:/lost@champion (version 1)"
     assert calls == ["lost"]
 
 
@@ -416,9 +434,11 @@ def test_a_sweep_without_a_student_or_tracking_is_refused(chosen: SweepPaths, tm
     assert "the sweep was not tracked" in done.err
 
 
-def test_a_storage_in_a_bucket(go: Go, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_in_a_bucket_is_registered_from_another_machine(
+    run_depth: RunDepth, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    outcome = go(storage_path(bucket), 1, tracking=Tracking(uri=uri, patience_s=120))
+    outcome = run_depth(storage_path(bucket), 1, tracking=Tracking(uri=uri, patience_s=120))
     assert outcome.registered == "models:/depth-1@champion (version 1)"
     monkeypatch.setenv(ROOT, str(tmp_path / "another-node"))
     done = kdray("register", f"{bucket}/depth-1", "--model", "elsewhere")

@@ -1,4 +1,4 @@
-"""Which trials of another sweep the sampler is told of, and that this sweep's own all learnt from the same."""
+"""Warm starts: the trials of another sweep that the sampler gets; and one material for all trials of a sweep."""
 
 import shutil
 from collections.abc import Callable
@@ -23,9 +23,10 @@ from kdray.training.settings import Training
 
 MakeSweep = Callable[..., Sweep]
 CONTENT = ("data-1", "teacher-1", {"small": "small-1", "old": "old-1"})
+"""The fingerprints of the data, the teacher and the checkpoints."""
 
 
-def opened(sweep: Sweep, storage: Path) -> tuple[SweepPaths, Ledger]:
+def open_sweep(sweep: Sweep, storage: Path) -> tuple[SweepPaths, Ledger]:
     paths = SweepPaths(storage, sweep.name)
     paths.root.mkdir(parents=True, exist_ok=True)
     return paths, claim_folder(sweep.identity(), paths, False)
@@ -33,9 +34,9 @@ def opened(sweep: Sweep, storage: Path) -> tuple[SweepPaths, Ledger]:
 
 @pytest.fixture
 def first(make_sweep: MakeSweep, tmp_path: Path) -> Path:
-    """The folder of a sweep with five trials: depth 1 and 2 completed, one stopped, one failed, one running."""
+    """The folder of a sweep with five trials: two are completed, one is stopped, one has failed, one is running."""
     sweep = make_sweep(name="first")
-    paths, ledger = opened(sweep, tmp_path)
+    paths, ledger = open_sweep(sweep, tmp_path)
     check_unchanged(TrialMaterial.of(sweep, *CONTENT), ledger, paths)
     for number in range(5):
         params = {"student.depth": 1 + number % 2, "training.learning_rate": 1e-3}
@@ -47,25 +48,25 @@ def first(make_sweep: MakeSweep, tmp_path: Path) -> Path:
     return paths.root
 
 
-def started(sweep: Sweep, storage: Path, content: tuple[Any, ...] = CONTENT) -> tuple[list[str], list[Any]]:
-    """What is said of a sweep's warm start, and the trials that it takes."""
-    paths, ledger = opened(sweep, storage)
+def start(sweep: Sweep, storage: Path, content: tuple[Any, ...] = CONTENT) -> tuple[list[str], list[Any]]:
+    """Start a sweep up to its warm start. Returns the notes for the user, and the trials that the sampler gets."""
+    paths, ledger = open_sweep(sweep, storage)
     material = TrialMaterial.of(sweep, *content)
     check_unchanged(material, ledger, paths)
     notes = [warm_start(sweep, material, ledger, paths)] if sweep.search.warm_start else []
     return notes, (ledger.attr(EARLIER_TRIALS) or {"trials": []})["trials"]
 
 
-def warm(first: Path, **settings: Any) -> Search:
+def warm_search(first: Path, **settings: Any) -> Search:
     return Search(**({"trials": 3, "stopping": None, "warm_start": str(first)} | settings))
 
 
-def test_without_a_warm_start_nothing_is_said(make_sweep: MakeSweep, tmp_path: Path) -> None:
-    assert started(make_sweep(), tmp_path) == ([], [])
+def test_without_a_warm_start_there_is_no_note(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    assert start(make_sweep(), tmp_path) == ([], [])
 
 
-def test_completed_trials_are_taken(make_sweep: MakeSweep, first: Path, tmp_path: Path) -> None:
-    notes, trials = started(make_sweep(search=warm(first)), tmp_path)
+def test_completed_trials_are_used(make_sweep: MakeSweep, first: Path, tmp_path: Path) -> None:
+    notes, trials = start(make_sweep(search=warm_search(first)), tmp_path)
     assert notes == [f"The sampler knows 2 of the 5 trials of {first}; left out: 1 (stopped), 1 (failed), 1 (running)."]
     assert [trial["params"] for trial in trials] == [
         {"student.depth": 1, "training.learning_rate": 1e-3},
@@ -77,9 +78,11 @@ def test_completed_trials_are_taken(make_sweep: MakeSweep, first: Path, tmp_path
 def test_a_setting_may_be_searched_in_one_and_fixed_in_the_other(
     make_sweep: MakeSweep, first: Path, tmp_path: Path
 ) -> None:
-    """What counts is the trial itself: every setting that it had is one that this sweep could give it."""
+    """What counts is the trial: this sweep could have given it every setting that it had."""
     space = {"training.learning_rate": tune.uniform(1e-4, 1e-2), "training.weight_decay": [0.01, 0.1]}
-    notes, trials = started(make_sweep(search=warm(first), space=space).with_changes({"student.depth": 2}), tmp_path)
+    notes, trials = start(
+        make_sweep(search=warm_search(first), space=space).with_changes({"student.depth": 2}), tmp_path
+    )
     assert "1 of the 5" in notes[0]
     assert "1 (student.depth is 1, here 2)" in notes[0]
     assert [trial["params"] for trial in trials] == [{"training.learning_rate": 1e-3, "training.weight_decay": 0.01}]
@@ -96,24 +99,26 @@ def test_a_setting_may_be_searched_in_one_and_fixed_in_the_other(
         ({"space": {"student.depth": [1, 2]}}, "2 (training.learning_rate is 0.001, here 0.005)"),
     ],
 )
-def test_when_none_is_comparable_it_is_refused_and_why(
+def test_a_sweep_without_comparable_trials_is_refused_with_reasons(
     make_sweep: MakeSweep, first: Path, tmp_path: Path, fields: dict[str, Any], part: str
 ) -> None:
-    sweep = make_sweep(search=warm(first), **fields)
+    sweep = make_sweep(search=warm_search(first), **fields)
     if set(sweep.space) == {"student.depth"}:
         sweep = sweep.with_changes({"training.learning_rate": 5e-3})
-    with pytest.raises(StorageError, match="none of its trials can be taken") as caught:
-        started(sweep, tmp_path)
+    with pytest.raises(StorageError, match="none of its trials can be used") as caught:
+        start(sweep, tmp_path)
     assert part in str(caught.value)
     assert f"search.warm_start {first}" in str(caught.value)
     assert caught.value.exit_code == 2
 
 
-def test_an_objective_that_was_not_measured(make_sweep: MakeSweep, first: Path, tmp_path: Path) -> None:
+def test_trials_without_an_objective_are_left_out(make_sweep: MakeSweep, first: Path, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"2 \(without macro_f1\)"):
-        started(make_sweep(search=warm(first, objectives=("macro_f1", "latency_ms"))), tmp_path)
-    notes, _ = started(make_sweep(name="costs", search=warm(first, objectives=("accuracy", "parameters"))), tmp_path)
-    assert "knows 2 of the 5" in notes[0]  # costs are measured by every sweep itself
+        start(make_sweep(search=warm_search(first, objectives=("macro_f1", "latency_ms"))), tmp_path)
+    notes, _ = start(
+        make_sweep(name="costs", search=warm_search(first, objectives=("accuracy", "parameters"))), tmp_path
+    )
+    assert "knows 2 of the 5" in notes[0]  # every sweep measures costs itself
 
 
 @pytest.mark.parametrize(
@@ -134,16 +139,16 @@ def test_an_objective_that_was_not_measured(make_sweep: MakeSweep, first: Path, 
 def test_another_teacher_task_or_data_is_refused(
     make_sweep: MakeSweep, first: Path, tmp_path: Path, changes: dict[str, Any], content: tuple[Any, ...], part: str
 ) -> None:
-    with pytest.raises(StorageError, match="its trials measured something else") as caught:
-        started(make_sweep(search=warm(first)).with_changes(changes), tmp_path, content)
+    with pytest.raises(StorageError, match="its trials are not comparable") as caught:
+        start(make_sweep(search=warm_search(first)).with_changes(changes), tmp_path, content)
     assert part in str(caught.value)
 
 
-def test_what_was_taken_once_stays(make_sweep: MakeSweep, first: Path, tmp_path: Path) -> None:
-    sweep = make_sweep(search=warm(first))
-    before = started(sweep, tmp_path)
+def test_the_trials_stay_when_the_other_sweep_is_deleted(make_sweep: MakeSweep, first: Path, tmp_path: Path) -> None:
+    sweep = make_sweep(search=warm_search(first))
+    before = start(sweep, tmp_path)
     shutil.rmtree(first)
-    assert started(sweep, tmp_path) == before
+    assert start(sweep, tmp_path) == before
 
 
 @pytest.mark.parametrize("kind", ["nowhere", "no sweep", "damaged", "itself", "no trials"])
@@ -155,17 +160,17 @@ def test_a_bad_folder_is_refused(make_sweep: MakeSweep, first: Path, tmp_path: P
     if kind == "no trials":
         shutil.rmtree(first)
         empty = make_sweep(name="first")
-        paths, ledger = opened(empty, tmp_path)
+        paths, ledger = open_sweep(empty, tmp_path)
         check_unchanged(TrialMaterial.of(empty, *CONTENT), ledger, paths)
     part = {
         "nowhere": "there is no sweep here",
         "no sweep": "there is no sweep here",
         "damaged": "line 2 is damaged",
         "itself": "is the sweep's own folder",
-        "no trials": "it has none",
+        "no trials": "it has no trials",
     }[kind]
     with pytest.raises(StorageError) as caught:
-        started(make_sweep(search=warm(folder)), tmp_path)
+        start(make_sweep(search=warm_search(folder)), tmp_path)
     assert str(caught.value).startswith(f"search.warm_start {folder}: ")
     assert part in str(caught.value)
 
@@ -173,45 +178,45 @@ def test_a_bad_folder_is_refused(make_sweep: MakeSweep, first: Path, tmp_path: P
 def test_data_that_changed_since_the_first_trial_are_refused(
     make_sweep: MakeSweep, first: Path, tmp_path: Path
 ) -> None:
-    """Under the same names: no setting tells."""
+    """The settings are the same: only the content differs."""
     with pytest.raises(StorageError) as caught:
-        started(make_sweep(name="first"), tmp_path, ("data-2", "teacher-1", {}))
-    assert "what its trials learnt from has changed since: data: was data-1, now data-2" in str(caught.value)
-    assert started(make_sweep(name="first"), tmp_path) == ([], [])
+        start(make_sweep(name="first"), tmp_path, ("data-2", "teacher-1", {}))
+    assert "what its trials learnt from has changed: data: was data-1, now data-2" in str(caught.value)
+    assert start(make_sweep(name="first"), tmp_path) == ([], [])
 
 
-def test_data_that_changed_before_the_first_trial_are_taken(make_sweep: MakeSweep, tmp_path: Path) -> None:
+def test_data_that_changed_before_the_first_trial_are_accepted(make_sweep: MakeSweep, tmp_path: Path) -> None:
     for content in (CONTENT, ("data-2", "teacher-2", {})):
-        assert started(make_sweep(), tmp_path, content) == ([], [])
+        assert start(make_sweep(), tmp_path, content) == ([], [])
 
 
-def test_a_checkpoint_more_is_no_change(make_sweep: MakeSweep, first: Path, tmp_path: Path) -> None:
-    now = (*CONTENT[:2], {**CONTENT[2], "new": "new-1"})
-    assert started(make_sweep(name="first"), tmp_path, now) == ([], [])
-    assert started(make_sweep(name="first"), tmp_path, CONTENT) == ([], [])
+def test_an_additional_checkpoint_is_no_change(make_sweep: MakeSweep, first: Path, tmp_path: Path) -> None:
+    content = (*CONTENT[:2], {**CONTENT[2], "new": "new-1"})
+    assert start(make_sweep(name="first"), tmp_path, content) == ([], [])
+    assert start(make_sweep(name="first"), tmp_path, CONTENT) == ([], [])
 
 
-def test_a_begun_sweep_goes_on_with_settings_that_change_no_number(
+def test_a_sweep_continues_with_settings_that_change_no_result(
     make_sweep: MakeSweep, teacher: Pretrained, first: Path, tmp_path: Path
 ) -> None:
     tuned = Teacher(model=str(teacher.folder), training=Training())
     sweep = make_sweep(name="tuned", teacher=tuned)
-    paths, ledger = opened(sweep, tmp_path)
+    paths, ledger = open_sweep(sweep, tmp_path)
     check_unchanged(TrialMaterial.of(sweep, *CONTENT), ledger, paths)
     ledger.add({"student.depth": 1, "training.learning_rate": 1e-3}, distributions(sweep.space), {}, {})
     for prefix in ("training", "teacher.training"):
         for name, value in (("checkpoint_minutes", 1.0), ("checkpoint_evaluations", 2)):
             changed = sweep.with_changes({f"{prefix}.{name}": value})
-            assert started(changed, tmp_path) == ([], [])
+            assert start(changed, tmp_path) == ([], [])
 
 
-def test_a_ledger_of_version_01_noted_settings_that_change_no_number(
+def test_a_ledger_of_version_01_may_record_settings_that_change_no_result(
     make_sweep: MakeSweep, teacher: Pretrained, tmp_path: Path
 ) -> None:
     sweep = make_sweep(name="tuned", teacher=Teacher(model=str(teacher.folder), training=Training()))
-    _, ledger = opened(sweep, tmp_path)
+    _, ledger = open_sweep(sweep, tmp_path)
     ledger.add({"student.depth": 1, "training.learning_rate": 1e-3}, distributions(sweep.space), {}, {})
-    noted = dict(TrialMaterial.of(sweep, *CONTENT).values)
-    noted["teacher.training"] = {**noted["teacher.training"], "checkpoint_evaluations": 0}
-    ledger.set_attr(MATERIAL, noted)
-    assert started(sweep, tmp_path) == ([], [])
+    recorded = dict(TrialMaterial.of(sweep, *CONTENT).values)
+    recorded["teacher.training"] = {**recorded["teacher.training"], "checkpoint_evaluations": 0}
+    ledger.set_attr(MATERIAL, recorded)
+    assert start(sweep, tmp_path) == ([], [])

@@ -1,4 +1,4 @@
-"""A local stand-in for S3, which processes reach over loopback, and what was asked of it."""
+"""A local server with the API of S3, for tests; it records the requests that it receives."""
 
 import logging
 import uuid
@@ -11,7 +11,7 @@ from moto.server import ThreadedMotoServer
 
 
 class BucketServer(logging.Handler):
-    """Moto's S3 server on a free port; it keeps the requests that it answers."""
+    """Moto's S3 server on a free port of the loopback interface; a logging handler that records its requests."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class BucketServer(logging.Handler):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to take it for S3."""
+        """The environment variables with which a process uses this server as S3."""
         host, port = self._server.get_host_and_port()
         return {
             "AWS_ENDPOINT_URL": f"http://{host}:{port}",
@@ -30,20 +30,20 @@ class BucketServer(logging.Handler):
         }
 
     def new_bucket(self) -> str:
-        """The URL of a bucket that nobody uses."""
-        self.files.clear_instance_cache()
+        """Create an empty bucket and return its URL."""
+        self.files.clear_instance_cache()  # fsspec caches file system instances
         name = f"kdray-{uuid.uuid4().hex[:8]}"
         self.files.mkdir(name)
         return f"s3://{name}"
 
     @property
     def files(self) -> s3fs.S3FileSystem:
-        """What is in the buckets, to be looked at and broken past kdray."""
-        here = self.environment
+        """A file system for all buckets, with which tests read and damage objects without kdray."""
+        environment = self.environment
         return s3fs.S3FileSystem(
-            key=here["AWS_ACCESS_KEY_ID"],
-            secret=here["AWS_SECRET_ACCESS_KEY"],
-            endpoint_url=here["AWS_ENDPOINT_URL"],
+            key=environment["AWS_ACCESS_KEY_ID"],
+            secret=environment["AWS_SECRET_ACCESS_KEY"],
+            endpoint_url=environment["AWS_ENDPOINT_URL"],
             use_listings_cache=False,
         )
 
@@ -52,12 +52,12 @@ class BucketServer(logging.Handler):
         start = url.removeprefix("s3://") + "/"
         return {name.removeprefix(start) for name in self.files.find(url)}
 
-    def asked(self, what: str, url: str) -> int:
-        """How often this was asked for the object of this URL."""
-        return sum(f"{what} /{url.removeprefix('s3://')} " in request for request in self.requests)
+    def asked(self, method: str, url: str) -> int:
+        """The number of requests with this HTTP method for the object at this URL."""
+        return sum(f"{method} /{url.removeprefix('s3://')} " in request for request in self.requests)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """The server's own log says what was asked."""
+        """Record one line of the server's own log, which has one line for each request."""
         self.requests.append(record.getMessage())
 
     def __enter__(self) -> Self:
@@ -74,5 +74,5 @@ class BucketServer(logging.Handler):
 
 
 def on_node(folder: Path, path: Path) -> Path:
-    """Where another node, whose mirrors lie in this folder, has what is `path` here."""
+    """The path on another node, whose mirrors are in `folder`, of the file or folder that is `path` on this node."""
     return folder.joinpath(*path.parts[path.parts.index("kdray-mirror") :])

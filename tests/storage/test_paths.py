@@ -1,4 +1,4 @@
-"""Files are whole or absent, fingerprints depend on content alone, and a storage that cannot be written is refused."""
+"""Writes are atomic, fingerprints depend on content only, and a storage that cannot be written is refused."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from kdray.storage.files import file_fingerprint, fingerprint, read_json, replac
 from kdray.storage.paths import StoragePaths, SweepPaths, storage_path
 
 
-def test_a_storage_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_path_is_absolute_and_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage_path("a/b") == tmp_path / "a" / "b"
     assert storage_path(f"file://{tmp_path}/with%20space") == tmp_path / "with space"
@@ -18,20 +18,20 @@ def test_a_storage_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("storage", ["file", "file/below", "/proc/kdray"])
-def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path, storage: str) -> None:
+def test_storage_that_cannot_be_written_is_refused(tmp_path: Path, storage: str) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match=r"cannot be written \(.+\)\. Name a folder .* with --storage"):
         storage_path(tmp_path / storage)
 
 
-def test_another_kind_of_storage_is_refused() -> None:
+def test_storage_with_unknown_scheme_is_refused() -> None:
     with pytest.raises(StorageError, match=r"a local or shared folder, or to a bucket \(s3://, gs://\), not there"):
         storage_path("ftp://host/x")
 
 
-def test_all_of_a_sweep_lies_below_its_name(tmp_path: Path) -> None:
+def test_sweep_files_are_below_its_name_and_shared_files_are_not(tmp_path: Path) -> None:
     paths = SweepPaths(tmp_path, "one")
-    own = [
+    of_sweep = [
         paths.settings,
         paths.owner,
         paths.journal,
@@ -41,13 +41,13 @@ def test_all_of_a_sweep_lies_below_its_name(tmp_path: Path) -> None:
         paths.logs,
         paths.student(7),
     ]
-    assert all(path.is_relative_to(tmp_path / "one") for path in own)
+    assert all(path.is_relative_to(tmp_path / "one") for path in of_sweep)
     shared = [paths.tokens("k"), paths.model("k"), paths.teacher("k"), paths.transfer("k"), paths.cost("k")]
-    assert len({*own, *shared}) == 13
+    assert len({*of_sweep, *shared}) == 13
     assert shared[:2] == [StoragePaths(tmp_path).tokens("k"), SweepPaths(tmp_path, "other").model("k")]
 
 
-def test_fingerprints_depend_on_values_alone(tmp_path: Path) -> None:
+def test_fingerprints_depend_on_values_only(tmp_path: Path) -> None:
     assert fingerprint({"a": 1, "b": (2, 3)}) == fingerprint({"b": [2, 3], "a": 1})
     assert len({fingerprint(1), fingerprint("1"), fingerprint(1, None), fingerprint([1])}) == 4
     (tmp_path / "a").write_bytes(b"12")
@@ -57,24 +57,24 @@ def test_fingerprints_depend_on_values_alone(tmp_path: Path) -> None:
     assert file_fingerprint(a, b) == file_fingerprint(c, b) != file_fingerprint(b, a)
 
 
-def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "deep" / "x.json", {"a": 1})
     with pytest.raises(FileNotFoundError), replace_file(tmp_path / "deep" / "x.json") as temporary:
-        temporary.with_name("nothing").rename(temporary)
+        temporary.with_name("missing").rename(temporary)
     assert read_json(tmp_path / "deep" / "x.json") == {"a": 1}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.json"]
 
 
-def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
     for content in ("old", "new"):
         with replace_folder(tmp_path / "folder") as folder:
             (folder / content).touch()
     with pytest.raises(FileNotFoundError), replace_folder(tmp_path / "folder") as folder:
-        (folder / "half" / "way").touch()
+        (folder / "missing" / "file").touch()
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["folder", "folder/new"]
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
+def test_error_names_the_invalid_json_file(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text('{"a": ')
     with pytest.raises(StorageError, match=r"sweep\.json: not a readable JSON file .* --fresh"):
         read_json(tmp_path / "sweep.json")

@@ -1,4 +1,4 @@
-"""The task: its settings, its metrics, and a model's labels through to the saved config."""
+"""Text classification: its settings, its metrics, and the labels of a model in its saved configuration."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ TASK: Task = TextClassification()
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of three labels."""
+    """A tiny model with three labels, in half precision."""
     folder = tmp_path_factory.mktemp("model")
     config = BertConfig(
         vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=3
@@ -45,20 +45,20 @@ def test_metrics_of_three_classes() -> None:
     }
 
 
-def test_outputs_that_are_not_numbers_have_no_quality() -> None:
+def test_metrics_are_nan_if_an_output_is_nan() -> None:
     assert np.isnan(list(TASK.metrics(np.array([[np.nan, 0.0], [1, 0]]), np.array([0, 1])).values())).all()
 
 
-def test_a_head_of_other_labels_is_drawn_anew_and_named(saved: Path) -> None:
+def test_a_head_for_another_number_of_labels_is_drawn_at_random(saved: Path) -> None:
     assert TASK.model_labels(saved) == ("LABEL_0", "LABEL_1", "LABEL_2")
-    kept, drawn = TASK.model(saved, ("a", "b", "c"))
-    assert drawn == ()
-    assert kept.dtype == torch.float32
-    _, drawn = TASK.model(saved, ("no", "yes"))
-    assert drawn == ("classifier.bias", "classifier.weight")
+    model, random_weights = TASK.model(saved, ("a", "b", "c"))
+    assert random_weights == ()
+    assert model.dtype == torch.float32
+    _, random_weights = TASK.model(saved, ("no", "yes"))
+    assert random_weights == ("classifier.bias", "classifier.weight")
 
 
-def test_labels_reach_the_saved_config(saved: Path, tmp_path: Path) -> None:
+def test_labels_are_in_the_saved_config(saved: Path, tmp_path: Path) -> None:
     model, _ = TASK.model(saved, ("negative", "positive"))
     model.save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
@@ -67,7 +67,7 @@ def test_labels_reach_the_saved_config(saved: Path, tmp_path: Path) -> None:
     assert TASK.model_labels(tmp_path) == ("negative", "positive")
 
 
-def test_a_text_longer_than_the_model_takes_is_refused(saved: Path) -> None:
+def test_a_maximum_length_above_that_of_the_model_is_refused(saved: Path) -> None:
     tokenizer = TASK.tokenizer(saved)
     with pytest.raises(SpecError, match=r"task.max_length: got 17; this model takes at most 16 tokens"):
         TextClassification(max_length=17).encode(tokenizer, ["good"], None)
@@ -76,7 +76,7 @@ def test_a_text_longer_than_the_model_takes_is_refused(saved: Path) -> None:
     assert len(ids[1]) < 16
 
 
-def test_settings_that_cannot_be_meant_are_refused() -> None:
+def test_wrong_settings_are_refused() -> None:
     with pytest.raises(SpecError, match="different columns"):
         TextClassification(text="a", pair="a")
     with pytest.raises(SpecError, match="at least two different names"):

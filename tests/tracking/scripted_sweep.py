@@ -1,4 +1,4 @@
-"""A sweep that only tells: ledger and tracker of a real one, without training; and what MLflow must hold then."""
+"""A sweep without training: a real ledger and tracker with scripted trials; and a check of the runs in MLflow."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ STATUS = {"running": "RUNNING", "completed": "FINISHED", "stopped": "KILLED", "f
 
 
 class ScriptedSweep:
-    """One session of a sweep; a second one in the same folder goes on with it."""
+    """One session of a sweep; a second session in the same folder continues it."""
 
     def __init__(self, paths: SweepPaths, tracking: Tracking) -> None:
         self.paths, self.said, self.longest_call_s = paths, list[str](), 0.0
@@ -35,7 +35,7 @@ class ScriptedSweep:
             self.tell(record)
 
     def trials(self, *numbers: int, state: State = "completed") -> None:
-        """Trials that run to their end: two evaluations each, half a second apart by their own count."""
+        """Run trials to their end, with two evaluations each; each evaluation counts as half a second of training."""
         for number in numbers:
             if number >= len(self.ledger):
                 self.begin()
@@ -44,66 +44,66 @@ class ScriptedSweep:
             self.finish(number, state)
 
     def begin(self) -> None:
-        """A trial begins."""
+        """Begin a trial."""
         depths = {"student.depth": IntDistribution(1, 4)}
         self.tell(self.ledger.add({"student.depth": 2}, depths, {"latency_ms": 1.5}, {}))
 
     def evaluate(self, number: int, step: int) -> None:
-        """A trial is evaluated."""
+        """Add an evaluation to a trial."""
         metrics = {"epoch": step / 10, "step": float(step), "accuracy": 0.8 + step / 1000, "train_seconds": 0.5}
         self.tell(self.ledger.add_evaluation(number, metrics))
 
     def finish(self, number: int, state: State = "completed") -> None:
-        """A trial ends."""
+        """End a trial."""
         self.tell(self.ledger.finish(number, state, "it broke" if state == "failed" else None))
 
     def tell(self, record: TrialRecord) -> None:
-        """Tell the tracker of it, as `Keeper` does."""
+        """Report the record to the tracker, as `Bookkeeper` does."""
         self._timed(lambda: self.tracker.trial(record, SETTINGS, {"kdray.task": "text_classification"}))
         save_run_ids(self.ledger, self.tracker.run_ids())
 
     def figures(self, folder: Path | None = None) -> None:
-        """What the sweep's own run is told."""
+        """Report metrics and, optionally, a folder for the sweep's own run."""
         self._timed(lambda: self.tracker.sweep(metrics={"teacher.accuracy": 0.9}))
         if folder:
             self._timed(lambda: self.tracker.log_artifacts(folder, "report"))
 
     def end(self, ending: Ending = "finished") -> None:
-        """The session ends."""
+        """End the session."""
         self.tracker.end_sweep(ending)
         save_run_ids(self.ledger, self.tracker.run_ids())
 
     def wait_until_sent(self, limit_s: float = 90) -> None:
-        """Wait until the store has taken everything."""
+        """Wait until the store has received everything."""
         wait_until(lambda: self.paths.spool.stat().st_size == 0, limit_s, "the spool was not emptied")
 
     def _timed(self, call: Callable[[], None]) -> None:
-        begun = time.monotonic()
+        start = time.monotonic()
         call()
-        self.longest_call_s = max(self.longest_call_s, time.monotonic() - begun)
+        self.longest_call_s = max(self.longest_call_s, time.monotonic() - start)
 
 
-def wait_until(true: Callable[[], bool], limit_s: float, otherwise: str) -> None:
-    """Wait for it, but not for ever."""
+def wait_until(condition: Callable[[], bool], limit_s: float, message: str) -> None:
+    """Wait until the condition is true; fail with the message after `limit_s`."""
     limit = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < limit, f"{otherwise} within {limit_s} s"
+    while not condition():
+        assert time.monotonic() < limit, f"{message} within {limit_s} s"
         time.sleep(0.02)
 
 
 def runs_in(store: str, experiment: str) -> dict[str | None, Run]:
-    """The runs of an experiment, by trial number as written; None for the sweep's. There is one of each."""
+    """Trial number as text -> run, None -> the sweep's run. Fails if a trial has two runs."""
     client = MlflowClient(store)
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    runs = list(client.search_runs([found.experiment_id]))
+    entity = client.get_experiment_by_name(experiment)
+    assert entity is not None
+    runs = list(client.search_runs([entity.experiment_id]))
     by_trial = {run.data.tags.get("kdray.trial"): run for run in runs}
     assert len(by_trial) == len(runs), [run.info.run_name for run in runs]
     return by_trial
 
 
 def assert_all_in_mlflow(paths: SweepPaths, store: str, experiment: str, status: str = "FINISHED") -> None:
-    """Every trial has exactly one run, with what the ledger has of it: values, times, and how it ended."""
+    """Check that every trial has exactly one run, with the values, times and state that the ledger has."""
     ledger = Ledger.read(paths.journal, paths.name)
     runs = runs_in(store, experiment)
     assert set(runs) == {None, *(str(record.number) for record in ledger.records())}
@@ -121,7 +121,8 @@ def assert_all_in_mlflow(paths: SweepPaths, store: str, experiment: str, status:
             assert run.info.status == STATUS[record.state]
             assert run.info.end_time == pytest.approx(record.ended * 1000, rel=0, abs=2000)
         points = MlflowClient(store).get_metric_history(run.info.run_id, "accuracy")
-        told = [
-            (e["step"], e["accuracy"], int((record.started + 0.5 * n) * 1000)) for n, e in enumerate(record.history, 1)
+        expected = [
+            (evaluation["step"], evaluation["accuracy"], int((record.started + 0.5 * count) * 1000))
+            for count, evaluation in enumerate(record.history, start=1)
         ]
-        assert [(point.step, point.value, point.timestamp) for point in points] == told
+        assert [(point.step, point.value, point.timestamp) for point in points] == expected

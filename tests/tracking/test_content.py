@@ -1,4 +1,4 @@
-"""What a run ought to hold: what is news, what stays as it was said first, and how it is written."""
+"""The desired content of a run: which part is new, which first values stay, and its JSON."""
 
 import json
 import math
@@ -32,54 +32,63 @@ CONTENTS = st.builds(
 
 
 @given(CONTENTS)
-def test_what_is_written_is_read_again(content: RunContent) -> None:
-    line = json.dumps(content.written(Path("/sweep")))
-    assert RunContent.read(json.loads(line), Path("/sweep")) == content
+def test_json_gives_the_same_content_again(content: RunContent) -> None:
+    line = json.dumps(content.to_json(Path("/sweep")))
+    assert RunContent.from_json(json.loads(line), Path("/sweep")) == content
 
 
 @given(CONTENTS, CONTENTS)
-def test_news_added_is_no_news(held: RunContent, told: RunContent) -> None:
-    held.add(told.beyond(held))
-    left = told.beyond(held)
-    assert not any([left.params, left.tags, left.metrics, left.artifacts])
-    assert not (told.status and left.status)
+def test_nothing_is_missing_after_the_missing_part_is_added(stored: RunContent, desired: RunContent) -> None:
+    stored.add(desired.missing_in(stored))
+    missing = desired.missing_in(stored)
+    assert not any([missing.params, missing.tags, missing.metrics, missing.artifacts])
+    assert not (desired.status and missing.status)
 
 
-def test_a_moved_sweep_finds_its_folders_again() -> None:
+def test_folders_of_a_moved_sweep_are_below_its_new_folder() -> None:
     content = RunContent(artifacts={"report": Path("/old/sweep/report"), "other": Path("/elsewhere")})
-    moved = RunContent.read(content.written(Path("/old/sweep")), Path("/new/sweep"))
+    moved = RunContent.from_json(content.to_json(Path("/old/sweep")), Path("/new/sweep"))
     assert moved.artifacts == {"report": Path("/new/sweep/report"), "other": Path("/elsewhere")}
 
 
-def test_a_value_said_again_keeps_its_first_time_and_a_new_one_has_its_own() -> None:
-    held = RunContent(metrics={("accuracy", 1): Point(0.8, 1000), ("loss", 1): Point(math.nan, 1000)})
-    held.add(RunContent(metrics={("accuracy", 1): Point(0.8, 9000), ("loss", 1): Point(math.nan, 9000)}))
-    assert {point.at for point in held.metrics.values()} == {1000}
-    held.add(RunContent(started=5.0, metrics={("accuracy", 1): Point(0.9, 9000)}))
-    held.add(RunContent(started=7.0))
-    assert held.metrics["accuracy", 1] == Point(0.9, 9000)
-    assert held.started == 5.0
+def test_a_repeated_value_keeps_its_first_time_and_a_new_value_has_its_own() -> None:
+    content = RunContent(metrics={("accuracy", 1): Point(0.8, 1000), ("loss", 1): Point(math.nan, 1000)})
+    content.add(RunContent(metrics={("accuracy", 1): Point(0.8, 9000), ("loss", 1): Point(math.nan, 9000)}))
+    assert {point.time_ms for point in content.metrics.values()} == {1000}
+    content.add(RunContent(started=5.0, metrics={("accuracy", 1): Point(0.9, 9000)}))
+    content.add(RunContent(started=7.0))
+    assert content.metrics["accuracy", 1] == Point(0.9, 9000)
+    assert content.started == 5.0
 
 
-def test_of_a_run_that_was_found_only_later_or_newer_points_are_sent_by_step() -> None:
-    run = TrackedRun(7, found=True, latest={"accuracy": (2, Point(0.8, 2000)), "teacher": (0, Point(0.9, 500))})
+def test_a_run_from_the_store_receives_only_later_or_newer_points_in_order_of_step() -> None:
+    latest = {"accuracy": (2, Point(0.8, 2000)), "teacher": (0, Point(0.9, 500))}
+    run = TrackedRun(7, is_in_store=True, latest=latest)
     for step, value in ((4, 0.9), (3, 0.85), (2, 0.8), (1, 0.7)):
-        run.wanted.metrics["accuracy", step] = Point(value, 9000 + step)
-    run.wanted.metrics["teacher", 0] = Point(0.95, 600)
+        run.desired.metrics["accuracy", step] = Point(value, 9000 + step)
+    run.desired.metrics["teacher", 0] = Point(0.95, 600)
     assert list(run.unsent().metrics) == [("teacher", 0), ("accuracy", 3), ("accuracy", 4)]
 
 
-def test_a_param_that_has_changed_becomes_a_tag() -> None:
+def test_a_changed_param_becomes_a_tag() -> None:
     run = TrackedRun(None, RunContent(params={"trials": "48", "new": "1"}), RunContent(params={"trials": "24"}))
-    news = run.unsent()
-    assert (news.params, news.tags) == ({"new": "1"}, {"changed.trials": "48"})
-    run.sent.add(news)
+    unsent = run.unsent()
+    assert (unsent.params, unsent.tags) == ({"new": "1"}, {"changed.trials": "48"})
+    run.stored.add(unsent)
     assert not run.unsent()
 
 
-def test_a_trials_times_follow_from_its_record() -> None:
+def test_times_of_a_trial_are_computed_from_its_record() -> None:
     history = tuple({"epoch": n, "step": 10.0 * n, "train_seconds": 2.0, "eval_seconds": 0.5} for n in (1, 2))
-    record = TrialRecord(7, {"student.depth": 2}, "completed", history, {"latency_ms": 1.5}, started=100.0, ended=106.0)
+    record = TrialRecord(
+        number=7,
+        params={"student.depth": 2},
+        state="completed",
+        history=history,
+        costs={"latency_ms": 1.5},
+        started=100.0,
+        ended=106.0,
+    )
     assert "kdray.host" not in trial_content("quickstart", record, {}, {}).tags
     assert trial_content("quickstart", replace(record, host="h2"), {}, {}).tags["kdray.host"] == "h2"
     content = trial_content("quickstart", record, {}, {})
@@ -90,7 +99,7 @@ def test_a_trials_times_follow_from_its_record() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "shown"),
+    ("address", "masked"),
     [
         ("postgresql://me:secret@db/x", "postgresql://***@db/x"),
         ("postgresql://db/x?user=me&password=secret&a=1", "postgresql://db/x?user=me&password=***&a=1"),
@@ -98,6 +107,6 @@ def test_a_trials_times_follow_from_its_record() -> None:
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
     ],
 )
-def test_secrets_are_masked_wherever_they_stand(address: str, shown: str) -> None:
-    assert mask_secrets(address) == shown
-    assert params_of({"at": address}) == tags_of({"at": address}) == {"at": shown}
+def test_secrets_in_addresses_are_masked(address: str, masked: str) -> None:
+    assert mask_secrets(address) == masked
+    assert params_of({"uri": address}) == tags_of({"uri": address}) == {"uri": masked}

@@ -1,4 +1,4 @@
-"""The spool: nothing that was told is lost with the process, and one process at a time sends it."""
+"""The spool: no change is lost when the process ends, and one process at a time sends the changes."""
 
 import json
 import os
@@ -18,17 +18,17 @@ SECOND = RunContent(metrics={("accuracy", 10): Point(0.8, 105_000)}, status="FIN
 
 @pytest.fixture
 def paths(tmp_path: Path) -> SweepPaths:
-    return SweepPaths(tmp_path, "told")
+    return SweepPaths(tmp_path, "films")
 
 
-def test_what_is_appended_is_there_for_the_next_process(paths: SweepPaths) -> None:
+def test_the_next_process_reads_what_was_appended(paths: SweepPaths) -> None:
     with Spool(paths) as spool:
-        spool.append(None, RunContent("told"))
+        spool.append(None, RunContent("films"))
         spool.append(0, FIRST)
         spool.append(0, SECOND)
         assert len(paths.spool.read_text().splitlines()) == 3  # before it is closed
     with Spool(paths) as spool:
-        assert spool.read() == [(None, RunContent("told")), (0, FIRST), (0, SECOND)]
+        assert spool.read() == [(None, RunContent("films")), (0, FIRST), (0, SECOND)]
         assert json.loads(paths.spool.read_text().splitlines()[-1]) == {
             "run": 0,
             "ended": 106.0,
@@ -37,7 +37,7 @@ def test_what_is_appended_is_there_for_the_next_process(paths: SweepPaths) -> No
         }
 
 
-def test_a_torn_line_is_cut_and_one_that_is_no_json_is_left_out(
+def test_an_incomplete_line_is_cut_off_and_a_line_without_json_is_left_out(
     paths: SweepPaths, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Spool(paths) as spool:
@@ -52,7 +52,9 @@ def test_a_torn_line_is_cut_and_one_that_is_no_json_is_left_out(
     assert "line 2 cannot be read" in caplog.text
 
 
-def test_a_line_that_finds_no_room_leaves_nothing_behind(paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing_in_the_file(
+    paths: SweepPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Spool(paths) as spool:
         spool.append(0, FIRST)
         write = os.write
@@ -71,7 +73,7 @@ def test_an_empty_spool_leaves_no_file(paths: SweepPaths) -> None:
     assert not paths.spool.exists()
 
 
-def test_one_process_at_a_time_holds_it(paths: SweepPaths) -> None:
+def test_one_process_at_a_time_opens_the_spool(paths: SweepPaths) -> None:
     with Spool(paths), pytest.raises(StorageError, match="another process is sending this sweep to MLflow"):
         Spool(paths)
     Spool(paths).close()

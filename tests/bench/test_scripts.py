@@ -1,0 +1,65 @@
+"""Every script in bench/ still starts, measures something small, and prints its one line."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench"
+NO_SCRIPTS = {"machine", "material"}
+"""Modules that the scripts import."""
+
+REAL = ("--max-rows", "64", "--epochs", "1", "--teacher-epochs", "1")
+"""The options that make a sweep of `material` small."""
+
+SMALL: dict[str, tuple[str, ...]] = {
+    "busy_machine": ("--seconds", "0.2", "--width", "16"),
+    "empty_trials": ("--trials", "6", "--tune-trials", "3"),
+    "kill_and_resume": ("{sweep}", "--kills", "1"),
+    "slot_memory": ("--megabytes", "1"),
+    "step_ratio": (*REAL, "--repeats", "1", "--depths", "1"),
+    "sweep_efficiency": (*REAL, "--trials", "2"),
+    "transformers_peer": (*REAL, "--trials", "2"),
+    "trial_overhead": ("--trials", "3", "--nested", "1"),
+}
+
+SWEEP = """
+from kdray import (
+    Confirm, Data, FreshTransformer, GeneratedReviews, Latency, Search, Sweep, Teacher, TextClassification, Training,
+)
+
+training = Training(epochs=1, batch_size=64, learning_rate=3e-3)
+sweep = Sweep(
+    name="tiny",
+    task=TextClassification(max_length=32),
+    data=Data(source=GeneratedReviews(train_rows=512, validation_rows=64, test_rows=64)),
+    teacher=Teacher(model=FreshTransformer(layers=2, width=32), training=training, above_chance=0.0),
+    training=training,
+    latency=Latency(length=16, warmup=1, repeats=3),
+    space={"student.depth": [1, 2]},
+    search=Search(trials=2, stopping=None),
+    confirm=Confirm(candidates=1, seeds=1),
+)
+"""
+
+
+def test_every_script_has_a_small_run() -> None:
+    assert {path.stem for path in BENCH.glob("*.py")} - NO_SCRIPTS == set(SMALL)
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_a_script_prints_its_claim(script: str, tmp_path: Path) -> None:
+    sweep = tmp_path / "tiny.py"
+    sweep.write_text(SWEEP)
+    arguments = [argument.format(sweep=sweep) for argument in SMALL[script]]
+    command = [sys.executable, str(BENCH / f"{script}.py"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = done.stdout.splitlines()
+    figures = json.loads(line)
+    assert figures["claim"]
+    assert math.isfinite(figures["ratio"])
+    assert figures["machine"]["cores"] >= 1
