@@ -1,10 +1,11 @@
-"""Makes in an AWS account what cluster.yaml refers to: the nodes' security group and roles, and the bucket.
+"""Makes the resources of cluster.yaml in an AWS account: the nodes' security group, their roles, and the bucket.
 
     python deploy/aws_account.py --region eu-central-1 --ssh-from 203.0.113.7/32 --bucket my-team-kdray
 
-Prints the lines to put into cluster.yaml. Running it again changes only what differs: a new --ssh-from takes the place
-of the old one. It starts no instance; `ray up` does. The credentials are boto3's (`aws configure`), and must be allowed
-to make roles; those who run clusters afterwards need no such right, only to pass the two roles on to instances.
+Prints the lines to write into cluster.yaml. A second run changes only what differs: a new --ssh-from replaces the old
+one. The script starts no instance; `ray up` does. It uses the credentials of boto3 (`aws configure`), which must be
+allowed to make roles. Users who only run clusters need no such permission, but they must be allowed to pass the two
+roles to instances.
 """
 
 import argparse
@@ -20,11 +21,11 @@ GROUP = "kdray"
 HEAD, WORKER = "kdray-head", "kdray-worker"
 
 MOST_ADDRESSES = 2**16
-"""More than a company's network has: whoever asks for more has probably mistyped, or given up."""
+"""The largest IPv4 network that is accepted. A company's network is smaller, so a larger one is probably a mistake."""
 
 
 def network(text: str) -> str:
-    """The network that may reach the nodes by SSH. Raises ValueError for one that is none, or that is far too wide."""
+    """The network that may reach the nodes by SSH. Raises ValueError if it is invalid or too large."""
     given = ipaddress.ip_network(text)
     if (given.num_addresses > MOST_ADDRESSES and given.version == 4) or (given.version == 6 and given.prefixlen < 48):
         raise ValueError(
@@ -35,13 +36,13 @@ def network(text: str) -> str:
 
 
 def ssh_rule(cidr: str) -> dict[str, Any]:
-    """SSH from one network, as EC2 writes it."""
+    """The rule that allows SSH from one network, in EC2's form."""
     ranges = {"Ipv6Ranges": [{"CidrIpv6": cidr}]} if ":" in cidr else {"IpRanges": [{"CidrIp": cidr}]}
     return {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, **ranges}
 
 
 def security_group(ec2: Any, cidr: str) -> str:
-    """The group of all nodes: SSH from `cidr`, everything among themselves, nothing else comes in. Its id."""
+    """Make or update the group of all nodes: SSH from `cidr`, traffic between nodes, nothing else. Returns its id."""
     vpcs = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
     if not vpcs:
         raise SystemExit("This region has no default VPC; make one with: aws ec2 create-default-vpc")
@@ -50,7 +51,7 @@ def security_group(ec2: Any, cidr: str) -> str:
     found = ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
     group = found[0]["GroupId"] if found else _new_group(ec2, vpc)
     rules = found[0]["IpPermissions"] if found else []
-    stale = [rule for rule in rules if not _among(rule, group)]  # also what was opened by hand
+    stale = [rule for rule in rules if not _among(rule, group)]  # also rules that were added by hand
     if stale:
         ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=stale)
     among = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
@@ -60,7 +61,7 @@ def security_group(ec2: Any, cidr: str) -> str:
 
 
 def _among(rule: dict[str, Any], group: str) -> bool:
-    """Whether this rule lets the nodes talk to each other, and nobody else: a running cluster cannot do without it."""
+    """Whether this rule allows traffic between the nodes only. It is never removed: a running cluster needs it."""
     others = rule["IpRanges"] or rule["Ipv6Ranges"] or rule["PrefixListIds"]
     return not others and [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [group]
 
@@ -73,7 +74,7 @@ def _new_group(ec2: Any, vpc: str) -> str:
 
 
 def bucket(s3: Any, name: str, region: str) -> None:
-    """The bucket, if it is not there yet; one made here is closed to the public."""
+    """Make the bucket, closed to the public, if it does not exist."""
     try:
         s3.head_bucket(Bucket=name)
         return
@@ -87,7 +88,7 @@ def bucket(s3: Any, name: str, region: str) -> None:
 
 
 def bucket_statements(name: str) -> list[dict[str, Any]]:
-    """Reading and writing this one bucket."""
+    """The permissions to read and write this bucket."""
     files = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
     return [
         {"Effect": "Allow", "Action": ["s3:ListBucket", "s3:GetBucketLocation"], "Resource": f"arn:aws:s3:::{name}"},
@@ -96,7 +97,7 @@ def bucket_statements(name: str) -> list[dict[str, Any]]:
 
 
 def head_statements(worker_role: str) -> list[dict[str, Any]]:
-    """What the autoscaler does: start instances with the workers' role, and end those that carry Ray's tag."""
+    """The permissions of the autoscaler: start instances with the workers' role, and end those that have Ray's tag."""
     ours = {"StringLike": {"ec2:ResourceTag/ray-cluster-name": "*"}}
     ending = ["ec2:TerminateInstances", "ec2:StopInstances", "ec2:StartInstances"]
     images = ["arn:aws:ssm:*::parameter/aws/service/*"]
@@ -109,7 +110,7 @@ def head_statements(worker_role: str) -> list[dict[str, Any]]:
 
 
 def role(iam: Any, name: str) -> str:
-    """The role of this name and the instance profile around it, made where they are missing. The role's ARN."""
+    """Make the role of this name and its instance profile, if they do not exist. Returns the role's ARN."""
     trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
     _unless_there(
         iam.create_role, RoleName=name, AssumeRolePolicyDocument=json.dumps(_policy([trust])), Description="kdray nodes"
@@ -121,7 +122,7 @@ def role(iam: Any, name: str) -> str:
 
 
 def roles(iam: Any, bucket_name: str) -> None:
-    """The head's role and the workers', and the right of the account to have spot instances at all."""
+    """Make the roles of the head and the workers, and the role that spot instances need in every account."""
     allowed = bucket_statements(bucket_name)
     worker = role(iam, WORKER)
     role(iam, HEAD)
@@ -135,7 +136,7 @@ def _policy(statements: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _unless_there(make: Any, **what: str) -> None:
-    """IAM says in two ways that something of this name is there already."""
+    """Call `make`, and ignore the two errors by which IAM says that the name exists already."""
     try:
         make(**what)
     except ClientError as error:
@@ -145,11 +146,13 @@ def _unless_there(make: Any, **what: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make everything and print the lines for cluster.yaml."""
+    """Make all resources, and print the lines for cluster.yaml."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--region", required=True, help="such as eu-central-1")
-    parser.add_argument("--ssh-from", required=True, metavar="CIDR", help="who may reach the nodes: 203.0.113.7/32")
-    parser.add_argument("--bucket", required=True, help="where sweeps write; made if it is not there")
+    parser.add_argument("--region", required=True, help="for example eu-central-1")
+    parser.add_argument(
+        "--ssh-from", required=True, metavar="CIDR", help="the network that may reach the nodes: 203.0.113.7/32"
+    )
+    parser.add_argument("--bucket", required=True, help="where sweeps write; made if it does not exist")
     asked = parser.parse_args(arguments)
     try:
         cidr = network(asked.ssh_from)

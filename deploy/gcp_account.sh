@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes in a Google Cloud project what deploy/gcp.yaml refers to: a network of its own, its two rules, and the bucket.
+# Makes the resources of deploy/gcp.yaml in a Google Cloud project: a separate network, its two rules, and the bucket.
 #
-#     bash deploy/gcp_account.sh PROJECT REGION CIDR BUCKET        # CIDR: who may reach the nodes, as 203.0.113.7/32
+#     bash deploy/gcp_account.sh PROJECT REGION CIDR BUCKET      # CIDR: who may reach the nodes, such as 203.0.113.7/32
 #
-# Prints the lines to put into gcp.yaml. May be run again: what is there stays, and the CIDR given last holds.
+# Prints the lines to write into gcp.yaml. May be run again: existing resources stay, and the new CIDR replaces the old.
 set -euo pipefail
 
 refuse() {

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Starts MLflow on the head, on loopback only, unless it answers there already; `ray up` runs it on the head.
+# Starts MLflow on the loopback interface, unless it answers there already. `ray up` runs this script on the head.
 #
-# Runs are kept in SQLite on the head's disk, files in the storage. The server reads and writes the files itself, so
-# nobody who looks at them needs the bucket's keys. KDRAY_MLFLOW_DATABASE names another database, such as
-# postgresql+psycopg://mlflow@db.example.com/mlflow (its password belongs in ~/.pgpass).
+# The runs are stored in SQLite on the head's disk, their files in the storage. The server itself reads and writes the
+# files, so its users need no keys of the bucket. KDRAY_MLFLOW_DATABASE names another database, such as
+# postgresql+psycopg://mlflow@db.example.com/mlflow (write its password into ~/.pgpass).
 set -euo pipefail
 
 storage=${KDRAY_STORAGE:?"mlflow.sh: KDRAY_STORAGE is not set; run deploy/node.sh first"}

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes a machine a node: Python, kdray and all it needs in ~/.kdray/venv, and the environment of login shells.
+# Prepares a machine as a node: installs Python and kdray in ~/.kdray/venv, and sets the environment of login shells.
 #
 #     bash node.sh STORAGE [EXTRA]
 #
-# STORAGE is what every node writes to: s3://bucket/folder, gs://bucket/folder, or a folder that all nodes share. EXTRA
-# is aws or gcp. The checkout lies where file_mounts put it: in the folder above this script. May be run again.
+# STORAGE is where every node writes: s3://bucket/folder, gs://bucket/folder, or a folder that all nodes share. EXTRA is
+# aws or gcp. file_mounts copies the checkout to the folder above this script. The script may be run again.
 set -euo pipefail
 
 UV=0.13.9
@@ -34,13 +34,13 @@ export PATH="$HOME/.local/bin:$PATH" UV_NO_MODIFY_PATH=1
 if [ "$(uv --version 2>/dev/null | cut -d' ' -f2)" != "$UV" ]; then
     curl --proto '=https' --tlsv1.2 -fsSL "https://astral.sh/uv/$UV/install.sh" | sh
 fi
-# A system's Python differs from image to image, and Ray wants the same one everywhere.
+# The system's Python differs between images, and Ray requires the same version on all nodes.
 uv venv --quiet --allow-existing --managed-python --python "$PYTHON" "$home/venv"
-# auto: the build of torch that fits this node's driver, or the one without CUDA where there is none.
+# auto: the build of torch that fits this node's driver; without a driver, the build without CUDA.
 uv pip install --quiet --python "$home/venv/bin/python" --torch-backend auto \
     --constraint "$checkout/deploy/constraints.txt" --reinstall-package kdray "$checkout${extra:+[$extra]}"
 
-# `ray submit` runs the sweep in a login shell, which reads this. Only a head has the file that the last line asks for.
+# `ray submit` runs the sweep in a login shell, which reads this file. The file in the last line exists on a head only.
 cat >"$home/env.sh" <<END
 case ":\$PATH:" in *":$home/venv/bin:"*) ;; *) export PATH="$home/venv/bin:\$PATH" ;; esac
 export RAY_AUTH_MODE=token

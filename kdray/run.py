@@ -91,7 +91,7 @@ def story(
     return Outcome(
         paths=paths,
         figures=results.figures,
-        page=tracker.page(),
+        page=tracker.page_path(),
         server=mask_secrets(uri) if uri.startswith("http") else None,
         registered=register_chosen(session, results),
     )

@@ -26,7 +26,7 @@ from kdray.run import RunOptions, run
 from kdray.search.settings import Search
 from kdray.slots.local import LocalSlots
 from kdray.slots.pool import SlotSettings
-from kdray.storage.mirror import ROOT
+from kdray.storage.mirror import MIRROR_VARIABLE
 from kdray.storage.paths import StoragePaths, SweepPaths
 from kdray.sweep import Sweep
 from kdray.tasks.text_classification import TextClassification
@@ -102,7 +102,7 @@ def bucket(bucket_server: BucketServer, tmp_path: Path, monkeypatch: pytest.Monk
     """The URL of a folder in a new bucket. This process is a node of its own, with its mirrors in `tmp_path`."""
     for name, value in bucket_server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv(ROOT, str(tmp_path / "node"))
+    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "node"))
     return f"{bucket_server.new_bucket()}/team"
 
 

@@ -25,7 +25,7 @@ from kdray.settings import Settings, identifying_values
 from kdray.slots.job import NOTE, Report, Worker
 from kdray.slots.pool import SlotPool
 from kdray.storage.files import fingerprint, replace_file
-from kdray.storage.mirror import fetch, remove
+from kdray.storage.mirror import delete, fetch
 from kdray.training.trial import Recipe, Trial, read_reports, reports_file
 
 Role: TypeAlias = Literal["candidate", "labels only", "default distillation"]
@@ -152,8 +152,8 @@ def run_reruns(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[
             # Without weights, this is a control that is now a candidate, or a rerun that was stopped before its logits
             # were stored. `Trial` trains nothing while the reports exist, so both files are removed.
             if not has_weights:
-                remove(student.with_name(ANSWERS_FILE))
-                remove(reports_file(student))
+                delete(student.with_name(ANSWERS_FILE))
+                delete(reports_file(student))
         if stopping.is_set():
             return RerunResult()
         job_run = pool.run(RerunJob(trials[run_of_key[key]]), f"confirm-{key}")
@@ -166,7 +166,7 @@ def run_reruns(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[
         except JobError as error:
             return RerunResult(tuple(reports), job_run.host, str(error))
         if key not in candidate_keys and read_answers(student) is not None:
-            remove(student)
+            delete(student)
         return RerunResult(tuple(reports), job_run.host)
 
     with ThreadPoolExecutor(pool.count) as threads:

@@ -4,8 +4,8 @@ In reading order:
 
 - `app`       the `kdray` command: the list of its subcommands
 - `options`   arguments and options that several subcommands share
-- `ending`    how every command logs, prints its errors and ends: exit codes
+- `exits`     how every command logs, prints its errors and ends: exit codes
 - `running`   `main(sweep)`, `kdray run`, `kdray choose`
-- `looking`   `kdray show`, `kdray sync`, `kdray ui`
+- `viewing`   `kdray show`, `kdray sync`, `kdray ui`
 - `student`   `kdray export`, `kdray predict`, `kdray register`
 """

@@ -2,10 +2,10 @@
 
 import typer
 
-from kdray.cli.looking import show, sync_sweep, ui
 from kdray.cli.options import flatten_groups
 from kdray.cli.running import choose_again, run_file
 from kdray.cli.student import export_student, predict, register_student
+from kdray.cli.viewing import show, sync_sweep, ui
 
 app = typer.Typer(
     help="Distil a large NLP model into the best small one.",

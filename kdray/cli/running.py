@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdray.cli.ending import exit_on_error, log_to, wide_console
+from kdray.cli.exits import exit_on_error, log_to, wide_console
 from kdray.cli.options import UI_PORT, ChooseGroup, RuleGroup, RunGroup, SweepFolder, flatten_groups
 from kdray.errors import KDRayError, SpecError
 from kdray.report.screen import open_screen

@@ -9,14 +9,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kdray.cli.ending import exit_on_error, log_to, open_log_of
+from kdray.cli.exits import exit_on_error, log_to, open_log_of
 from kdray.cli.options import PredictGroup, SweepFolder, SweepServer
 from kdray.errors import ExportError, SpecError, did_you_mean
 from kdray.evaluation.formatting import format_metric, heading
 from kdray.export.checks import ExportResult
 from kdray.export.exporting import check_empty, copy_student, export_forms
 from kdray.export.forms import FORMS, Form
-from kdray.export.prediction import Answer, Predictor, check_pairs, check_target, check_text, predict_file, read_lines
+from kdray.export.prediction import (
+    Prediction,
+    Predictor,
+    check_pairs,
+    check_target,
+    check_text,
+    predict_file,
+    read_lines,
+)
 from kdray.export.shipped import Shipped, read_shipped
 from kdray.report.screen import open_screen
 from kdray.slots.interrupts import handle_signals
@@ -144,7 +152,7 @@ def describe_export(result: ExportResult) -> list[str]:
     return [*lines, f"On {result.rows:,} {result.split} rows. {_capitalise(result.conditions)}."]
 
 
-def _format_answer(text: str, answer: Answer) -> str:
+def _format_answer(text: str, answer: Prediction) -> str:
     """Label, probability and text, with tabs between them; white space in the text becomes single spaces."""
     return f"{answer.label}\t{answer.probability:.4f}\t{' '.join(text.split())}"
 

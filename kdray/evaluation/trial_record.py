@@ -35,7 +35,7 @@ class TrialRecord:
     """Events that did not end the trial, such as a damaged checkpoint, one sentence each."""
     host: str = ""
     """The machine on which the trial ran last; all machines in rank order if the slot spans several."""
-    passed: int = 0
+    continued_after: int = 0
     """The number of evaluations after which early stopping last let the trial continue; 0 before the first decision."""
     title: str = ""
     """What the record describes, if it is not a trial of the search."""

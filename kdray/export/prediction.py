@@ -37,7 +37,7 @@ ENDINGS = (".csv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """The most probable label of one text, and its probability."""
 
     label: str
@@ -75,13 +75,13 @@ class Predictor:
                 on_progress(start + min(first + self._batch_size, len(order)))
         return probabilities_NxC
 
-    def answers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Answer]:
+    def answers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Prediction]:
         """Predict the most probable label of each text."""
         return self.most_probable(self.probabilities(texts, pairs))
 
-    def most_probable(self, probabilities_NxC: np.ndarray) -> list[Answer]:
+    def most_probable(self, probabilities_NxC: np.ndarray) -> list[Prediction]:
         """The most probable label of each row."""
-        return [Answer(self.labels[int(row_C.argmax())], float(row_C.max())) for row_C in probabilities_NxC]
+        return [Prediction(self.labels[int(row_C.argmax())], float(row_C.max())) for row_C in probabilities_NxC]
 
     def _batch_probabilities(self, encoded: Mapping[str, list[list[int]]]) -> np.ndarray:
         # The tokenizer of a decoder makes no token of an empty text. If all texts of a batch are empty, the batch must

@@ -16,7 +16,7 @@ from kdray.search.ledger import Ledger
 from kdray.search.ledger_storage import Location
 from kdray.search.space import is_longer
 from kdray.storage.files import read_json, write_json
-from kdray.storage.mirror import list_bucket, remove
+from kdray.storage.mirror import delete, list_bucket
 from kdray.storage.paths import SweepPaths, display_path
 
 log = logging.getLogger(__name__)
@@ -166,6 +166,6 @@ def _delete_sweep(known: Mapping[str, Any], paths: SweepPaths, entries: list[Pat
     others = [path for path in entries if path != paths.settings]
     settings_file = [path for path in entries if path == paths.settings]
     for path in [*others, *settings_file]:
-        remove(path)
+        delete(path)
         if path.exists():
             raise StorageError(f"{path}: cannot be deleted. Change its permissions, and run the same command again.")

@@ -235,7 +235,7 @@ class Ledger:
         """Record that early stopping let the trial continue after this many evaluations."""
         with self._lock:
             self._set_trial_attr(number, "passed", evaluations)
-            return self._replace_record(replace(self._records[number], passed=evaluations))
+            return self._replace_record(replace(self._records[number], continued_after=evaluations))
 
     def finish(self, number: int, state: State, error: str | None = None) -> TrialRecord:
         """End a trial. A completed trial must have every objective among its metrics."""
@@ -328,7 +328,7 @@ def _trial_record(trial: FrozenTrial, run_id: str | None) -> TrialRecord:
         error=attrs.get("error") if state == "failed" else None,
         attempts=attrs.get("attempts", 1),
         host=attrs.get("host", ""),
-        passed=attrs.get("passed", 0),
+        continued_after=attrs.get("passed", 0),
         run_id=run_id,
         started=attrs.get("resumed", started),
         ended=trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0,

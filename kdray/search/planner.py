@@ -200,7 +200,7 @@ class Planner:
         stopping, evaluations = self.search.stopping, len(record.history)
         # A trial that may continue keeps that right: better trials that reach the rung later do not stop it, also when
         # a restarted job reports the same evaluation again.
-        if stopping is None or record.passed >= evaluations or not stopping.is_rung(evaluations):
+        if stopping is None or record.continued_after >= evaluations or not stopping.is_rung(evaluations):
             return True
         if self._evaluations and evaluations >= self._full_length(record):
             return True

@@ -98,7 +98,7 @@ def call_board(method: Any, *arguments: Any, timeout: float | None = None) -> An
     except RayError as error:
         raise SlotsLost(
             f"The board, which assigns jobs to the slots, is dead ({last_error_line(error)}). What was recorded is "
-            "safe, and the same command goes on from there."
+            "safe, and the same command continues from there."
         ) from error
 
 

@@ -9,7 +9,7 @@ from kdray.evaluation.trial_record import TrialRecord
 from kdray.search.ledger import Ledger
 from kdray.settings import dotted_values
 from kdray.stages.session import Session
-from kdray.storage.mirror import list_bucket, remove
+from kdray.storage.mirror import delete, list_bucket
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
 from kdray.tracking.ids import save_run_ids, sweep_key, sweep_run_id
@@ -48,7 +48,7 @@ class Bookkeeper:
         """Process the record of a trial that has begun, has been evaluated or has ended."""
         if record.number not in self._remark_counts and record.attempts == 1:
             # A session whose ledger was lost may have left files under the number of this new trial.
-            remove(self._paths.student(record.number).parent)
+            delete(self._paths.student(record.number).parent)
         self._process(record)
         for remark in record.remarks[self._remark_counts.get(record.number, 0) :]:
             self.session.screen.note(f"trial {record.number:03d}: {remark}")
@@ -60,7 +60,7 @@ class Bookkeeper:
         members = {record.number for record in self._front_members}
         for record in self._ledger.records():
             if record.state != "running" and record.number not in members:
-                remove(self._paths.student(record.number).parent)
+                delete(self._paths.student(record.number).parent)
 
     def _process(self, record: TrialRecord) -> None:
         tracker = self.session.tracker
@@ -87,7 +87,7 @@ class Bookkeeper:
         remove_siblings(self._paths.student(ended.number))
         for record in candidates:
             if record.number not in on_front:
-                remove(self._paths.student(record.number).parent)
+                delete(self._paths.student(record.number).parent)
         self._front_members = [record for record in candidates if record.number in on_front]
         self._tag_front(ended)
 
@@ -109,7 +109,7 @@ class Bookkeeper:
 def remove_siblings(folder: Path) -> None:
     """Delete everything beside this folder, here and in the bucket: complete and incomplete checkpoints."""
     for path in {*folder.parent.glob("*"), *list_bucket(folder.parent)} - {folder}:
-        remove(path)
+        delete(path)
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def _register(tracking: Tracking, student: Shipped, figures: Figures, ledger: Le
     if run_id is None:
         raise TrackingError(f"MLflow at {registry.uri} has no run of this sweep yet, so no student can be registered.")
     with scratch_folder() as scratch:
-        return registry.insisting(lambda: _register_once(registry, entry, run_id, replace, scratch))
+        return registry.retry(lambda: _register_once(registry, entry, run_id, replace, scratch))
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,15 @@ def _register_once(registry: Registry, entry: RegistryEntry, run_id: str, replac
     A second call with the same student finds the version of the first call.
     """
     weights = entry.student.model.key
-    version = registry.version(weights, run_id, entry.tags, entry.description, lambda: entry.write(scratch))
+    version = registry.find_or_create_version(
+        weights, run_id, entry.tags, entry.description, lambda: entry.write(scratch)
+    )
     champion = registry.champion()
     is_champion = champion is not None and champion.number == version.number
     objection = None if replace or is_champion else _objection(entry, champion)
     if objection is None:
         if not is_champion:
-            registry.crown(version)
+            registry.make_champion(version)
         former = f", in place of version {champion.number}" if champion and not is_champion else ""
         return f"models:/{registry.model}@champion (version {version.number}{former})"
     consequence = f"version {champion.number} stays champion" if champion else "it does not become champion"

@@ -47,7 +47,7 @@ def search(session: Session, material: Material, lessons: Lessons, costs: Costs)
         sweep.space,
         session.ledger,
         costs=lambda params: costs.of(sweep.recipe_of(params).student),
-        evaluations=lambda params: sweep.recipe_of(params).training.evaluations(len(material.splits.train)),
+        evaluations=lambda params: sweep.recipe_of(params).training.evaluation_count(len(material.splits.train)),
     )
     if planner.ignored_trials:
         session.screen.note(

@@ -18,7 +18,7 @@ from kdray.stages.reading import SweepRecords
 from kdray.stages.session import Session
 from kdray.stages.teaching import Lessons
 from kdray.storage.files import replace_folder
-from kdray.storage.mirror import fetch, remove
+from kdray.storage.mirror import delete, fetch
 from kdray.storage.paths import SweepPaths
 from kdray.storage.records import write_record
 from kdray.training.trial import EvaluateStudent
@@ -51,7 +51,7 @@ def ship(session: Session, lessons: Lessons, decision: Decision) -> Decision:
     for number in decision.front:
         tracker.log_artifacts(paths.student(number), "student", trial=number)
     if decision.chosen is None:
-        remove(paths.chosen)  # it may hold the student that an earlier rule chose
+        delete(paths.chosen)  # it may hold the student that an earlier rule chose
         tracker.sweep(tags={"kdray.chosen": "none", "kdray.choice": " ".join(decision.sentences)})
         return decision
     record = session.ledger[decision.chosen]

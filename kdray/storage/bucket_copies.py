@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdray.errors import StorageError
-from kdray.storage.mirror import download, fetch, fetch_growing, remove, send, url_of
+from kdray.storage.mirror import delete, download, fetch, fetch_growing, send, url_of
 from kdray.storage.paths import SweepPaths
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class _Copier:
                     send(file, file)
                 self.copied[file] = current[file]
         for file in self.copied.keys() - current.keys():
-            remove(file)
+            delete(file)
             del self.copied[file]
 
     def _growing_files(self) -> dict[Path, tuple[int, int]]:

@@ -31,7 +31,7 @@ from kdray.storage.bucket import FOLDER, KINDS, name_bucket_errors, open_bucket,
 
 MIRROR = "kdray-mirror"
 """The name of the folder with all mirrors of a node."""
-ROOT = "KDRAY_MIRROR"
+MIRROR_VARIABLE = "KDRAY_MIRROR"
 """The environment variable with the path of the folder in which `MIRROR` is made; default: ~/.cache/kdray."""
 STAGING = ".new"
 """The subfolder of a folder in the bucket with the files of the folder that is about to replace it."""
@@ -60,7 +60,7 @@ def mirror_of(url: str) -> Path:
     # No part may start with a dot: url_of ignores such names, and `..` would leave the mirror.
     if not re.fullmatch(r"[A-Za-z0-9][\w.:-]*", bucket) or any(not re.match(r"[^.\s]", part) for part in prefix):
         raise StorageError(f"storage {url}: name a bucket and a folder in it, such as {kind}://bucket/kdray.")
-    root = Path(os.environ.get(ROOT) or Path.home() / ".cache" / "kdray").expanduser().absolute()
+    root = Path(os.environ.get(MIRROR_VARIABLE) or Path.home() / ".cache" / "kdray").expanduser().absolute()
     return root.joinpath(MIRROR, kind, bucket, *prefix)
 
 
@@ -146,7 +146,7 @@ def send(source: Path, path: Path) -> None:
             open_bucket(url).put_file(str(source), url)
 
 
-def remove(path: Path) -> None:
+def delete(path: Path) -> None:
     """Delete a file or folder in the bucket and on this node, if it exists."""
     if url := url_of(path):
         with name_bucket_errors(url):
@@ -354,7 +354,7 @@ def _lock(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"{folder.parent}: cannot be written on this node ({error.strerror}), but the local copy of {url_of(path)} "
-            f"belongs there. Set {ROOT} to a folder that every node can make."
+            f"belongs there. Set {MIRROR_VARIABLE} to a folder that every node can make."
         ) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -185,7 +185,7 @@ def _take_ownership(path: Path, note: Callable[[str], None]) -> _Ownership:
         _close_lock(lock)
         raise
     if before:
-        note(f"{before} ran this sweep and is dead: going on in its place.")
+        note(f"{before} ran this sweep and is dead; this process continues the sweep.")
     return ownership
 
 

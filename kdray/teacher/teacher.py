@@ -26,7 +26,7 @@ from kdray.models.pretrained import Head, Pretrained, cached_folder, find_model,
 from kdray.settings import Names, Settings, identifying_values
 from kdray.slots.job import Pool, Report, Worker, torch_threads
 from kdray.storage.files import fingerprint, replace_folder
-from kdray.storage.mirror import fetch, remove
+from kdray.storage.mirror import delete, fetch
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.task import Task
 from kdray.training.fit import TrainingPlan, fit
@@ -130,7 +130,7 @@ class FineTune:
             if worker.rank == 0 and reports:
                 with replace_folder(self.target) as folder:
                     save_model(model.cpu(), self.start.source.tokenizer(), folder)
-                remove(self._checkpoint)
+                delete(self._checkpoint)
 
     @property
     def _checkpoint(self) -> Path:

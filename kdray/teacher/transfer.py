@@ -30,7 +30,7 @@ from kdray.models.pretrained import Pretrained
 from kdray.settings import Settings
 from kdray.slots.job import Pool, Report, Worker
 from kdray.storage.files import file_fingerprint, fingerprint, read_json, replace_file, write_json
-from kdray.storage.mirror import fetch_files, remove
+from kdray.storage.mirror import delete, fetch_files
 from kdray.storage.paths import StoragePaths
 from kdray.training.precision import autocast_dtype
 
@@ -88,7 +88,7 @@ def obtain_transfer_set(
     }
     for name, digest in known.items():
         if (folder / name).exists() and file_fingerprint(folder / name) != digest:
-            remove(folder / name)
+            delete(folder / name)
             on_note(f"{folder / name}: damaged; its rows are labelled again.")
     missing = {name: job for name, job in jobs.items() if not (folder / name).exists()}
     done = len(jobs) - len(missing)

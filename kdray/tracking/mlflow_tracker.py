@@ -123,7 +123,7 @@ class MlflowTracker:
         with self._changed:
             return {number: run.run_id for number, run in self._runs.items() if run.run_id}
 
-    def page(self) -> str | None:
+    def page_path(self) -> str | None:
         """The path of the page that compares the sweep's trials, without the server's address; None while not known."""
         return page_path(self._sender.experiment_id, self._paths.name) if self._sender.experiment_id else None
 

@@ -44,7 +44,7 @@ class Version:
 class Registry:
     """The registered model of this name, in the registry of a sweep's store.
 
-    All methods except `insisting` may raise any error that a store raises, and may then be called again.
+    All methods except `retry` may raise any error that a store raises, and may then be called again.
     """
 
     def __init__(self, model: str, tracking: Tracking, paths: StoragePaths) -> None:
@@ -53,7 +53,7 @@ class Registry:
         self._tracking, self._uri = tracking, tracking.uri_in(paths)
         self._open_client: Any = None
 
-    def insisting(self, call: Callable[[], T]) -> T:
+    def retry(self, call: Callable[[], T]) -> T:
         """Call `call` again and again for `tracking.patience_s` while the store does not answer; return its result.
 
         Raises TrackingError after that time, and immediately when the store refuses the request.
@@ -69,7 +69,7 @@ class Registry:
                     raise TrackingError(f"MLflow at {self.uri} does not register the student ({reason}).") from None
                 time.sleep(_PAUSE_S)
 
-    def version(
+    def find_or_create_version(
         self, weights: str, run_id: str, tags: Mapping[str, str], description: str, write: Callable[[], Path]
     ) -> Version:
         """Find the version with these weights, or create it as an artifact of this run; `write` writes the model.
@@ -92,7 +92,7 @@ class Registry:
         number = self._client.get_registered_model(self.model).aliases.get(CHAMPION)
         return None if number is None else _version(self._client.get_model_version(self.model, str(number)))
 
-    def crown(self, version: Version) -> None:
+    def make_champion(self, version: Version) -> None:
         """Give the alias `champion` to this version."""
         self._client.set_registered_model_alias(self.model, CHAMPION, version.number)
 

@@ -36,7 +36,7 @@ class Tracker(Protocol):
     def run_ids(self) -> dict[RunNumber, str]:
         """The ids of the runs that are known so far."""
 
-    def page(self) -> str | None:
+    def page_path(self) -> str | None:
         """The path of the page that compares the sweep's trials, without the server's address; None while not known."""
 
     def end_sweep(self, ending: Ending) -> None:
@@ -68,7 +68,7 @@ class NullTracker:
         """See Tracker."""
         return {}
 
-    def page(self) -> str | None:
+    def page_path(self) -> str | None:
         """See Tracker."""
         return None
 

@@ -64,7 +64,7 @@ def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Repor
     steps = training.epochs * steps_per_epoch
     marks = evaluation_marks(steps_per_epoch, training.evaluations_per_epoch)
     for at, indices in _remaining_batches(plan, start):
-        rate = training.rate(at.step - 1, steps)
+        rate = training.learning_rate_at(at.step - 1, steps)
         step(plan.rows, indices, rate, sums)
         must_evaluate = at.batch in marks
         if at.step % FINITE_CHECK_STEPS == 0 or must_evaluate:

@@ -30,11 +30,11 @@ class Training(Settings):
     checkpoint_evaluations: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
     """Evaluations between two checkpoints, in addition to those by the clock. 0: none."""
 
-    def evaluations(self, rows: int) -> int:
+    def evaluation_count(self, rows: int) -> int:
         """The number of evaluations of a training on `rows` rows that is not stopped early."""
         return self.epochs * len(evaluation_marks(math.ceil(rows / self.batch_size), self.evaluations_per_epoch))
 
-    def rate(self, step: int, steps: int) -> float:
+    def learning_rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step (counted from 0) of a training of `steps` steps."""
         warmup_steps = max(1, round(self.warmup * steps)) if self.warmup else 0
         if step < warmup_steps:

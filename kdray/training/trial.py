@@ -21,7 +21,7 @@ from kdray.models.transformer import TransformerStudent
 from kdray.settings import Settings
 from kdray.slots.job import Report, Worker
 from kdray.storage.files import read_json, upload_folder, write_json
-from kdray.storage.mirror import fetch, remove
+from kdray.storage.mirror import delete, fetch
 from kdray.tasks.task import Task
 from kdray.training.fit import TrainingPlan, fit
 from kdray.training.precision import autocast_dtype
@@ -85,7 +85,7 @@ class Trial:
                 save_model(model.cpu(), tokenizer, folder)
             # In this order: at any moment there is a checkpoint to continue from, or the finished student.
             write_json(reports_path, reports)
-            remove(checkpoint)
+            delete(checkpoint)
 
     def _plan(self, model: nn.Module, checkpoint: Path, worker: Worker) -> TrainingPlan:
         training = self.recipe.training

@@ -27,7 +27,7 @@ TERMINAL = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
-class Done:
+class CommandResult:
     """The output and the exit code of a command."""
 
     code: int
@@ -39,11 +39,11 @@ class Done:
 class Command:
     """The `kdray` command, run in this process."""
 
-    def __call__(self, *arguments: str | Path) -> Done:
+    def __call__(self, *arguments: str | Path) -> CommandResult:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return Done(result.exit_code, TERMINAL.sub("", result.stdout), TERMINAL.sub("", result.stderr))
+        return CommandResult(result.exit_code, TERMINAL.sub("", result.stdout), TERMINAL.sub("", result.stderr))
 
 
 kdray = Command()
@@ -78,10 +78,10 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def run_script(script: Path, tmp_path: Path) -> Callable[..., Done]:
+def run_script(script: Path, tmp_path: Path) -> Callable[..., CommandResult]:
     """A function that runs `kdray run mine.py --local --storage DIR` with more options."""
 
-    def run(*options: str | Path) -> Done:
+    def run(*options: str | Path) -> CommandResult:
         return kdray("run", script, "--local", "--storage", tmp_path / "results", *options)
 
     return run
@@ -94,7 +94,9 @@ def count_trials(storage: Path, name: str = "mine") -> int:
 # A run ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_prints_a_table_and_the_paths_of_its_results(run_script: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_run_prints_a_table_and_the_paths_of_its_results(
+    run_script: Callable[..., CommandResult], tmp_path: Path
+) -> None:
     done = run_script()
     assert done.code == 0, done.err
     for part in ("teacher", "depth", "retention", "Trial", "test rows", str(tmp_path / "results" / "mine" / "chosen")):
@@ -109,7 +111,7 @@ def test_a_run_prints_a_table_and_the_paths_of_its_results(run_script: Callable[
     assert "completed" in show.out
 
 
-def test_options_change_the_sweep(run_script: Callable[..., Done], tmp_path: Path) -> None:
+def test_options_change_the_sweep(run_script: Callable[..., CommandResult], tmp_path: Path) -> None:
     done = run_script("--smoke", "--trials", "3", "--set", "student.depth=1", "--set", "training.weight_decay=0.2")
     assert done.code == 0, done.err
     identity = read_json(tmp_path / "results" / "mine-smoke" / "sweep.json")
@@ -119,7 +121,7 @@ def test_options_change_the_sweep(run_script: Callable[..., Done], tmp_path: Pat
     assert count_trials(tmp_path / "results", "mine-smoke") == 3
 
 
-def test_more_trials_then_fresh(run_script: Callable[..., Done], tmp_path: Path) -> None:
+def test_more_trials_then_fresh(run_script: Callable[..., CommandResult], tmp_path: Path) -> None:
     storage = tmp_path / "results"
     assert run_script("--trials", "1").code == 0
     assert run_script("--trials", "2").code == 0
@@ -132,7 +134,7 @@ def test_more_trials_then_fresh(run_script: Callable[..., Done], tmp_path: Path)
     assert "was 0.01, now 0.2" in (storage / "mine" / "logs" / "kdray.log").read_text()
 
 
-def test_a_database_as_the_ledger(run_script: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_database_as_the_ledger(run_script: Callable[..., CommandResult], tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/trials.db"
     assert run_script("--trials", "1", "--ledger", url).code == 0
     assert (tmp_path / "trials.db").stat().st_size > 0
@@ -148,21 +150,21 @@ def test_a_database_as_the_ledger(run_script: Callable[..., Done], tmp_path: Pat
     assert not any(b"s3cret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_a_tracking_server(run_script: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_tracking_server(run_script: Callable[..., CommandResult], tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/elsewhere.db"
     assert run_script("--trials", "1", "--tracking-uri", uri, "--set", "tracking.enabled=true").code == 0
     assert (tmp_path / "elsewhere.db").stat().st_size > 0
     assert not (tmp_path / "results" / "mlflow.db").exists()
 
 
-def test_no_student_is_exit_code_3(run_script: Callable[..., Done], tmp_path: Path) -> None:
+def test_no_student_is_exit_code_3(run_script: Callable[..., CommandResult], tmp_path: Path) -> None:
     done = run_script("--trials", "1", "--set", "choose.retention=9", "--set", "choose.otherwise=none")
     assert done.code == 3
     assert "No student keeps at least 900% of the teacher's quality" in done.out
     assert not (tmp_path / "results" / "mine" / "chosen").exists()
 
 
-def test_a_sweep_without_a_finished_trial_is_exit_code_1(run_script: Callable[..., Done]) -> None:
+def test_a_sweep_without_a_finished_trial_is_exit_code_1(run_script: Callable[..., CommandResult]) -> None:
     done = run_script("--set", "training.learning_rate=1e30")
     assert done.code == 1
     assert "kdray: none of the 2 trials completed; the first error: the loss or its gradient was not finite" in done.err
@@ -191,7 +193,7 @@ def test_a_sweep_without_a_finished_trial_is_exit_code_1(run_script: Callable[..
     ],
 )
 def test_a_refused_option_is_exit_code_2_and_one_sentence(
-    run_script: Callable[..., Done], options: list[str], part: str
+    run_script: Callable[..., CommandResult], options: list[str], part: str
 ) -> None:
     done = run_script(*options)
     assert done.code == 2
@@ -247,12 +249,12 @@ def test_help_lists_commands_and_options() -> None:
 # Scripts --------------------------------------------------------------------------------------------------------------
 
 
-def run_python(*arguments: str | Path, limit_s: float = 300) -> Done:
+def run_python(*arguments: str | Path, limit_s: float = 300) -> CommandResult:
     """Run Python with these arguments in a new process, as a user does."""
     command = [sys.executable, *(str(argument) for argument in arguments)]
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False, env=environment)
-    return Done(done.returncode, done.stdout, done.stderr)
+    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 def test_a_mistake_in_the_sweep_of_a_script_prints_one_sentence(script: Path) -> None:

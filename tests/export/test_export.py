@@ -27,11 +27,11 @@ from kdray.search.settings import Search
 from kdray.slots.pool import SlotSettings
 from kdray.stages.reading import read_figures
 from kdray.storage.files import read_json, write_json
-from kdray.storage.mirror import ROOT
+from kdray.storage.mirror import MIRROR_VARIABLE
 from kdray.storage.owner import own_sweep
 from kdray.storage.paths import SweepPaths, storage_path, sweep_paths
 from kdray.sweep import Sweep
-from tests.cli.test_cli import Done, kdray
+from tests.cli.test_cli import CommandResult, kdray
 
 ONNX, INT8 = "onnx/model.onnx", "onnx/model_quantized.onnx"
 TINY: dict[str, Any] = {
@@ -324,7 +324,7 @@ def test_a_student_in_a_bucket_is_complete_on_another_machine(
     assert done.code == 0, done.err
     assert f"Student  {folder}/chosen" in done.out
     answer = kdray("predict", folder, "good", "--form", "int8").out
-    monkeypatch.setenv(ROOT, str(tmp_path / "other"))
+    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "other"))
     assert kdray("predict", folder, "good", "--form", "int8").out == answer != ""
     there = sweep_paths(folder).chosen
     assert str(tmp_path / "other") in str(there)
@@ -396,10 +396,10 @@ def test_the_code_in_the_card_runs_without_kdray(exported: SweepPaths) -> None:
     assert label == kdray("predict", exported.root, "one text", "--form", "int8").out.split("\t")[0]
 
 
-def _run(block: str, folder: Path) -> Done:
+def _run(block: str, folder: Path) -> CommandResult:
     script = f"import sys; sys.modules['kdray'] = None\n{block}"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    return Done(done.returncode, done.stdout, done.stderr)
+    return CommandResult(done.returncode, done.stdout, done.stderr)

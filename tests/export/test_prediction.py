@@ -24,15 +24,15 @@ from kdray.export.prediction import Predictor, check_pairs, predict_file, read_l
 from kdray.export.shipped import read_shipped
 from kdray.storage.paths import SweepPaths
 from kdray.tasks.text_classification import TextClassification
-from tests.cli.test_cli import TERMINAL, Done, kdray
+from tests.cli.test_cli import TERMINAL, CommandResult, kdray
 
 TEXTS = ["a good warm film", "the dull cold bad plot", "", "witty " * 30, "music"]
 
 
-def run_with_input(content: bytes, *arguments: str | Path) -> Done:
+def run_with_input(content: bytes, *arguments: str | Path) -> CommandResult:
     """Run `kdray` with this content on its standard input."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=content, env={"COLUMNS": "200"})
-    return Done(result.exit_code, TERMINAL.sub("", result.stdout), TERMINAL.sub("", result.stderr))
+    return CommandResult(result.exit_code, TERMINAL.sub("", result.stdout), TERMINAL.sub("", result.stderr))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from kdray.storage.bucket import FOLDER
-from kdray.storage.mirror import ROOT, mirror_of
+from kdray.storage.mirror import MIRROR_VARIABLE, mirror_of
 from kdray.storage.paths import SweepPaths
 from tests.faults.sweep_process import LIMIT_S, NAME, SweepProcess, wait_for, without_clock_metrics
 from tests.storage.bucket_server import BucketServer, on_node
@@ -53,7 +53,7 @@ def assert_bucket_has_finished_sweep(sweep: BucketSweepProcess, server: BucketSe
     assert not [name for name in names if name.endswith(("checkpoint.pt", "ended.json", "owner.json"))]
 
 
-def test_a_head_that_is_lost_with_its_disk_costs_no_trial(
+def test_no_trial_is_lost_when_the_head_dies_with_its_disk(
     bucket_sweep: BucketSweepProcess, expected_table: list[Any], bucket_server: BucketServer, tmp_path: Path
 ) -> None:
     sweep = bucket_sweep
@@ -67,17 +67,17 @@ def test_a_head_that_is_lost_with_its_disk_costs_no_trial(
     driver.kill()
     driver.wait(LIMIT_S)
     sweep.storage = on_node(tmp_path / "another", sweep.storage)
-    another_machine = {ROOT: str(tmp_path / "another")}
+    another_machine = {MIRROR_VARIABLE: str(tmp_path / "another")}
     owner = f"{sweep.url}/{NAME}/owner.json"
     wait_for(lambda: time.time() - bucket_server.files.modified(owner).timestamp() > 5, "the dead owner's file is old")
     sweep.run("--local", slots=1, **another_machine)
-    assert "is dead: going on in its place" in sweep.output
+    assert "is dead; this process continues the sweep" in sweep.output
     sweep.assert_sound()
     assert without_clock_metrics(sweep.records()) == expected_table
     assert_bucket_has_finished_sweep(sweep, bucket_server)
 
 
-def test_ctrl_c_leaves_everything_in_the_bucket(
+def test_the_bucket_has_everything_after_ctrl_c(
     bucket_sweep: BucketSweepProcess, expected_table: list[Any], bucket_server: BucketServer, tmp_path: Path
 ) -> None:
     """With the checkpoint of the last step, so that another machine continues at once and repeats no step."""
@@ -88,7 +88,7 @@ def test_ctrl_c_leaves_everything_in_the_bucket(
     sweep.end(130)
     assert "owner.json" not in bucket_server.names(f"{sweep.url}/{NAME}")
     sweep.storage = on_node(tmp_path / "another", sweep.storage)
-    sweep.run("--local", slots=1, **{ROOT: str(tmp_path / "another")})
+    sweep.run("--local", slots=1, **{MIRROR_VARIABLE: str(tmp_path / "another")})
     sweep.assert_sound()
     assert without_clock_metrics(sweep.records()) == expected_table
     assert_bucket_has_finished_sweep(sweep, bucket_server)
@@ -97,7 +97,7 @@ def test_ctrl_c_leaves_everything_in_the_bucket(
 @pytest.fixture
 def two_nodes(bucket_sweep: BucketSweepProcess, bucket: str, tmp_path: Path) -> Iterator[Cluster]:
     """A head and a node with one CPU each. At the path of the mirrors, the node has a folder of its own."""
-    mirrors, others = Path(os.environ[ROOT]), tmp_path / "others"
+    mirrors, others = Path(os.environ[MIRROR_VARIABLE]), tmp_path / "others"
     for folder in (mirrors, others):
         folder.mkdir(exist_ok=True)
     os.environ["KDRAY_TEST"] = bucket_sweep.mark
@@ -118,7 +118,7 @@ def two_nodes(bucket_sweep: BucketSweepProcess, bucket: str, tmp_path: Path) -> 
         del os.environ["KDRAY_TEST"]
 
 
-def test_nodes_that_share_nothing_but_the_bucket(
+def test_nodes_that_share_only_a_bucket_train_together(
     bucket_sweep: BucketSweepProcess,
     two_nodes: Cluster,
     bucket_server: BucketServer,
@@ -139,6 +139,6 @@ def test_nodes_that_share_nothing_but_the_bucket(
     assert {f"logs/slot-{slot}-rank-0.log" for slot in (0, 1)} <= bucket_server.names(f"{sweep.url}/{NAME}")
     for name in bucket_server.names(f"{sweep.url}/cache"):
         if not name.endswith(FOLDER):
-            assert bucket_server.asked("GET", f"{sweep.url}/cache/{name}") <= 2, name
+            assert bucket_server.count_requests("GET", f"{sweep.url}/cache/{name}") <= 2, name
     expected_params = {number: params for number, params, *_ in expected_table}
     assert [record.params for record in records] == [expected_params[record.number] for record in records]

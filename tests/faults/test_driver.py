@@ -33,9 +33,7 @@ def assert_checkpoints_are_recent(sweep: SweepProcess) -> None:
 
 
 @pytest.mark.slow
-def test_a_driver_killed_ten_times_gives_the_table_of_one_that_was_not(
-    sweep: SweepProcess, expected_table: list[Any]
-) -> None:
+def test_a_driver_killed_ten_times_gives_the_same_table(sweep: SweepProcess, expected_table: list[Any]) -> None:
     draw = random.Random(0)
     kills = 0
     while kills < 10:
@@ -85,7 +83,9 @@ Ledger.finish = dying
 
 
 @pytest.mark.slow
-def test_a_trial_that_ended_unrecorded_is_not_trained_again(sweep: SweepProcess, expected_table: list[Any]) -> None:
+def test_a_trial_whose_end_was_not_recorded_is_not_trained_again(
+    sweep: SweepProcess, expected_table: list[Any]
+) -> None:
     sweep.script.write_text(COUNTING + DYING + sweep.script.read_text())
     sweep.run("--local", slots=1, expected=-signal.SIGKILL, DIE="1")
     fits = Path(sweep.folder, "fits.txt")
@@ -114,7 +114,7 @@ CONFIRMED = ("--local", "--set", "confirm.controls=true", "--set", "confirm.cand
 
 
 @pytest.mark.slow
-def test_a_driver_killed_among_controls_and_confirmation_trains_none_again_that_ended_and_tells_all(
+def test_a_driver_killed_during_controls_and_confirmation_trains_no_finished_student_again(
     sweep: SweepProcess,
 ) -> None:
     """The driver dies twice: each time after a rerun has ended, and before the end is recorded."""
@@ -149,7 +149,7 @@ def rerun_figures(sweep: SweepProcess) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_one_process_keeps_the_step_it_was_at(sweep: SweepProcess, expected_table: list[Any]) -> None:
+def test_ctrl_c_in_one_process_changes_no_result(sweep: SweepProcess, expected_table: list[Any]) -> None:
     driver = sweep.start("--local", slots=1)
     trial = sweep.wait_for_running_trial()
     driver.send_signal(signal.SIGINT)
@@ -162,7 +162,7 @@ def test_ctrl_c_in_one_process_keeps_the_step_it_was_at(sweep: SweepProcess, exp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a byte flipped", "truncated"])
-def test_a_damaged_shard_is_labelled_again_and_said(sweep: SweepProcess, damage: str) -> None:
+def test_a_damaged_shard_is_reported_and_labelled_again(sweep: SweepProcess, damage: str) -> None:
     sweep.run("--local", "--trials", "1", slots=1)
     shard = next(sweep.storage.glob("cache/transfers/*/train-*.arrow"))
     intact = bytearray(shard.read_bytes())
@@ -175,7 +175,7 @@ def test_a_damaged_shard_is_labelled_again_and_said(sweep: SweepProcess, damage:
     sweep.assert_sound(["completed"] * 2)
 
 
-def test_a_configuration_that_diverges_fails_alone_with_its_reason(sweep: SweepProcess) -> None:
+def test_only_a_diverging_configuration_fails_and_its_reason_is_recorded(sweep: SweepProcess) -> None:
     sweep.run("--local", "--set", "space.training.learning_rate=[0.001,1e30]", slots=1)
     states = ["failed" if record.params["training.learning_rate"] > 1 else "completed" for record in sweep.records()]
     assert set(states) == {"completed", "failed"}
@@ -185,7 +185,7 @@ def test_a_configuration_that_diverges_fails_alone_with_its_reason(sweep: SweepP
     assert None not in errors
 
 
-def test_more_gpus_than_there_are_are_refused_within_seconds(sweep: SweepProcess) -> None:
+def test_more_gpus_than_the_cluster_has_are_refused(sweep: SweepProcess) -> None:
     sweep.run("--set", "slots.count=99", "--set", "slots.gpus=1", expected=2)
     assert "asked for 99 slots of 1 worker with" in sweep.output
     assert not sweep.records()
@@ -219,7 +219,7 @@ def fill(sweep: SweepProcess, free: int) -> Path:
 
 
 @pytest.mark.slow
-def test_a_full_storage_is_named_and_the_sweep_goes_on_when_there_is_room(
+def test_a_full_storage_is_named_and_the_sweep_continues_when_space_is_free(
     small_storage: SweepProcess, expected_table: list[Any]
 ) -> None:
     sweep = small_storage

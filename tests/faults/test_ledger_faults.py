@@ -37,7 +37,7 @@ DRIVER = """
 import pickle, subprocess, sys
 from pathlib import Path
 import torch
-from kdray.cli.ending import exit_on_error
+from kdray.cli.exits import exit_on_error
 from kdray.storage.paths import SweepPaths
 from kdray.run import RunOptions, run
 from kdray.report.screen import PlainScreen
@@ -48,7 +48,8 @@ child = subprocess.Popen(["sleep", "300"], **no_output)  # like Ray's processes,
 print(child.pid, flush=True)
 sweep = pickle.loads(Path(sys.argv[1]).read_bytes())
 with exit_on_error():
-    run(sweep, SweepPaths(Path(sys.argv[2]), sweep.name), screen=PlainScreen(sys.stdout), local=True)
+    paths = SweepPaths(Path(sys.argv[2]), sweep.name)
+    run(sweep, paths, RunOptions(local=True), PlainScreen(sys.stdout))
 """
 
 
@@ -116,7 +117,7 @@ def count_ended(paths: SweepPaths) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
-def test_two_drivers_then_none_then_one(
+def test_a_second_driver_is_refused_until_the_first_is_killed(
     make_sweep: MakeSweep, drive: Callable[[Sweep], subprocess.Popen[str]], paths: SweepPaths, tmp_path: Path, kind: str
 ) -> None:
     """While one driver runs, others are refused. After it is killed, the next one continues to the same table."""
@@ -139,7 +140,7 @@ def test_two_drivers_then_none_then_one(
     screen = ActingScreen()
     outcome = run(sweep, paths, RunOptions(local=True), screen=screen)
     assert f"(pid {driver.pid}, since" in screen.notes[0]
-    assert "is dead: going on in its place" in screen.notes[0]
+    assert "is dead; this process continues the sweep" in screen.notes[0]
     assert not paths.owner.exists()
     # Both sweeps use the same measured latencies: two measurements could rank two depths differently.
     shutil.copytree(paths.cache, tmp_path / "undisturbed" / "cache")
@@ -152,7 +153,7 @@ def test_two_drivers_then_none_then_one(
     assert [record for record in outcome.figures.records if record.number in numbers] == completed
 
 
-def test_a_damaged_journal_stops_the_sweep_before_it_begins(make_sweep: MakeSweep, paths: SweepPaths) -> None:
+def test_a_damaged_journal_is_refused_and_no_file_changes(make_sweep: MakeSweep, paths: SweepPaths) -> None:
     run(make_sweep(**search_fields(1)), paths, RunOptions(local=True))
     lines = paths.journal.read_bytes().splitlines(keepends=True)
     middle = len(lines) // 2
@@ -168,7 +169,7 @@ def test_a_damaged_journal_stops_the_sweep_before_it_begins(make_sweep: MakeSwee
 
 
 @pytest.mark.slow
-def test_a_sqlite_ledger_that_is_locked_for_half_a_minute(
+def test_a_sweep_waits_for_a_sqlite_ledger_that_is_locked_for_half_a_minute(
     make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path
 ) -> None:
     file, free = tmp_path / "ledger.db", threading.Event()
@@ -233,7 +234,7 @@ def test_a_sweep_in_postgresql(make_sweep: MakeSweep, paths: SweepPaths, databas
 
 
 @pytest.mark.slow
-def test_a_postgresql_server_that_is_restarted(
+def test_a_sweep_waits_for_a_postgresql_server_that_is_restarted(
     make_sweep: MakeSweep, paths: SweepPaths, database: Cluster, tmp_path: Path
 ) -> None:
     def restart() -> None:
@@ -249,7 +250,7 @@ def test_a_postgresql_server_that_is_restarted(
 
 
 @pytest.mark.slow
-def test_a_killed_driver_in_postgresql(
+def test_a_sweep_in_postgresql_continues_after_its_driver_is_killed(
     make_sweep: MakeSweep,
     drive: Callable[[Sweep], subprocess.Popen[str]],
     paths: SweepPaths,

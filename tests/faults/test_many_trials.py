@@ -52,7 +52,7 @@ class ProcessSize:
         return cls(int(status["VmRSS"].split()[0]) / 1024, int(status["Threads"]), files)
 
 
-def test_a_thousand_trials_lose_nothing_and_the_driver_does_not_grow(tmp_path: Path) -> None:
+def test_a_thousand_trials_lose_no_report_and_the_driver_needs_no_more_memory(tmp_path: Path) -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     info = connect("local", False, tmp_path / "logs")
     ledger = Ledger.open(tmp_path / "journal.log", "many", ("accuracy",))

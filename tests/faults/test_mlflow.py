@@ -66,7 +66,7 @@ def kdray(*arguments: str | Path) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("fault", ["refused", "error 500", "no answer", "lost answer"])
-def test_a_server_in_trouble_holds_nothing_up_and_gets_everything_afterwards(
+def test_a_failing_server_delays_nothing_and_receives_everything_later(
     fault: Fault | str,
     proxy: FaultyProxy,
     server: Server,
@@ -103,7 +103,7 @@ def test_a_server_in_trouble_holds_nothing_up_and_gets_everything_afterwards(
     assert not paths.spool.exists()
 
 
-def test_a_server_that_is_down_at_the_start(
+def test_a_server_that_is_down_at_the_start_receives_everything_later(
     proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
     proxy.shut()
@@ -118,7 +118,7 @@ def test_a_server_that_is_down_at_the_start(
     assert_all_in_mlflow(paths, server.store, tracking.experiment)
 
 
-def test_a_slow_server_gets_everything_in_time(
+def test_a_slow_server_delays_nothing_and_receives_everything(
     proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
     proxy.lateness_s = 0.5
@@ -131,7 +131,7 @@ def test_a_slow_server_gets_everything_in_time(
 
 
 @pytest.mark.parametrize("fate", ["late answer", "lost answer"])
-def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
+def test_a_run_that_was_created_without_an_answer_is_not_created_twice(
     fate: Fault, proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
     faults: list[str] = []
@@ -150,7 +150,7 @@ def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
     assert_all_in_mlflow(paths, server.store, tracking.experiment)
 
 
-def test_a_run_that_is_made_long_after_it_was_asked_for_is_removed(
+def test_a_run_that_a_delayed_request_creates_is_deleted(
     proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
     """The first request is delayed until the run is requested a second time."""
@@ -176,7 +176,7 @@ def test_a_run_that_is_made_long_after_it_was_asked_for_is_removed(
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_and_started_again_in_the_middle(
+def test_a_server_that_is_killed_and_started_again_receives_everything(
     paths: SweepPaths, tmp_path: Path, report: Path
 ) -> None:
     with Server(tmp_path / "own") as own_server:
@@ -203,7 +203,7 @@ def test_a_server_that_is_killed_and_started_again_in_the_middle(
 # Afterwards -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_server_that_was_gone_for_the_whole_sweep_missed_is_sent_by_kdray_sync(
+def test_kdray_sync_sends_everything_that_a_server_missed_during_the_whole_sweep(
     proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking, report: Path
 ) -> None:
     proxy.shut()
@@ -275,7 +275,7 @@ def run_and_kill_driver(paths: SweepPaths, tracking: Tracking, sent: str) -> Non
 
 
 @pytest.mark.parametrize("later", ["sync", "resume"])
-def test_what_a_killed_driver_had_not_sent_is_sent_later(
+def test_changes_that_a_killed_driver_did_not_send_are_sent_later(
     later: str, proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
     proxy.always("error 500")
@@ -325,9 +325,7 @@ def test_runs_that_a_killed_driver_left_running_are_closed(
     assert_all_in_mlflow(paths, server.store, tracking.experiment, status="FINISHED" if later == "resume" else "KILLED")
 
 
-def test_sync_and_a_running_sweep_keep_out_of_each_others_way(
-    proxy: FaultyProxy, paths: SweepPaths, tracking: Tracking
-) -> None:
+def test_sync_is_refused_while_the_sweep_runs(proxy: FaultyProxy, paths: SweepPaths, tracking: Tracking) -> None:
     proxy.shut()
     sweep = ScriptedSweep(paths, tracking.model_copy(update={"patience_s": 0}))
     code, output = kdray("sync", paths.root)

@@ -106,7 +106,7 @@ def node_of(cluster: Cluster, node_id: str) -> Any:
     return next(node for node in cluster.worker_nodes if node.node_id == node_id)
 
 
-def test_a_dead_nodes_slot_moves_and_the_other_is_untouched(
+def test_only_the_slot_of_a_dead_node_moves_to_another_node(
     cluster: Cluster, slots: RaySlots, tmp_path: Path, record_recovery: Callable[[float], None]
 ) -> None:
     one, two = (start_job(slots, tmp_path / name, steps) for name, steps in (("one", 400), ("two", 2000)))
@@ -123,7 +123,7 @@ def test_a_dead_nodes_slot_moves_and_the_other_is_untouched(
     assert two.run.attempts == 1
 
 
-def test_a_drained_nodes_slot_leaves_it_with_its_work_and_without_blame(
+def test_the_job_of_a_drained_node_moves_with_its_checkpoint_and_counts_no_failure(
     cluster: Cluster, slots: RaySlots, tmp_path: Path, record_recovery: Callable[[float], None]
 ) -> None:
     job = start_job(slots, tmp_path / "one", 500)
@@ -156,7 +156,7 @@ def test_a_drained_nodes_slot_leaves_it_with_its_work_and_without_blame(
     assert job.run.attempts == 1
 
 
-def test_slots_come_and_go_with_the_machines(tmp_path: Path) -> None:
+def test_the_number_of_slots_follows_the_number_of_machines(tmp_path: Path) -> None:
     """With count="auto": one machine, then two, then one, which continues both jobs."""
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     first = machines.add_node(num_cpus=1)
@@ -194,7 +194,7 @@ def slot_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(("slot-", "cluster"))]
 
 
-def test_a_slot_that_never_had_room_leaves_nothing_behind(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_slot_that_never_started_leaves_no_thread(cluster: Cluster, tmp_path: Path) -> None:
     taken = [ray.remote(num_cpus=1)(threading.Event).remote() for _ in range(3)]
     ray.get([holder.is_set.remote() for holder in taken])
     with open_slots(SlotSettings(count=1, cpus=1, stop_timeout_s=5), tmp_path / "logs") as pool:
@@ -219,7 +219,7 @@ def test_a_machine_that_sees_another_storage_is_refused_before_anything_is_train
     assert not (tmp_path / "never").exists()
 
 
-def test_a_job_that_eats_the_memory_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_job_that_uses_up_the_memory_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's memory monitor kills the worker of the job each time."""
 
     def greedy(worker: Worker) -> Iterator[Report]:

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController", "ImplicitFunc"])  # the last is Tune's
-def test_a_killed_process_costs_no_trial(sweep: SweepProcess, expected_table: list[Any], victim: str) -> None:
+def test_a_killed_process_loses_no_trial(sweep: SweepProcess, expected_table: list[Any], victim: str) -> None:
     sweep.start()
     sweep.wait_for_running_trial()
     sweep.kill(f"ray::{victim}")
@@ -27,7 +27,7 @@ def test_a_killed_process_costs_no_trial(sweep: SweepProcess, expected_table: li
     assert without_clock_metrics(sweep.records()) == expected_table
 
 
-def test_a_killed_rank_of_two_costs_no_trial(sweep: SweepProcess) -> None:
+def test_a_killed_rank_of_two_loses_no_trial(sweep: SweepProcess) -> None:
     sweep.start("--set", "slots.workers=2", slots=1)
     sweep.wait_for_running_trial()
     sweep.kill("ray::RayTrainWorker")
@@ -35,12 +35,14 @@ def test_a_killed_rank_of_two_costs_no_trial(sweep: SweepProcess) -> None:
     sweep.assert_sound()
 
 
-def test_a_killed_board_ends_the_sweep_which_goes_on_from_there(sweep: SweepProcess, expected_table: list[Any]) -> None:
+def test_a_killed_board_ends_the_sweep_and_the_same_command_continues_it(
+    sweep: SweepProcess, expected_table: list[Any]
+) -> None:
     sweep.start()
     trial = sweep.wait_for_running_trial()
     sweep.kill("ray::Board")
     sweep.end(1)
-    assert "the same command goes on from there" in sweep.output
+    assert "the same command continues from there" in sweep.output
     assert "Traceback" not in sweep.output
     wait_for(lambda: not sweep.processes(), "all processes have ended")
     histories = {record.number: record.history for record in sweep.records()}
@@ -61,7 +63,7 @@ def test_a_worker_that_hangs_is_noticed_and_replaced(sweep: SweepProcess, expect
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_on_request_is_clean_and_can_be_gone_on_with(
+def test_a_signal_stops_the_sweep_and_the_same_command_continues_it(
     sweep: SweepProcess, expected_table: list[Any], number: signal.Signals
 ) -> None:
     driver = sweep.start()
@@ -79,7 +81,7 @@ def test_a_stop_on_request_is_clean_and_can_be_gone_on_with(
     assert without_clock_metrics(sweep.records()) == expected_table
 
 
-def test_a_second_signal_ends_it_at_once(sweep: SweepProcess, expected_table: list[Any]) -> None:
+def test_a_second_signal_ends_the_sweep_at_once(sweep: SweepProcess, expected_table: list[Any]) -> None:
     driver = sweep.start()
     sweep.wait_for_running_trial()
     driver.send_signal(signal.SIGTERM)
@@ -105,7 +107,7 @@ for number in range(1000):
 """
 
 
-def test_a_checkpoint_that_was_being_written_is_never_used(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_never_used(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     for _ in range(8):
         writer = subprocess.Popen([sys.executable, "-c", WRITING, str(path)], stdout=subprocess.PIPE, text=True)

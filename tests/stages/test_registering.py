@@ -27,7 +27,7 @@ from kdray.search.settings import Search
 from kdray.slots.pool import SlotSettings
 from kdray.stages.shipping import Outcome
 from kdray.storage.files import read_json
-from kdray.storage.mirror import ROOT
+from kdray.storage.mirror import MIRROR_VARIABLE
 from kdray.storage.paths import SweepPaths, storage_path
 from kdray.sweep import Sweep
 from kdray.tasks.text_classification import TextClassification
@@ -440,7 +440,7 @@ def test_a_sweep_in_a_bucket_is_registered_from_another_machine(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     outcome = run_depth(storage_path(bucket), 1, tracking=Tracking(uri=uri, patience_s=120))
     assert outcome.registered == "models:/depth-1@champion (version 1)"
-    monkeypatch.setenv(ROOT, str(tmp_path / "another-node"))
+    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "another-node"))
     done = kdray("register", f"{bucket}/depth-1", "--model", "elsewhere")
     assert done.code == 0, done.err
     assert done.out == "Registry models:/elsewhere@champion (version 1)\n"

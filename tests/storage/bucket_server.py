@@ -52,7 +52,7 @@ class BucketServer(logging.Handler):
         start = url.removeprefix("s3://") + "/"
         return {name.removeprefix(start) for name in self.files.find(url)}
 
-    def asked(self, method: str, url: str) -> int:
+    def count_requests(self, method: str, url: str) -> int:
         """The number of requests with this HTTP method for the object at this URL."""
         return sum(f"{method} /{url.removeprefix('s3://')} " in request for request in self.requests)
 

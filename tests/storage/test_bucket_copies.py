@@ -20,7 +20,7 @@ from kdray.stages.shipping import Outcome
 from kdray.storage import bucket_copies
 from kdray.storage.bucket import FOLDER
 from kdray.storage.bucket_copies import open_for_reading, sync_with_bucket
-from kdray.storage.mirror import ROOT, mirror_of, send
+from kdray.storage.mirror import MIRROR_VARIABLE, mirror_of, send
 from kdray.storage.paths import SweepPaths, storage_path, sweep_paths
 from kdray.sweep import Sweep
 from kdray.tracking.settings import Tracking
@@ -68,7 +68,7 @@ def run_tiny(make_sweep: MakeSweep, bucket: str) -> Callable[..., Outcome]:
 @pytest.fixture
 def switch_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """A function after which this process acts as another machine: its mirror is empty."""
-    return lambda: monkeypatch.setenv(ROOT, str(tmp_path / "another"))
+    return lambda: monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "another"))
 
 
 def test_sweep_in_a_bucket_has_the_results_and_files_of_a_sweep_in_a_folder(
@@ -134,7 +134,7 @@ def test_another_machine_resumes_with_the_results_of_an_undisturbed_sweep(
     plain = run(make_sweep(slots=ONE_THREAD), SweepPaths(tmp_path / "plain", "tiny"), RunOptions(local=True))
     assert comparable_rows(list(outcome.figures.records)) == comparable_rows(list(plain.figures.records))
     database = mirror_of(bucket) / "mlflow.db"
-    assert any(f"a file of this machine, {database}" in note for note in screen.notes)
+    assert any(f"a file on this machine, {database}" in note for note in screen.notes)
     assert set(runs_in(f"sqlite:///{database}", "kdray")) == {None, "0", "1", "2"}
 
 
@@ -176,11 +176,11 @@ def test_one_machine_fetches_each_shared_file_once_and_sends_none_again(
     run_tiny(name="again")
     for name in bucket_server.names(f"{bucket}/cache"):
         if not name.endswith(FOLDER):
-            assert bucket_server.asked("GET", f"{bucket}/cache/{name}") <= 1, name
-    assert bucket_server.asked("PUT", f"{bucket}/cache/") == 0
+            assert bucket_server.count_requests("GET", f"{bucket}/cache/{name}") <= 1, name
+    assert bucket_server.count_requests("PUT", f"{bucket}/cache/") == 0
     shards = [name for name in bucket_server.names(f"{bucket}/cache") if name.startswith("transfers/")]
     assert shards
-    assert all(bucket_server.asked("PUT", f"{bucket}/cache/{name}") == 0 for name in shards)
+    assert all(bucket_server.count_requests("PUT", f"{bucket}/cache/{name}") == 0 for name in shards)
 
 
 def test_sync_and_ui_on_another_machine(

@@ -20,14 +20,14 @@ from kdray.storage import mirror
 from kdray.storage.bucket import FOLDER, BucketObject, check_bucket, open_bucket
 from kdray.storage.files import replace_file, replace_folder, upload_folder, write_json
 from kdray.storage.mirror import (
-    ROOT,
+    MIRROR_VARIABLE,
+    delete,
     download,
     fetch,
     fetch_files,
     fetch_growing,
     list_bucket,
     mirror_of,
-    remove,
     send,
     url_of,
 )
@@ -61,7 +61,7 @@ def texts(folder: Path) -> dict[str, str]:
 
 
 def test_path_of_a_url_and_url_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ROOT, str(tmp_path))
+    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path))
     path = mirror_of("s3://bucket/team/kdray/")
     assert path == tmp_path / "kdray-mirror" / "s3" / "bucket" / "team" / "kdray"
     assert url_of(path / "tiny" / "sweep.json") == "s3://bucket/team/kdray/tiny/sweep.json"
@@ -96,7 +96,7 @@ def test_plain_folder_needs_no_bucket(tmp_path: Path, monkeypatch: pytest.Monkey
         (folder / "b").touch()
     assert fetch(tmp_path / "folder") == fetch_files(tmp_path / "folder") == fetch_growing(tmp_path / "folder")
     assert list_bucket(tmp_path) == set()
-    remove(tmp_path / "folder")
+    delete(tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
@@ -245,7 +245,7 @@ def test_fetch_replaces_and_deletes_local_files_that_differ_from_the_bucket(
     write_json(other_node_path(file), "new")
     assert texts(fetch(folder)) == {"a": "new"}
     assert fetch(file).read_text() == '"new"\n'
-    remove(other_node_path(folder)), remove(other_node_path(file))
+    delete(other_node_path(folder)), delete(other_node_path(file))
     assert not fetch(folder).exists()
     assert not fetch(file).exists()
 
@@ -292,7 +292,7 @@ def test_processes_of_a_node_fetch_once_together(
         process.join(60)
         assert process.exitcode == 0
     assert texts(other_node_path(root / "k")) == {"a": "1"}
-    assert bucket_server.asked("GET", f"{bucket}/k/a") == 1
+    assert bucket_server.count_requests("GET", f"{bucket}/k/a") == 1
     assert [path.name for path in other_node_path(root).iterdir()] == ["k"]
 
 
@@ -306,7 +306,7 @@ def test_fetch_files_adds_and_deletes_single_files(
     (other_node_path(root) / "shards" / "b").write_text("b")
     (other_node_path(root) / "shards" / "gone").touch()
     assert texts(fetch_files(other_node_path(root / "shards"))) == {"a": "a", "b": "b"}
-    assert bucket_server.asked("GET", f"{bucket}/shards/b") == 0
+    assert bucket_server.count_requests("GET", f"{bucket}/shards/b") == 0
     assert not fetch_files(other_node_path(root / "none")).exists() or not any(other_node_path(root / "none").iterdir())
 
 
@@ -338,8 +338,8 @@ def test_remove_deletes_a_folder_here_and_in_the_bucket(root: Path, bucket: str,
     write_folder(root / "trials" / "0001" / "student", a="1")
     write_json(root / "trials" / "0001" / "ended.json", [])
     write_json(root / "trials" / "00011.json", [])
-    remove(root / "trials" / "0001")
-    remove(root / "trials" / "0001")
+    delete(root / "trials" / "0001")
+    delete(root / "trials" / "0001")
     assert bucket_server.names(bucket) == {"trials/00011.json"}
     assert [path.name for path in (root / "trials").iterdir()] == ["00011.json"]
     assert list_bucket(root / "trials") == {root / "trials" / "00011.json"}

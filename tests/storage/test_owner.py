@@ -109,7 +109,7 @@ def test_killed_driver_with_living_children_is_replaced_at_once(file: Path) -> N
             os.kill(pid, 0)  # raises if the child is dead
         (note,) = own_and_release(file)
     assert f"pid {driver.pid}" in note
-    assert "is dead: going on in its place" in note
+    assert "is dead; this process continues the sweep" in note
 
 
 def test_lock_of_a_dead_driver_in_a_child_is_awaited(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_lock_of_a_dead_driver_in_a_child_is_awaited(file: Path, monkeypatch: py
         driver.kill()
         driver.wait(timeout=20)
         (note,) = own_and_release(file)
-    assert "is dead: going on in its place" in note
+    assert "is dead; this process continues the sweep" in note
 
 
 def test_owner_on_another_machine_is_alive_while_its_file_is_fresh(file: Path) -> None:
@@ -152,7 +152,7 @@ def test_file_without_a_readable_owner_counts_while_it_is_fresh(file: Path) -> N
     ):
         pass
     os.utime(file, (time.time() - owner.DEAD_AFTER_S - 5,) * 2)
-    assert own_and_release(file) == ["another process ran this sweep and is dead: going on in its place."]
+    assert own_and_release(file) == ["another process ran this sweep and is dead; this process continues the sweep."]
     file.write_text("")  # its owner was killed before it wrote its name
     assert own_and_release(file) == []
 
@@ -268,7 +268,7 @@ def test_dead_owner_in_a_bucket_is_replaced(
         monkeypatch.setattr(owner, "DEAD_AFTER_S", 2.0)
         time.sleep(3.5)
         (note,) = own_and_release(other)
-        assert "is dead: going on in its place" in note
+        assert "is dead; this process continues the sweep" in note
     assert BucketObject(f"{bucket}/sweep/owner.json").read() is None
 
 

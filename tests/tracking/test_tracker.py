@@ -231,7 +231,7 @@ def test_the_page_of_the_sweep_has_a_column_for_each_searched_setting_and_usual_
     tracker.end_sweep("finished")
     experiment = MlflowClient(default_uri(store)).get_experiment_by_name("page")
     assert experiment is not None
-    page = tracker.page()
+    page = tracker.page_path()
     assert page is not None
     assert f"/experiments/{experiment.experiment_id}/runs?viewStateShareKey=quickstart" in page
     view = json.loads(experiment.tags["mlflow.sharedViewState.quickstart"])

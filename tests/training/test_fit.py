@@ -92,10 +92,15 @@ def test_bad_settings_are_refused(setting: str, value: Any) -> None:
 
 def test_the_learning_rate_rises_and_falls() -> None:
     training = Training(learning_rate=1.0, warmup=0.2)
-    rates = [training.rate(step, 20) for step in range(20)]
+    rates = [training.learning_rate_at(step, 20) for step in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4:] == [(20 - step) / 16 for step in range(4, 20)]
-    assert [Training(learning_rate=1.0, warmup=0).rate(step, 4) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [Training(learning_rate=1.0, warmup=0).learning_rate_at(step, 4) for step in range(4)] == [
+        1,
+        0.75,
+        0.5,
+        0.25,
+    ]
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
@@ -347,7 +352,7 @@ def test_two_workers_train_the_same_student_as_one(trial_inputs: TrialInputs, tm
 @pytest.mark.parametrize(("rows", "per_epoch", "expected"), [(40, 2, 6), (10, 2, 3), (11, 5, 6), (160, 10, 30)])
 def test_the_number_of_evaluations_is_known_before_the_training(rows: int, per_epoch: int, expected: int) -> None:
     """An epoch with fewer steps than evaluations has one evaluation after each step."""
-    assert Training(epochs=3, batch_size=10, evaluations_per_epoch=per_epoch).evaluations(rows) == expected
+    assert Training(epochs=3, batch_size=10, evaluations_per_epoch=per_epoch).evaluation_count(rows) == expected
 
 
 def test_a_rank_without_rows_adds_nothing_to_the_loss() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kdray.cli.ending import exit_on_error, open_log_of, stderr_console, wide_console
+from kdray.cli.exits import exit_on_error, open_log_of, stderr_console, wide_console
 from kdray.cli.options import DEFAULT_STORAGE, UI_PORT, SweepServer
 from kdray.errors import StorageError
 from kdray.report.screen import open_screen
