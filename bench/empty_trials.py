@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import material
-import psutil  # type: ignore[import-untyped]
+import psutil
 from machine import machine, say
 from ray import tune
 

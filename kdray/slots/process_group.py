@@ -26,3 +26,11 @@ def use_node_network() -> None:
     interface = interface_with_address(ray.util.get_node_ip_address())
     if interface:
         os.environ.setdefault(INTERFACE, interface)
+
+
+def torch_backend(gpus: float) -> str:
+    """The backend of torch.distributed for workers with so many GPUs each.
+
+    NCCL refuses two ranks on one GPU, so workers that share a GPU use gloo.
+    """
+    return "cpu:gloo,cuda:nccl" if gpus >= 1 else "gloo"

@@ -33,6 +33,7 @@ from kdray.slots.cluster import cluster_growth, list_nodes, nodes_by_id
 from kdray.slots.environment import DriverEnvironment
 from kdray.slots.job import Instruction, Job
 from kdray.slots.pool import SlotSettings
+from kdray.slots.process_group import torch_backend
 from kdray.slots.ray_internals import (
     ControllerStarted,
     NodeNetworkConfig,
@@ -264,7 +265,7 @@ class RaySlots:
         return SlotTrainer(
             ControllerStarted(partial(_register_controller, self._board, slot)),
             partial(serve, context),
-            torch_config=NodeNetworkConfig(backend=_backend(shares)),
+            torch_config=NodeNetworkConfig(backend=torch_backend(shares.gpus)),
             scaling_config=ScalingConfig(
                 num_workers=shares.workers,
                 use_gpu=shares.gpus > 0,
@@ -390,11 +391,6 @@ def _start_board(max_failures: int, progress_timeout_s: float) -> Any:
     finally:
         for module in (board, board_state):
             cloudpickle.unregister_pickle_by_value(module)
-
-
-def _backend(shares: SlotShares) -> str:
-    """The backend of torch.distributed. NCCL refuses two ranks on one GPU, so shares of a GPU use gloo."""
-    return "cpu:gloo,cuda:nccl" if shares.gpus >= 1 else "gloo"
 
 
 def _register_controller(board: Any, slot: int, controller: Any) -> None:
