@@ -15,6 +15,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "kdray"
 
 ORDER = [
+    "safe_text",
     "errors",
     "settings",
     "storage",

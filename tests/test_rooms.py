@@ -11,7 +11,9 @@ from tests.rooms import ORDER, PACKAGE, circles, drawing, imported_names, module
 WITHOUT_RAY = ORDER[: ORDER.index("search")]
 """What these rooms do runs on a machine that has torch and transformers only."""
 
-RAY_MODULES = {"slots": {"board", "client", "cluster", "process_group", "ray_internals", "ray_slots", "serving"}}
+RAY_MODULES = {
+    "slots": {"board", "client", "cluster", "local_ray", "process_group", "ray_internals", "ray_slots", "serving"}
+}
 """The modules of these rooms that need Ray all the same; no job imports them."""
 
 MAY_IMPORT = {
