@@ -4,7 +4,7 @@ fsspec accesses the bucket. Credentials are handled by its libraries (s3fs, gcsf
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from uuid import uuid4
 import fsspec
 
 from kdray.errors import StorageError
+from kdray.storage.names import has_wildcard
+from kdray.storage.safe_json import MAX_JSON_BYTES, check_size
 
 KINDS = {"s3": "s3", "gs": "gcs"}
 """The scheme of a URL -> the extra of kdray that installs the library for such a bucket."""
@@ -47,26 +49,39 @@ def open_bucket(url: str) -> Any:
         ) from None
 
 
-def read_object(url: str) -> bytes | None:
-    """The content of the object at this URL; None if there is no such object."""
+def read_object(url: str, max_bytes: int = MAX_JSON_BYTES) -> bytes | None:
+    """The content of the small object at this URL; None if there is no such object.
+
+    Raises StorageError for a longer object, which is stored on the disk but never in memory.
+    """
     with name_bucket_errors(url), tempfile.TemporaryDirectory(prefix="kdray-") as folder:
         try:
             open_bucket(url).get_file(url, f"{folder}/object")  # one request, where cat_file makes three
         except FileNotFoundError:
             return None
-        return Path(folder, "object").read_bytes()
+        file = Path(folder, "object")
+        check_size(file.stat().st_size, url, max_bytes)
+        return file.read_bytes()
 
 
 def remove_objects(url: str) -> None:
     """Delete the object at this URL, or all objects below it."""
-    bucket = open_bucket(url)
-    names = bucket.find(url)
+    names = open_bucket(url).find(url)
     # First the objects that mark folders as complete, so that no reader takes a half-deleted folder for a complete one.
     markers = [name for name in names if name.endswith(f"/{FOLDER}")]
-    others = [name for name in names if name not in markers]
-    for part in (markers, others):
-        if part:
-            bucket.rm(part)
+    remove_names(url, markers)
+    remove_names(url, [name for name in names if name not in markers])
+
+
+def remove_names(url: str, names: Sequence[str]) -> None:
+    """Delete the objects with these names in the bucket of `url`, as the bucket itself lists them."""
+    bucket = open_bucket(url)
+    plain = [name for name in names if not has_wildcard(name)]
+    if plain:
+        bucket.rm(plain)
+    for name in names:
+        if has_wildcard(name):
+            bucket.rm_file(name)  # `rm` would delete all objects that match it
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from kdray.errors import StorageError
 from kdray.storage.mirror import send, url_of
+from kdray.storage.safe_json import parse_json, read_regular_file
 
 SCRATCH = "kdray-scratch-"
 """The prefix of the names of scratch folders."""
@@ -46,15 +47,14 @@ def file_fingerprint(*files: Path) -> str:
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file that replaces `path` when the block ends without an error; otherwise delete it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = _temporary_path(path)
+    # Not tempfile.mkstemp: its files are readable by their owner only, whatever the umask allows a team to read.
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         # Without fsync, a power failure after the rename could leave an empty file under the final name.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
         send(temporary, path)
         os.replace(temporary, path)
     finally:
@@ -68,25 +68,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises StorageError if the file cannot be read or is not valid JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StorageError(
-            f"{path}: not a readable JSON file ({error}). Restore it, or start over with --fresh."
-        ) from None
+    """The value in a JSON file. Raises StorageError if the file cannot be read, is too long, or is not valid JSON."""
+    return parse_json(read_regular_file(path), path)
 
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `path` when the block ends without an error; otherwise delete it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    temporary.chmod(0o755)  # mkdtemp makes folders that only their owner may read
+    temporary = _temporary_path(path)
+    temporary.mkdir()  # not tempfile.mkdtemp, for the same reason as in `replace_file`
     try:
         yield temporary
         send(temporary, path)
-        if path.exists():
+        if path.is_symlink():
+            path.unlink()  # the link, not the folder that it leads to
+        elif path.exists():
             shutil.rmtree(path)  # os.replace accepts no folder with files in it as its target
         os.replace(temporary, path)
     finally:
@@ -103,9 +100,12 @@ def upload_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """Yield a folder on this machine that is deleted after the block; also delete those that killed processes left."""
-    root = Path(tempfile.gettempdir())
+def scratch_folder(root: Path | None = None) -> Iterator[Path]:
+    """Yield a folder on this machine that is deleted after the block; also delete those that killed processes left.
+
+    Only this user can enter it. `root`: the folder that it is made in; None: the system's for temporary files.
+    """
+    root = root or Path(tempfile.gettempdir())
     for old in root.glob(f"{SCRATCH}*"):
         with suppress(OSError):  # also raised if a living process has locked the folder
             # A new folder may not be locked yet, although its process is alive.
@@ -118,6 +118,11 @@ def scratch_folder() -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_path(path: Path) -> Path:
+    """A new path beside `path`, on the same file system, with a name that nobody else has."""
+    return path.with_name(f".{path.name}-{uuid4().hex[:12]}")
 
 
 @contextmanager

@@ -11,8 +11,11 @@ functions do nothing.
 - **Writing.** `send` copies a complete file or folder to the bucket before it gets its local name (`files` does this).
 - **Complete folders.** The last object that is written is the list of the folder's files (`bucket.FOLDER`). A folder
   without its list does not exist for readers.
-- **Replacing a folder.** The new files are first stored in a subfolder (`STAGING`), then copied to their places. At any
-  time a reader gets either the complete old folder or the complete new one.
+- **Replacing a folder.** The new files are first stored in a subfolder (`folder_list.STAGING`), then copied to their
+  places. At any time a reader gets either the complete old folder or the complete new one.
+
+Whoever can write into the bucket chooses the names in it. `names` refuses those that lead out of their folder, before a
+file is written or deleted.
 """
 
 import fcntl
@@ -21,20 +24,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from kdray.errors import StorageError
-from kdray.storage.bucket import FOLDER, KINDS, name_bucket_errors, open_bucket, read_object, remove_objects
+from kdray.storage.bucket import FOLDER, KINDS, name_bucket_errors, open_bucket, remove_names, remove_objects
+from kdray.storage.folder_list import STAGING, StagedFolder, check_names, read_folder_list
+from kdray.storage.names import check_links, has_wildcard, path_below, paths_below
+from kdray.storage.object_versions import CopiedVersions
 
 MIRROR = "kdray-mirror"
 """The name of the folder with all mirrors of a node."""
 MIRROR_VARIABLE = "KDRAY_MIRROR"
 """The environment variable with the path of the folder in which `MIRROR` is made; default: ~/.cache/kdray."""
-STAGING = ".new"
-"""The subfolder of a folder in the bucket with the files of the folder that is about to replace it."""
 MAX_READS = 3
 """How often a folder is read at most, if another node replaces it at the same time."""
 
@@ -58,7 +62,12 @@ def mirror_of(url: str) -> Path:
         )
     bucket, *prefix = rest.rstrip("/").split("/")
     # No part may start with a dot: url_of ignores such names, and `..` would leave the mirror.
-    if not re.fullmatch(r"[A-Za-z0-9][\w.:-]*", bucket) or any(not re.match(r"[^.\s]", part) for part in prefix):
+    is_odd = has_wildcard(rest) or "\\" in rest or not rest.isprintable()
+    if (
+        is_odd
+        or not re.fullmatch(r"[A-Za-z0-9][\w.:-]*", bucket)
+        or any(not re.match(r"[^.\s]", part) for part in prefix)
+    ):
         raise StorageError(f"storage {url}: name a bucket and a folder in it, such as {kind}://bucket/kdray.")
     root = Path(os.environ.get(MIRROR_VARIABLE) or Path.home() / ".cache" / "kdray").expanduser().absolute()
     return root.joinpath(MIRROR, kind, bucket, *prefix)
@@ -95,44 +104,53 @@ def fetch_growing(path: Path) -> Path:
 def fetch_files(folder: Path) -> Path:
     """Make the files in a folder that has no list of its files equal to the bucket's, one by one. Returns the path.
 
-    A local file of the same size counts as equal.
+    A local file is compared by its size, and by the tag of the object that it is a copy of.
     """
     if url := url_of(folder):
         with _lock(folder), name_bucket_errors(url):
-            found = open_bucket(url).find(url, detail=True).values()
-            sizes = {file["name"].rpartition("/")[2]: file["size"] for file in found}
-            local_sizes = {file.name: file.stat().st_size for file in folder.glob("[!.]*")}
-            for name in local_sizes.keys() - sizes.keys():
-                (folder / name).unlink()
-            missing = [
-                name for name, size in sizes.items() if local_sizes.get(name) != size and not name.startswith(".")
-            ]
+            objects = _list_files(folder, url)
+            for file in folder.glob("[!.]*"):
+                if file.name not in objects:
+                    _remove_local(file)
+            copied = CopiedVersions.read(_mirror_root(folder) / ".versions" / f"{_unique_name(folder)}.json")
+            before = dict(copied.entries)
+            missing = [name for name in objects if not copied.is_current(folder / name, objects[name])]
             with _temporary_folder(folder) as temporary:
                 _download_objects({name: f"{url}/{name}" for name in missing}, temporary)
                 for name in missing:
                     _move(temporary / name, folder / name)
+                    copied.remember(folder / name, objects[name])
+            if copied.entries != before:
+                copied.write()
     return folder
 
 
 def download(path: Path, target: Path) -> bool:
     """Copy the bucket's file `path` to `target`, outside the mirror. Returns False if the bucket has no such file."""
-    text = read_object(url) if (url := url_of(path)) else None
-    if text is None:
+    if not (url := url_of(path)):
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(text)
+    with name_bucket_errors(url):
+        try:
+            open_bucket(url).get_file(url, str(target))
+        except FileNotFoundError:
+            return False
     return True
 
 
 def list_bucket(folder: Path) -> set[Path]:
-    """The paths of all files and folders that the bucket has in this folder, fetched or not."""
+    """The paths of all files and folders that the bucket has in this folder, fetched or not.
+
+    Raises StorageError for a name that no file in the folder can have: the callers delete what they find.
+    """
     if not (url := url_of(folder)):
         return set()
     with name_bucket_errors(url):
         try:
-            return {folder / Path(name).name for name in open_bucket(url).ls(url, detail=False)}
+            names = _names_below(url, open_bucket(url).ls(url, detail=False))
         except FileNotFoundError:
             return set()
+    return {path_below(folder, name, url) for name in names}
 
 
 def send(source: Path, path: Path) -> None:
@@ -154,28 +172,19 @@ def delete(path: Path) -> None:
     _remove_local(path)
 
 
-def _read_folder_list(url: str) -> dict[str, str] | None:
-    """The list of the complete folder at this URL, file name -> SHA-256; None if there is no such folder."""
-    text = read_object(f"{url}/{FOLDER}")
-    return None if text is None else json.loads(text)
+def _list_files(folder: Path, url: str) -> dict[str, dict[str, Any]]:
+    """The details of each object in this folder, by file name; without hidden ones, and without subfolders."""
+    details = open_bucket(url).find(url, detail=True)
+    names = _names_below(url, details)
+    paths_below(folder, names, url)
+    return {name: details[full] for name, full in names.items() if "/" not in name and not name.startswith(".")}
 
 
-@dataclass(frozen=True)
-class _StagedFolder:
-    """A complete folder in the bucket that is about to replace another one, as the JSON object in `STAGING`."""
-
-    files: dict[str, str]
-    """The name of each file -> its SHA-256."""
-    staged: list[str]
-    """The files that differ from the old folder's. They are in `place`; the other files are in the folder already."""
-    place: str
-    """The subfolder with the staged files; its name has a hash of `files`."""
-
-    @classmethod
-    def read(cls, url: str) -> "_StagedFolder | None":
-        """The folder that is staged at this URL; None if there is none."""
-        text = read_object(f"{url}/{STAGING}/{FOLDER}")
-        return None if text is None else cls(**json.loads(text))
+def _names_below(url: str, names: Iterable[str]) -> dict[str, str]:
+    """Name relative to the URL -> the name as the bucket lists it. Without the empty objects that stand for folders."""
+    start = f"{url.partition('://')[2]}/"
+    below = {name.removeprefix(start).rstrip("/"): name for name in names if name.startswith(start)}
+    return {name: full for name, full in below.items() if name}
 
 
 def _fetch_folder(path: Path, url: str, staged_too: bool = False) -> bool:
@@ -185,11 +194,11 @@ def _fetch_folder(path: Path, url: str, staged_too: bool = False) -> bool:
     StorageError if the hashes of the files differ from the list.
     """
     for attempt in range(MAX_READS):
-        files = _read_folder_list(url)
+        files = read_folder_list(url)
         sources: dict[str, str] = {}
         if files is None:
             # After a failed attempt, the list is missing because the sender has just deleted it: see _commit_staged.
-            staged = _StagedFolder.read(url) if staged_too or attempt > 0 else None
+            staged = StagedFolder.read(url) if staged_too or attempt > 0 else None
             if staged is None:
                 return False
             files = staged.files
@@ -242,20 +251,20 @@ def _download_objects(objects: Mapping[str, str], folder: Path) -> None:
 
 def _send_folder(source: Path, url: str, path: Path) -> None:
     files = _hash_files(source)
-    before = _read_folder_list(url)
+    check_names(files, path)  # no node could fetch a folder with other names
+    check_links(source, source)  # a link would publish the file that it leads to
+    before = read_folder_list(url)
     if before is None and _commit_staged(url):  # an earlier sender died while it replaced the folder
-        before = _read_folder_list(url)
+        before = read_folder_list(url)
     if before is None:
         remove_objects(url)  # what an earlier sender left without a list
         _upload(source, list(files), url)
         open_bucket(url).pipe_file(f"{url}/{FOLDER}", json.dumps(files).encode())
     elif before != files:
         remove_objects(f"{url}/{STAGING}")
-        changed = [name for name in files if before.get(name) != files[name]]
-        place = f"{STAGING}/{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}"
-        new = _StagedFolder(files, changed, place)
-        _upload(source, changed, f"{url}/{new.place}")
-        open_bucket(url).pipe_file(f"{url}/{STAGING}/{FOLDER}", json.dumps(asdict(new)).encode())
+        new = StagedFolder.replacing(before, files)
+        _upload(source, new.staged, f"{url}/{new.place}")
+        open_bucket(url).pipe_file(f"{url}/{STAGING}/{FOLDER}", new.to_json())
         _commit_staged(url)
     _VERIFIED[path] = files
 
@@ -271,16 +280,16 @@ def _commit_staged(url: str) -> bool:
     Only the sender of the folder calls this. It can stop at any step and be called again: each step is idempotent, and
     a reader finds a complete folder at any time, first in the old list, then in the staged list, then in the new list.
     """
-    if (new := _StagedFolder.read(url)) is None:
+    if (new := StagedFolder.read(url)) is None:
         return False
     bucket = open_bucket(url)
     remove_objects(f"{url}/{FOLDER}")  # first: from here on the old list would describe a mixture of both folders
     for name in new.staged:
-        bucket.copy(f"{url}/{new.place}/{name}", f"{url}/{name}")
-    start = f"{url.partition('://')[2]}/"
-    for name in {found.removeprefix(start) for found in bucket.find(url)} - new.files.keys():
-        if not name.startswith(f"{STAGING}/"):
-            bucket.rm(f"{url}/{name}")
+        # As lists: fsspec takes a single name for all names that match it.
+        bucket.copy([f"{url}/{new.place}/{name}"], [f"{url}/{name}"])
+    names = _names_below(url, bucket.find(url))
+    others = [name for name in names.keys() - new.files.keys() if not name.startswith(f"{STAGING}/")]
+    remove_names(url, [names[name] for name in others])
     bucket.pipe_file(f"{url}/{FOLDER}", json.dumps(new.files).encode())
     remove_objects(f"{url}/{STAGING}")
     return True

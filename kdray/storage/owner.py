@@ -23,12 +23,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from kdray.errors import StorageError
+from kdray.safe_text.escaping import printable
 from kdray.storage.bucket import BucketObject
 from kdray.storage.mirror import url_of
+from kdray.storage.names import check_links
 from kdray.storage.paths import display_path
 
 log = logging.getLogger(__name__)
@@ -43,24 +46,32 @@ It is twelve heartbeats, because a busy file server may delay some of them.
 LOCK_RELEASE_S = 2.0
 """How long to wait for the lock of a dead owner: a child that was just forked keeps it until its Python code runs."""
 
+LAST_TIME_S = 253_402_214_400.0
+"""The end of the year 9999, after which Python has no dates, in seconds since the epoch."""
+MAX_OWNER_BYTES = 10_000
+
 _OPEN_LOCKS: set[int] = set()
 """The descriptors of this process's locks. A forked child closes its copies, or it would keep the locks."""
+
+
+Printable: TypeAlias = Annotated[str, AfterValidator(lambda text: printable(text, 100))]
 
 
 class Owner(BaseModel):
     """A process that runs a sweep: the content of `owner.json`."""
 
-    user: str = ""
-    host: str = ""
+    # Another program may have written the file: its texts are printed, and its numbers are given to the system.
+    user: Printable = ""
+    host: Printable = ""
     boot: str = ""
     """The boot ID of the machine: processes of the same boot see each other's locks.
 
     With a bucket it also has the device and inode of the locked file, because containers on one machine have different
     files.
     """
-    pid: int = 0
+    pid: int = Field(0, ge=0, lt=1 << 31)
     """0 if the file cannot be parsed."""
-    since: float = 0.0
+    since: float = Field(0.0, ge=0.0, lt=LAST_TIME_S)
     """When the process became the owner, in seconds since the epoch."""
 
     @classmethod
@@ -79,9 +90,12 @@ class Owner(BaseModel):
 def own_sweep(path: Path, note: Callable[[str], None]) -> Iterator[None]:
     """Own a sweep, whose `owner.json` is `path`, for the block. `note` receives a message if a dead owner is replaced.
 
-    Raises StorageError if another driver owns the sweep, or takes it over during the block.
+    Raises StorageError if another driver owns the sweep, or takes it over during the block, and if a link in the
+    sweep's folder leads out of the storage.
     """
     try:
+        # Here, because this file is the first that a command writes into the folder of a sweep.
+        check_links(path.parent, path.parent.parent)
         ownership = _take_ownership(path, note)
     except OSError as error:
         if isinstance(error, StorageError):
@@ -146,7 +160,7 @@ class _Ownership:
         while not self._released.wait(HEARTBEAT_S):
             try:
                 os.utime(self.lock)
-                text = self.remote.read() if self.remote else self.path.read_bytes()
+                text = self.remote.read() if self.remote else _read_start(self.path)
                 current = _parse_owner(text or b"")
                 if self.remote and current in (None, self.owner):
                     self.remote.write(self._text)
@@ -169,7 +183,7 @@ def _take_ownership(path: Path, note: Callable[[str], None]) -> _Ownership:
         if remote:
             boot += f" {os.fstat(lock).st_dev}:{os.fstat(lock).st_ino}"
         me = Owner.this_process(boot)
-        before = _parse_owner((remote.read() if remote else os.pread(lock, 10_000, 0)) or b"")
+        before = _parse_owner((remote.read() if remote else os.pread(lock, MAX_OWNER_BYTES, 0)) or b"")
         age_s = remote.age_s() if remote and before else _age_s(path.parent, lock)
         # An owner of this boot would still hold the lock if it were alive, so its age does not matter.
         dead = age_s >= DEAD_AFTER_S or (locked and before is not None and before.boot == me.boot)
@@ -209,12 +223,12 @@ def _open_and_lock(path: Path) -> tuple[int, bool]:
     """
     until = time.monotonic() + LOCK_RELEASE_S
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # not inherited by programs that this process starts
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # not inherited by programs that this process starts
         _OPEN_LOCKS.add(lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            owner = _parse_owner(os.pread(lock, 10_000, 0)) or Owner()
+            owner = _parse_owner(os.pread(lock, MAX_OWNER_BYTES, 0)) or Owner()
             _close_lock(lock)
             if _is_dead_on_this_machine(owner) and time.monotonic() < until:
                 time.sleep(0.05)
@@ -272,6 +286,11 @@ def _parse_owner(text: bytes) -> Owner | None:
         return Owner.model_validate_json(text) if text.strip() else None
     except ValidationError:
         return Owner()
+
+
+def _read_start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_OWNER_BYTES)
 
 
 def _age_s(folder: Path, lock: int) -> float:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import re
 import signal
@@ -11,14 +12,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kdray.cli.exits import log_to
 from kdray.errors import StorageError
 from kdray.storage import owner
 from kdray.storage.bucket import BucketObject
 from kdray.storage.mirror import mirror_of
 from kdray.storage.owner import Owner, own_sweep
+from kdray.storage.paths import SweepPaths
 from tests.storage.bucket_server import on_node
 
 DRIVER_PROGRAM = """
@@ -300,3 +304,73 @@ def test_replaced_owner_in_a_bucket_stops(
         run_until_stopped()
     assert time.monotonic() - started_at < 30
     assert b"4711" in (BucketObject(f"{bucket}/sweep/owner.json").read() or b"")
+
+
+# ---- what somebody else wrote ----
+
+
+@pytest.mark.parametrize(
+    "place", [".", "logs", "owner.json", "logs/kdray.log", "ledger/journal.log", "trials/0001/student"]
+)
+def test_a_link_out_of_the_storage_is_refused_before_anything_is_written(tmp_path: Path, place: str) -> None:
+    target, sweep = tmp_path / "precious", tmp_path / "storage" / "tiny"
+    is_folder = place in (".", "logs", "trials/0001/student")
+    target.mkdir() if is_folder else target.write_text("precious")
+    link = sweep / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    with (
+        pytest.raises(StorageError, match=r"is a link to .*precious, outside of .*storage\.") as caught,
+        own_sweep(sweep / "owner.json", lambda note: None),
+    ):
+        pass
+    assert caught.value.exit_code == 2
+    assert list(target.iterdir()) == [] if is_folder else target.read_text() == "precious"
+
+
+def test_the_log_is_not_written_through_a_link(tmp_path: Path) -> None:
+    paths = SweepPaths(tmp_path / "storage", "tiny")
+    paths.logs.mkdir(parents=True)
+    (tmp_path / "profile").write_text("precious")
+    (paths.logs / "kdray.log").symlink_to(tmp_path / "profile")
+    with pytest.raises(StorageError, match="is a link to"):
+        log_to(paths)
+    assert (tmp_path / "profile").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pid": 1 << 40},
+        {"pid": -1},
+        {"pid": "x"},
+        {"since": 1e300},
+        {"since": float("nan")},
+        {"since": -1},
+        {"user": ["x"]},
+        {"user": "\x1b[2Jben\nkdray: all is well"},
+        {"host": "h" * 5000},
+    ],
+    ids=lambda fields: repr(fields)[:30],
+)
+def test_an_odd_owner_is_named_in_one_harmless_sentence(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """It may be alive on another machine, so its sweep is not taken."""
+    owner = {"user": "ben", "host": "other", "boot": "other", "pid": 7, "since": 1.0} | fields
+    (tmp_path / "owner.json").write_text(json.dumps(owner))
+    with (
+        pytest.raises(StorageError, match="runs this sweep") as caught,
+        own_sweep(tmp_path / "owner.json", lambda note: None),
+    ):
+        pass
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("text", ["[" * 9_000, "x" * 1_000_000, "{", "\xff"], ids=["deep", "long", "torn", "other"])
+def test_an_owner_file_that_is_none_is_an_unknown_owner(tmp_path: Path, text: str) -> None:
+    (tmp_path / "owner.json").write_text(text)
+    with (
+        pytest.raises(StorageError, match="another process runs this sweep"),
+        own_sweep(tmp_path / "owner.json", lambda note: None),
+    ):
+        pass
