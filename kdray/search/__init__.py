@@ -6,6 +6,7 @@ In reading order:
 - `space`               the searched settings: Ray Tune domains, Optuna distributions, and the architectures they make
 - `planner`             decides which trial runs next, and takes the evaluations of the trials
 - `sampling`            draws trials with Optuna's samplers
+- `cmaes`               Optuna's CMA-ES sampler, without its pickled optimizer
 - `stopping`            Halving: early stopping among trials with equal costs and equal length
 - `ledger`              the durable record of all trials: an Optuna study
 - `ledger_storage`      opens the journal file or database that stores the ledger

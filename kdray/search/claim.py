@@ -3,13 +3,18 @@
 `sweep.json` records the sweep's settings, the ledger that stores its trials, and an id. A database that stores the
 ledgers of several folders finds the folder's ledger by that id. A process must own the folder (see
 `kdray.storage.owner`) before it claims the folder.
+
+Whoever can write into the folder may have written the URL of the ledger into `sweep.json`, and a client of a database
+sends its password to the server that the URL names. So a URL from there is used only if the user gave it (`trust`).
 """
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import uuid4
+
+from pydantic import BaseModel, Field, ValidationError
 
 from kdray.errors import StorageError
 from kdray.search.ledger import Ledger
@@ -18,10 +23,37 @@ from kdray.search.space import is_longer
 from kdray.storage.files import read_json, write_json
 from kdray.storage.mirror import delete, list_bucket
 from kdray.storage.paths import SweepPaths, display_path
+from kdray.storage.records import describe_problem
+from kdray.storage.trust import AddressKind, accept_address, check_address
 
 log = logging.getLogger(__name__)
 
 FOLDER_ID = "id"
+Scalar: TypeAlias = str | int | float | bool | None
+
+LEDGER = AddressKind("ledger", option="--ledger", variable="KDRAY_LEDGER")
+
+
+class _StoredSearch(BaseModel):
+    """What is read of the search's settings."""
+
+    objectives: tuple[str, ...] = Field(min_length=1)
+    ledger: str | None = None
+
+
+class _StoredDomain(BaseModel):
+    """A searched setting: Optuna's JSON of a distribution."""
+
+    name: str
+    attributes: dict[str, Scalar | list[Scalar]]
+
+
+class _StoredSettings(BaseModel):
+    """The parts of `sweep.json` that commands read before they know the settings of the sweep that they run."""
+
+    search: _StoredSearch
+    space: dict[str, _StoredDomain]
+    id: str = ""
 
 
 def claim_folder(identity: Mapping[str, Any], paths: SweepPaths, fresh: bool) -> Ledger:
@@ -35,6 +67,10 @@ def claim_folder(identity: Mapping[str, Any], paths: SweepPaths, fresh: bool) ->
     entries = [path for path in all_entries if not _is_torn_settings_file(path, paths)]
     known = _read_known_settings(paths, entries, fresh)
     settings = {**identity, FOLDER_ID: known.get(FOLDER_ID) or uuid4().hex}
+    # The identity is that of the sweep that the user runs. `kdray choose` reads it from the folder, but not before it
+    # has read the ledger, and so has checked the address.
+    if url := identity["search"].get("ledger"):
+        accept_address(url)
     location = _ledger_location(settings, paths)
     if isinstance(location, str):
         # Raises for a database that cannot be used, before anything in the folder has changed.
@@ -63,21 +99,31 @@ def read_settings(paths: SweepPaths) -> dict[str, Any]:
         raise StorageError(
             f"{display_path(paths.root)}: there is no sweep here; give STORAGE/NAME, such as results/quickstart."
         )
-    settings = read_json(paths.settings)
-    if not isinstance(settings, dict) or not all(isinstance(settings.get(part), dict) for part in ("search", "space")):
+    settings: dict[str, Any] = read_json(paths.settings)
+    try:
+        _StoredSettings.model_validate(settings)
+    except ValidationError as error:
         raise StorageError(
-            f"{paths.settings}: does not hold the settings of a sweep. Restore it, or start over with --fresh."
-        )
+            f"{paths.settings}: does not hold the settings of a sweep ({describe_problem(error)}). Restore it, or "
+            "start over with --fresh."
+        ) from None
     return settings
 
 
-def read_ledger(paths: SweepPaths) -> Ledger:
-    """The ledger of the sweep in this folder, for reading. Raises StorageError when there is no ledger."""
-    return Ledger.read(_ledger_location(read_settings(paths), paths), paths.name)
+def read_ledger(paths: SweepPaths, kind: AddressKind = LEDGER) -> Ledger:
+    """The ledger of the sweep in this folder, for reading.
+
+    Raises StorageError when there is no ledger, or when it is in a database that the user has not named; `kind` says
+    how the user can do that.
+    """
+    return Ledger.read(_ledger_location(read_settings(paths), paths, kind), paths.name)
 
 
 def open_ledger(paths: SweepPaths) -> Ledger:
-    """The ledger of the sweep in this folder, for writing. The caller must own the folder."""
+    """The ledger of the sweep in this folder, for writing. The caller must own the folder.
+
+    Raises StorageError when it is in a database that the user has not named.
+    """
     settings = read_settings(paths)
     location, objectives = _ledger_location(settings, paths), settings["search"]["objectives"]
     return Ledger.open(location, paths.name, objectives, settings.get(FOLDER_ID, ""))
@@ -147,9 +193,16 @@ def _extend_known(known: Mapping[str, Any], identity: Mapping[str, Any]) -> dict
     return {**known, "space": known["space"] | longer}
 
 
-def _ledger_location(settings: Mapping[str, Any], paths: SweepPaths) -> Location:
-    """The database of the sweep's settings, or else the journal file in the sweep's folder."""
-    return settings["search"].get("ledger") or paths.journal
+def _ledger_location(settings: Mapping[str, Any], paths: SweepPaths, kind: AddressKind = LEDGER) -> Location:
+    """The database of the sweep's settings, or else the journal file in the sweep's folder.
+
+    Raises StorageError for a database that the user has not named.
+    """
+    url: str | None = settings["search"].get("ledger")
+    if not url:
+        return paths.journal
+    check_address(url, paths.settings, paths.storage, kind)
+    return url
 
 
 def _delete_sweep(known: Mapping[str, Any], paths: SweepPaths, entries: list[Path]) -> None:
@@ -157,9 +210,10 @@ def _delete_sweep(known: Mapping[str, Any], paths: SweepPaths, entries: list[Pat
 
     Raises StorageError for a path that cannot be deleted.
     """
-    if known and isinstance(location := _ledger_location(known, paths), str):
+    if known:
         try:
-            Ledger.delete(location, paths.name, known.get(FOLDER_ID, ""))
+            if isinstance(location := _ledger_location(known, paths), str):
+                Ledger.delete(location, paths.name, known.get(FOLDER_ID, ""))
         except StorageError as error:
             log.warning("%s The trials of this sweep stay in that database.", error)
     # sweep.json goes last: as long as it exists, the other entries are known to belong to a sweep.

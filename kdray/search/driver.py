@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from kdray.errors import JobError, KDRayError, ResourceError, SlotsLost, StorageError
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.safe_text.secrets import mask_secrets
 from kdray.slots.job import Job, Report
 from kdray.slots.pool import SlotClient
 
@@ -63,4 +64,5 @@ def job_updates(client: SlotClient, make: Callable[[], Job], number: int) -> Ite
 
 def failure_reason(error: BaseException) -> str:
     """Why a trial failed, for its row in the table."""
-    return str(error) if isinstance(error, KDRayError) else f"{type(error).__name__}: {error}"
+    # The reason is written into the ledger, MLflow and the report, and errors of libraries contain passwords.
+    return mask_secrets(str(error) if isinstance(error, KDRayError) else f"{type(error).__name__}: {error}")

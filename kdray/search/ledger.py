@@ -12,8 +12,8 @@ storages may use one database.
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -24,13 +24,22 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection, create_study, delete_study, load_study
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from kdray.errors import StorageError
 from kdray.evaluation.pareto import direction
 from kdray.evaluation.trial_record import State, TrialRecord
-from kdray.search.ledger_storage import OUTAGE_S, Location, open_storage, retry_while_away, rewrite_choices
+from kdray.search.ledger_storage import (
+    OUTAGE_S,
+    Location,
+    name_ledger_errors,
+    open_storage,
+    retry_while_away,
+    rewrite_choices,
+)
 from kdray.search.optuna_logging import silence_optuna
 from kdray.search.space import extend_choices
+from kdray.storage.records import Number, check_value, describe_problem
 
 STATES: dict[TrialState, State] = {
     TrialState.RUNNING: "running",
@@ -61,7 +70,8 @@ class Ledger:
         for trial in storage.get_all_trials(self._study_id, deepcopy=False):
             self._ids[trial.number] = storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
             self._sampler_notes[trial.number] = trial.system_attrs
-            self._records[trial.number] = _trial_record(trial, self._attrs.get(f"{RUN}{trial.number}"))
+            with self.name_damage(trial.number):
+                self._records[trial.number] = _trial_record(trial, self._attrs.get(f"{RUN}{trial.number}"))
 
     @classmethod
     def open(cls, location: Location, name: str, objectives: Sequence[str], folder: str = "") -> "Ledger":
@@ -72,20 +82,21 @@ class Ledger:
         """
         storage = open_storage(location, writing=True)
         directions = [StudyDirection[direction(objective).upper()] for objective in objectives]
-        with silence_optuna():
+        with silence_optuna(), name_ledger_errors(location):
             study = create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
             _check_folder(location, study, folder)
             if study.user_attrs.get(FOLDER, "") != folder:
                 study.set_user_attr(FOLDER, folder)
             if study.metric_names is None:
                 study.set_metric_names(list(objectives))
-        known = study.metric_names or []
+            known = study.metric_names or []
         if tuple(known) != tuple(objectives):
             raise StorageError(
                 f"ledger {location}: {name!r} was created with the objectives {', '.join(known)}; got "
                 f"{', '.join(objectives)}. Give the sweep another name, or start over with --fresh."
             )
-        return cls(location=location, name=name, objectives=objectives, storage=storage)
+        with name_ledger_errors(location):
+            return cls(location=location, name=name, objectives=objectives, storage=storage)
 
     @classmethod
     def read(cls, location: Location, name: str) -> "Ledger":
@@ -94,11 +105,12 @@ class Ledger:
         Raises StorageError when the ledger cannot be used or has no sweep of this name.
         """
         storage = open_storage(location, writing=False)
-        try:
-            objectives = load_study(storage=storage, study_name=name).metric_names or []
-        except KeyError:
-            raise StorageError(f"ledger {location}: holds no sweep {name!r}.") from None
-        return cls(location=location, name=name, objectives=objectives, storage=storage)
+        with name_ledger_errors(location):
+            try:
+                objectives = load_study(storage=storage, study_name=name).metric_names or []
+            except KeyError:
+                raise StorageError(f"ledger {location}: holds no sweep {name!r}.") from None
+            return cls(location=location, name=name, objectives=objectives, storage=storage)
 
     @classmethod
     def count_trials(cls, location: Location, name: str, folder: str = "") -> int | None:
@@ -109,12 +121,13 @@ class Ledger:
         if isinstance(location, Path) and not location.exists():
             return None
         storage = open_storage(location, writing=True)
-        try:
-            study = load_study(storage=storage, study_name=name)
-        except KeyError:
-            return None
-        _check_folder(location, study, folder)
-        return len(study.get_trials(deepcopy=False))
+        with name_ledger_errors(location):
+            try:
+                study = load_study(storage=storage, study_name=name)
+            except KeyError:
+                return None
+            _check_folder(location, study, folder)
+            return len(study.get_trials(deepcopy=False))
 
     @classmethod
     def delete(cls, location: Location, name: str, folder: str) -> None:
@@ -125,6 +138,17 @@ class Ledger:
                 delete_study(storage=storage, study_name=name)
         except KeyError:
             return
+
+    @contextmanager
+    def name_damage(self, number: int) -> Iterator[None]:
+        """Turn the errors that values of another kind in this trial cause into a StorageError that names the trial."""
+        try:
+            yield
+        except (ValidationError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            raise StorageError(
+                f"ledger {self.location}: trial {number} is damaged ({describe_problem(error)}). Restore the ledger, "
+                "or start over with --fresh."
+            ) from error
 
     def study(self) -> Study:
         """The Optuna study, for Optuna's own analyses."""
@@ -257,6 +281,11 @@ class Ledger:
         """The value of an attribute of the whole sweep; None when it is not set."""
         return self._attrs.get(name)
 
+    def checked_attr(self, name: str, kind: TypeAdapter[T]) -> T | None:
+        """The value of an attribute as one of this kind; None when it is not set. Raises StorageError otherwise."""
+        value = self._attrs.get(name)
+        return None if value is None else check_value(kind, value, f"ledger {self.location}, {name!r}")
+
     def set_attr(self, name: str, value: Any) -> None:
         """Store an attribute of the whole sweep: a JSON value."""
         with self._lock:
@@ -314,22 +343,48 @@ def _check_folder(location: Location, study: Study, folder: str) -> None:
         )
 
 
+class _StoredTrial(BaseModel):
+    """The attributes of a trial in the storage, which another program may have written."""
+
+    history: tuple[dict[str, Number], ...]
+    costs: dict[str, Number] = {}
+    remarks: tuple[str, ...]
+    error: str | None = None
+    attempts: int = 1
+    host: str = ""
+    passed: int = 0
+    resumed: float | None = None
+    run_id: str | None
+
+
 def _trial_record(trial: FrozenTrial, run_id: str | None) -> TrialRecord:
     """The record of a trial in the storage."""
     attrs, state = trial.user_attrs, STATES[trial.state]
+    stored = _StoredTrial.model_validate(
+        {
+            "history": [attrs[name] for name in sorted(attrs) if name.startswith(EVALUATION)],
+            "remarks": [attrs[name] for name in sorted(attrs) if name.startswith(REMARK)],
+            "run_id": run_id,
+            **{
+                name: attrs[name]
+                for name in ("costs", "error", "attempts", "host", "passed", "resumed")
+                if name in attrs
+            },
+        }
+    )
     started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
     return TrialRecord(
         number=trial.number,
         params=dict(trial.params),
         state=state,
-        history=tuple(attrs[name] for name in sorted(attrs) if name.startswith(EVALUATION)),
-        costs=attrs.get("costs", {}),
-        remarks=tuple(attrs[name] for name in sorted(attrs) if name.startswith(REMARK)),
-        error=attrs.get("error") if state == "failed" else None,
-        attempts=attrs.get("attempts", 1),
-        host=attrs.get("host", ""),
-        continued_after=attrs.get("passed", 0),
-        run_id=run_id,
-        started=attrs.get("resumed", started),
+        history=stored.history,
+        costs=stored.costs,
+        remarks=stored.remarks,
+        error=stored.error if state == "failed" else None,
+        attempts=stored.attempts,
+        host=stored.host,
+        continued_after=stored.passed,
+        run_id=stored.run_id,
+        started=started if stored.resumed is None else stored.resumed,
         ended=trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0,
     )

@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -20,7 +22,9 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 
-from kdray.errors import StorageError
+from kdray.errors import KDRayError, StorageError
+from kdray.safe_text.escaping import printable
+from kdray.safe_text.secrets import has_secret
 from kdray.slots.interrupts import deliver_signal, hold_signals
 from kdray.storage.files import replace_file
 
@@ -38,9 +42,10 @@ OUTAGE_S = 600.0
 """How long a sweep waits for a database that is away while the sweep runs."""
 INTERRUPTED_S = 10.0
 """How long a sweep waits for such a database once the sweep was interrupted."""
+MAX_LINE_BYTES = 32 << 20
+"""The longest line of a journal that is read; a line has the settings and costs of one trial, or one evaluation."""
 DRIVERS_WITH_TIMEOUT = ("psycopg", "psycopg2", "pymysql", "mysqldb")
 """The database drivers that have an option for how long to try to connect."""
-PASSWORD_OPTIONS = ("password", "passwd", "sslpassword")
 
 
 def ledger_url(url: str) -> str:
@@ -57,11 +62,11 @@ def ledger_url(url: str) -> str:
             f"no URL of a database that Optuna supports begins with {url.partition(':')[0]!r}; write it as "
             "sqlite:///folder/ledger.db or postgresql://user@host/database."
         ) from None
-    if parsed.password is not None or any(name in PASSWORD_OPTIONS for name in parsed.query):
+    if has_secret(url):
         raise ValueError(
-            "there is a password in the URL, and it would be written into sweep.json, MLflow and the log. Leave it "
-            "out: PostgreSQL's client finds it in PGPASSWORD or ~/.pgpass, MySQL's in ~/.my.cnf "
-            "(?read_default_file=~/.my.cnf)."
+            "there is a password in the URL, or an option that may be a secret, and it would be written into "
+            "sweep.json, MLflow and the log. Leave it out: PostgreSQL's client finds it in PGPASSWORD or ~/.pgpass, "
+            "MySQL's in ~/.my.cnf (?read_default_file=~/.my.cnf)."
         )
     if parsed.get_backend_name() != "sqlite":
         return url
@@ -75,7 +80,7 @@ def open_storage(location: Location, *, writing: bool) -> BaseStorage:
 
     Raises StorageError when the storage cannot be used; for a damaged journal the message names the line.
     """
-    try:
+    with name_ledger_errors(location):
         if isinstance(location, str):
             return get_storage(_rdb_storage(location, writing))
         if not location.exists() and not writing:
@@ -88,7 +93,17 @@ def open_storage(location: Location, *, writing: bool) -> BaseStorage:
             location.touch()
         _check_lines(location, cut=writing)
         return JournalStorage(JournalFile(location))
-    except StorageError:
+
+
+@contextmanager
+def name_ledger_errors(location: Location) -> Iterator[None]:
+    """Turn the errors of a ledger that is opened or read into a StorageError with the ledger, the cause and a remedy.
+
+    A database that is away and a file that somebody else wrote make Optuna and SQLAlchemy raise errors of many kinds.
+    """
+    try:
+        yield
+    except KDRayError:
         raise
     except Exception as error:
         raise StorageError(
@@ -160,8 +175,13 @@ def _check_lines(journal: Path, *, cut: bool) -> None:
     Optuna stops with an error at such a line, or ignores it if it is the last one.
     """
     complete_bytes = 0
-    with journal.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    with journal.open("rb") as file:
+        for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES), b""), start=1):
+            if len(line) == MAX_LINE_BYTES:
+                raise StorageError(
+                    f"ledger {journal}: line {number} has more than {MAX_LINE_BYTES:,} bytes, and kdray writes no such "
+                    "line. Restore the file, or start over with --fresh."
+                )
             if not line.endswith(b"\n"):
                 # A killed process left it, or another process writes it just now. Optuna would append the next record
                 # to this line, and both would be lost.
@@ -170,7 +190,7 @@ def _check_lines(journal: Path, *, cut: bool) -> None:
                 return
             complete_bytes += len(line)
             if not _is_record(line):
-                start = line[:60].decode(errors="replace")
+                start = printable(line[:60].decode(errors="replace"))
                 raise StorageError(
                     f"ledger {journal}: line {number} is damaged: {start!r}. Restore the file, or start over with "
                     f"--fresh. The {number - 1} lines before it are undamaged."
@@ -180,7 +200,7 @@ def _check_lines(journal: Path, *, cut: bool) -> None:
 def _is_record(line: bytes) -> bool:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(record, dict) and "op_code" in record
 
@@ -192,6 +212,7 @@ def _rdb_storage(url: str, writing: bool) -> RDBStorage:
         file, options = Path(parsed.database or ""), {"timeout": BUSY_S}
         if writing:
             file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()  # SQLite makes files that only their owner may write, whatever the umask allows a team
         elif not file.exists():
             # SQLite would create an empty file.
             raise StorageError(f"ledger {url}: no such file; the sweep has no trials yet.")
@@ -230,16 +251,18 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     message = " ".join(str(getattr(error, "orig", None) or error).split())
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return printable(f"{type(error).__name__}: {message}" if message else type(error).__name__)
 
 
 def _remedy(location: Location, error: BaseException) -> str:
     """What the user can do about a ledger that cannot be used."""
     if isinstance(error, ImportError):
         return "Install the driver it needs; for PostgreSQL: pip install 'kdray[postgresql]'."
-    if isinstance(location, str):
-        return (
-            "Check that the database is up, and that host, user and database in the URL are right. A password is read "
-            "from PGPASSWORD or ~/.pgpass."
-        )
-    return "Give a journal file in a folder you may write to."
+    if isinstance(location, Path) and isinstance(error, OSError):
+        return "Give a journal file in a folder you may write to."
+    if isinstance(location, Path) or (location.startswith("sqlite") and not isinstance(error, OperationalError)):
+        return "kdray has not written this file, or it is damaged. Restore it, or start over with --fresh."
+    return (
+        "Check that the database is up, and that host, user and database in the URL are right. A password is read from "
+        "PGPASSWORD or ~/.pgpass."
+    )

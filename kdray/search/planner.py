@@ -14,13 +14,17 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
 
-from kdray.errors import SpecError
+from pydantic import FiniteFloat, TypeAdapter
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from kdray.errors import SpecError, StorageError
 from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.search.ledger import OPTUNA_STATES, Ledger
-from kdray.search.sampling import TrialSampler
+from kdray.search.sampling import Draw, TrialSampler
 from kdray.search.settings import Limit, Search
 from kdray.search.space import Space, architectures, distributions, narrow_distributions
 from kdray.slots.job import NOTE
+from kdray.storage.records import Number, describe_problem
 
 MAX_RETRIES = 3
 """How many times one session retries a trial whose Tune actor died."""
@@ -28,6 +32,22 @@ MAX_RETRIES = 3
 EARLIER_TRIALS = "earlier trials"
 """The ledger's attribute for the trials of another sweep that this sweep's sampler learns from: `trials`, a list. Each
 trial in it has `params` and `metrics`."""
+
+
+class _EarlierTrial(TypedDict):
+    """A trial of another sweep."""
+
+    params: dict[str, Any]
+    metrics: dict[str, Number]
+
+
+class EarlierTrials(TypedDict):
+    """The value of EARLIER_TRIALS, as far as the planner reads it."""
+
+    trials: list[_EarlierTrial]
+
+
+EARLIER_TRIALS_KIND = TypeAdapter(EarlierTrials)
 
 SECONDS_SPENT = "seconds spent"
 """The ledger's attribute for how long the search has run in all its sessions; set only when `hours` is a limit."""
@@ -84,8 +104,12 @@ class Planner:
         )
         records = ledger.records()
         # Both are lower bounds of the time that earlier sessions took, so the larger one is closer to it.
-        self._earlier_s = self._written_s = max(_running_seconds(records), ledger.attr(SECONDS_SPENT) or 0.0)
+        self._earlier_s = self._written_s = max(
+            _running_seconds(records), ledger.checked_attr(SECONDS_SPENT, TypeAdapter(FiniteFloat)) or 0.0
+        )
         self._session_start = clock()
+        self._earlier_trials = len(records)
+        """How many trials earlier sessions have recorded."""
         self._to_resume = [record.number for record in records if record.state == "running"]
         self._first_attempts: dict[int, int] = {}
         """A trial's number -> its attempts in the ledger when this session started it."""
@@ -94,13 +118,15 @@ class Planner:
         self.ignored_trials = 0
         """Earlier trials that the sampler does not learn from, because their architecture breaks a constraint."""
         # The order matters: the sampler draws the same trials again only if it receives all trials in the same order.
-        for trial in (ledger.attr(EARLIER_TRIALS) or {"trials": []})["trials"]:
+        earlier = ledger.checked_attr(EARLIER_TRIALS, EARLIER_TRIALS_KIND)
+        for trial in earlier["trials"] if earlier else []:
             if not self._add_earlier_trial(**trial):
                 self.ignored_trials += 1
         for record in records:
-            self._sampler.restore(record.params, ledger.sampler_notes(record.number))
-            if record.state != "running":
-                self._report_outcome(record)
+            with ledger.name_damage(record.number):
+                self._sampler.restore(record.params, ledger.sampler_notes(record.number))
+                if record.state != "running":
+                    self._report_outcome(record)
 
     def records(self) -> list[TrialRecord]:
         """The records of all trials so far, including those of earlier sessions."""
@@ -118,9 +144,22 @@ class Planner:
         self._write_elapsed()
         if self._is_budget_spent():
             return None
-        draw = self._sampler.draw(self._is_allowed, self._allowed)
+        draw = self._draw()
         costs = self._costs(draw.params)
         return self._plan(self.ledger.add(draw.params, self._distributions, costs, draw.notes))
+
+    def _draw(self) -> Draw:
+        """Draw a trial. Raises StorageError when the sampler cannot continue from the ledger of earlier sessions."""
+        try:
+            return self._sampler.draw(self._is_allowed, self._allowed)
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            if not self._earlier_trials:
+                raise
+            # Optuna's samplers trust the attributes of the trials, and another program may have written them.
+            raise StorageError(
+                f"ledger {self.ledger.location}: the sampler {self.search.sampler} cannot continue from its trials "
+                f"({describe_problem(error)}). Restore the ledger, or start over with --fresh."
+            ) from error
 
     def _plan(self, record: TrialRecord, must_stop: bool = False) -> PlannedTrial:
         self._first_attempts[record.number] = record.attempts

@@ -2,7 +2,7 @@
 
 The same outcomes, reported in the same order, give the same draws, also after a restart. For this, each draw has a new
 sampler with its own seed. A sampler stores attributes in the study and in its trials; they are returned as notes, and
-the ledger stores them.
+the ledger stores them. Notes from a ledger are data only: those that Optuna would unpickle never reach a sampler.
 """
 
 import json
@@ -15,7 +15,6 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import (
     BaseSampler,
-    CmaEsSampler,
     GPSampler,
     NSGAIIISampler,
     NSGAIISampler,
@@ -27,6 +26,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdray.evaluation.pareto import direction
+from kdray.search.cmaes import GENERATION_NOTE, STEP_NOTE, RepeatingCmaEsSampler
 from kdray.search.optuna_logging import silence_optuna
 
 SamplerName: TypeAlias = Literal["tpe", "random", "gp", "nsga2", "nsga3", "cmaes", "qmc"]
@@ -41,6 +41,14 @@ DRAWS_NOTE, STUDY_NOTE = "kdray:draws", "kdray:study"
 
 GENERATION_NOTES = {"nsga2": "NSGAIISampler:generation", "nsga3": "NSGAIIISampler:generation"}
 """The note that makes a trial a possible parent for a genetic sampler."""
+
+NOTES_OF_SAMPLERS: dict[SamplerName, tuple[str, ...]] = {
+    "nsga2": ("NSGAIISampler:",),
+    "nsga3": ("NSGAIIISampler:",),
+    "cmaes": (GENERATION_NOTE, STEP_NOTE),
+    "qmc": ("qmc:",),
+}
+"""How the attributes begin that a sampler reads again from the study and its trials; other attributes are left out."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,9 @@ class TrialSampler:
         """Add the next trial, which was drawn before a restart, with the notes of its draw."""
         for _ in range(notes.get(DRAWS_NOTE, 1) - 1):
             self._study.add_trial(create_trial(state=TrialState.FAIL))
-        trial_notes = {name: value for name, value in notes.items() if name not in (DRAWS_NOTE, STUDY_NOTE)}
-        running = self._frozen_trial(TrialState.RUNNING, params, trial_notes)
+        running = self._frozen_trial(TrialState.RUNNING, params, self._readable_notes(notes))
         self._study.add_trial(running or create_trial(state=TrialState.FAIL))
-        for name, value in json.loads(notes.get(STUDY_NOTE, "{}")).items():
+        for name, value in self._readable_notes(json.loads(notes.get(STUDY_NOTE, "{}"))).items():
             self._storage.set_study_system_attr(self._study_id, name, value)
         self._study_numbers.append(self._last_study_number())
 
@@ -148,6 +155,11 @@ class TrialSampler:
             )
         except ValueError:
             return None
+
+    def _readable_notes(self, notes: Mapping[str, Any]) -> dict[str, Any]:
+        """The notes that the sampler reads again."""
+        starts = NOTES_OF_SAMPLERS.get(self._name, ())
+        return {name: value for name, value in notes.items() if name.startswith(starts)}
 
     def _draw_params(self, number: int, draw: int) -> dict[str, Any]:
         seed = int(np.random.SeedSequence((self._seed, number, draw)).generate_state(1)[0])
@@ -192,7 +204,7 @@ def _make_sampler(name: SamplerName, seed: int, sequence_seed: int, source_trial
         case "cmaes":
             # Optuna starts from the best tenth of the source trials, and fails if that is no trial at all.
             enough = source_trials if len(source_trials) >= MIN_CMAES_SOURCES else None
-            return CmaEsSampler(seed=seed, warn_independent_sampling=False, source_trials=enough)
+            return RepeatingCmaEsSampler(seed=seed, warn_independent_sampling=False, source_trials=enough)
         case "qmc":
             # The points of one quasi-random sequence: all draws need the same scrambling.
             return QMCSampler(

@@ -1,16 +1,21 @@
 """Which sweeps may continue in a folder, which are refused with which message, and what `--fresh` deletes."""
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray import tune
 
+from kdray.cli.options import accept_ledger
 from kdray.errors import StorageError
-from kdray.search.claim import claim_folder, read_ledger, read_settings
+from kdray.search.claim import claim_folder, open_ledger, read_ledger, read_settings
 from kdray.search.ledger import Ledger
 from kdray.search.space import distributions
+from kdray.stages.choosing_again import read_finished_sweep
+from kdray.stages.reading import read_figures
+from kdray.storage import trust
 from kdray.storage.files import read_json, write_json
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
@@ -234,6 +239,7 @@ def test_fresh_starts_over_when_the_old_database_is_away(
     start_sweep(make_sweep(), paths)
     settings = read_json(paths.settings)
     away = {"ledger": "postgresql://anna@127.0.0.1:1/kd"}
+    trust.accept_address(away["ledger"])  # the user had named it
     write_json(paths.settings, settings | {"search": settings["search"] | away})
     with pytest.raises(StorageError, match="refused"):
         claim_folder(make_sweep().identity(), paths, False)
@@ -252,3 +258,97 @@ def test_a_database_that_is_down_changes_nothing(make_sweep: MakeSweep, paths: S
             claim_folder(make_sweep().with_changes(down).identity(), paths, fresh)
     assert paths.settings.exists()
     assert paths.teacher_figures.exists()
+
+
+# ---- addresses that sweep.json remembers ----
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A server that takes connections, and so receives whatever a client of a database sends first."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+
+
+def plant_ledger(paths: SweepPaths, url: Any) -> None:
+    """Write the URL into sweep.json, as somebody else with the right to write into the folder can."""
+    settings = read_json(paths.settings)
+    settings["search"]["ledger"] = url
+    write_json(paths.settings, settings)
+
+
+READERS: dict[str, Callable[[SweepPaths, Sweep], object]] = {
+    "show": lambda paths, sweep: read_figures(paths),
+    "read": lambda paths, sweep: read_ledger(paths),
+    "sync": lambda paths, sweep: open_ledger(paths),
+    "choose": lambda paths, sweep: read_finished_sweep(paths, paths),
+    "run": lambda paths, sweep: claim_folder(sweep.identity(), paths, False),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_no_password_is_sent_to_a_database_that_a_file_names(
+    make_sweep: MakeSweep,
+    paths: SweepPaths,
+    listener: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[SweepPaths, Sweep], object],
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    start_sweep(make_sweep(), paths)
+    url = f"postgresql://kdray@127.0.0.1:{listener.getsockname()[1]}/kdray"
+    plant_ledger(paths, url)
+    with pytest.raises(StorageError, match=rf"sweep\.json: names the ledger {url}, .* --ledger {url}, or set KDRAY_"):
+        read(paths, make_sweep())
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+def test_fresh_does_not_connect_to_a_database_that_a_file_names(
+    make_sweep: MakeSweep, paths: SweepPaths, listener: socket.socket
+) -> None:
+    start_sweep(make_sweep(), paths)
+    plant_ledger(paths, f"postgresql://kdray@127.0.0.1:{listener.getsockname()[1]}/kdray")
+    assert len(claim_folder(make_sweep().identity(), paths, True)) == 0
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+def test_a_file_outside_of_the_storage_is_not_opened(make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path) -> None:
+    start_sweep(make_sweep(), paths)
+    plant_ledger(paths, f"sqlite:///{tmp_path}/other.db")
+    with pytest.raises(StorageError, match="which you have not given to kdray on this machine"):
+        open_ledger(paths)
+    assert not (tmp_path / "other.db").exists()
+
+
+@pytest.mark.parametrize("url", [1, ["sqlite:///x.db"], {"a": 1}])
+def test_an_address_that_is_no_text_is_refused(make_sweep: MakeSweep, paths: SweepPaths, url: Any) -> None:
+    start_sweep(make_sweep(), paths)
+    plant_ledger(paths, url)
+    with pytest.raises(StorageError, match=r"sweep\.json: does not hold the settings of a sweep \(search\.ledger: "):
+        read_ledger(paths)
+
+
+def test_a_database_that_the_sweep_names_is_read_by_later_commands(
+    make_sweep: MakeSweep, paths: SweepPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = make_sweep().with_changes(database(tmp_path))
+    start_sweep(sweep, paths)
+    monkeypatch.setattr(trust, "_accepted", set())  # as in a later command
+    assert len(read_ledger(paths)) == 1
+    trust.trusted_file().unlink()
+    with pytest.raises(StorageError, match="which you have not given"):
+        read_ledger(paths)
+    assert accept_ledger(f"sqlite:///{tmp_path}/ledger.db") == f"sqlite:///{tmp_path}/ledger.db"
+    assert len(read_ledger(paths)) == 1
+
+
+def test_a_database_in_the_storage_needs_no_question(
+    make_sweep: MakeSweep, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_sweep(make_sweep().with_changes(database(paths.storage)), paths)
+    monkeypatch.setattr(trust, "_accepted", set())
+    trust.trusted_file().unlink()
+    assert len(read_ledger(paths)) == len(open_ledger(paths)) == 1
