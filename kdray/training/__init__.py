@@ -6,6 +6,7 @@ In reading order:
 - `fit`          the training loop
 - `step`         one optimiser step
 - `precision`    whether a model computes in bf16 or in float32
-- `checkpoint`   the state of a training in one file; a damaged file is not used
+- `checkpoint`   when a checkpoint is due, and how a training continues from it
+- `checkpoint_files`   the file of a checkpoint; one that is damaged or does not fit is not used
 - `trial`        Recipe: all settings of a trial; Trial: the job that trains one student
 """

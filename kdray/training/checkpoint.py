@@ -1,11 +1,9 @@
 """Checkpoints: the state of a training in one file, from which a training that was cut off continues.
 
-The file begins with a checksum, so a damaged checkpoint is recognised and never used. What a training computes between
-two checkpoints is in `fit`.
+The file begins with a checksum, so a damaged checkpoint is recognised and never used; `checkpoint_files` reads and
+checks it. What a training computes between two checkpoints is in `fit`.
 """
 
-import hashlib
-import io
 import math
 import time
 from collections.abc import Mapping
@@ -19,32 +17,9 @@ from torch import Tensor, nn
 from kdray.errors import JobError, StorageError
 from kdray.losses.distillation import Loss
 from kdray.slots.job import NOTE, Report, Worker
-from kdray.storage.files import replace_file
 from kdray.storage.mirror import fetch
+from kdray.training.checkpoint_files import check_state, max_checkpoint_bytes, read_checkpoint, write_checkpoint
 from kdray.training.settings import Training
-
-DIGEST_BYTES = hashlib.sha256().digest_size
-
-
-def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write the SHA-256 of the state, then the state: tensors and plain values.
-
-    The previous file stays in place until the new file is complete.
-    """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    with replace_file(path) as temporary, temporary.open("wb") as file:
-        file.write(hashlib.sha256(buffer.getbuffer()).digest())
-        file.write(buffer.getbuffer())
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in this file, on the CPU. Raises StorageError if the file is not as it was written."""
-    data = memoryview(path.read_bytes())
-    if hashlib.sha256(data[DIGEST_BYTES:]).digest() != bytes(data[:DIGEST_BYTES]):
-        raise StorageError(f"{path}: the checkpoint is damaged: its contents do not match its checksum.")
-    state: dict[str, Any] = torch.load(io.BytesIO(data[DIGEST_BYTES:]), map_location="cpu", weights_only=True)
-    return state
 
 
 @dataclass(frozen=True)
@@ -171,9 +146,14 @@ class CheckpointManager:
         if not fetch(self._path).exists():
             return None, ""
         try:
-            return read_checkpoint(self._path), ""
+            state = read_checkpoint(self._path, max_checkpoint_bytes(self._model))
+            check_state(state, self._path, self._model, self._optimizer)
+            Position(**state["at"])
+        except TypeError:  # the position has other fields
+            return None, f"{self._path}: the checkpoint does not fit this training (at)."
         except (StorageError, OSError) as error:
             return None, str(error)
+        return state, ""
 
     def _restore_rank(self, ranks: list[dict[str, Any]]) -> RunningSums:
         """Restore the random states of this rank, and return its sums.

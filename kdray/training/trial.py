@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from kdray.data.rows import Batch, Rows
@@ -20,8 +21,9 @@ from kdray.models.pretrained import Pretrained, save_model
 from kdray.models.transformer import TransformerStudent
 from kdray.settings import Settings
 from kdray.slots.job import Report, Worker
-from kdray.storage.files import read_json, upload_folder, write_json
+from kdray.storage.files import upload_folder, write_json
 from kdray.storage.mirror import delete, fetch
+from kdray.storage.records import read_value
 from kdray.tasks.task import Task
 from kdray.training.fit import TrainingPlan, fit
 from kdray.training.precision import autocast_dtype
@@ -110,6 +112,10 @@ class Trial:
         )
 
 
+REPORTS: TypeAdapter[list[Report]] = TypeAdapter(list[dict[str, int | float | bool | str | None]])
+"""The reports of a training as its file has them."""
+
+
 def reports_file(student: Path) -> Path:
     """The file with all reports of a student. It exists if the student's training is complete."""
     return student.with_name("ended.json")
@@ -117,7 +123,8 @@ def reports_file(student: Path) -> Path:
 
 def read_reports(student: Path) -> tuple[Report, ...]:
     """All reports of a student whose training is complete. Raises StorageError if the file cannot be read."""
-    return tuple(read_json(fetch(reports_file(student))))
+    reports: list[Report] = read_value(REPORTS, fetch(reports_file(student)))
+    return tuple(reports)
 
 
 @dataclass(frozen=True)
