@@ -35,6 +35,13 @@ def ordered_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return list(_slices(_sort_by_length(np.arange(len(lengths)), lengths)[::-1], batch_size))
 
 
+def batches_of_equal_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """The row numbers of each batch, longest rows first; the rows of a batch have the same length: no padding."""
+    order = _sort_by_length(np.arange(len(lengths)), lengths)[::-1]
+    changes = np.flatnonzero(np.diff(lengths[order])) + 1
+    return [batch for rows in np.split(order, changes) for batch in _slices(rows, batch_size)]
+
+
 def _sort_by_length(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     # A stable sort leaves rows of equal length in their order, on every machine.
     return rows[np.argsort(lengths[rows], kind="stable")]

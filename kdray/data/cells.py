@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kdray.data.sources import Column, Table, short_repr
+from kdray.data.encodings import describe_bad_byte
+from kdray.data.tables import Column, Table, short_list, short_repr
 from kdray.errors import DataError, did_you_mean
 
 UNLABELLED = -1
@@ -89,11 +90,14 @@ def _without_zero_fractions(names: Sequence[str | None]) -> Sequence[str | None]
 
 
 def _find_column(table: Table, name: str, setting: str) -> Column:
-    if name in table.columns:
-        return table.columns[name]
+    column = table.column(name)
+    if column is not None:
+        return column
+    names = table.names
+    hint = did_you_mean(name, names, [short_list(sorted(names))])
     raise DataError(
-        f"{table.where}: no column {name!r} ({setting}); {did_you_mean(name, table.columns)} "
-        f"Set {setting}; or, if these are the cells of a first row and there is no header, give data.columns."
+        f"{table.where}: no column {name!r} ({setting}); {hint} {table.hint}Set {setting}; or, if these are the cells "
+        f"of a first row and there is no header, give data.columns."
     )
 
 
@@ -144,7 +148,7 @@ def _text_problem(cell: Any) -> str | None:
     try:
         _ = cell.decode() if isinstance(cell, bytes) else cell.encode()
     except UnicodeDecodeError as error:
-        return f"byte {error.object[error.start]:#04x} is not UTF-8"
+        return f"{describe_bad_byte(error)} (data.encoding)"
     except UnicodeEncodeError:
         return f"{short_repr(cell)} holds half a character (a lone surrogate)"
     return None
@@ -158,7 +162,7 @@ def _encode(column: Column) -> tuple[np.ndarray, list[Any]]:
         codes = np.empty(len(column), np.int64)
         for row, cell in enumerate(column):
             # Not the cell itself: True equals 1 as a dictionary key, and a list cannot be one.
-            key = (type(cell), repr(cell))
+            key = (type(cell), short_repr(cell) if isinstance(cell, list | dict) else repr(cell))
             if key not in codes_by_key:
                 codes_by_key[key] = len(distinct_cells)
                 distinct_cells.append(cell)
@@ -185,7 +189,7 @@ def _label_name(cell: Any, class_names: Sequence[str] | None) -> str | None:
         case int() if class_names is not None:
             if 0 <= cell < len(class_names):
                 return class_names[cell]
-            raise ValueError(f"label {cell} has no name; there are {len(class_names)} ({', '.join(class_names)})")
+            raise ValueError(f"label {cell} has no name; there are {len(class_names)} ({short_list(class_names)})")
         case int():
             return str(cell)
         case float() if cell.is_integer():

@@ -13,6 +13,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from kdray.data.arrow_types import check_schema
+
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 
 
@@ -137,4 +139,7 @@ class Rows:
 
 def _map_file(file: Path) -> pa.RecordBatch:
     """The only record batch of the file, memory-mapped; arrays that view it keep the mapping open."""
-    return pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
+    reader = pa.ipc.open_file(pa.memory_map(str(file)))
+    # Others can write to a shared storage.
+    check_schema(reader.schema, str(file))
+    return reader.get_batch(0)

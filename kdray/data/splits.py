@@ -15,15 +15,18 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from kdray.data.cells import UNLABELLED, LabelCells, label_column, text_column
+from kdray.data.cuts import cut_split, draw_rows
+from kdray.data.data_files import READABLE
+from kdray.data.findings import describe_findings
 from kdray.data.generated import GeneratedReviews
+from kdray.data.reading import Reading
 from kdray.data.rows import TEST, TRAIN, VALIDATION
-from kdray.data.sources import Source, Table, open_source, short_repr
+from kdray.data.sources import Source, open_source
+from kdray.data.tables import Table, short_list, short_repr
 from kdray.errors import DataError, did_you_mean
-from kdray.settings import Names, Settings
 from kdray.storage.files import fingerprint
 from kdray.tasks.task import Task
 
@@ -33,24 +36,22 @@ WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
 """A whole number that fits into 64 bits."""
 
 
-class Data(Settings):
+class Data(Reading):
     """Where the rows come from, and how they are divided into splits."""
 
     source: str | GeneratedReviews
-    """A Hugging Face dataset name, a local folder, a local file (csv, tsv, txt, json, jsonl, parquet), or a
-    generator."""
+    """A Hugging Face dataset name, a local folder, a local file or a pattern of file names such as `part-*.csv`
+    (docs/data.md lists the formats), or a generator."""
     config: str | None = None
     """The configuration of a hub dataset that has several; for a local folder, the name of a folder in it."""
     revision: str | None = None
     """The revision of a hub dataset; a commit hash pins it."""
-    columns: Names = ()
-    """The names of the columns, for csv, tsv and txt files without a header."""
-    train: str = "train"
-    """The split to train on."""
-    validation: str | None = VALIDATION
+    train: str | tuple[str, ...] = "train"
+    """The split to train on: its name, a pattern of file names in the folder `source`, or a list of these."""
+    validation: str | tuple[str, ...] | None = VALIDATION
     """The split to evaluate on; with the default, a split named dev, valid or val is found, too.
     None, or the default in a source without such a split: cut from train."""
-    test: str | None = TEST
+    test: str | tuple[str, ...] | None = TEST
     """The split that no choice depends on.
     None, or the default in a source without such a split, or a split without labels: cut from train."""
     validation_fraction: float = Field(0.1, gt=0, lt=0.5)
@@ -106,12 +107,13 @@ def load_splits(data: Data, task: Task) -> Splits:
     Raises DataError if something cannot be read, or if a model cannot learn from it: the message names the file, the
     row and the column.
     """
-    source = open_source(data.source, data.config, data.revision, data.columns)
-    tables = {role: source.read(split) for role, split in _find_splits(source, data).items()}
+    source = open_source(data.source, data, data.config, data.revision)
+    roles = _find_splits(source, data)
+    tables = {role: [table for split in splits for table in source.read(split)] for role, splits in roles.items()}
     class_names = next((t.class_names[task.label] for t in tables[TRAIN] if task.label in t.class_names), None)
     checked = {role: [_check_table(table, task, role, class_names) for table in some] for role, some in tables.items()}
     labels, numbers = _number_labels(checked[TRAIN], task, class_names)
-    notes: list[str] = []
+    notes = [note for some in tables.values() for table in some for note in table.notes]
     if TEST in checked and _is_unlabelled(checked[TEST], numbers):
         # Test splits of public benchmarks often come without labels, or with -1 everywhere.
         notes.append(f"{checked[TEST][0].where}: its rows have no labels, so it is not used.")
@@ -120,12 +122,10 @@ def load_splits(data: Data, task: Task) -> Splits:
     for role, parts in checked.items():  # train comes first: the other splits are compared with it
         rows[role] = _join_tables(parts, numbers, notes)
         _check_labels(rows[role], labels, rows[TRAIN], role, parts)
-    for role, fraction in ((VALIDATION, data.validation_fraction), (TEST, data.test_fraction)):
-        if role not in rows:
-            rows[TRAIN], rows[role] = _cut_split(rows[TRAIN], fraction, data.seed, source.where, role)
-            notes.append(f"{source.where}: {rows[role].num_rows} rows were cut from train for {role}, by label.")
+    _cut_missing_splits(rows, data, labels, source.where, notes)
     if data.max_rows:
-        rows = {role: _draw_rows(table, data.max_rows, data.seed)[0] for role, table in rows.items()}
+        rows = {role: draw_rows(table, data.max_rows, data.seed)[0] for role, table in rows.items()}
+    notes += describe_findings({role: rows[role] for role in (TRAIN, VALIDATION, TEST)}, labels)
     return Splits(
         train=datasets.Dataset(rows[TRAIN]),
         validation=datasets.Dataset(rows[VALIDATION]),
@@ -136,40 +136,47 @@ def load_splits(data: Data, task: Task) -> Splits:
     )
 
 
-def _find_splits(source: Source, data: Data) -> dict[str, str]:
-    """Role -> the source's split for it, without the roles that have none; train comes first.
+def _find_splits(source: Source, data: Data) -> dict[str, tuple[str, ...]]:
+    """Role -> the source's splits for it, without the roles that have none; train comes first.
 
     Raises DataError if a split is missing or has two roles.
     """
     names = {TRAIN: data.train, VALIDATION: data.validation, TEST: data.test}
     found = {role: _find_split(source, role, name) for role, name in names.items()}
-    splits = {role: split for role, split in found.items() if split is not None}
-    same = [role for role in splits if list(splits.values()).count(splits[role]) > 1]
-    if same:
-        raise DataError(
-            f"{source.where}: {' and '.join(f'data.{role}' for role in same)} name the same split "
-            f"{splits[same[0]]!r}, so a student would be measured on rows that it was trained on or chosen by. "
-            f"Name different splits, or null to cut one from train."
-        )
+    splits = {role: some for role, some in found.items() if some}
+    parts = {role: frozenset().union(*map(source.parts, some)) for role, some in splits.items()}
+    for one, other in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST)):
+        if parts.get(one, frozenset()) & parts.get(other, frozenset()):
+            raise DataError(
+                f"{source.where}: data.{one} and data.{other} name the same split {', '.join(splits[other])!r}, so a "
+                f"student would be measured on rows that it was trained on or chosen by. Name different splits, or "
+                f"null to cut one from train."
+            )
     return splits
 
 
-def _find_split(source: Source, role: str, name: str | None) -> str | None:
-    """The source's split for this role; None if the rows shall be cut from train.
+def _find_split(source: Source, role: str, name: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The source's splits for this role; none if the rows shall be cut from train.
 
-    Raises DataError if the source lacks the split, unless its name is the default one of validation or test.
+    Raises DataError if the source lacks one of them, unless the name is the default one of validation or test.
     """
     if name is None:
-        return None
-    is_default = name == role and role in ALIASES
-    names = ALIASES[role] if is_default else (name,)
-    split = next((candidate for candidate in names if candidate in source.splits), None)
-    if split is None and not is_default:
+        return ()
+    if name == role and role in ALIASES:
+        return tuple(candidate for candidate in ALIASES[role] if source.parts(candidate))[:1]
+    names = (name,) if isinstance(name, str) else name
+    missing = next((each for each in names if not source.parts(each)), None)
+    if missing is not None and not source.splits:
         raise DataError(
-            f"{source.where}: no split {name!r} (data.{role}); {did_you_mean(name, source.splits)} "
+            f"data.source {source.where}: no data files in it. Allowed: train, validation and test with one of the "
+            f"endings {READABLE}; or set data.train to a pattern of file names."
+        )
+    if missing is not None:
+        raise DataError(
+            f"{source.where}: no split {missing!r} (data.{role}); {did_you_mean(missing, source.splits)} "
             f"A file is named for its split, such as {role}.csv; a single file may be given as data.source itself."
         )
-    return split
+    return names
 
 
 def _check_table(table: Table, task: Task, role: str, class_names: Sequence[str] | None) -> CheckedTable:
@@ -177,7 +184,7 @@ def _check_table(table: Table, task: Task, role: str, class_names: Sequence[str]
     texts = text_column(table, task.text, "task.text")
     pairs = text_column(table, task.pair, "task.pair") if task.pair else None
     labels = None
-    if role != TEST or task.label in table.columns:  # only a test split may lack the label column
+    if role != TEST or table.column(task.label) is not None:  # only a test split may lack the label column
         labels = label_column(table, task.label, table.class_names.get(task.label, class_names))
     return CheckedTable(where=table.where, texts=texts, pairs=pairs, labels=labels)
 
@@ -233,7 +240,7 @@ def _label_numbers(part: CheckedTable, numbers: Mapping[str, int]) -> np.ndarray
             row = int(np.flatnonzero(part.labels.codes == code)[0])
             raise DataError(
                 f"{part.where}, row {row + 1}: label {short_repr(name)} is neither in task.labels nor in train, which "
-                f"has {', '.join(numbers)}. Correct the row, or name every label in task.labels."
+                f"has {short_list(list(numbers))}. Correct the row, or name every label in task.labels."
             )
     number_by_code = [UNLABELLED if name is None else numbers[name] for name in part.labels.names]
     return np.array(number_by_code, np.int64)[part.labels.codes]
@@ -270,40 +277,14 @@ def _check_labels(
         )
 
 
-def _cut_split(table: pa.Table, fraction: float, seed: int, where: str, role: str) -> tuple[pa.Table, pa.Table]:
-    """Cut a fraction of the rows off; the rest and the cut rows, both with the shares of the labels.
-
-    Raises DataError if the cut rows do not have at least two labels.
-    """
-    cut, rest = _draw_rows(table, round(fraction * table.num_rows), seed, leave=1)
-    if len(pc.unique(cut["label"])) < 2:
-        raise DataError(
-            f"{where}: train's {table.num_rows} rows are too few to cut {fraction:.0%} off for {role} "
-            f"(data.{role}_fraction). Give more rows, or a {role} split."
-        )
-    return rest, cut
-
-
-def _draw_rows(table: pa.Table, count: int, seed: int, leave: int = 0) -> tuple[pa.Table, pa.Table]:
-    """Draw `count` rows with the shares of the labels; the drawn rows and the others, both in their original order.
-
-    At least one row of each label is drawn if `count` allows it, and at least `leave` rows of each label are not drawn.
-    """
-    random = np.random.default_rng(seed)
-    labels = table["label"].to_numpy()
-    shuffled = random.permutation(len(labels))
-    # The rank of a row is its position among the shuffled rows of its label, divided by their number. The rows with the
-    # lowest ranks have the shares of the labels, and the first row of each label (rank 0) comes before all others.
-    ranks = np.empty(len(labels))
-    for label in np.unique(labels):
-        rows_of_label = shuffled[labels[shuffled] == label]
-        ranks[rows_of_label] = np.arange(len(rows_of_label)) / len(rows_of_label)
-        if leave:
-            ranks[rows_of_label[len(rows_of_label) - leave :]] = np.inf
-    first = shuffled[np.argsort(ranks[shuffled], kind="stable")][:count]
-    is_drawn = np.zeros(len(labels), bool)
-    is_drawn[first[np.isfinite(ranks[first])]] = True
-    return table.filter(pa.array(is_drawn)), table.filter(pa.array(~is_drawn))
+def _cut_missing_splits(
+    rows: dict[str, pa.Table], data: Data, labels: Sequence[str], where: str, notes: list[str]
+) -> None:
+    """Cut validation and test from train where the source has none, and add a note for each."""
+    for role, fraction in ((VALIDATION, data.validation_fraction), (TEST, data.test_fraction)):
+        if role not in rows:
+            rows[TRAIN], rows[role] = cut_split(rows[TRAIN], fraction, data.seed, labels, where=where, role=role)
+            notes.append(f"{where}: {rows[role].num_rows} rows were cut from train for {role}, by label.")
 
 
 def _content_digest(table: pa.Table) -> str:

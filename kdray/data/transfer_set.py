@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from kdray.data.arrow_types import check_schema
 from kdray.data.rows import Rows
 from kdray.data.tokens import TokenSet
 from kdray.errors import StorageError
@@ -22,7 +23,7 @@ class StoredLogits:
 
     def __init__(self, files: list[Path]) -> None:
         """Map the files of a split, in the order of their rows."""
-        tables = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
+        tables = [_map_file(file) for file in files]
         self._shards = [_as_matrix(table.column("logits").combine_chunks()) for table in tables]
         self._ids = [table.column("id").to_numpy() for table in tables]
         self._starts = np.array([0, *accumulate(len(shard) for shard in self._shards)])
@@ -68,6 +69,13 @@ class TransferSet:
     def rows(self, tokens: TokenSet, split: str) -> Rows:
         """The token ids of a split with the teacher's logits. Raises StorageError if they have other example ids."""
         return self.logits(split).of(tokens.rows(split))
+
+
+def _map_file(file: Path) -> pa.Table:
+    reader = pa.ipc.open_file(pa.memory_map(str(file)))
+    # Others can write to a shared storage.
+    check_schema(reader.schema, str(file))
+    return reader.read_all()
 
 
 def _as_matrix(column: pa.Array) -> np.ndarray:

@@ -58,6 +58,10 @@ class Task(Protocol):
         """Input name -> one list for each text: truncated, not padded, and without the attention mask."""
         ...
 
+    def lengths(self, tokenizer: Any, texts: list[str], pairs: list[str] | None) -> list[int]:
+        """The number of tokens of each text, if it were not truncated."""
+        ...
+
     def tokenizer(self, folder: Path) -> Any:
         """Load the tokenizer saved in this folder."""
         ...

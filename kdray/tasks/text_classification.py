@@ -77,6 +77,12 @@ class TextClassification(Settings):
         )
         return {name: encoded[name] for name in encoded if name in tokenizer.model_input_names}
 
+    def lengths(self, tokenizer: Any, texts: list[str], pairs: list[str] | None) -> list[int]:
+        """The number of tokens of each text, with the special tokens, if it were not truncated."""
+        # A tokenizer warns about texts that are longer than its model can read, which is what is asked here.
+        encoded = tokenizer(texts, pairs, truncation=False, padding=False, verbose=False)
+        return [len(ids) for ids in encoded["input_ids"]]
+
     def tokenizer(self, folder: Path) -> Any:
         """Load the tokenizer saved in this folder."""
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

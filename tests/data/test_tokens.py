@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from kdray.data.batches import epoch_batches, ordered_batches
+from kdray.data.batches import batches_of_equal_length, epoch_batches, ordered_batches
 from kdray.data.generated import GeneratedReviews
 from kdray.data.splits import Data, Splits, load_splits
 from kdray.data.tokens import TokenSet, tokenise, tokenizer_key
+from kdray.data.truncation import describe_truncation
 from kdray.errors import TeacherError
 from kdray.models.fresh import word_tokenizer
 from kdray.storage.paths import StoragePaths
@@ -154,6 +155,15 @@ def test_every_row_is_in_one_batch_of_an_epoch(lengths: list[int], size: int, se
     assert [lengths[row] for batch in in_order for row in batch] == sorted(lengths, reverse=True)
 
 
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=40), st.integers(1, 5))
+def test_batches_of_equal_length_need_no_padding(lengths: list[int], size: int) -> None:
+    batches = batches_of_equal_length(np.array(lengths), size)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert all(len(batch) <= size and len({lengths[row] for row in batch}) == 1 for batch in batches)
+    first = [lengths[batch[0]] for batch in batches]
+    assert first == sorted(first, reverse=True)
+
+
 def test_batches_differ_by_seed_and_epoch_and_have_rows_of_similar_length() -> None:
     lengths = np.random.default_rng(0).integers(4, 128, 5000)
     batches = epoch_batches(lengths, 32, seed=3, epoch=1)
@@ -165,3 +175,30 @@ def test_batches_differ_by_seed_and_epoch_and_have_rows_of_similar_length() -> N
     assert padded_tokens < 1.05 * lengths.sum()
     longest = [lengths[batch].max() for batch in batches]
     assert longest != sorted(longest)
+
+
+# Truncation -----------------------------------------------------------------------------------------------------------
+
+
+def notes_about_truncation(folder: Path, texts: list[str], pairs: list[str] | None = None) -> list[str]:
+    header = "text\tother\tlabel"
+    rows = [f"{text}\t{pairs[n] if pairs else 'x'}\t{n % 2}" for n, text in enumerate(texts)]
+    (folder / "train.tsv").write_text("\n".join([header, *rows, *(f"a {n}\tx\t{n % 2}" for n in range(40))]))
+    task = TextClassification(max_length=12, pair="other" if pairs else None)
+    splits = load_splits(Data(source=str(folder)), task)
+    tokenizer = word_tokenizer(["a b x"], 50, 64)
+    return describe_truncation(tokenise(splits, task, tokenizer, StoragePaths(folder)), splits, task, tokenizer)
+
+
+def test_texts_that_are_cut_are_counted(tmp_path: Path) -> None:
+    # With two special tokens, ten words have exactly the maximum length.
+    assert notes_about_truncation(tmp_path, [" ".join("a" * 10)] * 20) == []
+    long = [" ".join("b" * words) for words in (11, 15, 15, 110)] * 10
+    (note,) = [note for note in notes_about_truncation(tmp_path, long) if note.startswith("train:")]
+    assert " of 65 texts are cut to 12 tokens (task.max_length); half of them lose 5 tokens or more" in note
+    assert "the longest 100; for example 'b b b b" in note
+
+
+def test_pairs_that_are_cut_are_counted(tmp_path: Path) -> None:
+    texts, pairs = [" ".join("a" * 6)] * 10, [" ".join("b" * 7)] * 10
+    assert "are cut to 12 tokens" in notes_about_truncation(tmp_path, texts, pairs)[0]

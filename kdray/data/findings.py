@@ -1,0 +1,206 @@
+"""What is odd about the rows of a sweep, as sentences: rows in two splits, contradictions, labels that look alike.
+
+Nothing here changes the rows: people often have reasons, and a sweep must continue with the rows that it began with.
+Rows that no measurement can be made with are refused.
+"""
+
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kdray.data.rows import TEST, TRAIN, VALIDATION
+from kdray.data.tables import short_list, short_repr
+from kdray.errors import DataError
+
+MISSING_WORDS = frozenset(("nan", "none", "null", "nil", "n/a", "na", "<na>", "#n/a", "-", "?", "undefined"))
+"""What programs and people write for a value that is missing, in small letters."""
+FEW_ROWS = 2
+"""A label with so few rows is reported: it cannot be in train and in both other splits."""
+CHANCE_ROWS = 20
+"""A split with fewer rows may repeat rows of train by chance, so it is not refused."""
+_LISTED = 5
+"""Labels that a sentence names; the others are counted."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of one split. Equal texts (or pairs of texts) have equal codes, also those of different splits."""
+
+    role: str
+    codes: np.ndarray
+    labels: np.ndarray
+    table: pa.Table
+
+    def example(self, row: int) -> str:
+        """The text of a row, for a sentence."""
+        return short_repr(self.table["text"][int(row)].as_py())
+
+
+def describe_findings(splits: Mapping[str, pa.Table], labels: Sequence[str]) -> list[str]:
+    """One sentence for each kind of oddity, with its count and an example.
+
+    `splits` are the rows of train, validation and test. Raises DataError for rows that make the results worthless: all
+    texts are blank, all texts have contradictory labels, or all rows of a split stand in train.
+    """
+    rows = _with_codes(splits)
+    notes = [*_blank_texts(rows)]
+    for split in (VALIDATION, TEST):
+        notes += _rows_in_train(rows[TRAIN], rows[split])
+    notes += _common_texts(rows[VALIDATION], rows[TEST])
+    notes += _contradictions(rows[TRAIN], labels)
+    notes += _duplicates(rows[TRAIN])
+    notes += _similar_labels(labels)
+    notes += _missing_words(labels)
+    notes += _rare_labels(list(rows.values()), labels)
+    notes += [note for split in (VALIDATION, TEST) for note in _absent_labels(rows[split], labels)]
+    return notes
+
+
+def _with_codes(splits: Mapping[str, pa.Table]) -> dict[str, _Rows]:
+    texts = [_whole_texts(table) for table in splits.values()]
+    joined = pa.concat_arrays([chunk for text in texts for chunk in text.chunks])
+    codes = pc.dictionary_encode(joined).indices.to_numpy(zero_copy_only=False)
+    starts = np.cumsum([0, *(len(text) for text in texts)])
+    return {
+        role: _Rows(role, codes[start : start + table.num_rows], table["label"].to_numpy(), table)
+        for (role, table), start in zip(splits.items(), starts[:-1], strict=True)
+    }
+
+
+def _whole_texts(table: pa.Table) -> pa.ChunkedArray:
+    if "pair" not in table.column_names:
+        return table["text"]
+    # The length comes first: without it ("a", "bc") and ("ab", "c") would be one text.
+    lengths = pc.utf8_length(table["text"]).cast(pa.large_string())
+    return pc.binary_join_element_wise(lengths, table["text"], table["pair"], pa.scalar("\t", pa.large_string()))
+
+
+def _blank_texts(rows: Mapping[str, _Rows]) -> Iterator[str]:
+    """Texts of white space and control characters only: a model reads nothing in them."""
+    for split in rows.values():
+        # \p{C}: control and format characters, such as a zero-width space; \p{Z}: all kinds of spaces.
+        blank = pc.match_substring_regex(split.table["text"], r"\A[\s\p{Z}\p{C}]*\z").to_numpy(zero_copy_only=False)
+        found = np.flatnonzero(blank)
+        if len(found) == len(blank):
+            raise DataError(f"{split.role}: none of its {len(blank)} texts has a letter or a sign. Check task.text.")
+        if len(found):
+            example = split.example(found[0])
+            yield f"{split.role}: {len(found)} of {len(blank)} texts are blank, for example {example}; they are used."
+
+
+def _rows_in_train(train: _Rows, split: _Rows) -> Iterator[str]:
+    is_common = np.isin(split.codes, train.codes)
+    count = int(is_common.sum())
+    if not count:
+        return
+    described = f"{count} of {len(split.codes)} texts stand in train, too"
+    same = np.isin(_text_and_label(split), _text_and_label(train))
+    if same.all() and len(same) >= CHANCE_ROWS:
+        raise DataError(
+            f"{split.role}: all its {len(same)} rows stand in train, too, so a student would be measured on what it "
+            f"has learnt. Give other rows for data.{split.role}, or null to cut some from train."
+        )
+    yield (
+        f"{split.role}: {described}, for example {split.example(np.flatnonzero(is_common)[0])}; they are used, and "
+        f"make its figures look better than for new texts."
+    )
+
+
+def _common_texts(validation: _Rows, test: _Rows) -> Iterator[str]:
+    found = np.flatnonzero(np.isin(test.codes, validation.codes))
+    if len(found):
+        yield (
+            f"test: {len(found)} of {len(test.codes)} texts stand in validation, too, for example "
+            f"{test.example(found[0])}; they are used."
+        )
+
+
+def _contradictions(train: _Rows, labels: Sequence[str]) -> Iterator[str]:
+    """Texts that occur with several labels."""
+    pairs = np.unique(_text_and_label(train))
+    texts, counts = np.unique(pairs // _LABELS, return_counts=True)
+    contradictory = texts[counts > 1]
+    if not len(contradictory):
+        return
+    is_affected = np.isin(train.codes, contradictory)
+    if is_affected.all():
+        raise DataError(
+            "train: each of its texts occurs with several labels, so nothing can be learnt. Check task.text and "
+            "task.label."
+        )
+    first = int(np.flatnonzero(is_affected)[0])
+    names = [labels[label] for label in np.unique(train.labels[train.codes == train.codes[first]])]
+    yield (
+        f"train: {len(contradictory)} texts occur with several labels, in {int(is_affected.sum())} of "
+        f"{len(train.codes)} rows, for example {train.example(first)} with {_list(names)}; they are used."
+    )
+
+
+def _duplicates(train: _Rows) -> Iterator[str]:
+    _, first_rows = np.unique(_text_and_label(train), return_index=True)
+    count = len(train.codes) - len(first_rows)
+    if count:
+        is_repeated = np.ones(len(train.codes), bool)
+        is_repeated[first_rows] = False
+        example = train.example(np.flatnonzero(is_repeated)[0])
+        yield (
+            f"train: {count} of {len(train.codes)} rows repeat an earlier row, for example {example}; they are used, "
+            f"and count as often as they occur."
+        )
+
+
+def _similar_labels(labels: Sequence[str]) -> Iterator[str]:
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+    alike = [group for group in groups.values() if len(group) > 1]
+    if alike:
+        yield (
+            f"{len(alike)} groups of labels differ only in case, spaces or Unicode form, for example "
+            f"{_list(alike[0])}; each is a label of its own. If they mean the same, write them the same."
+        )
+
+
+def _missing_words(labels: Sequence[str]) -> Iterator[str]:
+    found = [label for label in labels if label.strip().casefold() in MISSING_WORDS]
+    if found:
+        yield (
+            f"{len(found)} of {len(labels)} labels look like missing values: {_list(found)}; each is a label of its "
+            f"own. If its rows have no label, remove them."
+        )
+
+
+def _rare_labels(splits: Sequence[_Rows], labels: Sequence[str]) -> Iterator[str]:
+    counts = np.bincount(np.concatenate([split.labels for split in splits]), minlength=len(labels))
+    # A label of task.labels may have no rows; then nothing is wrong with the data.
+    rare = [labels[number] for number, count in enumerate(counts) if 0 < count <= FEW_ROWS]
+    if rare:
+        yield (
+            f"{len(rare)} of {len(labels)} labels have at most {FEW_ROWS} rows in all splits together: {_list(rare)}; "
+            f"too few to learn or to measure. Give more rows, or merge the label with another one."
+        )
+
+
+def _absent_labels(split: _Rows, labels: Sequence[str]) -> Iterator[str]:
+    absent = [label for number, label in enumerate(labels) if number not in set(split.labels.tolist())]
+    if absent:
+        yield (
+            f"{split.role}: {len(absent)} of {len(labels)} labels have no rows: {_list(absent)}; its figures say "
+            f"nothing about them."
+        )
+
+
+_LABELS = 1 << 20
+"""More than the number of labels: a factor that makes one number of a text's code and a label's number."""
+
+
+def _text_and_label(rows: _Rows) -> np.ndarray:
+    return rows.codes.astype(np.int64) * _LABELS + rows.labels
+
+
+def _list(names: Sequence[str]) -> str:
+    return short_list([repr(name) for name in names], _LISTED)

@@ -1,0 +1,36 @@
+"""Reading: the settings that say how files are written, and how much memory their rows may need."""
+
+from pydantic import Field, field_validator
+
+from kdray.data.encodings import check_encoding
+from kdray.data.memory import DEFAULT_MAX_GB
+from kdray.settings import MAY_CHANGE, Names, Settings
+
+
+class Reading(Settings):
+    """How files are read; what is not set is recognised, or is as usual for the ending of the file."""
+
+    columns: Names = ()
+    """The names of the columns, for csv, tsv and txt files without a header."""
+    delimiter: str | None = Field(None, min_length=1, max_length=3)
+    """The character between the cells of csv, tsv and txt files, or the word `tab`. None: that of the file's ending, or
+    the only other one in the first line."""
+    encoding: str | None = None
+    """The encoding of csv, tsv, txt and json files, such as windows-1252. None: UTF-8, or by a byte order mark."""
+    field: str | None = Field(None, min_length=1)
+    """The key in a json file with the list of rows below it; a dotted name for a key below a key."""
+    max_gb: float = Field(DEFAULT_MAX_GB, gt=0, json_schema_extra=MAY_CHANGE)
+    """The maximum memory in GB that the rows of all files may need, unpacked."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _check_delimiter(cls, name: str | None) -> str | None:
+        delimiter = "\t" if name in ("tab", "\\t") else name
+        if delimiter is not None and (len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n'):
+            raise ValueError(f"got {name!r}; give one ASCII character, such as ';', or the word tab.")
+        return delimiter
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, name: str | None) -> str | None:
+        return None if name is None else check_encoding(name)

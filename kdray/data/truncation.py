@@ -1,0 +1,40 @@
+"""How many texts are longer than the maximum length of a sweep, and how much of them no model reads."""
+
+import numpy as np
+
+from kdray.data.rows import SPLITS
+from kdray.data.tables import short_repr
+from kdray.data.tokens import LabelledText, TokenSet
+from kdray.tasks.task import Task
+
+MEASURED = 1000
+"""Texts of a split that are tokenised again, without a limit: enough for a median, and a moment's work."""
+
+
+def describe_truncation(tokens: TokenSet, splits: LabelledText, task: Task, tokenizer: object) -> list[str]:
+    """One sentence for each split with texts that are cut at `max_length`: how many, by how much, and an example."""
+    return [note for split in SPLITS if (note := _describe_split(tokens, splits, task, tokenizer, split))]
+
+
+def _describe_split(tokens: TokenSet, splits: LabelledText, task: Task, tokenizer: object, split: str) -> str | None:
+    lengths = tokens.rows(split).lengths
+    full = np.flatnonzero(lengths >= task.max_length)
+    measured = full[:MEASURED]
+    if not len(measured):
+        return None
+    columns = splits.columns(split)
+    texts = [columns["text"][int(row)] for row in measured]
+    pairs = [columns["pair"][int(row)] for row in measured] if "pair" in columns else None
+    whole = np.asarray(task.lengths(tokenizer, texts, pairs))
+    is_cut = whole > task.max_length
+    if not is_cut.any():
+        return None
+    lost = whole[is_cut] - task.max_length
+    # Rows with exactly the maximum length are not cut: their share among those measured holds for the others, too.
+    count = round(is_cut.mean() * len(full))
+    about = "" if len(full) == len(measured) else "about "
+    return (
+        f"{split}: {about}{count:,} of {len(lengths):,} texts are cut to {task.max_length} tokens (task.max_length); "
+        f"half of them lose {int(np.median(lost)):,} tokens or more, the longest {int(lost.max()):,}; for example "
+        f"{short_repr(texts[int(np.flatnonzero(is_cut)[0])])}."
+    )
