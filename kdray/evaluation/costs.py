@@ -9,7 +9,8 @@ work on the machine makes latencies longer. Each cache file contains the costs o
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from kdray.errors import ResourceError
 from kdray.evaluation.measuring import SPEEDUP_METRICS, Latency, describe_conditions, hardware_name, measure_model
@@ -20,6 +21,16 @@ from kdray.slots.job import Pool, Report, Worker
 from kdray.storage.files import fingerprint, read_json, write_json
 from kdray.storage.mirror import fetch
 from kdray.storage.paths import StoragePaths
+from kdray.storage.records import Number, check_value
+
+
+class _CachedCosts(TypedDict):
+    """What is read of the file with the costs of one model."""
+
+    costs: dict[str, Number]
+
+
+CACHED_COSTS = TypeAdapter(_CachedCosts)
 
 
 @dataclass(frozen=True)
@@ -134,5 +145,4 @@ class CostMeasuring:
             *_, costs = self.pool.run(job, f"cost-{cache.stem}")
             conditions = {**machine, "architecture": shape, "latency": self.latency.model_dump()}
             write_json(cache, {**conditions, "costs": costs})
-        cached: dict[str, float] = read_json(cache)["costs"]
-        return cached
+        return check_value(CACHED_COSTS, read_json(cache), cache)["costs"]

@@ -3,6 +3,7 @@
 Data for machines (MLflow, results.csv) has the dotted names and all digits.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -56,8 +57,8 @@ def heading(metric: str) -> str:
 
 
 def format_metric(metric: str, value: float | None) -> str:
-    """A metric's value, rounded, with its unit; a dash if there is no value."""
-    if value is None:
+    """A metric's value, rounded, with its unit; a dash if there is no value, or if it is not a number."""
+    if value is None or math.isnan(value):
         return "-"
     return _METRIC_FORMATS[metric][1](value) if metric in _METRIC_FORMATS else f"{value:.4f}"
 
@@ -101,6 +102,11 @@ def format_status(record: TrialRecord) -> str:
     if record.state == "stopped" and record.history:
         return f"stopped at epoch {record.history[-1].get('epoch', 0):g}"
     return record.state
+
+
+def format_count(count: int, noun: str) -> str:
+    """A number of things: 1 trial, 1,024 trials."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def format_duration(seconds: float) -> str:

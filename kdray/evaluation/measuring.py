@@ -8,7 +8,8 @@ import copy
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,7 +127,8 @@ def count_multiply_adds(model: PreTrainedModel, length: int) -> float:
     inputs = synthetic_inputs(model, 1, length, model.device)
     # FlopCounterMode does not know the fused attention kernel of the CPU and counts it as 0. The math kernel computes
     # attention with matrix products, which are counted.
-    with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with _without_gradients(model), evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), counter:
         model(**inputs)
     # A multiply-add is two floating-point operations.
     return counter.get_total_flops() / 2
@@ -248,6 +250,23 @@ class _ModelTimer:
                 torch.cuda.synchronize(self._device)
 
         return run_pass
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Switch off the gradients of all parameters for the block.
+
+    FlopCounterMode hooks into the backward pass of each input of a module that needs a gradient, also in inference
+    mode, which has no backward pass. DeBERTa gives its layers a parameter as such an input: its relative positions.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

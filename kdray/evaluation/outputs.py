@@ -11,24 +11,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdray.data.batches import ordered_batches
+from kdray.data.batches import batches_of_equal_length, ordered_batches
 from kdray.data.rows import Rows
 from kdray.slots.job import Worker
 
 
 def compute_logits(
-    model: nn.Module, rows: Rows, batch_size: int, worker: Worker, autocast: torch.dtype | None
+    model: nn.Module,
+    rows: Rows,
+    batch_size: int,
+    worker: Worker,
+    autocast: torch.dtype | None,
+    padding: bool = True,
 ) -> np.ndarray:
     """Compute the logits of all rows (N x C, float32, in row order) and give them to every rank.
 
     A collective call: every rank must make it. Each rank computes its share of the same batches, so the numbers do not
-    depend on the number of ranks. `autocast`: the type that autocast computes in; None for float32.
+    depend on the number of ranks. `autocast`: the type that autocast computes in; None for float32. Without `padding`
+    the rows of a batch have the same length.
     """
-    share = ordered_batches(rows.lengths, batch_size)[worker.rank :: worker.world]
+    batches = ordered_batches if padding else batches_of_equal_length
+    share = batches(rows.lengths, batch_size)[worker.rank :: worker.world]
     outputs: list[Tensor] = []
     with evaluation_mode(model), torch.autocast(worker.device.type, dtype=autocast, enabled=autocast is not None):
         for indices in share:
-            inputs = rows.batch(indices, worker.pad_multiple).to(worker.device).inputs
+            inputs = rows.batch(indices, worker.pad_multiple if padding else 1).to(worker.device).inputs
             outputs.append(model(**inputs).logits)
             worker.progress += 1  # a worker whose count does not grow is taken for hung
     # One copy from the device at the end: each copy waits until the device has computed its batch.

@@ -3,8 +3,15 @@
 In reading order:
 
 - `pretrained`        a model and its tokenizer as a folder: found, checked (safetensors only), copied into the cache
+- `checks`            everything that is checked of a model folder, in order
+- `folders`           the files of a model folder: which are read, where links may lead, their fingerprint
+- `json_files`        JSON that a stranger wrote, with limits
+- `config_files`      config.json and the tokenizer's configuration: no code, no absurd numbers
+- `weight_files`      the weights: safetensors only, checked by their headers
+- `families`          which families of transformers are accepted, and which answers depend on padding
 - `lineage`           Lineage: the names and fingerprints of what the students of a sweep are made from
 - `fresh`             FreshTransformer: a small Transformer with random weights, and a tokenizer made from the texts
+- `layers`            how the layers of a family are counted and copied
 - `transformer`       TransformerStudent: a copy of a Transformer with fewer layers
 - `student_sources`   the models that students are built from: the teacher, or smaller checkpoints
 """

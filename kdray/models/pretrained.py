@@ -4,7 +4,7 @@ The model is a teacher, or a smaller checkpoint that students start from. Only s
 pickled ones can run code. The copy has the head and the labels of the task, and every slot on every node reads it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,26 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from kdray.errors import SpecError, TeacherError, first_line
-from kdray.storage.files import file_fingerprint, fingerprint, replace_folder
+from kdray.models.checks import check_folder, check_safety, check_size, check_tokenizer, loading_errors
+from kdray.models.folders import FILES, weights_fingerprint
+from kdray.storage.files import fingerprint, replace_folder
 from kdray.storage.mirror import fetch
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.task import Task
 
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-"""Patterns of weight files in other formats than safetensors; most of them are pickled and can run code when loaded."""
 RESERVED_POSITIONS = 2
 """The most entries of a table of positions that no token uses: RoBERTa numbers its tokens from 2 on."""
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
-"""Patterns of the files that a model and its tokenizer consist of; no others are downloaded."""
 
 
 @dataclass(frozen=True)
@@ -38,40 +43,57 @@ class Pretrained:
     key: str
 
     def model(self) -> PreTrainedModel:
-        """Load the model in float32 and evaluation mode, on the CPU."""
+        """Load the model in float32 and evaluation mode, on the CPU. Raises TeacherError if that would not be safe."""
         _silence_transformers()
+        folder = self._safe_folder()
+        check_size(folder, outline(_config_in(folder)))
         return AutoModelForSequenceClassification.from_pretrained(
-            fetch(self.folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         ).eval()
 
     def tokenizer(self) -> Any:
-        """Load the tokenizer."""
-        return AutoTokenizer.from_pretrained(fetch(self.folder), trust_remote_code=False)
+        """Load the tokenizer. Raises TeacherError if that would not be safe."""
+        return AutoTokenizer.from_pretrained(self._safe_folder(), trust_remote_code=False)
+
+    def config(self) -> PreTrainedConfig:
+        """Load the configuration. Raises TeacherError if that would not be safe."""
+        return _config_in(self._safe_folder())
+
+    def outline(self) -> PreTrainedModel:
+        """The model without its weights: all modules and shapes, on torch's meta device, which needs no memory."""
+        return outline(self.config())
 
     @property
     def layers(self) -> int:
         """The number of layers, read from config.json."""
-        return int(AutoConfig.from_pretrained(fetch(self.folder), trust_remote_code=False).num_hidden_layers)
+        return int(self.config().num_hidden_layers)
+
+    def _safe_folder(self) -> Path:
+        # Checked at each load: a folder in a storage may have been changed by somebody else.
+        folder = fetch(self.folder)
+        check_safety(folder, "model")
+        return folder
 
 
 def find_model(name: str, revision: str | None, setting: str) -> Path:
     """The local folder of the model `name`: the folder itself, or a snapshot downloaded from the model hub.
 
-    Raises TeacherError if there is no such folder, no such model, or no safetensors weights in it; `setting` is the
-    setting with the name, for the message.
+    Raises TeacherError if there is no such folder or model, or if its files are not those of a classifier of texts in
+    safetensors; `setting` is the setting with the name, for the message.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _check_folder(folder.absolute(), setting)
+        return check_folder(folder.absolute(), setting)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise TeacherError(f"{setting} {name}: no such folder. Give the folder of a saved model, or a model hub name.")
     try:
-        return _check_folder(Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES)), setting)
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise TeacherError(
             f"{setting} {name}: neither a local folder nor a model that the hub gave ({first_line(error)}). "
             f"Give a folder that holds config.json and model.safetensors, or check the name, --set and the network."
         ) from None
+    return check_folder(folder, setting)
 
 
 def cached_folder(cache: Path, make: Callable[[Path], None]) -> Path:
@@ -98,7 +120,8 @@ def import_model(folder: Path, task: Task, head: Head, paths: StoragePaths, seed
     """Copy the model in this folder, with this head, into the storage's cache.
 
     A head that is missing, or that has another number of outputs, is drawn at random with `seed`. Raises TeacherError
-    if the head must be trained but is missing, SpecError if the model has fewer positions than `task.max_length`.
+    if transformers cannot load the folder, or if the head must be trained but is missing; SpecError if the model has
+    fewer positions than `task.max_length`.
     """
     labels, order = list(head.labels), list(head.outputs or head.labels)
     key = fingerprint(weights_fingerprint(folder), labels, order, seed)
@@ -106,7 +129,12 @@ def import_model(folder: Path, task: Task, head: Head, paths: StoragePaths, seed
     def make(target: Path) -> None:
         torch.manual_seed(seed)
         _silence_transformers()
-        model, random_weights = task.model(folder, labels)
+        with loading_errors(folder):
+            check_size(folder, outline(_config_in(folder)))
+            model, random_weights = task.model(folder, labels)
+            tokenizer = task.tokenizer(folder)
+        _check_weights_fit(model, random_weights, folder)
+        check_tokenizer(tokenizer, folder)
         if random_weights and head.must_be_trained:
             raise TeacherError(
                 f"teacher.model {folder}: it has no trained classification head for {len(labels)} labels "
@@ -114,20 +142,12 @@ def import_model(folder: Path, task: Task, head: Head, paths: StoragePaths, seed
             )
         if order != labels:
             _reorder_outputs(model, [order.index(label) for label in labels])
-        tokenizer = task.tokenizer(folder)
         _set_padding_token(model, tokenizer, folder)
         save_model(model, tokenizer, target)
 
     imported = Pretrained(cached_folder(paths.model(key), make), key)
     _check_positions(imported, task.max_length, folder)
     return imported
-
-
-def weights_fingerprint(folder: Path) -> str:
-    """A fingerprint of everything that decides a model's outputs: weights, configuration, tokenizer."""
-    # A set, because one file can match two patterns.
-    files = {path for pattern in HUB_FILES for path in folder.glob(pattern) if path.is_file()}
-    return file_fingerprint(*sorted(files))
 
 
 def count_positions(model: PreTrainedModel, enough: int) -> int:
@@ -140,11 +160,33 @@ def count_positions(model: PreTrainedModel, enough: int) -> int:
     return enough
 
 
+def outline(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of this configuration without weights, on torch's meta device, which needs no memory."""
+    with torch.device("meta"), no_init_weights():
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    return model
+
+
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Write the model (as safetensors) and the tokenizer into the folder."""
     _silence_transformers()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _config_in(folder: Path) -> PreTrainedConfig:
+    config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return config
+
+
+def _check_weights_fit(model: PreTrainedModel, random_weights: Sequence[str], folder: Path) -> None:
+    """Raise TeacherError if the weight files are those of another model, so that most weights would be random."""
+    names = sum(1 for _ in model.named_parameters())
+    if len(random_weights) > names / 2:
+        raise TeacherError(
+            f"{folder}: {len(random_weights)} of the {names} weights that config.json describes are not in the weight "
+            f"files, such as {random_weights[0]}. Give the config.json that was saved with these weights."
+        )
 
 
 def _set_padding_token(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
@@ -168,7 +210,7 @@ def _check_positions(imported: Pretrained, max_length: int, folder: Path) -> Non
     Without this check, a long text would end in an index error in the embedding. If the tokenizer knows the maximum
     length of the model, the task's `encode` raises the SpecError.
     """
-    config = AutoConfig.from_pretrained(imported.folder, trust_remote_code=False)
+    config = _config_in(imported.folder)
     positions = getattr(config, "max_position_embeddings", None) or max_length + RESERVED_POSITIONS
     if max_length <= positions - RESERVED_POSITIONS or imported.tokenizer().model_max_length <= positions:
         return  # decided by the small files alone: loading the model takes longer
@@ -191,18 +233,3 @@ def _silence_transformers() -> None:
     """Switch off the progress bars and warnings of transformers, because kdray draws its own screen."""
     disable_progress_bar()
     set_verbosity_error()
-
-
-def _check_folder(folder: Path, setting: str) -> Path:
-    """The folder itself. Raises TeacherError if config.json or safetensors weights are missing in it."""
-    if not (folder / "config.json").is_file():
-        raise TeacherError(f"{setting} {folder}: no config.json in it; give the folder that save_pretrained wrote.")
-    if any(folder.glob("*.safetensors")):
-        return folder
-    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
-    if pickled:
-        raise TeacherError(
-            f"{setting} {folder}: only pickled weights ({', '.join(pickled)}), which can run code when they are "
-            f"loaded; kdray loads safetensors only. Convert them once with model.save_pretrained(folder)."
-        )
-    raise TeacherError(f"{setting} {folder}: no weights in it; model.safetensors is missing.")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from kdray.data.tokens import LabelledText, TokenSet, tokenise
+from kdray.errors import TeacherError
+from kdray.models.families import GOOD, depends_on_padding
 from kdray.models.pretrained import Head, Pretrained, find_model, import_model
 from kdray.models.transformer import TransformerStudent
 from kdray.storage.paths import StoragePaths
@@ -49,12 +51,14 @@ def load_student_sources(
 ) -> BySource[StudentSource]:
     """Load the sources of these students: the teacher, and each checkpoint once.
 
-    Raises SpecError for a student with more layers than its source, TeacherError for a checkpoint that cannot be used.
+    Raises SpecError for a student with more layers than its source, TeacherError for a checkpoint that cannot be used,
+    and for a source that no student of this depth can be built from.
     """
 
     def tokenise_for(model: Pretrained) -> StudentSource:
         return StudentSource(model, tokenise(splits, task, model.tokenizer(), paths))
 
+    students = list(students)
     checkpoints: dict[str, StudentSource] = {}
     sources = BySource(tokenise_for(teacher), checkpoints)
     for student in students:
@@ -62,6 +66,35 @@ def load_student_sources(
         if name is not None and name not in checkpoints:
             folder = find_model(name, student.revision, "student.checkpoint")
             checkpoints[name] = tokenise_for(import_model(folder, task, Head(splits.labels), paths, seed))
-        # Called for its SpecError: a depth that the source does not have is refused before any trial starts.
-        student.chosen_layers(sources.of(student).model.layers)
+    for source, name in ((sources.teacher, None), *((source, name) for name, source in checkpoints.items())):
+        _check_students([student for student in students if student.checkpoint == name], source.model)
     return sources
+
+
+def refuse_students_of(source: Pretrained, students: Iterable[TransformerStudent]) -> None:
+    """Raise TeacherError if a student is built from the teacher `source`, whose answer depends on padding."""
+    if any(student.checkpoint is None for student in students):
+        raise TeacherError(_padding_sentence(source.config().model_type))
+
+
+def _check_students(students: Iterable[TransformerStudent], source: Pretrained) -> None:
+    """Build each student without weights, and only for the errors: it is refused before any slot starts."""
+    checked = set[object]()
+    outline = None
+    for student in students:
+        chosen = student.chosen_layers(source.layers)
+        if (chosen, student.layers == "random") in checked:
+            continue
+        checked.add((chosen, student.layers == "random"))
+        if depends_on_padding(source.config().model_type):
+            raise TeacherError(_padding_sentence(source.config().model_type))
+        outline = outline or source.outline()
+        student.build_outline(outline)
+
+
+def _padding_sentence(family: str) -> str:
+    return (
+        f"student: the answer of this {family} model for a text depends on the padding behind the text, so students of "
+        "it would learn from, and answer, another text in each batch. It may teach students that are built from "
+        f"another model: say --set student.checkpoint=..., the folder or hub name of a model such as {', '.join(GOOD)}."
+    )

@@ -5,21 +5,19 @@ when it loads a model, and then gets the weights of the source: a saved student 
 `kdray.training` trains a student, `kdray.evaluation` measures its costs.
 """
 
-import copy
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from kdray.errors import SpecError, TeacherError
+from kdray.errors import KDRayError, SpecError, TeacherError, first_line
+from kdray.models.families import GOOD
+from kdray.models.layers import layers_of, reduced_config
 from kdray.settings import Settings
-
-PER_LAYER = ("attention_window", "layer_types", "mlp_layer_types", "no_rope_layers")
-"""The settings in configurations of transformers that are lists with one entry for each layer."""
 
 
 class TransformerStudent(Settings):
@@ -71,15 +69,24 @@ class TransformerStudent(Settings):
         The student has the head and the label names of the source. `seed` decides random weights. Raises SpecError for
         a depth that the source does not have, TeacherError for a source whose number of layers cannot be reduced.
         """
-        chosen = self.chosen_layers(_count_layers(source))
-        config = _student_config(source.config, chosen)
+        chosen = self.chosen_layers(layers_of(source.config).count(source))
+        config = reduced_config(source.config, chosen)
         if self.dropout is not None:
             _set_dropout(config, self.dropout)
-        if self.layers == "random":
-            student = _draw_model(type(source), config, seed)
-        else:
-            student = _copy_layers(source, config, chosen)
+        with _building_errors(source, chosen):
+            if self.layers == "random":
+                student = _draw_model(type(source), config, seed)
+            else:
+                student = _copy_layers(source, config, chosen)
         return student.to(source.device).eval()
+
+    def build_outline(self, source: PreTrainedModel) -> PreTrainedModel:
+        """Build the student without weights, from a source without weights (`pretrained.outline`), in little time.
+
+        Raises the errors of `build`.
+        """
+        with torch.device(source.device):
+            return self.build(source, seed=0)
 
 
 def _evenly(source_layers: int, depth: int) -> tuple[int, ...]:
@@ -91,42 +98,19 @@ def _evenly(source_layers: int, depth: int) -> tuple[int, ...]:
     return tuple((2 * place * span + gaps) // (2 * gaps) for place in range(depth))
 
 
-def _count_layers(source: PreTrainedModel) -> int:
-    """The number of layers of the source. Raises TeacherError if its layers are not one stack of different modules.
-
-    ALBERT, for example, uses the weights of one layer again and again; an encoder-decoder has two stacks.
-    """
-    family, depth = source.config.model_type, getattr(source.config, "num_hidden_layers", None)
-    if source.config.is_encoder_decoder or not depth or not _layer_stacks(source, depth):
+@contextmanager
+def _building_errors(source: PreTrainedModel, chosen: tuple[int, ...]) -> Iterator[None]:
+    """Raise TeacherError in place of any error of transformers for a model of the chosen layers."""
+    try:
+        yield
+    except KDRayError:
+        raise
+    except Exception as error:
         raise TeacherError(
-            f"student: a {family} model cannot be made shallower, since its layers are not one stack with weights of "
-            f"their own. Use a model such as BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa-v2 or ModernBERT."
-        )
-    return int(depth)
-
-
-def _layer_stacks(model: PreTrainedModel, depth: int) -> list[str]:
-    """The names of the module lists with one entry for each layer: one list in most families, several in XLM."""
-    stacks: list[str] = []
-    # A module list inside a layer may have as many entries by chance.
-    for name, module in model.named_modules():
-        is_inside = any(name.startswith(f"{stack}.") for stack in stacks)
-        if isinstance(module, nn.ModuleList) and len(module) == depth and not is_inside:
-            stacks.append(name)
-    return stacks
-
-
-def _student_config(config: Any, chosen: tuple[int, ...]) -> Any:
-    """A copy of the source's configuration, reduced to these layers."""
-    student_config = copy.deepcopy(config)
-    student_config.num_hidden_layers = len(chosen)
-    # Many checkpoints are in half precision, which is too coarse for the small steps of AdamW.
-    student_config.dtype = torch.float32
-    for name in PER_LAYER:
-        entries = getattr(config, name, None)
-        if entries:
-            setattr(student_config, name, [entries[layer] for layer in chosen])
-    return student_config
+            f"student: a {source.config.model_type} model cannot be made shallower: layers {chosen} of it do not make "
+            f"a model ({type(error).__name__}: {first_line(error)[:200]}). Take {', '.join(GOOD[:-1])} or {GOOD[-1]} "
+            "as the teacher, or as the model that the students are built from (student.checkpoint)."
+        ) from error
 
 
 def _set_dropout(config: Any, probability: float) -> None:
@@ -158,7 +142,7 @@ def _copy_layers(source: PreTrainedModel, config: Any, chosen: tuple[int, ...]) 
         student: PreTrainedModel = type(source)(config).float()
     # Not strict: a weight without a place in the student is dropped. ModernBERT's first layer has no attention norm, so
     # a later layer in the first place loses its norm.
-    missing_keys = student.load_state_dict(_renumbered_weights(source, chosen), strict=False).missing_keys
+    missing_keys = student.load_state_dict(layers_of(config).weights(source, chosen), strict=False).missing_keys
     if missing_keys:
         raise TeacherError(
             f"student: layers {chosen} of this {config.model_type} model cannot stand alone, "
@@ -166,20 +150,3 @@ def _copy_layers(source: PreTrainedModel, config: Any, chosen: tuple[int, ...]) 
         )
     student.tie_weights()
     return student
-
-
-def _renumbered_weights(source: PreTrainedModel, chosen: tuple[int, ...]) -> dict[str, Tensor]:
-    """The source's weights by their names in a student of these layers, without those of the other layers."""
-    stacks = "|".join(re.escape(name) for name in _layer_stacks(source, source.config.num_hidden_layers))
-    layer_name = re.compile(rf"({stacks})\.(\d+)\.(.*)")
-    new_number = {layer: number for number, layer in enumerate(chosen)}
-    weights: dict[str, Tensor] = {}
-    for name, tensor in source.state_dict().items():
-        match = layer_name.fullmatch(name)
-        if match is None:  # the embeddings or the head
-            weights[name] = tensor
-            continue
-        stack, layer, rest = match.groups()
-        if int(layer) in new_number:
-            weights[f"{stack}.{new_number[int(layer)]}.{rest}"] = tensor
-    return weights

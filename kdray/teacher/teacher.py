@@ -21,6 +21,8 @@ from kdray.data.tokens import TokenSet
 from kdray.errors import TeacherError
 from kdray.evaluation.outputs import compute_logits
 from kdray.losses.distillation import Distillation, Loss
+from kdray.models.checks import loading_errors
+from kdray.models.families import depends_on_padding
 from kdray.models.fresh import FreshTransformer
 from kdray.models.pretrained import Head, Pretrained, cached_folder, find_model, import_model, save_model
 from kdray.settings import Names, Settings, identifying_values
@@ -75,6 +77,7 @@ def obtain_source(teacher: Teacher, task: Task, splits: Splits, paths: StoragePa
         return _obtain_fresh_source(teacher.model, task, splits, paths, seed)
     folder = find_model(teacher.model, teacher.revision, "teacher.model")
     if teacher.training is not None:
+        _refuse_training(folder)
         return import_model(folder, task, Head(splits.labels), paths, seed)
     _check_labels(teacher, task, folder, splits.labels)
     # Labels such as LABEL_0, or the data's names in another case, give no new order of the outputs.
@@ -206,9 +209,21 @@ def _obtain_fresh_source(
     return Pretrained(cached_folder(paths.model(key), make), key)
 
 
+def _refuse_training(folder: Path) -> None:
+    """Raise TeacherError for a model that kdray cannot fine-tune, because batches are padded."""
+    with loading_errors(folder):
+        family = Pretrained(folder, "").config().model_type
+    if depends_on_padding(family):
+        raise TeacherError(
+            f"teacher.training: the answer of a {family} model for a text depends on the padding behind the text, and "
+            f"kdray trains in padded batches. Fine-tune {folder} elsewhere, and leave out teacher.training."
+        )
+
+
 def _check_labels(teacher: Teacher, task: Task, folder: Path, labels: tuple[str, ...]) -> None:
     """Raise TeacherError if the outputs of an already fine-tuned teacher are not the data's labels, in their order."""
-    outputs = teacher.labels or task.model_labels(folder)
+    with loading_errors(folder):
+        outputs = teacher.labels or task.model_labels(folder)
     is_same = [name.casefold() for name in outputs] == [name.casefold() for name in labels]
     is_unnamed = len(outputs) == len(labels) and all(name == f"LABEL_{i}" for i, name in enumerate(outputs))
     is_ordered_by_user = teacher.labels is not None and sorted(outputs) == sorted(labels)

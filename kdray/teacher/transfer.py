@@ -12,7 +12,7 @@ Letters: N rows, C classes.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from kdray.data.rows import SPLITS, Rows
 from kdray.data.tokens import TokenSet
 from kdray.data.transfer_set import TransferSet
 from kdray.errors import JobError
-from kdray.evaluation.outputs import compute_logits
+from kdray.evaluation.outputs import compute_logits, evaluation_mode
 from kdray.models.pretrained import Pretrained
 from kdray.settings import Settings
 from kdray.slots.job import Pool, Report, Worker
@@ -33,6 +33,10 @@ from kdray.storage.files import file_fingerprint, fingerprint, read_json, replac
 from kdray.storage.mirror import delete, fetch_files
 from kdray.storage.paths import StoragePaths
 from kdray.training.precision import autocast_dtype
+
+MANIFEST = "manifest.json"
+MAX_DIFFERENCE = 1e-3
+"""The largest difference of a logit between two computations in fp32, as a share of the largest logit."""
 
 
 class Transfer(Settings):
@@ -56,11 +60,35 @@ class Labelling:
     teacher: Pretrained
     tokens: TokenSet
     """The rows as token ids of the teacher's tokenizer."""
+    padding: bool = True
+    """Whether rows of different lengths are in one batch; False for a teacher whose answer depends on padding."""
 
     @property
     def key(self) -> str:
         """A fingerprint of everything that the logits and the division of the rows into files depend on."""
-        return fingerprint(self.teacher.key, self.tokens.key, self.settings.precision, self.settings.shard_rows)
+        without_padding = () if self.padding else ("without padding",)
+        return fingerprint(
+            self.teacher.key, self.tokens.key, self.settings.precision, self.settings.shard_rows, *without_padding
+        )
+
+
+def choose_padding(labelling: Labelling, paths: StoragePaths, pool: Pool, on_note: Callable[[str], None]) -> Labelling:
+    """The labelling without padding if the answers of this teacher depend on padding, with a note; else unchanged.
+
+    The stored logits of such a teacher would depend on the rows that were in the same batch by chance.
+    """
+    unpadded = replace(labelling, padding=False)
+    if _is_complete(labelling, paths):
+        return labelling
+    if not _is_complete(unpadded, paths):
+        (report,) = pool.run(CheckPadding(labelling), f"padding-{labelling.key}")
+        if not report["difference"] > MAX_DIFFERENCE:
+            return labelling
+    on_note(
+        "The teacher's answer for a text depends on the padding behind it, so the rows are labelled in batches of "
+        "equal length, without padding. This takes longer where the lengths differ much."
+    )
+    return unpadded
 
 
 def obtain_transfer_set(
@@ -79,14 +107,15 @@ def obtain_transfer_set(
     teacher, tokens, shard_rows = labelling.teacher, labelling.tokens, labelling.settings.shard_rows
     tokens.check_tokenizer(teacher.tokenizer(), f"teacher {teacher.folder}")
     folder = fetch_files(paths.transfer(labelling.key))
-    manifest = folder / "manifest.json"
-    known: dict[str, str] = read_json(manifest) if manifest.exists() else {}
+    manifest = folder / MANIFEST
+    known = _read_manifest(manifest)
     jobs = {
         f"{split}-{start:09d}.arrow": LabelShard(labelling=labelling, split=split, start=start, folder=folder)
         for split in SPLITS
         for start in range(0, len(tokens.rows(split)), shard_rows)
     }
-    for name, digest in known.items():
+    # Only the files of this transfer set: a name in the manifest decides which file is deleted.
+    for name, digest in ((name, known[name]) for name in jobs if name in known):
         if (folder / name).exists() and file_fingerprint(folder / name) != digest:
             delete(folder / name)
             on_note(f"{folder / name}: damaged; its rows are labelled again.")
@@ -109,6 +138,12 @@ def obtain_transfer_set(
     return TransferSet(folder)
 
 
+def _read_manifest(manifest: Path) -> dict[str, str]:
+    """The fingerprint of each checked file, by file name; empty if there is no manifest, or none that kdray writes."""
+    known = read_json(manifest) if manifest.exists() else {}
+    return known if isinstance(known, dict) else {}
+
+
 @dataclass(frozen=True)
 class LabelShard:
     """The job that writes the teacher's logits for one range of rows, from row `start` on, into one file."""
@@ -123,11 +158,31 @@ class LabelShard:
         rows = self.labelling.tokens.rows(self.split)
         part = rows.part(self.start, min(self.start + settings.shard_rows, len(rows)))
         precision = settings.precision if self.split == "train" else "fp32"
-        logits = compute_live_logits(self.labelling.teacher, part, settings.batch_size, precision, worker)
+        model = _cached_model(self.labelling.teacher, worker)
+        autocast = autocast_dtype(precision, worker.device, model)
+        logits = compute_logits(model, part, settings.batch_size, worker, autocast, self.labelling.padding)
         if worker.rank == 0:
             with replace_file(self.folder / f"{self.split}-{self.start:09d}.arrow") as temporary:
                 _write_arrow(temporary, part.ids, logits)
         yield {"rows": len(part)}
+
+
+@dataclass(frozen=True)
+class CheckPadding:
+    """The job that compares the teacher's logits of short rows with and without the padding of a long one, in fp32."""
+
+    labelling: Labelling
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        teacher, all_rows = self.labelling.teacher, self.labelling.tokens.rows("train")
+        order = np.argsort(all_rows.lengths, kind="stable")
+        rows = np.unique([*order[: self.labelling.settings.check_rows], order[-1]])
+        model = _cached_model(teacher, worker)
+        padded = _logits_in_one_batch(model, all_rows, rows, worker)
+        alone = np.concatenate(
+            [_logits_in_one_batch(model, all_rows, rows[i : i + 1], worker) for i in range(len(rows))]
+        )
+        yield {"difference": _relative_difference(padded, alone)}
 
 
 @dataclass(frozen=True)
@@ -149,10 +204,10 @@ class CheckSample:
         live = np.concatenate(
             [compute_live_logits(teacher, rows.part(int(i), int(i) + 1), 1, settings.precision, worker) for i in sample]
         )
-        difference = float(np.abs(stored - live).max() / max(1.0, float(np.abs(live).max())))
+        difference = _relative_difference(stored, live)
         bf16 = autocast_dtype(settings.precision, worker.device, _cached_model(teacher, worker)) is not None
         # A bf16 number has 8 significant bits, and the rounding depends on the width of the batch.
-        tolerance = 0.1 if bf16 else 1e-3
+        tolerance = 0.1 if bf16 else MAX_DIFFERENCE
         if not difference <= tolerance:  # true for nan, too
             raise JobError(
                 f"transfer set {self.folder}: stored logits differ from the live teacher's by {difference:.4f} of "
@@ -172,6 +227,23 @@ def compute_live_logits(
 def _cached_model(teacher: Pretrained, worker: Worker) -> PreTrainedModel:
     model: PreTrainedModel = worker.cached(("model", teacher.key), lambda: teacher.model().to(worker.device))
     return model
+
+
+def _logits_in_one_batch(model: PreTrainedModel, rows: Rows, indices: np.ndarray, worker: Worker) -> np.ndarray:
+    """The logits of these rows (K x C) as one batch, so that the shorter ones are padded to the longest."""
+    with evaluation_mode(model):
+        logits_KxC: np.ndarray = model(**rows.batch(indices).to(worker.device).inputs).logits.float().cpu().numpy()
+    return logits_KxC
+
+
+def _relative_difference(logits_NxC: np.ndarray, expected_NxC: np.ndarray) -> float:
+    """The largest difference of a logit, as a share of the largest expected one, or absolute if that is below 1."""
+    return float(np.abs(logits_NxC - expected_NxC).max() / max(1.0, float(np.abs(expected_NxC).max())))
+
+
+def _is_complete(labelling: Labelling, paths: StoragePaths) -> bool:
+    """Whether the transfer set of this labelling was written and checked before."""
+    return (fetch_files(paths.transfer(labelling.key)) / MANIFEST).exists()
 
 
 def _write_arrow(path: Path, ids: np.ndarray, logits_NxC: np.ndarray) -> None:

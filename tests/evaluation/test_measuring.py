@@ -8,6 +8,8 @@ import torch
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     ModernBertConfig,
@@ -67,6 +69,17 @@ def test_a_model_has_all_cost_metrics(model):
     assert costs["throughput_per_s"] > 1000 / costs["latency_p95_ms"]
     assert costs["multiply_adds"] == count_multiply_adds(model, 8)
     assert costs["parameters"] == count_parameters(model)
+
+
+def test_multiply_adds_of_relative_attention_are_counted():
+    """DeBERTa gives its layers a parameter as an input, which the counter of torch hooks into if it has a gradient."""
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8}
+    model = DebertaV2ForSequenceClassification(DebertaV2Config(**TINY, **relative)).eval()
+    model.deberta.embeddings.requires_grad_(False)
+    with_gradients = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    absolute = DebertaV2ForSequenceClassification(DebertaV2Config(**TINY)).eval()
+    assert count_multiply_adds(model, 8) > count_multiply_adds(absolute, 8) > 0
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == with_gradients
 
 
 def test_beside_a_gpu_the_cpu_is_measured_too(model, monkeypatch):

@@ -12,7 +12,10 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    EsmConfig,
+    FunnelConfig,
     GPT2Config,
+    GPTNeoConfig,
     LongformerConfig,
     ModernBertConfig,
     MPNetConfig,
@@ -25,6 +28,7 @@ from transformers import (
 )
 
 from kdray.errors import SpecError, TeacherError
+from kdray.models.pretrained import outline
 from kdray.models.transformer import TransformerStudent
 
 LAYERS = 4
@@ -204,13 +208,89 @@ def test_wrong_settings_are_refused(name, value):
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "reason"),
     [
-        AlbertConfig(**TINY, embedding_size=8, num_hidden_groups=1),
-        BartConfig(**WIDE, d_model=16, encoder_layers=4, decoder_layers=4, encoder_ffn_dim=16, decoder_ffn_dim=16),
+        (
+            BartConfig(**WIDE, d_model=16, encoder_layers=4, decoder_layers=4, encoder_ffn_dim=16, decoder_ffn_dim=16),
+            "its layers are not one stack with weights of their own",
+        ),
+        (FunnelConfig(**WIDE, block_sizes=[1, 1, 1], d_model=16, n_head=2, d_head=8, d_inner=24), "stand in blocks"),
+        (EsmConfig(**TINY, pad_token_id=0, mask_token_id=1), r"layers \(0, 3\) of it do not make a model"),
     ],
-    ids=["albert", "bart"],
+    ids=["bart", "funnel", "esm"],
 )
-def test_a_source_without_one_stack_of_layers_is_refused(config):
-    with pytest.raises(TeacherError, match=f"{config.model_type} model cannot be made shallower"):
+def test_a_source_that_no_student_can_be_built_from_is_refused(config, reason):
+    with pytest.raises(TeacherError, match=f"{config.model_type} model cannot be made shallower.*{reason}"):
         TransformerStudent(depth=2).build(random_model(config), seed=0)
+
+
+# Layers that are repeated ---------------------------------------------------------------------------------------------
+
+
+def albert(groups: int) -> PreTrainedModel:
+    """An ALBERT of four layers, which are as many groups repeated equally often."""
+    return random_model(AlbertConfig(**TINY, embedding_size=8, num_hidden_groups=groups))
+
+
+def layer_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The module that ALBERT runs as each of its layers, in order."""
+    ran: list[torch.nn.Module] = []
+    groups = model.albert.encoder.albert_layer_groups
+    hooks = [group.register_forward_hook(lambda module, *args: ran.append(module)) for group in groups]
+    logits(model)
+    for hook in hooks:
+        hook.remove()
+    return ran
+
+
+@pytest.mark.parametrize("layers", ["evenly", "first", "last"])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_a_student_of_albert_repeats_its_layer_less_often(depth, layers, tmp_path):
+    source = albert(groups=1)
+    student = TransformerStudent(depth=depth, layers=layers).build(source, seed=0)
+    assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in student.state_dict().items())
+    assert len(layer_modules(student)) == depth
+    assert torch.equal(logits(student), logits(source)) == (depth == 4)
+    student.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()), logits(student))
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers", "groups"),
+    [(2, "first", [0]), (2, "last", [1]), (2, "evenly", [0, 1]), (1, "last", [1]), (4, "evenly", [0, 1])],
+)
+def test_a_student_of_albert_has_the_groups_of_its_layers(depth, layers, groups):
+    source = albert(groups=2)
+    student = TransformerStudent(depth=depth, layers=layers).build(source, seed=0)
+    expected = [source.albert.encoder.albert_layer_groups[group].state_dict() for group in groups]
+    found = [group.state_dict() for group in student.albert.encoder.albert_layer_groups]
+    assert len(found) == len(expected)
+    for weights, other in zip(found, expected, strict=True):
+        assert all(torch.equal(weights[name], other[name]) for name in other)
+    assert len(layer_modules(student)) == depth
+
+
+def test_layers_whose_groups_cannot_be_repeated_equally_often_are_refused():
+    """Layers 1, 2 and 3 of 0 0 1 1: the groups 0 1 1, which transformers would take for 0 0 1."""
+    with pytest.raises(TeacherError, match=r"layers \(1, 2, 3\) of this albert model with 2 groups .* another depth"):
+        TransformerStudent(depth=3, layers="last").build(albert(groups=2), seed=0)
+
+
+def test_the_patterns_of_gpt_neo_follow_the_layers():
+    config = GPTNeoConfig(
+        **WIDE, hidden_size=16, num_layers=4, num_heads=2, attention_types=[[["global", "local"], 2]], pad_token_id=0
+    )
+    student = TransformerStudent(depth=2, layers="evenly").build(random_model(config), seed=0)
+    assert student.config.attention_layers == ["global", "local"]
+    assert TransformerStudent(depth=1, layers="last").build(random_model(config), 0).config.attention_layers == [
+        "local"
+    ]
+
+
+def test_an_outline_has_the_shapes_of_the_student_and_no_memory(source):
+    settings = TransformerStudent(depth=2)
+    outlined, student = settings.build_outline(outline(source.config)), settings.build(source, seed=0)
+    assert {name: tensor.shape for name, tensor in outlined.state_dict().items()} == {
+        name: tensor.shape for name, tensor in student.state_dict().items()
+    }
+    assert {parameter.device.type for parameter in outlined.parameters()} == {"meta"}

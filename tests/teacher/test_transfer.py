@@ -1,5 +1,6 @@
 """A transfer set is written once, in shards, has the logits of a live teacher, and damaged shards are written again."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,12 @@ from kdray.data.tokens import TokenSet
 from kdray.data.transfer_set import StoredLogits, TransferSet
 from kdray.errors import JobError, StorageError, TeacherError
 from kdray.models.fresh import word_tokenizer
-from kdray.models.pretrained import Pretrained
+from kdray.models.pretrained import Pretrained, save_model
 from kdray.slots.job import Job, Report
 from kdray.slots.local import LocalSlots
 from kdray.storage.paths import StoragePaths
-from kdray.teacher.transfer import Labelling, Transfer, obtain_transfer_set
+from kdray.teacher.transfer import Labelling, Transfer, choose_padding, obtain_transfer_set
+from tests.models.families import random_model, tiny_config
 
 SETTINGS = Transfer(precision="fp32", shard_rows=100)
 SHARDS = [f"train-{start:09d}.arrow" for start in (0, 100, 200, 300)]
@@ -112,6 +114,28 @@ def test_a_file_with_a_flipped_byte_is_labelled_again(
     assert shard.read_bytes() == content
 
 
+@pytest.mark.parametrize("name", ["../../precious", "{folder}/precious", "other.arrow"])
+def test_a_manifest_deletes_no_other_file(
+    teacher: Pretrained, tokens: TokenSet, paths: StoragePaths, tmp_path: Path, name: str
+) -> None:
+    transfer, _ = obtain(teacher, tokens, paths)
+    name = name.format(folder=tmp_path)
+    (transfer.folder / name).write_text("precious")
+    manifest = transfer.folder / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), name: "0" * 16}))
+    obtain(teacher, tokens, paths)
+    assert (transfer.folder / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize("manifest", [[1], "x", None])
+def test_a_manifest_that_is_none_is_written_again(
+    teacher: Pretrained, tokens: TokenSet, paths: StoragePaths, manifest: object
+) -> None:
+    transfer, _ = obtain(teacher, tokens, paths)
+    (transfer.folder / "manifest.json").write_text(json.dumps(manifest))
+    assert obtain(teacher, tokens, paths)[1] == ["check"]
+
+
 def test_a_missing_file_is_labelled_again(teacher: Pretrained, tokens: TokenSet, paths: StoragePaths) -> None:
     transfer, _ = obtain(teacher, tokens, paths)
     (transfer.folder / SHARDS[3]).unlink()
@@ -157,6 +181,41 @@ def test_stored_logits_of_another_teacher_are_refused(
     (other.folder / SHARDS[0]).unlink()
     with pytest.raises(JobError, match=r"stored logits differ from the live teacher's by .* Remove that folder"):
         obtain(teacher, tokens, paths)
+
+
+@pytest.fixture
+def unmasked(source: Pretrained, tmp_path: Path) -> Pretrained:
+    """A model without an attention mask (FNet), so that its answer depends on padding, with the teacher's tokenizer."""
+    config, tokenizer = tiny_config("fnet"), source.tokenizer()
+    config.id2label, config.vocab_size = {0: "negative", 1: "positive"}, len(tokenizer)
+    save_model(random_model(config), tokenizer, tmp_path / "unmasked")
+    return Pretrained(tmp_path / "unmasked", "unmasked")
+
+
+def test_a_teacher_whose_answer_depends_on_padding_is_labelled_without_padding(
+    unmasked: Pretrained, tokens: TokenSet, paths: StoragePaths
+) -> None:
+    notes: list[str] = []
+    pool, labelling = RecordingSlots(), Labelling(SETTINGS, unmasked, tokens)
+    chosen = choose_padding(labelling, paths, pool, notes.append)
+    assert (pool.jobs, chosen.padding) == (["padding"], False)
+    assert chosen.key != labelling.key
+    assert "answer for a text depends on the padding behind it" in notes[0]
+    transfer = obtain_transfer_set(chosen, paths, pool, lambda done, shards: None)  # with its check of a sample
+    rows, model = transfer.rows(tokens, "validation"), unmasked.model()
+    with torch.inference_mode():
+        alone = np.concatenate([model(**rows.batch(np.array([i])).inputs).logits for i in range(20)])
+    assert rows.teacher_logits(np.arange(20)) == pytest.approx(alone, abs=1e-5)
+    assert choose_padding(labelling, paths, RecordingSlots(most=0), notes.append) == chosen
+    assert len(notes) == 2
+
+
+def test_other_teachers_are_labelled_with_padding(teacher: Pretrained, tokens: TokenSet, paths: StoragePaths) -> None:
+    labelling, notes = Labelling(SETTINGS, teacher, tokens), list[str]()
+    assert choose_padding(labelling, paths, RecordingSlots(), notes.append) is labelling
+    obtain(teacher, tokens, paths)
+    assert choose_padding(labelling, paths, RecordingSlots(most=0), notes.append) is labelling
+    assert notes == []
 
 
 def test_rows_of_other_data_are_refused(transfer: TransferSet, tokens: TokenSet) -> None:
