@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from kdray.evaluation.trial_record import State, TrialRecord
-from kdray.tracking.settings import mask_secrets
+from kdray.safe_text.secrets import mask_secrets
+from kdray.storage.names import path_below
 from kdray.tracking.tracker import Ending, RunNumber
 
 STATUS: dict[State | Ending, str] = {
@@ -87,19 +90,44 @@ class RunContent:
         )
 
     def to_json(self, root: Path) -> dict[str, Any]:
-        """A JSON object without the empty fields. Folders below `root` are relative: a sweep's folder may be moved."""
+        """A JSON object without the empty fields. Folders are relative to `root`: a sweep's folder may be moved."""
         lists = {
             "metrics": [[name, point.value, point.time_ms, step] for (name, step), point in self.metrics.items()],
-            "artifacts": {path: _relative_to(root, folder) for path, folder in self.artifacts.items()},
+            "artifacts": {path: str(folder.relative_to(root)) for path, folder in self.artifacts.items()},
         }
         return {name: value for name, value in {**vars(self), **lists}.items() if value}
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any], root: Path) -> "RunContent":
-        """The content that `to_json` wrote; relative folders are below `root`."""
-        metrics = {(name, step): Point(value, time_ms) for name, value, time_ms, step in fields.get("metrics", ())}
-        artifacts = {path: root / folder for path, folder in fields.get("artifacts", {}).items()}
-        return cls(**{**fields, "metrics": metrics, "artifacts": artifacts})
+    def from_json(cls, fields: Mapping[str, Any], root: Path, source: object) -> "RunContent":
+        """The content that `to_json` wrote; its folders are below `root`. `source` is the place of the JSON.
+
+        Raises StorageError for a folder that is not below `root`: its files would be published. Raises ValueError for
+        any other wrong value.
+        """
+        read = _Fields.model_validate(fields)
+        for path in read.artifacts:
+            path_below(root, path, source)
+        return cls(
+            **read.model_dump(exclude={"metrics", "artifacts"}),
+            metrics={(name, step): Point(value, time_ms) for name, value, time_ms, step in read.metrics},
+            artifacts={path: path_below(root, folder, source) for path, folder in read.artifacts.items()},
+        )
+
+
+class _Fields(BaseModel):
+    """The JSON of a RunContent, in which every field may be missing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = ""
+    started: float = 0.0
+    ended: float = 0.0
+    status: str | None = None
+    params: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    metrics: list[tuple[str, float, int, int]] = []
+    """Name, value, time and step of each point."""
+    artifacts: dict[str, str] = {}
 
 
 @dataclass(eq=False)
@@ -208,10 +236,6 @@ def _points_with_other_values(
     points: Mapping[tuple[str, int], Point], known: Mapping[tuple[str, int], Point]
 ) -> dict[tuple[str, int], Point]:
     return {key: point for key, point in points.items() if not point.has_value_of(known.get(key))}
-
-
-def _relative_to(root: Path, folder: Path) -> str:
-    return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
 
 
 def _cut(text: str, max_length: int) -> str:

@@ -22,6 +22,7 @@ def make_database(path: Path, scratch: Path) -> None:
         return
     scratch.mkdir(parents=True)
     new = scratch / path.name
+    new.touch()  # SQLite makes files that only their owner may write, whatever the umask allows a team
     MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)  # the first query makes the schema
     # A link, not a rename: a rename would replace the database that another sweep has just put there.
     with suppress(FileExistsError):

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.safe_text.secrets import mask_secrets
 from kdray.storage.mirror import url_of
 from kdray.storage.paths import SweepPaths, display_path
+from kdray.storage.trust import accept_address
 from kdray.tracking.content import STATUS, RunContent, TrackedRun, params_of, points_of, tags_of, trial_content
 from kdray.tracking.origin import source_tags
 from kdray.tracking.page import page_path
 from kdray.tracking.sender import Sender, describe_error
-from kdray.tracking.settings import Tracking, default_uri, mask_secrets
+from kdray.tracking.settings import Tracking, default_uri
 from kdray.tracking.spool import Spool, TrackingTarget
 from kdray.tracking.tracker import Ending, NullTracker, RunNumber, Tracker
 
@@ -47,7 +49,7 @@ class MlflowTracker:
     """Keeps the runs of one sweep in an MLflow store up to date."""
 
     def __init__(self, tracking: Tracking, paths: SweepPaths, key: str, note: Callable[[str], None]) -> None:
-        self.uri = mask_secrets(tracking.uri_in(paths))
+        self.uri = tracking.uri_in(paths)
         self._tracking, self._paths, self._note = tracking, paths, note
         self._changed = threading.Condition()
         """Guards the state below, and wakes the thread."""
@@ -76,6 +78,8 @@ class MlflowTracker:
             self._waiting[number] = None
         self._run(None).run_id = run_id
         TrackingTarget(self._tracking).write(self._paths)
+        if self._tracking.uri:
+            accept_address(self._tracking.uri)  # so that `kdray sync` may use it, too
         tags = {**source_tags(), **tags, "kdray.sweep": name, "kdray.status": "running"}
         content = RunContent(
             name=name, started=time.time(), status="RUNNING", params=params_of(params), tags=tags_of(tags)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from kdray.safe_text.secrets import mask_command
 from kdray.storage.owner import user_name
-from kdray.tracking.settings import mask_secrets
 
 
 def versions() -> dict[str, str]:
@@ -26,7 +26,9 @@ def git_commit(folder: Path) -> str | None:
     # --exclude=* ignores all tags, so the answer is always the hash.
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(  # noqa: S603 - a list of words, no shell
+            command, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip() or None
@@ -42,7 +44,7 @@ def command_line(arguments: Sequence[str]) -> str:
 def describe_origin() -> dict[str, str]:
     """The command of this process, the commit of the working directory, and the versions."""
     commit = git_commit(Path.cwd())
-    origin = {"command": mask_secrets(command_line(sys.argv))} | ({"commit": commit} if commit else {})
+    origin = {"command": command_line(mask_command(sys.argv))} | ({"commit": commit} if commit else {})
     return origin | {name.removeprefix("version."): version for name, version in versions().items()}
 
 

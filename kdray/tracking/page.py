@@ -1,6 +1,7 @@
 """MLflow's user interface: the command that starts it, the page of a sweep, and the columns of the runs table."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -34,6 +35,14 @@ def ui_command(storage: Path, port: int = 5000) -> list[str]:
         "--workers",
         "1",
     ]
+
+
+def ui_environment() -> dict[str, str]:
+    """The environment of MLflow's server: this process's, without MLflow's jobs unless the user has asked for them.
+
+    Otherwise the server starts processes that wait for jobs, and everybody who can reach the port can send some.
+    """
+    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
 
 
 def page_path(experiment_id: str, sweep: str) -> str:

@@ -16,10 +16,12 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from kdray.errors import TrackingError
+from kdray.safe_text.secrets import mask_secrets
+from kdray.storage.names import check_links
 from kdray.storage.paths import StoragePaths
 from kdray.tracking.content import tags_of
 from kdray.tracking.sender import describe_error, limit_requests
-from kdray.tracking.settings import Tracking, mask_secrets
+from kdray.tracking.settings import Tracking
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -48,9 +50,10 @@ class Registry:
     """
 
     def __init__(self, model: str, tracking: Tracking, paths: StoragePaths) -> None:
-        """Open no connection yet."""
-        self.model, self.uri = model, mask_secrets(tracking.uri_in(paths))
-        self._tracking, self._uri = tracking, tracking.uri_in(paths)
+        """Open no connection yet. Raises StorageError if the database of the storage is a link to another place."""
+        check_links(paths.tracking_database, paths.storage)
+        self.model, self.uri = model, tracking.uri_in(paths)
+        self._tracking, self._paths = tracking, paths
         self._open_client: Any = None
 
     def retry(self, call: Callable[[], T]) -> T:
@@ -62,6 +65,8 @@ class Registry:
         while True:
             try:
                 return call()
+            except TrackingError:
+                raise
             except Exception as error:
                 log.info("MLflow at %s: %s", self.uri, mask_secrets("".join(traceback.format_exception(error))))
                 if not _is_transient(error) or time.monotonic() - start >= self._tracking.patience_s:
@@ -100,7 +105,7 @@ class Registry:
     def _client(self) -> Any:
         if self._open_client is None:
             limit_requests(self._tracking.timeout_s)
-            self._open_client = MlflowClient(tracking_uri=self._uri)
+            self._open_client = MlflowClient(tracking_uri=self.uri)
         return self._open_client
 
     def _find_version(self, weights: str) -> Version | None:
@@ -111,6 +116,11 @@ class Registry:
         self, weights: str, run_id: str, tags: Mapping[str, str], description: str, write: Callable[[], Path]
     ) -> Version:
         run = self._client.get_run(run_id)
+        if not self._tracking.may_write_to(str(run.info.artifact_uri), self._paths):
+            raise TrackingError(
+                f"MLflow at {self.uri} names {run.info.artifact_uri} for the files of the student, which is outside of "
+                "the storage, so nothing is sent there. Name a server with --tracking-uri."
+            )
         # A folder for these weights only: a sweep may choose another student later, and the files of a version in the
         # registry must never change.
         path = f"model/{weights}"

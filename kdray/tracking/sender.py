@@ -14,19 +14,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 
+from kdray.errors import StorageError
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.safe_text.secrets import mask_secrets
 from kdray.storage.mirror import fetch
+from kdray.storage.names import check_links, check_regular_files
 from kdray.storage.paths import SweepPaths
 from kdray.tracking.content import Point, RunContent, TrackedRun
 from kdray.tracking.database import make_database
 from kdray.tracking.page import columns_of, shared_view
-from kdray.tracking.settings import Tracking, default_uri, mask_secrets
+from kdray.tracking.settings import Tracking, default_uri
 from kdray.tracking.tracker import RunNumber
 
 log = logging.getLogger(__name__)
@@ -45,8 +49,8 @@ class SentCounts:
     runs: set[RunNumber] = field(default_factory=set)
     metrics: int = 0
     folders: int = 0
-    missing: list[str] = field(default_factory=list)
-    """Folders of artifacts that do not exist any more."""
+    left_out: list[str] = field(default_factory=list)
+    """For each folder of artifacts that was not sent: the folder and the reason, in words."""
 
 
 class Sender:
@@ -60,7 +64,11 @@ class Sender:
         runs: dict[RunNumber, TrackedRun],
         lock: AbstractContextManager[Any],
     ) -> None:
-        """`lock` guards `runs`, which other threads change. `runs` must have the sweep's own run before `send`."""
+        """`lock` guards `runs`, which other threads change. `runs` must have the sweep's own run before `send`.
+
+        Raises StorageError if the database of the storage is a link to another place.
+        """
+        check_links(paths.tracking_database, paths.storage)
         self.uri = tracking.uri_in(paths)
         self.sent = SentCounts()
         self.is_connected = False
@@ -69,7 +77,7 @@ class Sender:
         """When the store last received something (time.monotonic)."""
         self.is_uploading = False
         """Whether files are being sent. That may take longer than `patience_s`; a dead store ends it by a timeout."""
-        self._tracking, self._sweep, self._key = tracking, paths.name, key
+        self._tracking, self._paths, self._key = tracking, paths, key
         self._artifacts = tracking.artifacts_in(paths)
         self._scratch = paths.spool.with_name(".database")
         self._own_database = paths.tracking_database if self.uri == default_uri(paths) else None
@@ -135,7 +143,7 @@ class Sender:
         """Write the view of the sweep's page into the store, if it has new columns."""
         columns = self._columns
         if len(columns) > self._columns_written:
-            self._client.set_experiment_tag(self.experiment_id, *shared_view(self._sweep, columns))
+            self._client.set_experiment_tag(self.experiment_id, *shared_view(self._paths.name, columns))
             self._columns_written = len(columns)
 
     def _open_experiment(self) -> Experiment:
@@ -193,7 +201,7 @@ class Sender:
         return remaining
 
     def _create_run(self, run: TrackedRun) -> Run:
-        tags = {"kdray.key": self._key, "kdray.sweep": self._sweep}
+        tags = {"kdray.key": self._key, "kdray.sweep": self._paths.name}
         if run.number is not None:
             tags |= {"kdray.trial": str(run.number), "mlflow.parentRunId": str(self._runs[None].run_id)}
         with self._lock:
@@ -210,9 +218,9 @@ class Sender:
 
     def _upload(self, run: TrackedRun, unsent: RunContent, path: str) -> None:
         folder = fetch(unsent.artifacts[path])
-        if not folder.is_dir():
-            log.warning("%s: this folder does not exist any more; MLflow's run %r lacks it.", folder, run.desired.name)
-            self.sent.missing.append(str(folder))
+        if reason := self._reason_against(folder, str(run.run_id)):
+            log.warning("%s: %s; MLflow's run %r lacks it.", folder, reason, run.desired.name)
+            self.sent.left_out.append(f"{folder}: {reason}")
             return
         self.is_uploading = True
         try:
@@ -223,6 +231,19 @@ class Sender:
             run.stored.artifacts[path] = folder
         self.sent.folders += 1
         self._count(run)
+
+    def _reason_against(self, folder: Path, run_id: str) -> str | None:
+        """Why this folder is not sent, in words; None if it is."""
+        if not folder.is_dir():
+            return "this folder does not exist any more"
+        try:
+            check_regular_files(folder, self._paths.root)
+        except StorageError as error:
+            return str(error)
+        place = str(self._client.get_run(run_id).info.artifact_uri)
+        if not self._tracking.may_write_to(place, self._paths):
+            return f"the database {self._paths.tracking_database} names {place} for it, which is outside of the storage"
+        return None
 
     def _count(self, run: TrackedRun, metrics: int = 0) -> None:
         """Note that the store has received something of this run."""

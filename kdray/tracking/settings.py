@@ -1,21 +1,19 @@
 """The address of the MLflow store, and how long to wait for a server. Settings only: nothing is opened here."""
 
-import re
-from urllib.parse import urlparse
+from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 from pydantic import Field, field_validator
 
+from kdray.safe_text.escaping import printable
+from kdray.safe_text.secrets import has_secret
 from kdray.settings import Settings
 from kdray.storage.paths import StoragePaths
+from kdray.storage.trust import is_below
 
 _SERVED = ("http", "https", "databricks")
 """Schemes of a server, which decides itself where it keeps artifacts."""
 _SCHEMES = (*_SERVED, "sqlite", "postgresql", "mysql", "mssql")
-_SECRETS = (
-    (re.compile(r"://[^/@\s]+@"), "://***@"),
-    (re.compile(r"([?&][^=&\s]*(?:password|passwd|token|secret)[^=&\s]*=)[^&\s]+", re.IGNORECASE), r"\1***"),
-)
-"""Pattern and replacement: name and password before the host, and secrets in the query."""
 
 
 class Tracking(Settings):
@@ -36,12 +34,19 @@ class Tracking(Settings):
 
     @field_validator("uri")
     @classmethod
-    def _check_scheme(cls, uri: str | None) -> str | None:
-        scheme = urlparse(uri or "sqlite:").scheme.split("+")[0]
-        if scheme not in _SCHEMES:
+    def _check_uri(cls, uri: str | None) -> str | None:
+        if not uri:
+            return None
+        if has_secret(uri):
+            raise ValueError(
+                "there is a password in the address, or a part that may be a secret, and it would be written into logs "
+                "and reports. Leave it out: MLflow's client finds it in MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or in MLFLOW_TRACKING_TOKEN; PostgreSQL's in PGPASSWORD or ~/.pgpass."
+            )
+        if _scheme(uri) not in _SCHEMES:
             allowed = ", ".join(f"{name}://" for name in _SCHEMES)
             raise ValueError(
-                f"MLflow has no store at {uri!r}; allowed: {allowed} (a file: sqlite:////folder/mlflow.db)."
+                f"MLflow has no store at {printable(uri)!r}; allowed: {allowed} (a file: sqlite:////folder/mlflow.db)."
             )
         return uri
 
@@ -67,14 +72,29 @@ class Tracking(Settings):
         """
         return None if urlparse(self.uri_in(storage)).scheme in _SERVED else storage.tracking_artifacts.as_uri()
 
+    def may_write_to(self, artifact_uri: str, storage: StoragePaths) -> bool:
+        """Whether files may be sent to this place, which the MLflow store names for a run.
+
+        A server, or a database that the user named, decides for itself. A SQLite file in the storage may have been
+        written by somebody else, so it names a place in the storage, or nothing is sent.
+        """
+        if not is_below(self.uri_in(storage), storage.storage):
+            return True
+        url = urlparse(artifact_uri)
+        place = Path(unquote(url.path))
+        return (
+            url.scheme in ("", "file") and not url.netloc and place.resolve().is_relative_to(storage.storage.resolve())
+        )
+
 
 def default_uri(storage: StoragePaths) -> str:
     """The tracking URI of the SQLite store that all sweeps of this storage share."""
     return f"sqlite:///{storage.tracking_database}"
 
 
-def mask_secrets(text: str) -> str:
-    """The text with the user name, password and token of each address in it replaced by `***`."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
+def _scheme(uri: str) -> str:
+    """The scheme of the address, without the name of a driver; empty where no scheme can be read."""
+    try:
+        return urlparse(uri).scheme.partition("+")[0]
+    except ValueError:  # such as brackets that are no IPv6 address
+        return ""

@@ -11,16 +11,22 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 from kdray.errors import SpecError, StorageError
+from kdray.safe_text.escaping import printable
+from kdray.safe_text.secrets import has_secret
 from kdray.storage.files import read_json, write_json
 from kdray.storage.paths import SweepPaths
+from kdray.storage.trust import AddressKind, accept_address, check_address
 from kdray.tracking.content import RunContent
-from kdray.tracking.settings import Tracking, mask_secrets
+from kdray.tracking.settings import Tracking
 from kdray.tracking.tracker import Ending, RunNumber
 
 log = logging.getLogger(__name__)
+
+STORE = AddressKind("MLflow store", option="--tracking-uri", variable="MLFLOW_TRACKING_URI")
+"""The kind of address that a tracking target remembers."""
 
 
 class Spool:
@@ -48,7 +54,10 @@ class Spool:
         self.close()
 
     def read(self) -> list[tuple[RunNumber, RunContent]]:
-        """Read the changes in order: which run, and what changed. Cuts off a last line that a kill left incomplete."""
+        """Read the changes in order: which run, and what changed. Cuts off a last line that a kill left incomplete.
+
+        Raises StorageError for a change that would send a folder outside of the sweep's folder.
+        """
         text = self._path.read_bytes()
         length = text.rfind(b"\n") + 1  # bytes of complete lines
         if length < len(text):
@@ -57,8 +66,11 @@ class Spool:
         for count, line in enumerate(text[:length].splitlines(), start=1):
             try:
                 fields = json.loads(line)
-                changes.append((fields.pop("run"), RunContent.from_json(fields, self._root)))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                number = fields.pop("run")
+                if type(number) not in (int, type(None)):
+                    raise TypeError(f"a run {number!r}")
+                changes.append((number, RunContent.from_json(fields, self._root, f"{self._path}, line {count}")))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 log.warning("%s: line %d cannot be read (%s) and is left out.", self._path, count, error)
         return changes
 
@@ -90,35 +102,53 @@ class TrackingTarget:
     """The store that receives a sweep's runs, and how the last session of the sweep ended."""
 
     tracking: Tracking
-    """As read from disk: without the name and password that the address may have."""
+    """The settings. As read from disk they have no address: `tracking_at` decides whether `address` may be used."""
     ending: Ending | None = None
     """None while the sweep runs, and after its driver was killed."""
+    address: str | None = None
+    """The address that the file remembers; None for the database of the storage."""
 
     @classmethod
     def read(cls, paths: SweepPaths) -> "TrackingTarget | None":
-        """Read the target of a sweep; None if the sweep was never tracked."""
+        """Read the target of a sweep; None if the sweep was never tracked. Raises StorageError for a damaged file."""
         if not paths.tracking_target.exists():
             return None
         fields = read_json(paths.tracking_target)
-        return cls(Tracking(**fields["tracking"]), fields["ending"])
+        try:
+            settings = dict(fields["tracking"])
+            address, ending = settings.pop("uri", None), fields["ending"]
+            if not isinstance(address, str | None) or ending not in (None, *get_args(Ending)):
+                raise TypeError(f"uri {address!r}, ending {ending!r}")
+            return cls(Tracking(**settings), ending, address or None)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(
+                f"{paths.tracking_target}: is damaged ({printable(error)}). Restore it, or delete it: kdray then "
+                "knows no MLflow store of this sweep until the sweep is run again."
+            ) from None
 
-    def tracking_at(self, uri: str | None) -> Tracking:
-        """The settings with this address; None: with the address of the sweep.
+    def tracking_at(self, uri: str | None, paths: SweepPaths) -> Tracking:
+        """The settings with the address that the user gives now; None: with the address that the file remembers.
 
-        Raises SpecError where the address of the sweep contained a secret, which is not on disk.
+        Raises StorageError for a remembered address that the user has not given on this machine, and SpecError for an
+        address with a secret.
         """
-        settings = dict(self.tracking) | ({"uri": uri} if uri else {})
-        if "***" in (settings["uri"] or ""):
+        if uri:
+            tracking = self.tracking.with_dotted({"uri": uri})
+            accept_address(uri)
+            return tracking
+        if self.address is None:
+            return self.tracking
+        if has_secret(self.address):
             raise SpecError(
-                f"tracking.uri {settings['uri']}: the secret in it was not written down. Give the whole address with "
-                "--tracking-uri."
+                f"{paths.tracking_target}: the address in it has a secret, or had one that was not written down. Give "
+                "the address of the MLflow server, without the secret, with --tracking-uri."
             )
-        return Tracking(**settings)
+        check_address(self.address, paths.tracking_target, paths.storage, STORE)
+        return self.tracking.with_dotted({"uri": self.address})
 
     def write(self, paths: SweepPaths) -> None:
-        """Write the target, without the name and password that the address may have."""
-        settings = self.tracking.model_dump(mode="json")
-        settings["uri"] = mask_secrets(self.tracking.uri) if self.tracking.uri else None
+        """Write the target."""
+        settings = {**self.tracking.model_dump(mode="json"), "uri": self.tracking.uri or self.address}
         write_json(paths.tracking_target, {"tracking": settings, "ending": self.ending})
 
 
@@ -129,7 +159,7 @@ def _open_locked(path: Path) -> int:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,9 +8,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdray.errors import StorageError, TrackingError
+from kdray.safe_text.secrets import mask_secrets
 from kdray.search.claim import open_ledger
 from kdray.search.ledger import Ledger
 from kdray.storage.bucket_copies import sync_with_bucket
@@ -20,7 +21,7 @@ from kdray.storage.paths import SweepPaths, display_path
 from kdray.tracking.content import STATUS, RunContent, TrackedRun, trial_content
 from kdray.tracking.ids import save_run_ids, sweep_key, sweep_run_id
 from kdray.tracking.sender import Sender, SentCounts, describe_error
-from kdray.tracking.settings import Tracking, mask_secrets
+from kdray.tracking.settings import Tracking
 from kdray.tracking.spool import Spool, TrackingTarget
 from kdray.tracking.tracker import RunNumber
 
@@ -45,8 +46,9 @@ def send_spool(
     """Send the changes in the sweep's spool to the store at `uri`; None if there is nothing to send.
 
     `uri` None is the store of the sweep. `note` receives sentences for the user, `progress` the number of complete runs
-    and of all runs. Raises StorageError if there is no sweep in this folder, or a running one; SpecError if the address
-    of the store is not known; TrackingError if the store has received nothing for `tracking.patience_s`.
+    and of all runs. Raises StorageError if there is no sweep in this folder, or a running one, or if
+    the address of its store is one that the user has not given on this machine; SpecError if the address
+    of the store has a secret; TrackingError if the store has received nothing for `tracking.patience_s`.
     """
     if not (paths.settings.exists() or list_bucket(paths.root)):
         raise StorageError(
@@ -70,7 +72,7 @@ def _send_to(
         # Without an ending the driver was killed: its runs must be closed even if the spool is empty.
         if not changes and target.ending:
             return None
-        tracking = target.tracking_at(uri)
+        tracking = target.tracking_at(uri, paths)
         ledger = open_ledger(paths)
         runs = _desired_runs(paths, ledger, changes, killed=target.ending is None)
         sender = Sender(tracking, paths, sweep_key(ledger), runs, threading.RLock())
@@ -81,8 +83,8 @@ def _send_to(
         finally:
             save_run_ids(ledger, {number: run.run_id for number, run in runs.items() if run.run_id})
         spool.clear()
-        TrackingTarget(target.tracking, target.ending or "interrupted").write(paths)
-    return SyncResult(mask_secrets(sender.uri), sender.sent)
+        replace(target, ending=target.ending or "interrupted").write(paths)
+    return SyncResult(sender.uri, sender.sent)
 
 
 def _desired_runs(paths: SweepPaths, ledger: Ledger, changes: list[tuple[RunNumber, RunContent]], killed: bool) -> Runs:
@@ -141,17 +143,15 @@ def _send_runs(
             sender.write_page()
             return sender.delete_duplicates()
         except Exception as error:  # a store may raise any error
-            log.info(
-                "MLflow at %s: %s", mask_secrets(sender.uri), mask_secrets("".join(traceback.format_exception(error)))
-            )
+            log.info("MLflow at %s: %s", sender.uri, mask_secrets("".join(traceback.format_exception(error))))
             sender.is_connected, reason = False, describe_error(error, tracking.timeout_s)
             waiting = waiting[1:] + waiting[:1]  # the run itself may be the cause: the other runs come first
             if not failing_since:
                 failing_since = start
-                note(f"MLflow at {mask_secrets(sender.uri)} cannot be written to ({reason}); trying again.")
+                note(f"MLflow at {sender.uri} cannot be written to ({reason}); trying again.")
             if time.monotonic() - max(failing_since, sender.last_success_s) >= tracking.patience_s:
                 raise TrackingError(
-                    f"MLflow at {mask_secrets(sender.uri)} has taken nothing for {tracking.patience_s:g} s "
+                    f"MLflow at {sender.uri} has taken nothing for {tracking.patience_s:g} s "
                     f"({reason}). The unsent changes of {len(waiting)} of {len(runs)} runs stay in the sweep's folder; "
                     "run the same command again when the server answers."
                 ) from None

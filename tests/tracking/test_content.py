@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdray.errors import StorageError
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.tracking.content import Point, RunContent, TrackedRun, params_of, tags_of, trial_content
-from kdray.tracking.settings import mask_secrets
 
 WORDS = st.text(max_size=8)
 CONTENTS = st.builds(
@@ -27,14 +27,18 @@ CONTENTS = st.builds(
         st.builds(Point, st.floats(allow_nan=False), st.integers(0, 2**41)),
         max_size=3,
     ),
-    artifacts=st.dictionaries(WORDS, st.sampled_from([Path("/sweep/report"), Path("/elsewhere/x y")]), max_size=2),
+    artifacts=st.dictionaries(
+        st.sampled_from(["report", "student", "a/b"]),
+        st.sampled_from([Path("/sweep/report"), Path("/sweep/trials/x y")]),
+        max_size=2,
+    ),
 )
 
 
 @given(CONTENTS)
 def test_json_gives_the_same_content_again(content: RunContent) -> None:
     line = json.dumps(content.to_json(Path("/sweep")))
-    assert RunContent.from_json(json.loads(line), Path("/sweep")) == content
+    assert RunContent.from_json(json.loads(line), Path("/sweep"), "spool") == content
 
 
 @given(CONTENTS, CONTENTS)
@@ -46,9 +50,38 @@ def test_nothing_is_missing_after_the_missing_part_is_added(stored: RunContent, 
 
 
 def test_folders_of_a_moved_sweep_are_below_its_new_folder() -> None:
-    content = RunContent(artifacts={"report": Path("/old/sweep/report"), "other": Path("/elsewhere")})
-    moved = RunContent.from_json(content.to_json(Path("/old/sweep")), Path("/new/sweep"))
-    assert moved.artifacts == {"report": Path("/new/sweep/report"), "other": Path("/elsewhere")}
+    content = RunContent(artifacts={"report": Path("/old/sweep/report")})
+    moved = RunContent.from_json(content.to_json(Path("/old/sweep")), Path("/new/sweep"), "spool")
+    assert moved.artifacts == {"report": Path("/new/sweep/report")}
+
+
+@pytest.mark.parametrize("folder", ["/etc", "../other", "report/../../other", "", ".", "a//b", "~/x\\y"])
+def test_a_folder_outside_of_the_sweep_is_refused(folder: str) -> None:
+    with pytest.raises(StorageError, match=r"spool.jsonl, line 3: names a file .*, which "):
+        RunContent.from_json({"artifacts": {"report": folder}}, Path("/sweep"), "spool.jsonl, line 3")
+    with pytest.raises(StorageError, match="names a file"):
+        RunContent.from_json({"artifacts": {folder: "report"}}, Path("/sweep"), "spool.jsonl, line 3")
+
+
+def test_a_folder_outside_of_the_sweep_is_never_written() -> None:
+    with pytest.raises(ValueError, match="is not in the subpath"):
+        RunContent(artifacts={"report": Path("/elsewhere")}).to_json(Path("/sweep"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"metrics": [["accuracy", "much", 1, 1]]},
+        {"metrics": {"accuracy": 1}},
+        {"params": {"a": {}}},
+        {"started": "now"},
+        {"artifacts": ["/etc"]},
+        {"unknown": 1},
+    ],
+)
+def test_wrong_values_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        RunContent.from_json(fields, Path("/sweep"), "spool")
 
 
 def test_a_repeated_value_keeps_its_first_time_and_a_new_value_has_its_own() -> None:
@@ -102,11 +135,11 @@ def test_times_of_a_trial_are_computed_from_its_record() -> None:
     ("address", "masked"),
     [
         ("postgresql://me:secret@db/x", "postgresql://***@db/x"),
-        ("postgresql://db/x?user=me&password=secret&a=1", "postgresql://db/x?user=me&password=***&a=1"),
-        ("https://host/x?access_token=secret", "https://host/x?access_token=***"),
+        ("postgresql://me:se@cr/et@db/x", "postgresql://***@db/x"),
+        ("postgresql://db/x?user=me&password=secret&a=1", "postgresql://db/x?***"),
+        ("https://host/x?access_token=secret", "https://host/x?***"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
     ],
 )
-def test_secrets_in_addresses_are_masked(address: str, masked: str) -> None:
-    assert mask_secrets(address) == masked
+def test_params_and_tags_have_no_secrets(address: str, masked: str) -> None:
     assert params_of({"uri": address}) == tags_of({"uri": address}) == {"uri": masked}

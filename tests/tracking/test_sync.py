@@ -1,5 +1,6 @@
 """`kdray sync` without a server; for tests with a server see faults/test_mlflow.py."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,13 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from kdray.cli.app import app
+from kdray.errors import StorageError, TrackingError
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.storage import trust
 from kdray.storage.files import write_json
 from kdray.storage.paths import SweepPaths
+from kdray.tracking.database import make_database
+from kdray.tracking.registry import Registry
 from kdray.tracking.settings import Tracking, default_uri
 from kdray.tracking.spool import TrackingTarget
 from tests.tracking.scripted_sweep import ScriptedSweep, assert_all_in_mlflow
@@ -85,10 +90,80 @@ def test_controls_of_a_killed_driver_are_sent_with_its_trials(paths: SweepPaths)
     assert (run.info.status, run.data.metrics["accuracy"]) == ("FINISHED", 0.5)
 
 
-def test_an_address_with_a_secret_must_be_given_again(paths: SweepPaths) -> None:
-    finish_without_server(paths, "http://me:secret@127.0.0.1:9")
-    assert not [path for path in paths.root.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+def test_a_store_that_another_user_chose_receives_nothing_until_it_is_given(paths: SweepPaths) -> None:
+    finish_without_server(paths, "http://127.0.0.1:9")
+    trust.trusted_file().unlink()
+    trust._accepted.clear()
     code, _, err = kdray("sync", paths.root)
     assert code == 2
-    assert "kdray: tracking.uri http://***@127.0.0.1:9: the secret in it was not written down." in err
+    assert "names the MLflow store http://127.0.0.1:9, which you have not given to kdray on this machine" in err
     assert kdray("sync", paths.root, "--tracking-uri", "ftp://x")[0] == 2
+    assert kdray("sync", paths.root, "--tracking-uri", default_uri(paths))[0] == 0
+
+
+def artifacts_of(paths: SweepPaths) -> set[str]:
+    """The names of all files that MLflow has received."""
+    return {path.name for path in paths.tracking_artifacts.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["a file", "a folder", "the folder itself", "a pipe"])
+def test_links_and_pipes_in_a_folder_are_not_published(paths: SweepPaths, kind: str) -> None:
+    # In the storage: a link that leads out of it is refused before anything else is read.
+    private = paths.storage / "private"
+    private.mkdir()
+    (private / "id_rsa").write_text("private")
+    finish_without_server(paths, "http://127.0.0.1:9")
+    report = paths.report
+    if kind == "the folder itself":
+        report.symlink_to(private)
+    else:
+        report.mkdir()
+        (report / "report.md").write_text("a report")
+    if kind == "a file":
+        (report / "id_rsa").symlink_to(private / "id_rsa")
+    elif kind == "a folder":
+        (report / "keys").symlink_to(private)
+    elif kind == "a pipe":
+        os.mkfifo(report / "pipe")
+    with paths.spool.open("a") as spool:
+        spool.write('{"run": null, "artifacts": {"report": "report"}}\n')
+    code, out, err = kdray("sync", paths.root, "--tracking-uri", default_uri(paths))
+    assert code == 0, err
+    assert f"Left out: {report}: " in out
+    assert artifacts_of(paths) == set()
+
+
+def test_a_database_of_somebody_else_does_not_choose_where_files_go(paths: SweepPaths, tmp_path: Path) -> None:
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    make_database(paths.tracking_database, tmp_path / "scratch")
+    MlflowClient(default_uri(paths)).create_experiment("later", elsewhere.as_uri())
+    sweep = ScriptedSweep(paths, Tracking(experiment="later"))
+    paths.report.mkdir()
+    (paths.report / "report.md").write_text("a report")
+    sweep.figures(paths.report)
+    sweep.trials(0)
+    sweep.end()
+    assert not elsewhere.exists()
+
+
+def test_a_database_of_somebody_else_does_not_choose_where_a_student_goes(paths: SweepPaths, tmp_path: Path) -> None:
+    make_database(paths.tracking_database, tmp_path / "scratch")
+    client = MlflowClient(default_uri(paths))
+    experiment = client.create_experiment("later", (tmp_path.parent / "elsewhere").as_uri())
+    run_id = client.create_run(experiment).info.run_id
+    registry = Registry("films", Tracking(patience_s=0), paths)
+    written: list[Path] = []
+
+    def write() -> Path:
+        written.append(tmp_path)
+        return tmp_path
+
+    with pytest.raises(TrackingError, match="outside of the storage, so nothing is sent there"):
+        registry.retry(lambda: registry.find_or_create_version("weights", run_id, {}, "", write))
+    assert written == []
+
+
+def test_a_database_that_is_a_link_is_refused(paths: SweepPaths, tmp_path: Path) -> None:
+    paths.tracking_database.symlink_to(tmp_path.parent / "mail.db")
+    with pytest.raises(StorageError, match=r"is a link to .*mail\.db, outside of"):
+        ScriptedSweep(paths, Tracking())

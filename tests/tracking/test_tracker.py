@@ -148,10 +148,10 @@ def test_the_tag_of_a_user_without_a_name_is_the_user_id(monkeypatch: pytest.Mon
     assert source_tags()["mlflow.user"] == str(os.getuid())
 
 
-def test_a_new_report_in_the_same_folder_replaces_the_old_one(store: StoragePaths, tmp_path: Path):
+def test_a_new_report_in_the_same_folder_replaces_the_old_one(store: StoragePaths):
     """The path of the folder alone does not show that its files have changed."""
-    report = tmp_path / "report"
-    report.mkdir()
+    report = SweepPaths(store.storage, "quickstart").report
+    report.mkdir(parents=True)
     tracker = start_sweep(store, "report", [])
     for text in ("the first choice", "the second choice"):
         (report / "report.md").write_text(text)
@@ -213,12 +213,13 @@ def test_a_deleted_experiment_is_restored(store: StoragePaths):
     assert len(runs_by_name(store, "deleted")) == 3
 
 
-def test_folders_become_artifacts_in_the_storage(store: StoragePaths, tmp_path: Path):
-    (tmp_path / "student").mkdir()
-    (tmp_path / "student" / "config.json").write_text("{}")
+def test_folders_become_artifacts_in_the_storage(store: StoragePaths):
+    student = SweepPaths(store.storage, "quickstart").student(7)
+    student.mkdir(parents=True)
+    (student / "config.json").write_text("{}")
     tracker = start_sweep(store, "artifacts", [trial()])
-    tracker.log_artifacts(tmp_path / "student", "student", trial=7)
-    tracker.log_artifacts(tmp_path / "student", "chosen")
+    tracker.log_artifacts(student, "student", trial=7)
+    tracker.log_artifacts(student, "chosen")
     tracker.end_sweep("finished")
     run_id = runs_by_name(store, "artifacts")["trial 007 depth 2"].info.run_id
     files = MlflowClient(default_uri(store)).list_artifacts(run_id, "student")
