@@ -3,8 +3,7 @@
 Users publish the card with the folder, so it must not contain paths of this machine.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from kdray.evaluation.formatting import format_metric, format_setting, heading
 from kdray.evaluation.statistics import Interval
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.export.checks import EXPORT_FILE, ExportResult, read_export_result
-from kdray.export.forms import FOLDER
+from kdray.export.forms import FILES, FOLDER
 from kdray.export.shipped import Shipped
 from kdray.report import confirmed
 from kdray.report.figures import Figures
+from kdray.safe_text.escaping import Markdown, markdown_code, markdown_table, markdown_text, yaml_text
 from kdray.settings import dotted_values, names_that_may_change
 from kdray.training.trial import Recipe
 
@@ -42,10 +42,10 @@ def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
     data, teacher = _data_name(student.settings), _teacher_name(student.settings)
     parts = [
         f"---\n{_metadata(student, figures, measured, data)}\n---",
-        f"# {figures.name}",
-        f"A small model for {student.task.name}, distilled from {teacher} on {data} with kdray. It predicts "
-        f"one of {len(labels)} labels: {', '.join(labels)}.",
-        "\n".join(figures.sentences),
+        f"# {markdown_text(figures.name)}",
+        f"A small model for {student.task.name}, distilled from {teacher} on {markdown_text(data)} with kdray. It "
+        f"predicts one of {len(labels)} labels: {markdown_text(', '.join(labels))}.",
+        "\n".join(map(markdown_text, figures.sentences)),
         "## Usage",
         _code_block(_pytorch_code(student)),
         *_onnx_parts(student, exported),
@@ -57,12 +57,12 @@ def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
         *_confirmed_parts(figures),
         "## Costs",
         _cost_table(figures, chosen),
-        *([f"Measured: {figures.conditions}."] if figures.conditions else []),
+        *([markdown_text(f"Measured: {figures.conditions}.")] if figures.conditions else []),
         *_form_parts(exported),
         "## Settings",
         f"The model is the student of trial {chosen.number} (number of trials in the sweep: {len(figures.records)}). "
         "The settings of this trial that influence its metrics, fixed and searched ones:",
-        _table(["setting", "value"], _setting_rows(student, chosen)),
+        markdown_table(["setting", "value"], _setting_rows(student, chosen)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -74,8 +74,8 @@ def _metadata(student: Shipped, figures: Figures, measured: Mapping[str, Mapping
     results = [
         EvalResult(
             task_type=pipeline,
-            dataset_type=data,
-            dataset_name=data,
+            dataset_type=yaml_text(data),
+            dataset_name=yaml_text(data),
             dataset_split=split,
             metric_type=HUB_METRICS[name],
             metric_name=heading(name),
@@ -89,7 +89,7 @@ def _metadata(student: Shipped, figures: Figures, measured: Mapping[str, Mapping
         pipeline_tag=pipeline,
         tags=[pipeline, "knowledge-distillation", "kdray"],
         metrics=[result.metric_type for result in results] or None,
-        model_name=figures.name if results else None,
+        model_name=yaml_text(figures.name) if results else None,
         eval_results=results or None,
     )
     return str(card.to_yaml()).strip()
@@ -120,7 +120,7 @@ def _onnx_parts(student: Shipped, exported: ExportResult | None) -> list[str]:
     form = exported.figures_of("int8") or exported.figures_of("onnx")
     if form is None:
         return []
-    return ["Without PyTorch, with onnxruntime:", _code_block(_onnx_code(student, form.file))]
+    return ["Without PyTorch, with onnxruntime:", _code_block(_onnx_code(student, FILES[form.form]))]
 
 
 def _onnx_code(student: Shipped, file: str) -> str:
@@ -152,11 +152,11 @@ def _quality_table(
             heading(name),
             format_metric(name, teacher.get(name)),
             format_metric(name, validation.get(name)),
-            format_metric(name, test.get(name)) + _format_bounds(name, intervals.get(name)),
+            Markdown(format_metric(name, test.get(name)) + _format_bounds(name, intervals.get(name))),
         ]
         for name in names
     ]
-    return _table(["metric", "teacher, validation", "student, validation", "student, test"], rows)
+    return markdown_table(["metric", "teacher, validation", "student, validation", "student, test"], rows)
 
 
 def _pytorch_intervals(exported: ExportResult | None) -> Mapping[str, Interval]:
@@ -167,10 +167,15 @@ def _pytorch_intervals(exported: ExportResult | None) -> Mapping[str, Interval]:
 def _interval_note(exported: ExportResult | None) -> list[str]:
     if exported is None or not _pytorch_intervals(exported):
         return []
-    return [
+    # Without brackets in the table, there is nothing to explain about them.
+    intervals = [_format_bounds(name, interval) for name, interval in _pytorch_intervals(exported).items()]
+    brackets = (
         f"In brackets: the 95 % confidence interval of the metric (bootstrap over the {exported.rows:,} "
-        f"{exported.split} rows). The validation rows were used to choose the student, so its metrics on these rows "
-        "tend to be too high."
+        f"{markdown_text(exported.split)} rows). "
+    )
+    return [
+        f"{brackets if any(intervals) else ''}The validation rows were used to choose the student, so its metrics on "
+        "these rows tend to be too high."
     ]
 
 
@@ -178,7 +183,7 @@ def _confirmed_parts(figures: Figures) -> list[str]:
     if figures.verdict is None:
         return []
     rows = [cells for _, cells in confirmed.rows(figures.verdict)]
-    return [confirmed.about(figures.verdict), _table(confirmed.titles(figures.verdict), rows)]
+    return [confirmed.about(figures.verdict), markdown_table(confirmed.titles(figures.verdict), rows)]
 
 
 def _cost_table(figures: Figures, chosen: TrialRecord) -> str:
@@ -187,7 +192,7 @@ def _cost_table(figures: Figures, chosen: TrialRecord) -> str:
         for name in figures.costs
         if name in chosen.metrics
     ]
-    return _table(["cost", "teacher", "student"], rows)
+    return markdown_table(["cost", "teacher", "student"], rows)
 
 
 def _form_parts(exported: ExportResult | None) -> list[str]:
@@ -208,12 +213,14 @@ def _form_parts(exported: ExportResult | None) -> list[str]:
     rows = [
         [
             form.form,
-            f"`{form.file}`",
+            markdown_code(FILES[form.form]),
             format_metric("size_mb", form.size_mb),
             format_metric("latency_ms", form.latency_ms),
             format_metric("latency_p95_ms", form.latency_p95_ms),
             format_metric("throughput_per_s", form.throughput_per_s),
-            format_metric(quality, form.metrics[quality]) + _format_bounds(quality, form.intervals.get(quality)),
+            Markdown(
+                format_metric(quality, form.metrics[quality]) + _format_bounds(quality, form.intervals.get(quality))
+            ),
             format_metric("agreement", form.agreement),
             f"{form.largest_difference:.2g}",
         ]
@@ -221,11 +228,11 @@ def _form_parts(exported: ExportResult | None) -> list[str]:
     ]
     introduction = (
         f"The forms of the model, measured on the same machine. The columns {heading(quality)} and agreement (the "
-        f"share of rows with the same predicted label) are from the {exported.rows:,} {exported.split} rows. "
-        f"Conditions: {exported.conditions}."
+        f"share of rows with the same predicted label) are from the {exported.rows:,} {markdown_text(exported.split)} "
+        f"rows. Conditions: {markdown_text(exported.conditions)}."
     )
-    missing = [f"Not available: {form}, because {reason}." for form, reason in exported.missing.items()]
-    return [introduction, _table(titles, rows), *missing]
+    missing = [markdown_text(f"Not available: {form}, because {reason}.") for form, reason in exported.missing.items()]
+    return [introduction, markdown_table(titles, rows), *missing]
 
 
 def _setting_rows(student: Shipped, chosen: TrialRecord) -> list[list[str]]:
@@ -234,7 +241,7 @@ def _setting_rows(student: Shipped, chosen: TrialRecord) -> list[list[str]]:
     recipe = Recipe(**fixed).with_dotted(chosen.params)
     left_out = names_that_may_change(recipe)
     return [
-        [f"`{name}`", _format_value(name, value)]
+        [markdown_code(name), _format_value(name, value)]
         for name, value in dotted_values(recipe).items()
         if value is not None and name not in left_out
     ]
@@ -246,7 +253,7 @@ def _format_value(name: str, value: Any) -> str:
 
 def _teacher_name(settings: Mapping[str, Any]) -> str:
     model = settings["teacher"]["model"]
-    return f"`{_public_name(model)}`" if isinstance(model, str) else "a Transformer trained from scratch"
+    return markdown_code(_public_name(model)) if isinstance(model, str) else "a Transformer trained from scratch"
 
 
 def _data_name(settings: Mapping[str, Any]) -> str:
@@ -271,8 +278,3 @@ def _format_bounds(metric: str, interval: Interval | None) -> str:
 
 def _code_block(code: str) -> str:
     return f"```python\n{code}\n```"
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *rows]
-    return "\n".join(f"| {' | '.join(re.sub(r'[|]', '/', cell) for cell in line)} |" for line in lines)

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from kdray.data.rows import Rows
+from kdray.errors import StorageError
 from kdray.evaluation.measuring import (
     describe_conditions,
     hardware_name,
@@ -30,6 +32,7 @@ from kdray.evaluation.statistics import (
 )
 from kdray.export.forms import FILES, Form
 from kdray.export.shipped import Shipped
+from kdray.safe_text.escaping import printable
 from kdray.slots.job import Worker, torch_threads
 from kdray.storage.files import read_json
 from kdray.tasks.task import Task
@@ -91,21 +94,17 @@ class ExportResult:
 
 
 def read_export_result(file: Path) -> ExportResult | None:
-    """Read the result of an export; None if the student was not exported."""
+    """Read the result of an export; None if the student was not exported. Raises StorageError for a damaged file."""
     if not file.exists():
         return None
-    fields = read_json(file)
-    forms = tuple(
-        FormFigures(
-            **{
-                **figures,
-                "intervals": {name: Interval(**bounds) for name, bounds in figures["intervals"].items()},
-                "difference": figures["difference"] and Interval(**figures["difference"]),
-            }
-        )
-        for figures in fields["forms"]
-    )
-    return ExportResult(**{**fields, "forms": forms})
+    try:
+        return TypeAdapter(ExportResult).validate_python(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StorageError(
+            f"{file}: is damaged ({printable(where)}: {first['msg']}). Run `kdray export` again to replace it."
+        ) from None
 
 
 class FormChecker:

@@ -18,6 +18,7 @@ from kdray.export.checks import EXPORT_FILE, ExportResult, FormChecker, FormFigu
 from kdray.export.forms import FILES, FOLDER, Form, OnnxModel, require_installed
 from kdray.export.graphs import NEEDED, write_int8, write_onnx
 from kdray.export.shipped import Shipped
+from kdray.export.student_files import copy_student_files
 from kdray.report.figures import Figures
 from kdray.report.screen import Screen
 from kdray.storage.files import replace_folder, write_json
@@ -69,15 +70,17 @@ def check_empty(to: Path) -> None:
         raise StorageError(f"--to {to}: you may not write into {existing}. Name another folder.")
 
 
-def copy_student(folder: Path, to: Path) -> None:
-    """Copy a student's complete folder. `to` must be empty or missing; raises StorageError otherwise."""
+def copy_student(folder: Path, to: Path) -> list[str]:
+    """Copy the files of a student, and return the names of the other files in its folder, which are not copied.
+
+    `to` must be empty or missing; raises StorageError otherwise, and for a link that leads out of the folder.
+    """
     check_empty(to)
     # An existing folder cannot be replaced if it is a mount point or the working directory.
     if to.exists():
-        shutil.copytree(folder, to, dirs_exist_ok=True)
-        return
+        return copy_student_files(folder, to)
     with replace_folder(to) as place:
-        shutil.copytree(folder, place, dirs_exist_ok=True)
+        return copy_student_files(folder, place)
 
 
 def _test_rows(student: Shipped) -> Rows:

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kdray.errors import ResourceError, StorageError
 from kdray.models.pretrained import Pretrained
+from kdray.safe_text.escaping import printable
 
 Form: TypeAlias = Literal["pytorch", "onnx", "int8"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -55,6 +56,7 @@ class OnnxModel(nn.Module):
     """An ONNX file that onnxruntime runs on the CPU."""
 
     def __init__(self, file: Path, threads: int = 0) -> None:
+        """Load the file. Raises StorageError for a file that onnxruntime cannot load."""
         super().__init__()
         require_installed(["onnxruntime"])
         import onnxruntime  # noqa: PLC0415  (an extra)
@@ -62,7 +64,13 @@ class OnnxModel(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        self._session: Any = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        try:
+            # onnxruntime refuses a graph whose weights are in a file outside of its folder, also through a link.
+            self._session: Any = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no class in common
+            raise StorageError(
+                f"{file}: onnxruntime cannot load it ({printable(error, 300)}). Make it again with `kdray export`."
+            ) from None
         self._input_names = [entry.name for entry in self._session.get_inputs()]
 
     def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:

@@ -5,14 +5,14 @@
 In array names: N texts, B texts of a batch, C labels.
 """
 
-import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,17 @@ import torch
 from transformers import AutoTokenizer
 
 from kdray.data.cells import text_column
-from kdray.data.sources import SUFFIXES, Column, Table, decode_line, open_source
+from kdray.data.data_files import READABLE
+from kdray.data.delimited import decode_line
+from kdray.data.reading import Reading
+from kdray.data.sources import read_file
+from kdray.data.tables import Column, Table
 from kdray.errors import DataError, SpecError
 from kdray.evaluation.outputs import evaluation_mode
 from kdray.export.forms import Form, open_form
 from kdray.export.shipped import Shipped
+from kdray.safe_text.escaping import printable
+from kdray.safe_text.spreadsheet import csv_cell, is_formula, write_csv
 from kdray.storage.files import replace_file
 
 CHUNK = 2_048
@@ -130,20 +136,39 @@ def read_lines(stream: BinaryIO, student: Shipped) -> Iterator[tuple[list[str], 
         yield [text for text, _ in rows], [pair or "" for _, pair in rows] if student.task.pair else None
 
 
-def predict_file(
-    predictor: Predictor, source: Path, target: Path, columns: Sequence[str], on_progress: Callable[[int, int], None]
-) -> int:
-    """Write the rows of the file `source` with their predictions to the file `target`; return the number of rows.
+@dataclass(frozen=True)
+class WrittenFile:
+    """The result of `predict_file`."""
 
-    `columns` are the names of the columns of a file without a header. `on_progress` receives the number of complete
-    rows and of all rows. The new columns are `predicted`, `probability`, and `probability_LABEL` for every label.
+    rows: int
+    note: str | None
+    """What was recognised in the file and changed in cells, for the user; None for nothing."""
+
+
+def predict_file(
+    predictor: Predictor,
+    source: Path,
+    target: Path,
+    reading: Reading,
+    on_progress: Callable[[int, int], None],
+    *,
+    raw: bool = False,
+) -> WrittenFile:
+    """Write the rows of the file `source` with their predictions to the file `target`.
+
+    Without names in `reading`, the columns of a file without a header are those of the sweep's data. `on_progress`
+    receives the number of complete rows and of all rows. In a csv file, a cell that a spreadsheet would take for a
+    formula begins with an apostrophe, unless `raw`. The new columns are `predicted`, `probability`, and
+    `probability_LABEL` for every label.
     Raises SpecError for a target that cannot be written, DataError for a source that cannot be read.
     """
     check_target(source, target)
-    table = _read_table(source, columns or predictor.student.data.columns)
+    columns = reading.columns or predictor.student.data.columns
     task = predictor.student.task
-    texts = _read_texts(table, task.text)
-    pairs = _read_texts(table, task.pair) if task.pair else None
+    with _names_of_options():
+        table = _read_table(source, reading.model_copy(update={"columns": columns}))
+        texts = _read_texts(table, task.text)
+        pairs = _read_texts(table, task.pair) if task.pair else None
     if not texts:
         raise DataError(f"{source}: no rows in it. Give a file with at least one text.")
     new_columns = (LABEL, PROBABILITY, *(f"{PROBABILITY}_{label}" for label in predictor.labels))
@@ -161,9 +186,13 @@ def predict_file(
         f"{PROBABILITY}_{label}": [round(float(value), 6) for value in probabilities_NxC[:, number]]
         for number, label in enumerate(predictor.labels)
     }
+    note = None
+    if target.suffix == ".csv" and not raw:
+        result, note = _without_formulas(result)
     with replace_file(target) as file:
         _WRITERS[target.suffix](file, result)
-    return len(texts)
+    notes = [*table.notes, *([note] if note else [])]
+    return WrittenFile(len(texts), " ".join(notes) or None)
 
 
 def check_target(source: Path, target: Path) -> None:
@@ -192,22 +221,30 @@ def _parse_line(line: bytes, number: int, student: Shipped) -> tuple[str, str | 
     return first, second
 
 
-def _read_table(source: Path, columns: Sequence[str]) -> Table:
+def _read_table(source: Path, reading: Reading) -> Table:
     if not source.is_file():
-        raise DataError(f"{source}: no such file. Give a file ending in {', '.join(SUFFIXES)}; `-` reads lines.")
+        raise DataError(f"{source}: no such file. Give a file ending in {READABLE}; `-` reads lines.")
+    return read_file(source, reading)
+
+
+@contextmanager
+def _names_of_options() -> Iterator[None]:
+    """Replace settings of a sweep in the message of a DataError by the options of the command."""
     try:
-        (table,) = open_source(str(source), None, None, columns).read("train")
-    except DataError as error:  # its message names settings of a sweep; here they are options of the command
-        message = str(error).removeprefix("data.source ").replace("data.columns", "--columns")
+        yield
+    except DataError as error:
+        message = str(error).removeprefix("data.source ")
+        for name in Reading.model_fields:
+            message = message.replace(f"data.{name}", f"--{name.replace('_', '-')}")
         raise DataError(message) from None
-    return table
 
 
 def _read_texts(table: Table, name: str) -> list[str]:
-    if name not in table.columns:
+    if table.column(name) is None:
         raise DataError(
             f"{table.where}: no column {name!r}, which this student reads; the file has the columns "
-            f"{', '.join(table.columns)}. Rename the column with the texts; a file without a header needs --columns."
+            f"{', '.join(table.columns)}. {table.hint}Rename the column with the texts; a file without a header needs "
+            f"--columns."
         )
     return list(text_column(table, name, "task.text").to_pylist())
 
@@ -220,24 +257,23 @@ def _cells(column: Column) -> list[Any]:
     return [cell.decode(errors="replace") if isinstance(cell, bytes) else cell for cell in column.to_pylist()]
 
 
-@dataclass(frozen=True)
-class _LineFeedStream:
-    """The output of the csv writer, with the line end \\r\\n of that writer replaced by \\n.
-
-    The writer quotes a cell with \\r only if its own line end contains \\r, so it cannot be given \\n itself.
-    """
-
-    stream: TextIO
-
-    def write(self, line: str) -> int:
-        return self.stream.write(line.removesuffix("\r\n") + "\n")
+def _without_formulas(columns: Mapping[str, Sequence[Any]]) -> tuple[dict[str, list[Any]], str | None]:
+    """The columns without formulas of a spreadsheet, and the note about it; None if there are no formulas."""
+    cells = (cell for name, column in columns.items() for cell in (name, *column))
+    formulas = [cell for cell in cells if is_formula(cell)]
+    safe = {csv_cell(name): [csv_cell(cell) for cell in column] for name, column in columns.items()}
+    if not formulas:
+        return safe, None
+    return safe, (
+        f"{len(formulas):,} cells now begin with an apostrophe, because a spreadsheet would take them for formulas, "
+        f"such as {printable(formulas[0], 60)!r}. Write them as they are with --raw."
+    )
 
 
 def _write_csv(file: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(_LineFeedStream(stream))
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+        # `_without_formulas` has seen the cells before, unless the user wants them raw.
+        write_csv(stream, [list(columns), *zip(*columns.values(), strict=True)], raw=True)
 
 
 def _write_jsonl(file: Path, columns: Mapping[str, Sequence[Any]]) -> None:

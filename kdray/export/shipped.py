@@ -12,10 +12,13 @@ from kdray.data.splits import Data
 from kdray.errors import StorageError
 from kdray.evaluation.measuring import Latency
 from kdray.export.forms import FOLDER
+from kdray.export.student_files import FORM_FILES, copy_student_files
+from kdray.models.folders import weights_fingerprint
 from kdray.models.lineage import Lineage
-from kdray.models.pretrained import Pretrained, weights_fingerprint
+from kdray.models.pretrained import Pretrained
 from kdray.search.claim import read_settings
 from kdray.storage.files import file_fingerprint, replace_folder
+from kdray.storage.names import check_regular_files
 from kdray.storage.paths import SweepPaths, display_path
 from kdray.storage.records import read_record
 from kdray.tasks.text_classification import TextClassification
@@ -46,6 +49,7 @@ class Shipped:
 
         A storage in a bucket transfers complete folders only: other machines do not see a file that is added to one.
         """
+        check_regular_files(self.folder, self.paths.root)
         with replace_folder(self.folder) as place:
             shutil.copytree(self.folder, place, dirs_exist_ok=True)
             yield place
@@ -57,7 +61,11 @@ class Shipped:
 
 
 def read_shipped(paths: SweepPaths) -> Shipped:
-    """Read the chosen student of a sweep. Raises StorageError if there is no sweep in this folder, or no student."""
+    """Read the chosen student of a sweep.
+
+    Raises StorageError if there is no sweep in this folder, no student, or a link in its folder that leads out of it:
+    the files of the folder are read, exported and published.
+    """
     settings = read_settings(paths)
     decision = read_record(Decision, paths.choice) or Decision()
     if decision.chosen is not None and decision.measured is None:
@@ -70,6 +78,7 @@ def read_shipped(paths: SweepPaths) -> Shipped:
             f"{paths.chosen}: there is no chosen student: the sweep has not ended, or no student satisfies its rule. "
             f"Wait for the end of the sweep, or see `kdray show` for the reason."
         )
+    check_regular_files(paths.chosen, paths.root)
     return Shipped(
         paths=paths,
         task=TextClassification(**settings["task"]),
@@ -87,4 +96,4 @@ def copy_forms(before: Path, now: Path) -> None:
     if not (before / FOLDER).is_dir() or not (before / weights).exists() or not (now / weights).exists():
         return
     if file_fingerprint(before / weights) == file_fingerprint(now / weights):
-        shutil.copytree(before / FOLDER, now / FOLDER)
+        copy_student_files(before, now, FORM_FILES)

@@ -37,7 +37,7 @@ def rows(verdict: Verdict) -> Iterator[tuple[bool, list[str]]]:
 
 def failures(verdict: Verdict) -> list[str]:
     """For each failed rerun a line with the reason."""
-    return [f"{run}: {' '.join(error.split())}" for run, error in verdict.failed.items()]
+    return [f"{run}: {error}" for run, error in verdict.failed.items()]
 
 
 def _name(student: ConfirmedStudent) -> str:

@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from kdray.choice.controls import Control
 from kdray.choice.reruns import Role
 from kdray.evaluation.formatting import format_metric, format_setting, heading, headings
+from kdray.losses.distillation import Distillation
 from kdray.report.figures import Figures
 
 TITLE = "The gain from distillation and from the search, for each architecture"
+_DEFAULTS = Distillation()
 ABOUT = (
     "For each architecture on the front: its best trial, and the same student trained on labels only and with default "
-    "distillation (T 2, alpha 0.5, the sweep's own training settings). All have the seed of the search and the same "
-    "number of epochs, and are measured on the validation rows. The trial is the best of many on these rows, so its "
-    "figure is overestimated; a difference of one point is noise."
+    f"distillation (T {_DEFAULTS.temperature:g}, alpha {_DEFAULTS.alpha:g}, the sweep's own training settings). All "
+    "have the seed of the search and the same number of epochs, and are measured on the validation rows. The trial is "
+    "the best of many on these rows, so its figure is overestimated; a difference of one point is noise."
 )
 ROLES: tuple[Role, ...] = ("labels only", "default distillation")
 
@@ -43,9 +45,7 @@ def rows(figures: Figures) -> Iterator[tuple[bool, list[str]]]:
 def failures(figures: Figures) -> list[str]:
     """For each failed control a line with the reason."""
     return [
-        f"trial {control.trial:03d}, {control.role}: {' '.join(control.error.split())}"
-        for control in figures.controls
-        if control.error
+        f"trial {control.trial:03d}, {control.role}: {control.error}" for control in figures.controls if control.error
     ]
 
 

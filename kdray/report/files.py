@@ -1,10 +1,8 @@
 """The files of the report: report.html, report.md, results.csv and front.png."""
 
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kdray.choice.verdict import Verdict
 from kdray.evaluation.formatting import format_metric, format_settings, format_status, heading, headings, shorten
@@ -14,6 +12,9 @@ from kdray.report.figures import Figures
 from kdray.report.front import front_picture
 from kdray.report.page import page
 from kdray.report.table import trial_cells
+from kdray.safe_text.escaping import markdown_table, markdown_text
+from kdray.safe_text.secrets import mask_secrets
+from kdray.safe_text.spreadsheet import write_csv
 from kdray.storage.files import replace_folder
 
 
@@ -30,43 +31,42 @@ def results_csv(figures: Figures) -> str:
     """The text of results.csv: one line for each trial, in full precision and under the dotted names."""
     params = list(dict.fromkeys(name for record in figures.records for name in record.params))
     metrics = list(dict.fromkeys(name for record in figures.records for name in record.metrics))
-    text = io.StringIO()
     columns = ["trial", "state", "place", *params, *metrics, "seconds", "attempts", "host", "error", "run_id"]
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for record in figures.records:
-        writer.writerow(
-            {
-                "trial": record.number,
-                "state": record.state,
-                "place": figures.place(record),
-                **record.params,
-                **record.metrics,
-                "seconds": round(record.ended - record.started, 3) if record.ended else "",
-                "attempts": record.attempts,
-                "host": record.host,
-                "error": record.error or "",
-                "run_id": record.run_id or "",
-            }
-        )
+    rows = [
+        {
+            "trial": record.number,
+            "state": record.state,
+            "place": figures.place(record),
+            **record.params,
+            **record.metrics,
+            "seconds": round(record.ended - record.started, 3) if record.ended else "",
+            "attempts": record.attempts,
+            "host": record.host,
+            "error": mask_secrets(record.error or ""),
+            "run_id": record.run_id or "",
+        }
+        for record in figures.records
+    ]
+    text = io.StringIO()
+    write_csv(text, [columns, *([row.get(name, "") for name in columns] for row in rows)])
     return text.getvalue()
 
 
 def markdown(figures: Figures) -> str:
     """The text of report.md."""
-    parts = [f"# {figures.name}", *figures.sentences]
+    parts = [f"# {markdown_text(figures.name)}", *map(markdown_text, figures.sentences)]
     chosen = next((record for record in figures.records if record.number == figures.chosen), None)
     if chosen is not None:
         parts += [
             "## The chosen student and its teacher, on the validation rows",
             _teacher_table(figures, chosen),
-            f"Settings of trial {chosen.number:03d}: {format_settings(chosen.params)}.",
+            markdown_text(f"Settings of trial {chosen.number:03d}: {format_settings(chosen.params)}."),
         ]
-        parts += [f"Measured: {figures.conditions}."] if figures.conditions else []
+        parts += [markdown_text(f"Measured: {figures.conditions}.")] if figures.conditions else []
     if figures.verdict is not None:
         parts += ["## Confirmed", *_confirmation(figures.verdict)]
     on_front = [record for record in figures.by_quality() if figures.place(record)]
-    objectives = " and ".join(heading(name) for name in figures.objectives)
+    objectives = markdown_text(" and ".join(heading(name) for name in figures.objectives))
     parts += [
         f"## The Pareto front of {objectives}",
         "No trial is better than these in one objective without being worse in another. To see the settings of a "
@@ -78,7 +78,7 @@ def markdown(figures: Figures) -> str:
     ]
     if figures.controls:
         parts += [f"## {controls.TITLE}", *_controls(figures)]
-    failures = [f"trial {r.number:03d}: {' '.join((r.error or '').split())}" for r in figures.records if r.error]
+    failures = [f"trial {r.number:03d}: {r.error}" for r in figures.records if r.error]
     parts += ["## Failed trials", *_bullets(failures)] if failures else []
     parts.append("All figures in full precision, under their names in MLflow: [results.csv](results.csv).")
     return "\n\n".join(parts) + "\n"
@@ -91,33 +91,27 @@ def _teacher_table(figures: Figures, chosen: TrialRecord) -> str:
         for name in dict.fromkeys((*figures.columns, "macro_f1", "mcc", "agreement", *figures.costs))
         if name in chosen.metrics
     ]
-    return _markdown_table(["", "teacher", f"trial {chosen.number:03d}"], rows)
+    return markdown_table(["", "teacher", f"trial {chosen.number:03d}"], rows)
 
 
 def _confirmation(verdict: Verdict) -> list[str]:
     rows = [cells for _, cells in confirmed.rows(verdict)]
-    table = _markdown_table(confirmed.titles(verdict), rows)
+    table = markdown_table(confirmed.titles(verdict), rows)
     return [confirmed.about(verdict), table, *_bullets(confirmed.failures(verdict))]
 
 
 def _controls(figures: Figures) -> list[str]:
-    table = _markdown_table(controls.titles(figures), [cells for _, cells in controls.rows(figures)])
+    table = markdown_table(controls.titles(figures), [cells for _, cells in controls.rows(figures)])
     return [controls.ABOUT, table, *_bullets(controls.failures(figures))]
 
 
 def _bullets(lines: Sequence[str]) -> list[str]:
     """One list of these lines, or nothing if there are no lines."""
-    return ["\n".join(f"- {line}" for line in lines)] if lines else []
+    return ["\n".join(f"- {markdown_text(line)}" for line in lines)] if lines else []
 
 
 def _trial_table(figures: Figures, records: Sequence[TrialRecord]) -> str:
     names = headings(figures.searched).values()
     titles = ["trial", *names, *(heading(name) for name in figures.columns), "status"]
     rows = [[*trial_cells(figures, record), shorten(format_status(record), 60)] for record in records]
-    return _markdown_table(titles, rows)
-
-
-def _markdown_table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *rows]
-    # A vertical bar in a cell, as in an error, would begin a new column.
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
+    return markdown_table(titles, rows)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
@@ -9,8 +10,11 @@ from matplotlib.figure import Figure as Picture
 from kdray.evaluation.formatting import heading
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
+from kdray.safe_text.escaping import one_line
 
 FRONT, CHOSEN, TEACHER, OTHER, CONTROL = "#1f6fb4", "#e4572e", "#222222", "#9aa5b1", "#7a5195"
+_PLAIN: dict[str, Any] = {"parse_math": False}
+"""For matplotlib's texts: it reads `$...$` as mathematics, and raises an error where that cannot be read."""
 LOG_AXIS_RATIO = 12
 """The largest cost over the smallest one, above which the cost axis is logarithmic."""
 
@@ -28,9 +32,9 @@ def front_picture(figures: Figures) -> Picture:
         )
     axes.plot(*front_line(figures), color=FRONT, linewidth=1.2, alpha=0.6, zorder=2)
     for record in _front_records(figures):
-        name = f"{record.number:03d}  {_depth_label(record)}".rstrip()
+        name = one_line(f"{record.number:03d}  {_depth_label(record)}")
         point = (record.metrics[figures.cost], record.metrics[figures.quality])
-        axes.annotate(name, point, (-7, 7), textcoords="offset points", fontsize=8, ha="right", color=FRONT)
+        axes.annotate(name, point, (-7, 7), textcoords="offset points", fontsize=8, ha="right", color=FRONT, **_PLAIN)
     _draw_teacher(figures, axes)
     if needs_log_axis(figures):
         axes.set_xscale("log")
@@ -39,11 +43,10 @@ def front_picture(figures: Figures) -> Picture:
     else:
         axes.set_xlim(left=0)
     axes.margins(0.1)
-    axes.set_xlabel(axis_title(figures.cost))
-    axes.set_ylabel(axis_title(figures.quality))
-    axes.set_title(
-        f"{figures.name}: {heading(figures.quality)} over {heading(figures.cost)}", loc="left", weight="bold"
-    )
+    axes.set_xlabel(one_line(axis_title(figures.cost)), **_PLAIN)
+    axes.set_ylabel(one_line(axis_title(figures.quality)), **_PLAIN)
+    title = one_line(f"{figures.name}: {heading(figures.quality)} over {heading(figures.cost)}")
+    axes.set_title(title, loc="left", weight="bold", **_PLAIN)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:

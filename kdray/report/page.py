@@ -7,14 +7,24 @@ from importlib import resources
 import plotly.graph_objects as go
 import plotly.io
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from kdray.choice.verdict import Verdict
-from kdray.evaluation.formatting import format_duration, format_metric, format_status, heading, headings, shorten
+from kdray.evaluation.formatting import (
+    format_count,
+    format_duration,
+    format_metric,
+    format_status,
+    heading,
+    headings,
+    shorten,
+)
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report import confirmed, controls, plots
 from kdray.report.figures import Figures
 from kdray.report.table import teacher_cells, trial_cells
+from kdray.safe_text.escaping import visible
 
 PLOTS: tuple[tuple[str, str, Callable[[Figures], go.Figure | None]], ...] = (
     (
@@ -53,7 +63,7 @@ COST_TILES = ("latency_ms", "cpu_latency_ms", "parameters", "size_mb")
 def page(figures: Figures) -> str:
     """The page as HTML."""
     # Autoescape: names, labels and errors come from users and their data, and must not become markup or scripts.
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+    template = Environment(autoescape=True, undefined=StrictUndefined, finalize=_visible_in_page).from_string(
         resources.files("kdray.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     )
     chosen = next((record for record in figures.records if record.number == figures.chosen), None)
@@ -113,10 +123,15 @@ def _html(plot: go.Figure) -> str:
     return str(plotly.io.to_html(plot, include_plotlyjs=False, full_html=False, config={"displayModeBar": False}))
 
 
+def _visible_in_page(value: object) -> object:
+    """The value of an expression of the template, with control characters visible; HTML of this module stays."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _summary(figures: Figures) -> str:
     states = [record.state for record in figures.records]
     counts = [f"{states.count(state)} {state}" for state in ("stopped", "failed", "running") if state in states]
-    return f"Distilled with kdray: {', '.join([f'{len(states)} trials', *counts])}."
+    return f"Distilled with kdray: {', '.join([format_count(len(states), 'trial'), *counts])}."
 
 
 def _chosen_tiles(figures: Figures, chosen: TrialRecord) -> Iterable[tuple[str, str]]:

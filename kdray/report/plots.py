@@ -5,7 +5,15 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdray.evaluation.formatting import format_interval, format_metric, format_setting, format_status, heading, headings
+from kdray.evaluation.formatting import (
+    format_interval,
+    format_metric,
+    format_setting,
+    format_status,
+    heading,
+    headings,
+    shorten,
+)
 from kdray.evaluation.measuring import COST_METRICS
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
@@ -22,6 +30,7 @@ from kdray.report.front import (
     needs_log_axis,
     trial_groups,
 )
+from kdray.safe_text.escaping import html_text
 
 SYMBOLS = {"*": "star", "o": "circle", "D": "diamond"}
 """Marker of matplotlib -> symbol of plotly."""
@@ -93,7 +102,7 @@ def importance_plot(figures: Figures) -> go.Figure | None:
     plot = _plot(f"share of the differences in {heading(figures.quality)}", "")
     plot.add_bar(
         x=[figures.importances[name] for name in names],
-        y=[short[name] for name in names],
+        y=[html_text(short[name]) for name in names],
         orientation="h",
         marker={"color": FRONT},
     )
@@ -146,7 +155,7 @@ def map_plot(figures: Figures) -> go.Figure | None:
             "color": quality,
             "colorscale": "Viridis",
             "showscale": True,
-            "colorbar": {"title": heading(figures.quality)},
+            "colorbar": {"title": html_text(heading(figures.quality))},
             "line": {"color": "white", "width": 1},
         },
     )
@@ -162,8 +171,8 @@ def _plot(x: str, y: str) -> go.Figure:
         hoverlabel={"align": "left"},
         legend={"orientation": "h", "y": 1.08},
     )
-    plot.update_xaxes(title=x)
-    plot.update_yaxes(title=y)
+    plot.update_xaxes(title=html_text(x))
+    plot.update_yaxes(title=html_text(y))
     return plot
 
 
@@ -181,7 +190,7 @@ def _add_failed(plot: go.Figure, figures: Figures) -> None:
             mode="markers",
             name="failed",
             marker={"color": "#c0392b", "symbol": "x", "size": 9},
-            text=[f"<b>trial {record.number:03d}</b> {format_status(record)[:160]}" for record in failed],
+            text=[_hover_title(record) for record in failed],
             hoverinfo="text",
         )
 
@@ -204,7 +213,8 @@ def _add_controls(plot: go.Figure, figures: Figures) -> None:
                 marker={"color": color, "symbol": "cross-thin-open", "size": 9},
                 text=[
                     f"<b>{role}</b>, control of trial {control.trial:03d}<br>"
-                    f"{heading(figures.quality)} {format_metric(figures.quality, control.metrics[figures.quality])}"
+                    f"{html_text(heading(figures.quality))} "
+                    f"{format_metric(figures.quality, control.metrics[figures.quality])}"
                     for control in controls
                 ],
                 hoverinfo="text",
@@ -260,7 +270,7 @@ def _add_teacher(plot: go.Figure, figures: Figures) -> None:
             mode="markers",
             name="teacher",
             hoverinfo="text",
-            text=["<br>".join(["<b>teacher</b>", *numbers])],
+            text=["<br>".join(["<b>teacher</b>", *map(html_text, numbers)])],
             marker={"color": TEACHER, "symbol": "diamond", "size": 12},
         )
 
@@ -276,16 +286,25 @@ def _by_place(figures: Figures, records: list[TrialRecord]) -> Iterable[tuple[st
 
 def _axis(label: str, values: list[Any]) -> dict[str, Any]:
     """The axis of a parallel plot: of numbers, or of text where a value is not a number."""
+    label = html_text(label)
     # A bool is an int in Python, but its axis should say True and False.
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return {"label": label, "values": values}
     texts = sorted({format_setting(value) for value in values})
     positions = [texts.index(format_setting(value)) for value in values]
-    return {"label": label, "values": positions, "tickvals": list(range(len(texts))), "ticktext": texts}
+    return {
+        "label": label,
+        "values": positions,
+        "tickvals": list(range(len(texts))),
+        "ticktext": [html_text(text) for text in texts],
+    }
 
 
 def _hover_text(figures: Figures, record: TrialRecord) -> str:
-    lines = [f"<b>trial {record.number:03d}</b>  {format_status(record)[:160]}"]
-    lines += [f"{short} {format_setting(record.params[name])}" for name, short in headings(record.params).items()]
+    lines = [f"{short} {format_setting(record.params[name])}" for name, short in headings(record.params).items()]
     lines += [f"{heading(name)} {format_metric(name, record.metrics.get(name))}" for name in figures.columns]
-    return "<br>".join(lines)
+    return "<br>".join([_hover_title(record), *map(html_text, lines)])
+
+
+def _hover_title(record: TrialRecord) -> str:
+    return f"<b>trial {record.number:03d}</b>  {html_text(shorten(format_status(record), 160))}"

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdray.evaluation.formatting import (
+    format_count,
     format_duration,
     format_metric,
     format_metrics,
@@ -32,6 +33,7 @@ from kdray.evaluation.formatting import (
 )
 from kdray.evaluation.formatting import headings as headings_of
 from kdray.evaluation.trial_record import State, TrialRecord
+from kdray.safe_text.escaping import one_line, terminal_text
 from kdray.storage.records import read_record, write_record
 
 _TRIAL_METRICS = ("accuracy", "retention", "latency_ms", "speedup")
@@ -130,7 +132,7 @@ class PlainScreen(NullScreen):
 
     def _print(self, text: str) -> None:
         seconds = int(time.monotonic() - self._start)
-        print(f"[{seconds // 60:d}:{seconds % 60:02d}] {text}", file=self._stream, flush=True)
+        print(f"[{seconds // 60:d}:{seconds % 60:02d}] {terminal_text(text)}", file=self._stream, flush=True)
 
 
 class LiveScreen:
@@ -160,15 +162,15 @@ class LiveScreen:
     def stage(self, text: str) -> None:
         """Begin a stage; the previous stage stays on the screen with its duration."""
         self._end_stage("green", "✓")
-        self._stage = (text, time.monotonic())
+        self._stage = (one_line(text), time.monotonic())
 
     def note(self, text: str) -> None:
         """Print a message above the display."""
-        self._console.print(Text(f"  {text}", style="dim"))
+        self._console.print(Text(f"  {terminal_text(text)}", style="dim"))
 
     def progress(self, text: str, done: float, total: float) -> None:
         """Set the text and the length of the progress bar."""
-        self._progress = (text, done, total)
+        self._progress = (one_line(text), done, total)
 
     def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
         """Set the trials to display."""
@@ -204,7 +206,7 @@ class LiveScreen:
         parts.append(_progress_bar(ended, self._budget, counts) if self._budget else Text(f"  {counts}"))
         if self._best is not None:
             metrics = format_metrics(self._best.metrics, _TRIAL_METRICS)
-            best = f"trial {self._best.number:03d}: {metrics}; {format_settings(self._best.params)}"
+            best = one_line(f"trial {self._best.number:03d}: {metrics}; {format_settings(self._best.params)}")
             parts.append(Padding(Text.assemble(("best so far  ", "bold"), best), (0, 0, 0, 2)))
         # rich cuts a display that is higher than the terminal, so only as many rows as fit are drawn.
         rows = max(4, self._console.height - _OTHER_LINES)
@@ -290,7 +292,7 @@ def seconds_left(records: Sequence[TrialRecord], budget: int | None, now: float)
 def _trial_counts(records: Sequence[TrialRecord], budget: int | None) -> str:
     counts = Counter(record.state for record in records)
     ended = len(records) - counts["running"]
-    parts = [f"{ended} of {budget} trials" if budget else f"{ended} trials"]
+    parts = [f"{ended} of {format_count(budget, 'trial')}" if budget else format_count(ended, "trial")]
     parts += [f"{counts[state]} {state}" for state in _COUNTED_STATES if counts[state]]
     left = seconds_left(records, budget, time.time())
     return ", ".join(parts) + (f", about {format_duration(left)} left" if left else "")
@@ -323,15 +325,16 @@ def _trial_table(records: Sequence[TrialRecord]) -> Table:
     names = headings_of(records[0].params) if records else {}
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
     for title in ("trial", *names.values(), "epoch", "accuracy", "retention", "latency"):
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(Text(one_line(title)), justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True, overflow="ellipsis", ratio=1, min_width=10)
     for record in records:
         metrics = record.metrics
         table.add_row(
             f"{record.number:03d}",
-            *(format_setting(record.params.get(name)) for name in names),
+            # Text, not str: rich would read brackets in a value as markup.
+            *(Text(one_line(format_setting(record.params.get(name)))) for name in names),
             f"{metrics['epoch']:g}" if "epoch" in metrics else "-",
             *(format_metric(name, metrics.get(name)) for name in ("accuracy", "retention", "latency_ms")),
-            Text(format_status(record), style=_STYLES[record.state]),
+            Text(one_line(format_status(record)), style=_STYLES[record.state]),
         )
     return table

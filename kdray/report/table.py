@@ -8,6 +8,7 @@ from rich.text import Text
 from kdray.evaluation.formatting import format_metric, format_setting, format_status, heading, headings, shorten
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
+from kdray.safe_text.escaping import one_line, visible
 
 MARKS = {"chosen": "★", "front": "●", "": ""}
 _PLACE_STYLES = {"chosen": "bold green", "front": "cyan"}
@@ -18,10 +19,9 @@ def table(figures: Figures) -> Table:
     """The teacher and all trials, the best quality first; the front and the chosen trial are marked."""
     records = figures.by_quality()
     titles = ["trial", *headings(figures.searched).values(), *(heading(name) for name in figures.columns)]
-    # Text, not str: rich would read brackets in the name of a sweep or in a value as markup.
     result = Table(
-        title=Text(figures.name),
-        caption=Text(_legend(figures)),
+        title=_text(figures.name),
+        caption=Text(visible(_legend(figures))),
         header_style="bold",
         title_justify="left",
         caption_justify="left",
@@ -29,15 +29,22 @@ def table(figures: Figures) -> Table:
         padding=(0, 1, 0, 0),
     )
     for title in titles:
-        result.add_column(Text(title), justify="right", no_wrap=True)
+        result.add_column(_text(title), justify="right", no_wrap=True)
     result.add_column("status", overflow="ellipsis", no_wrap=True, max_width=40)
-    result.add_row(*map(Text, teacher_cells(figures)), "", end_section=True)
+    result.add_row(*map(_text, teacher_cells(figures)), "", end_section=True)
     for record in records:
-        status = Text(shorten(format_status(record), 200), style=_STATUS_STYLES[record.state])
-        result.add_row(*map(Text, trial_cells(figures, record)), status, style=_PLACE_STYLES.get(figures.place(record)))
+        status = Text(one_line(shorten(format_status(record), 200)), style=_STATUS_STYLES[record.state])
+        result.add_row(
+            *map(_text, trial_cells(figures, record)), status, style=_PLACE_STYLES.get(figures.place(record))
+        )
     # Without a fixed width, rich shortens every cell on a narrow terminal. With it, the terminal cuts the right end.
     result.width = Console(width=1000).measure(result).maximum
     return result
+
+
+def _text(cell: str) -> Text:
+    # Text, not str: rich would read brackets in the name of a sweep or in a value as markup.
+    return Text(one_line(cell))
 
 
 def trial_cells(figures: Figures, record: TrialRecord) -> list[str]:

@@ -368,7 +368,20 @@ def test_a_card_has_the_intervals_of_the_export(own_exported: SweepPaths) -> Non
     text = _read_card(own_exported)[1]
     assert "[0.8100, 0.9500]" in text
     assert "[1.0000, 1.0000]" not in text  # all bootstrap draws are equal
-    assert "bootstrap over the 48 test rows" in text
+    assert "In brackets: the 95 % confidence interval of the metric (bootstrap over the 48 test rows)." in text
+
+
+def test_a_card_without_brackets_does_not_explain_them(own_exported: SweepPaths) -> None:
+    """All bootstrap draws of a perfect model are equal, so its interval is not shown."""
+    result = _read_result(own_exported)
+    pytorch = replace(_figures(result, "pytorch"), intervals={"accuracy": Interval(1.0, 1.0, 1.0)})
+    write_json(
+        own_exported.chosen / "onnx" / EXPORT_FILE, replace(result, forms=(pytorch, *result.forms[1:])).to_json()
+    )
+    write_card(read_shipped(own_exported), read_figures(own_exported))
+    text = _read_card(own_exported)[1]
+    assert "In brackets" not in text
+    assert "The validation rows were used to choose the student" in text
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from kdray.cli.app import app
 from kdray.data.cells import text_column
+from kdray.data.reading import Reading
 from kdray.data.sources import open_source
 from kdray.errors import DataError, SpecError
 from kdray.export.prediction import Predictor, check_pairs, predict_file, read_lines
@@ -136,7 +137,7 @@ def test_a_file_in_any_format_is_read(predictor: Predictor, tmp_path: Path, endi
     rows = [{"id": number, "text": text} for number, text in enumerate(["good, fresh", "bad \N{SNOWMAN}", "warm"])]
     source, target = write_file(tmp_path, f"in.{ending}", rows), tmp_path / "out.jsonl"
     progress: list[tuple[int, int]] = []
-    assert predict_file(predictor, source, target, (), lambda *done: progress.append(done)) == 3
+    assert predict_file(predictor, source, target, Reading(), lambda *done: progress.append(done)).rows == 3
     assert progress[-1] == (3, 3)
     predicted = [json.loads(line) for line in target.read_text().splitlines()]
     assert [row["text"] for row in predicted] == [row["text"] for row in rows]
@@ -169,7 +170,7 @@ def test_unusual_characters_do_not_move_rows(chosen: SweepPaths, tmp_path: Path,
     (tmp_path / "in.jsonl").write_text('{"text": "good\\rfilm", "user": "a\\ud83d"}\n{"text": "bad", "user": "b"}\n')
     done = kdray("predict", chosen.root, "--file", tmp_path / "in.jsonl", "--to", tmp_path / f"out.{ending}")
     assert done.code == 0, done.err
-    (table,) = open_source(str(tmp_path / f"out.{ending}"), None, None, ()).read("train")
+    (table,) = open_source(str(tmp_path / f"out.{ending}"), Reading()).read("train")
     assert text_column(table, "text", "task.text").to_pylist() == ["good\rfilm", "bad"]
     assert text_column(table, "user", "task.text").to_pylist() == ["a?", "b"]
 

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from kdray.choice.controls import Control
-from kdray.evaluation.formatting import format_setting, headings
+from kdray.evaluation.formatting import format_metric, format_setting, headings
 from kdray.evaluation.trial_record import State, TrialRecord
-from kdray.report.controls import ROLES, TITLE
+from kdray.losses.distillation import Distillation
+from kdray.report.controls import ABOUT, ROLES, TITLE
 from kdray.report.figures import Figures
 from kdray.report.files import markdown, results_csv, write_report
 from kdray.report.page import page
@@ -139,9 +140,9 @@ def test_report_has_the_choice_the_teacher_and_the_failures(tmp_path: Path):
     text = (tmp_path / "report" / "report.md").read_text()
     assert "Trial 002 is the fastest that keeps 95 %." in text
     assert "| accuracy | 0.8870 | 0.8500 |" in text
-    assert "- trial 004: loss is nan | at epoch 2 second line" in text
+    assert "- trial 004: loss is nan \\| at epoch 2 second line" in text
     tables = [line for line in text.splitlines() if line.startswith("| 00")]
-    assert {line.count("|") for line in tables} == {12}
+    assert {line.replace("\\|", "").count("|") for line in tables} == {12}
 
 
 def test_controls_are_listed_by_cost_beside_the_trials_of_the_front():
@@ -171,6 +172,25 @@ def test_picture_is_a_png_and_the_page_needs_no_network(tmp_path: Path):
     assert "trial 002" in html
     assert "T 3.50" in html
     assert 'src="http' not in html
+
+
+def test_the_page_counts_its_trials():
+    assert "Distilled with kdray: 5 trials, 1 stopped, 1 failed." in page(FIGURES)
+    assert "Distilled with kdray: 1 trial." in page(replace(FIGURES, records=RECORDS[:1], front=(), chosen=None))
+
+
+def test_what_is_not_a_number_is_a_dash():
+    """A trial that failed has a quality that is not a number."""
+    shown = "".join(printed_table(FIGURES)) + markdown(FIGURES) + page(FIGURES).partition("<body>")[2]
+    assert "nan%" not in shown
+    assert "| nan |" not in shown
+    assert format_metric("retention", float("nan")) == format_metric("accuracy", float("nan")) == "-"
+
+
+def test_the_text_about_controls_has_the_defaults_of_distillation():
+    assert "default distillation (T 2, alpha 0.5, " in ABOUT
+    defaults = Distillation()
+    assert f"(T {defaults.temperature:g}, alpha {defaults.alpha:g}, " in ABOUT
 
 
 def test_writing_again_replaces_the_report_folder(tmp_path: Path):
