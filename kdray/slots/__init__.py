@@ -6,6 +6,7 @@ In reading order:
 - `pool`          SlotSettings; the interface of every pool of slots
 - `local`         one slot in this process, without Ray
 - `cluster`       joins or starts Ray; lists the machines of the cluster
+- `local_ray`     the token and the private folder of a Ray that is started on this machine
 - `sizing`        divides the processors of a cluster into slots
 - `ray_slots`     slots on Ray: Ray Train worker groups
 - `board`         the actor that assigns jobs to slots and passes on their reports (`board_state`: its data)

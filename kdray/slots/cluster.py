@@ -7,7 +7,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ import ray
 import yaml
 
 from kdray.errors import ResourceError
+from kdray.safe_text.log_lines import SafeFormatter
 from kdray.slots.interrupts import restore_handlers
+from kdray.slots.local_ray import USAGE_STATS, close_token, private_folder
 from kdray.slots.ray_internals import (
     LOG_NAMES,
+    address_file,
+    address_to_join,
     is_head_of_local_ray,
     node_groups,
     print_no_worker_logs,
+    requires_token,
     session_folder,
 )
 from kdray.slots.sizing import Growth, Node, with_plural
@@ -45,8 +51,10 @@ class ClusterInfo:
     local: bool
     """Whether Ray was started on this machine, for this process alone."""
     session: Path
-    """The folder of Ray's own logs, on each node."""
+    """The folder of Ray's own logs, on each node. That of a Ray that was started here is deleted when it ends."""
     nodes: tuple[Node, ...]
+    started: ExitStack = field(default_factory=ExitStack)
+    """What ends after a Ray that was started here: its token, its private folder."""
 
     @property
     def sentence(self) -> str:
@@ -61,6 +69,7 @@ class ClusterInfo:
         """Leave the cluster. A Ray that was started here ends."""
         if ray.is_initialized():
             ray.shutdown()
+        self.started.close()
 
 
 def connect(
@@ -72,23 +81,30 @@ def connect(
     Ray is never started here: a missing cluster raises ResourceError, because a sweep on this machine alone is not what
     the user wants. On such a head, the machines that the cluster begins with are waited for, and `note` is called with
     a sentence about it.
+
+    A Ray that is started here requires a token (`local_ray`). A cluster that is joined may have none: this is noted.
     """
     if require_cluster and address == "local":
         raise ResourceError("--require-cluster and --address local exclude each other; give one of them.")
     require_cluster = require_cluster or (address is None and BOOTSTRAP_CONFIG.exists())
     _log_to_file(logs)
-    if not ray.is_initialized():
-        _start_or_join("auto" if require_cluster and address is None else address)
-        _log_to_file(logs)  # ray.init removes the handlers of the logger `ray`
-    context = ray.get_runtime_context()
-    if address != "local":
-        _wait_for_first_nodes(note)
-    info = ClusterInfo(
-        address=context.gcs_address,
-        local=is_head_of_local_ray(),
-        session=session_folder(),
-        nodes=list_nodes(),
-    )
+    close_token(note)
+    address = _unless_of_another_user("auto" if require_cluster and address is None else address, note)
+    with ExitStack() as started:
+        if not ray.is_initialized():
+            _start_or_join(address, started)
+            _log_to_file(logs)  # ray.init removes the handlers of the logger `ray`
+        if address != "local":
+            _wait_for_first_nodes(note)
+        info = ClusterInfo(
+            address=ray.get_runtime_context().gcs_address,
+            local=is_head_of_local_ray(),
+            session=session_folder(),
+            nodes=list_nodes(),
+            started=started.pop_all(),
+        )
+    if requires_token(info.address) is False:
+        note(_no_token_sentence(info))
     ray_logger.info("%s Ray's own logs: %s", info.sentence, info.session)
     return info
 
@@ -150,31 +166,64 @@ def _wait_for_first_nodes(note: Callable[[str], None]) -> None:
         time.sleep(0.5)
 
 
-def _start_or_join(address: str | None) -> None:
+def _unless_of_another_user(address: str | None, note: Callable[[str], None]) -> str | None:
+    """The address; "local" instead of a cluster that Ray would find by a file of another user of this machine.
+
+    The file is in a folder that everyone may write, and who writes it decides where this process sends its programs.
+    Raises ResourceError instead if a cluster is required.
+    """
+    if address not in (None, "auto") or os.environ.get("RAY_ADDRESS"):
+        return address
+    file = address_file()
     try:
+        if file.stat().st_uid in (os.getuid(), 0):
+            return address
+    except OSError:
+        return address
+    reason = f"{file} names a Ray cluster, and belongs to another user of this machine, so it is not used"
+    if address == "auto":
+        raise ResourceError(f"{reason}. Give the address of the cluster with --address.")
+    note(f"{reason}. Ray is started here; --address joins a cluster.")
+    return "local"
+
+
+def _start_or_join(address: str | None, started: ExitStack) -> None:
+    """Join the cluster at `address`, or start Ray here; `started` then gets what must end after it."""
+    for name, value in USAGE_STATS.items():
+        os.environ.setdefault(name, value)
+    try:
+        starts_here = address_to_join(address) is None
+        options = {"address": "local", "_temp_dir": str(started.enter_context(private_folder()))} if starts_here else {}
         with restore_handlers():
             ray.init(
-                address=address,
+                **{"address": address, **options},
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
             )
+        started.callback(ray.shutdown)
     except (ConnectionError, ValueError) as error:
         where = f"at {address}" if address not in (None, "auto") else "that can be found from here"
         raise ResourceError(
             f"There is no Ray cluster {where}: {error}. Start one (ray up, ray start), give its address, or leave out "
             "--require-cluster to use this machine alone."
         ) from None
-    token = Path.home() / ".ray" / "auth_token"
-    if token.exists() and token.stat().st_mode & 0o077:
-        token.chmod(0o600)  # Ray writes the token with mode 0644, which every user of this machine can read
+
+
+def _no_token_sentence(info: ClusterInfo) -> str:
+    where = "The Ray that was started here" if info.local else f"The Ray cluster at {info.address}"
+    remedy = "Unset RAY_AUTH_MODE" if info.local else "Start it with RAY_AUTH_MODE=token and a token on each node"
+    return (
+        f"{where} requires no token: everyone who reaches its ports can run programs as its user, and read the data of "
+        f"this sweep. {remedy} (docs/security.md)."
+    )
 
 
 def _log_to_file(logs: Path) -> None:
     """Send Ray's log messages of this process to `ray.log` in this folder, and not to the screen."""
     logs.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(logs / "ray.log", delay=True)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(SafeFormatter())
     for name in LOG_NAMES:
         logger = logging.getLogger(name)
         for handler in logger.handlers:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 from pydantic import Field
 
 from kdray.errors import JobError, KDRayError, storage_error
+from kdray.safe_text.secrets import mask_secrets
 from kdray.settings import Settings
 from kdray.slots.job import Job, Report
 
@@ -114,7 +115,8 @@ def as_job_error(name: str, error: BaseException) -> KDRayError:
         return full
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    job_error = JobError(f"{name}: {type(error).__name__}: {error}{place}")
+    # The message goes into the ledger, MLflow and the report, and errors of libraries contain addresses with passwords.
+    job_error = JobError(mask_secrets(f"{name}: {type(error).__name__}: {error}{place}"))
     # A traceback object cannot be pickled; its text can.
     job_error.add_note("".join(traceback.format_exception(error)))
     return job_error

@@ -4,12 +4,18 @@ Ray has no public way to do these things. `tests/slots/test_ray_internals.py` fa
 changed one of them.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
+from ray._private.services import canonicalize_bootstrap_address
+from ray._private.utils import get_ray_address_file
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without types
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
@@ -25,6 +31,9 @@ RETRYABLE = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, RayE
 """Errors after which the start of a slot is tried again. A RayError means that Ray Train's controller died, for example
 because a worker on its node ran out of memory."""
 
+TOKEN_PROBE_TIMEOUT_S = 5.0
+"""Seconds within which a cluster answers a request."""
+
 
 def is_head_of_local_ray() -> bool:
     """Whether `ray.init` started Ray in this process. Ray's public context has only the address that was joined."""
@@ -39,6 +48,44 @@ def session_folder() -> Path:
 def print_no_worker_logs() -> None:
     """Keep the warnings of the raylet off the screen: they are printed even with `log_to_driver=False`."""
     ray._private.worker._worker_logs_enabled = False
+
+
+def address_to_join(address: str | None) -> str | None:
+    """The cluster that `ray.init(address)` would join; None where it would start Ray on this machine.
+
+    Ray decides this inside `ray.init`, but a Ray that is started here needs a private folder before that. Raises
+    ConnectionError for "auto" if no cluster is found, and ValueError if the address is invalid.
+    """
+    found: str | None = canonicalize_bootstrap_address(address)
+    return found
+
+
+def address_file() -> Path:
+    """The file from which Ray takes the address of a cluster if neither the call nor RAY_ADDRESS gives one."""
+    return Path(get_ray_address_file(None))
+
+
+def refresh_authentication() -> None:
+    """Let Ray read RAY_AUTH_MODE and the token again. It reads both once, when it is imported or first used."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def requires_token(address: str) -> bool | None:
+    """Whether the cluster at `address` refuses requests without a token; None if it does not answer.
+
+    The cluster is asked, because a process in token mode also joins a cluster that requires no token. Ray has a public
+    way to ask only through the dashboard, which may not run.
+    """
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return True  # Ray's TLS requires a certificate of every client
+    request = gcs_service_pb2.CheckAliveRequest()
+    with grpc.insecure_channel(address) as channel:
+        try:
+            gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).CheckAlive(request, timeout=TOKEN_PROBE_TIMEOUT_S)
+        except grpc.RpcError as error:
+            return True if error.code() == grpc.StatusCode.UNAUTHENTICATED else None
+    return False
 
 
 def node_groups() -> list[tuple[dict[str, float], int]]:

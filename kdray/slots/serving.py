@@ -188,9 +188,10 @@ def _redirect_output(path: Path) -> None:
     """Append what this process writes to stdout and stderr to the slot's log in the sweep's folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        # Whoever can write into the storage could put a link there, to any file that this user may change.
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     except OSError:
-        return  # the node does not see the storage; the output stays in Ray's own log of the worker
+        return  # the node does not see the storage, or there is a link; the output stays in Ray's log of the worker
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(log, 1)

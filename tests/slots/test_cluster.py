@@ -1,5 +1,6 @@
 """The cluster's file that `ray up` writes on the head: growth, first machines, joining. Without Ray."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,13 +72,51 @@ def test_without_the_file_no_machines_are_waited_for(bootstrap_config: Path) -> 
 def test_on_the_head_of_a_cluster_a_missing_cluster_is_refused_and_no_local_ray_is_started(
     bootstrap_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def init(address: str | None, **options: object) -> None:
+    def address_to_join(address: str | None) -> None:
         raise ConnectionError(f"nothing at {address}")
 
     bootstrap_config.write_text(yaml.safe_dump(LOCAL))
-    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster, "address_to_join", address_to_join)
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: pytest.fail("a Ray is started"))
     with pytest.raises(ResourceError, match="no Ray cluster that can be found from here: nothing at auto"):
         connect(None, False, tmp_path)
+
+
+@pytest.fixture
+def strangers_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which Ray finds the address of a cluster, written by another user."""
+    file = tmp_path / "ray_current_cluster"
+    file.write_text("10.66.6.6:6379")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "address_file", lambda: file)
+    owner = 12345 if os.getuid() == 0 else os.getuid()
+    os.chown(file, owner, -1)
+    monkeypatch.setattr(cluster.os, "getuid", lambda: owner + 1)
+    return file
+
+
+def test_a_cluster_that_another_user_of_the_machine_names_is_not_joined(strangers_file: Path) -> None:
+    notes: list[str] = []
+    assert cluster._unless_of_another_user(None, notes.append) == "local"
+    (note,) = notes
+    assert note.startswith(f"{strangers_file} names a Ray cluster, and belongs to another user of this machine")
+    with pytest.raises(ResourceError, match="Give the address of the cluster with --address"):
+        cluster._unless_of_another_user("auto", pytest.fail)
+
+
+@pytest.mark.parametrize("address", ["local", "10.0.0.1:6379"])
+def test_an_address_that_the_user_gives_is_used(strangers_file: Path, address: str) -> None:
+    assert cluster._unless_of_another_user(address, pytest.fail) == address
+
+
+def test_an_address_in_the_environment_and_a_file_of_the_user_are_used(
+    strangers_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.os, "getuid", lambda: strangers_file.stat().st_uid)
+    assert cluster._unless_of_another_user(None, pytest.fail) is None
+    monkeypatch.undo()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert cluster._unless_of_another_user("auto", pytest.fail) == "auto"
 
 
 def test_the_sentence_names_the_cluster_and_its_size() -> None:

@@ -6,6 +6,7 @@ import pytest
 import ray
 from ray._private import worker as ray_worker
 from ray._private.state import GlobalState
+from ray._raylet import AuthenticationMode, get_authentication_mode
 from ray.train.torch import TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -17,9 +18,11 @@ from ray.tune.execution.tune_controller import _ObjectCache as ActorCache
 from kdray.slots.ray_internals import (
     NodeNetworkConfig,
     SlotTrainer,
+    address_to_join,
     is_retryable,
     is_start_timeout,
     print_no_worker_logs,
+    refresh_authentication,
 )
 
 
@@ -37,6 +40,34 @@ def test_printing_of_worker_logs_can_be_switched_off() -> None:
         assert ray_worker._worker_logs_enabled is False
     finally:
         ray_worker._worker_logs_enabled = before
+
+
+def test_ray_reads_the_mode_of_authentication_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+    for mode in ("token", "disabled"):
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+        refresh_authentication()
+        modes.append(get_authentication_mode())
+    monkeypatch.undo()
+    refresh_authentication()
+    assert modes == [AuthenticationMode.TOKEN, AuthenticationMode.DISABLED]
+
+
+@pytest.mark.parametrize(
+    ("address", "environment", "expected"),
+    [
+        ("local", "10.0.0.1:6379", None),
+        ("10.0.0.2:6379", "10.0.0.1:6379", "10.0.0.2:6379"),
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        ("auto", "10.0.0.1:6379", "10.0.0.1:6379"),
+        (None, "local", None),
+    ],
+)
+def test_the_address_that_ray_joins_is_known_before_it_joins(
+    address: str | None, environment: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", environment)
+    assert address_to_join(address) == expected
 
 
 def test_the_global_state_gives_the_cluster_config_and_the_draining_nodes() -> None:
