@@ -12,7 +12,7 @@ refuse() {
 }
 
 [ $# -eq 4 ] || refuse "give four things: PROJECT REGION CIDR BUCKET, such as my-project us-central1 203.0.113.7/32 my-kdray"
-project=$1 region=$2 cidr=$3 bucket=${4#gs://}
+project=$1 region=$2 cidr=$3 bucket=${4#gs://} folder=kdray
 [[ $cidr =~ ^([0-9]{1,3}\.){3}[0-9]{1,3}/(1[6-9]|2[0-9]|3[0-2])$ ]] ||
     refuse "$cidr is no IPv4 network of a /16 or less; give your own, such as 203.0.113.7/32"
 
@@ -34,11 +34,20 @@ there storage buckets describe "gs://$bucket" ||
     gcloud storage buckets create "gs://$bucket" --location "$region" --uniform-bucket-level-access \
         --public-access-prevention
 number=$(gcloud projects describe "$project" --format 'value(projectNumber)')
-gcloud storage buckets add-iam-policy-binding "gs://$bucket" --role roles/storage.objectAdmin \
-    --member "serviceAccount:$number-compute@developer.gserviceaccount.com" >/dev/null
+condition=$(mktemp)
+trap 'rm -f "$condition"' EXIT
+# Nodes may read, write and list the objects of this folder, and no others of the bucket.
+cat >"$condition" <<END
+title: kdray-folder
+expression: >-
+  resource.name.startsWith("projects/_/buckets/$bucket/objects/$folder/") ||
+  api.getAttribute("storage.googleapis.com/objectListPrefix", "").startsWith("$folder/")
+END
+gcloud storage buckets add-iam-policy-binding "gs://$bucket" --role roles/storage.objectUser \
+    --member "serviceAccount:$number-compute@developer.gserviceaccount.com" --condition-from-file "$condition" >/dev/null
 
 cat <<END
 Ready: SSH from $cidr only. Lines of deploy/gcp.yaml (its region is us-central1; yours is $region):
   project_id: $project
-  - bash ~/kdray-src/deploy/node.sh gs://$bucket/kdray gcp
+  - bash ~/kdray-src/deploy/node.sh gs://$bucket/$folder gcp
 END

@@ -18,7 +18,8 @@ if answers; then
     echo "MLflow answers on 127.0.0.1:$port."
     exit 0
 fi
-MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false setsid nohup mlflow server --host 127.0.0.1 --port "$port" --workers 1 \
+# No jobs on the server: they would run functions at the request of users.
+MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=${MLFLOW_DISABLE_TELEMETRY:-true} setsid nohup mlflow server --host 127.0.0.1 --port "$port" --workers 1 \
     --backend-store-uri "${KDRAY_MLFLOW_DATABASE:-sqlite:///$folder/mlflow.db}" \
     --artifacts-destination "$storage/mlartifacts" >>"$folder/server.log" 2>&1 </dev/null &
 for _ in $(seq 120); do

@@ -7,74 +7,34 @@ checked by Ray's schema and by Google's description of an instance, because ther
 import json
 import os
 import re
-import runpy
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import boto3
 import googleapiclient.discovery_cache
 import pytest
-import yaml
 from botocore.validate import ParamValidator
-from moto import mock_aws
 from ray.autoscaler._private import commands
-from ray.autoscaler._private.aws import config as ray_aws
-from ray.autoscaler._private.aws import node_provider as ray_aws_nodes
-from ray.autoscaler._private.aws import utils as ray_aws_utils
 from ray.autoscaler._private.gcp.node_provider import GCPNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tests.deploy.cluster_files import ROOT, USER_NETWORK, load_yaml, read_text, run_script, write_program
-
-REGION = "eu-central-1"
-
+from tests.deploy.cluster_files import (
+    AWS_REGION,
+    USER_NETWORK,
+    fill_in,
+    load_yaml,
+    make_account,
+    read_text,
+    run_script,
+    write_program,
+)
 
 # --- AWS ---
 
 
-instance_types = cache(ray_aws_nodes.list_ec2_instances)
-"""The list that Ray gets from AWS, cached: it is the same for all tests, and takes seconds each time."""
-
-
-@pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """An empty AWS account inside this process, and a home folder for the key that Ray makes."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(ray_aws.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(ray_aws_nodes, "list_ec2_instances", instance_types)
-    with mock_aws():
-        for cached in (ray_aws._get_subnets_or_die, ray_aws_utils.resource_cache, ray_aws_utils.client_cache):
-            cached.cache_clear()
-        yield
-
-
-def make_account(capsys: pytest.CaptureFixture[str], ssh_from: str = USER_NETWORK) -> list[str]:
-    """Make the resources that cluster.yaml refers to. Returns the lines that the script prints for cluster.yaml."""
-    run_account_script("--region", REGION, "--ssh-from", ssh_from, "--bucket", "mine")
-    return capsys.readouterr().out.splitlines()[1:]
-
-
-def run_account_script(*arguments: str) -> None:
-    runpy.run_path(str(ROOT / "deploy" / "aws_account.py"))["main"](list(arguments))
-
-
-def fill_in(lines: list[str]) -> dict[str, Any]:
-    """cluster.yaml with these lines instead of the lines that are marked EDIT."""
-    remaining = iter(lines)
-    filled = [next(remaining) if "# EDIT" in line else line for line in read_text("cluster.yaml").splitlines()]
-    config: dict[str, Any] = yaml.safe_load("\n".join(filled))
-    return config
-
-
 def security_groups() -> dict[str, list[dict[str, Any]]]:
     """The rules of every security group of the account, by the name of the group."""
-    found = boto3.client("ec2", region_name=REGION).describe_security_groups()["SecurityGroups"]
+    found = boto3.client("ec2", region_name=AWS_REGION).describe_security_groups()["SecurityGroups"]
     return {group["GroupName"]: group["IpPermissions"] for group in found}
 
 
@@ -112,32 +72,9 @@ def test_on_aws_ray_finds_all_resources_that_it_needs(capsys: pytest.CaptureFixt
 def assert_valid_instance(request: dict[str, Any]) -> None:
     """Check that EC2's description of RunInstances has every field of the request."""
     subnet, *_ = request.pop("SubnetIds")
-    shape = boto3.client("ec2", region_name=REGION).meta.service_model.operation_model("RunInstances").input_shape
+    shape = boto3.client("ec2", region_name=AWS_REGION).meta.service_model.operation_model("RunInstances").input_shape
     report = ParamValidator().validate({**request, "SubnetId": subnet}, shape)
     assert not report.has_errors(), report.generate_report()
-
-
-@pytest.mark.usefixtures("aws")
-def test_nodes_may_use_the_bucket_and_the_head_may_start_workers(capsys: pytest.CaptureFixture[str]) -> None:
-    make_account(capsys)
-    iam = boto3.client("iam")
-    worker, head = (allowed_actions(iam, name) for name in ("kdray-worker", "kdray-head"))
-    assert {action.split(":")[0] for action in worker} == {"s3"}
-    assert worker["s3:PutObject"] == "arn:aws:s3:::mine/*"
-    assert head["iam:PassRole"].endswith(":role/kdray-worker")
-    assert {"ec2:RunInstances", "ec2:TerminateInstances", "ssm:GetParameters"} <= set(head)
-    blocked = boto3.client("s3").get_public_access_block(Bucket="mine")["PublicAccessBlockConfiguration"]
-    assert all(blocked.values())
-
-
-def allowed_actions(iam: Any, role: str) -> dict[str, Any]:
-    """The actions that a role may take, each with its resources."""
-    allowed = {}
-    for statement in iam.get_role_policy(RoleName=role, PolicyName="kdray")["PolicyDocument"]["Statement"]:
-        actions = statement["Action"]
-        for action in [actions] if isinstance(actions, str) else actions:
-            allowed[action] = statement["Resource"]
-    return allowed
 
 
 @pytest.mark.usefixtures("aws")
@@ -146,7 +83,7 @@ def test_a_new_network_replaces_the_old_one(capsys: pytest.CaptureFixture[str]) 
     assert open_ports(security_groups()["kdray"]) == [(22, "198.51.100.0/24")]
     (internal,) = [rule for rule in security_groups()["kdray"] if rule["UserIdGroupPairs"]]
     everyone = {"FromPort": 8265, "ToPort": 8265, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
-    ec2, group = boto3.client("ec2", region_name=REGION), internal["UserIdGroupPairs"][0]["GroupId"]
+    ec2, group = boto3.client("ec2", region_name=AWS_REGION), internal["UserIdGroupPairs"][0]["GroupId"]
     ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[everyone])
     make_account(capsys, "2001:db8::/64")
     assert open_ports(security_groups()["kdray"]) == [(22, "2001:db8::/64")]
@@ -253,6 +190,12 @@ def test_on_gcp_only_ssh_from_the_users_network_is_open(gcloud: dict[str, str], 
         ["10.77.0.0/20", "tcp,udp,icmp"],
         [USER_NETWORK, "tcp:22"],
     ]
+    # The rights in the bucket have a condition, which names the folder.
+    (rights,) = [line for line in (tmp_path / "commands").read_text().splitlines() if "add-iam-policy-binding" in line]
+    assert "--role roles/storage.objectUser" in rights
+    (condition,) = re.findall(r"--condition-from-file (\S+)", rights)
+    assert not Path(condition).exists()
+    assert 'objects/$folder/") ||' in read_text("deploy/gcp_account.sh")
     edits = [line.partition("#")[0].strip() for line in read_text("deploy/gcp.yaml").splitlines() if "# EDIT" in line]
     printed = [line.strip() for line in done.stdout.splitlines()[-2:]]
     expected = [edit.replace("EDIT-project", "my-project").replace("EDIT-bucket", "mine") for edit in edits]

@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -106,15 +107,49 @@ def test_the_pinned_versions_satisfy_the_projects_requirements() -> None:
         assert versions[needed.name] in needed.specifier, line
 
 
+@pytest.mark.parametrize("name", ["deploy/constraints.txt", "deploy/uv.txt", "deploy/mlflow/requirements.txt"])
+def test_every_package_has_the_digests_of_its_files_except_torch(name: str) -> None:
+    blocks = re.findall(
+        r"^([\w.-]+)(?:\[[\w,]+\])?==\S+((?: \\\n +--hash=sha256:[0-9a-f]{64})*)$", read_text(name), re.MULTILINE
+    )
+    without = {package for package, hashes in blocks if not hashes}
+    assert without == ({"torch"} if name == "deploy/constraints.txt" else set())
+    lines = [line for line in read_text(name).splitlines() if not line.startswith("#")]
+    assert len(lines) == len(blocks) + sum(hashes.count("--hash") for _, hashes in blocks)
+
+
+def test_what_builds_kdray_is_pinned_too() -> None:
+    (needed,) = tomllib.loads(read_text("pyproject.toml"))["build-system"]["requires"]
+    assert pinned_versions()[Requirement(needed).name] in Requirement(needed).specifier
+    for name in ("deploy/node.sh", "deploy/Dockerfile"):
+        assert "--build-constraint" in read_text(name)
+
+
+def test_nothing_that_is_downloaded_is_run_unchecked() -> None:
+    for path in [*(ROOT / "deploy").rglob("*"), *ROOT.glob("docs/*.md"), ROOT / "cluster.yaml", ROOT / "README.md"]:
+        if path.is_file() and path.suffix != ".pyc":
+            assert not re.search(r"(curl|wget)[^\n]*\|\s*(sudo )?\w*sh\b", path.read_text()), path
+    for name in ("deploy/Dockerfile", "deploy/mlflow/Dockerfile"):
+        installs = re.findall(r"RUN pip install(?:[^\n]|\\\n)*", read_text(name))
+        assert installs
+        assert all("--require-hashes" in install for install in installs)
+
+
+def test_the_digest_of_uv_is_the_same_for_nodes_and_for_the_image() -> None:
+    digests = re.findall(r"uv_sha256=([0-9a-f]{64})", read_text("deploy/node.sh"))
+    assert len(digests) == 2
+    assert all(f"--hash=sha256:{digest}" in read_text("deploy/uv.txt") for digest in digests)
+
+
 def test_every_node_gets_the_same_python_uv_and_ray() -> None:
     node, image = read_text("deploy/node.sh"), read_text("deploy/Dockerfile")
     python, uv = (re.search(rf"^{name}=(.*)$", node, re.MULTILINE) for name in ("PYTHON", "UV"))
     assert python
     assert uv
-    assert f"FROM python:{python[1]}-slim" in image
-    assert f"astral-sh/uv:{uv[1]} " in image
-    assert f"FROM python:{python[1]}-slim" in read_text("deploy/mlflow/Dockerfile")
-    assert f"mlflow[auth]=={pinned_versions()['mlflow']}" in read_text("deploy/mlflow/Dockerfile")
+    assert f"PYTHON_IMAGE=python:{python[1]}-slim" in image
+    assert f"\nuv=={uv[1]} " in "\n" + read_text("deploy/uv.txt")
+    assert f"PYTHON_IMAGE=python:{python[1]}-slim" in read_text("deploy/mlflow/Dockerfile")
+    assert pinned_versions("deploy/mlflow/requirements.txt")["mlflow"] == pinned_versions()["mlflow"]
     assert rayjob()["spec"]["rayClusterSpec"]["rayVersion"] == pinned_versions()["ray"]
     assert f"kdray:{tomllib.loads(read_text('pyproject.toml'))['project']['version']}" in json.dumps(rayjob())
 
@@ -123,6 +158,7 @@ def test_the_image_does_not_run_as_root_and_contains_only_the_needed_files() -> 
     image = read_text("deploy/Dockerfile")
     assert image.rindex("USER ray") > image.rindex("RUN ")
     assert "--constraint constraints.txt" in image
+    assert "FROM ${PYTHON_IMAGE}" in image  # so that a build can name the digest
     assert read_text("deploy/Dockerfile.dockerignore").splitlines()[1] == "*"
 
 
@@ -141,6 +177,53 @@ def node(tmp_path: Path) -> dict[str, str]:
         programs / "uv", '[ "$1" = --version ] && echo "uv 0.13.9" && exit', f'echo "$@" >>{tmp_path}/commands'
     )
     return {"HOME": str(home), "PATH": f"{programs}:{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def node_without_uv(node: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """A machine without uv, where curl brings a file that is not the one of PyPI; it records when it is run."""
+    programs = tmp_path / "programs"
+    wheel = tmp_path / "downloaded.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("uv-0.13.9.data/scripts/uv", f"#!/bin/bash\ntouch {tmp_path}/ran\necho uv 0.13.9\n")
+    (programs / "uv").unlink()
+    write_program(
+        programs / "curl",
+        f'echo "$@" >>{tmp_path}/downloads',
+        'while [ "$1" != -o ]; do shift; done',
+        f'cp {wheel} "$2"',
+    )
+    return node | {"PATH": f"{programs}:/usr/bin:/bin"}
+
+
+def test_a_file_of_uv_with_another_digest_is_refused_and_not_run(
+    node_without_uv: dict[str, str], tmp_path: Path
+) -> None:
+    refused = run_script("deploy/node.sh", "s3://mine/kdray", "aws", **node_without_uv)
+    assert refused.returncode == 2
+    assert "has another SHA-256" in refused.stderr
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "home" / ".kdray" / "bin").exists()
+    assert "https://files.pythonhosted.org/" in (tmp_path / "downloads").read_text()
+
+
+def test_the_right_file_of_uv_is_installed_once(node_without_uv: dict[str, str], tmp_path: Path) -> None:
+    write_program(tmp_path / "programs" / "sha256sum", "exit 0")
+    for _ in range(2):
+        done = run_script("deploy/node.sh", "s3://mine/kdray", "aws", **node_without_uv)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "home" / ".kdray" / "bin" / "uv").exists()
+    assert len((tmp_path / "downloads").read_text().splitlines()) == 1
+
+
+def test_a_node_reports_nothing_about_its_use_unless_a_variable_says_so(node: dict[str, str]) -> None:
+    run_script("deploy/node.sh", "s3://mine/kdray", **node)
+    names = "$RAY_USAGE_STATS_ENABLED $HF_HUB_DISABLE_TELEMETRY $MLFLOW_DISABLE_TELEMETRY"
+    assert echo_in_login_shell(node, names) == "0 1 true"
+    assert echo_in_login_shell(node | {"MLFLOW_DISABLE_TELEMETRY": "false"}, names) == "0 1 false"
+    assert "RAY_USAGE_STATS_ENABLED=0 HF_HUB_DISABLE_TELEMETRY=1 MLFLOW_DISABLE_TELEMETRY=true" in read_text(
+        "deploy/Dockerfile"
+    )
 
 
 def echo_in_login_shell(node: dict[str, str], expression: str) -> str:
@@ -198,7 +281,8 @@ def test_mlflow_is_started_once_on_loopback_with_its_files_in_the_storage(node: 
         port = free.getsockname()[1]
     write_program(
         tmp_path / "programs" / "mlflow",
-        f'echo "$@" >>{tmp_path}/mlflow; echo $$ >{tmp_path}/pid; cd {tmp_path} && touch health',
+        f'echo "$MLFLOW_SERVER_ENABLE_JOB_EXECUTION $MLFLOW_DISABLE_TELEMETRY $@" >>{tmp_path}/mlflow',
+        f"echo $$ >{tmp_path}/pid; cd {tmp_path} && touch health",
         f"exec python3 -m http.server {port} --bind 127.0.0.1",
     )
     environment = node | {"KDRAY_STORAGE": "s3://mine/kdray", "KDRAY_MLFLOW_PORT": str(port)}
@@ -209,5 +293,5 @@ def test_mlflow_is_started_once_on_loopback_with_its_files_in_the_storage(node: 
     assert "started" in first.stdout
     assert "answers" in second.stdout
     (command,) = (tmp_path / "mlflow").read_text().splitlines()
-    assert f"server --host 127.0.0.1 --port {port}" in command
+    assert command.startswith(f"false true server --host 127.0.0.1 --port {port}")
     assert command.endswith("--artifacts-destination s3://mine/kdray/mlartifacts")

@@ -10,6 +10,14 @@ import yaml
 
 from tests.deploy.cluster_files import RAYJOB, SHARED, load_documents, load_yaml, rayjob, read_text
 
+HEAD = {"ray.io/cluster": "sst2-x", "ray.io/node-type": "head"}
+WORKER = {"ray.io/cluster": "sst2-x", "ray.io/node-type": "worker"}
+SUBMITTER = {"batch.kubernetes.io/job-name": "sst2"}
+MLFLOW = {"app": "kdray-mlflow"}
+STRANGER = {"app": "shell"}
+"""The labels of pods in the namespace."""
+
+
 # --- Kubernetes ---
 
 
@@ -85,15 +93,96 @@ def test_on_kubernetes_ray_requires_the_token_of_a_secret_that_is_not_in_the_fil
 def test_on_kubernetes_nothing_is_reachable_from_outside() -> None:
     assert [service["spec"]["type"] for service in of_kind("Service")] == ["ClusterIP"]
     assert not of_kind("Ingress")
-    (policy,) = of_kind("NetworkPolicy")
-    assert policy["spec"]["podSelector"] == {}
-    assert all("ipBlock" not in source for rule in policy["spec"]["ingress"] for source in rule["from"])
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind("NetworkPolicy")}
+    closed = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert policies["kdray-closed"] == closed
+    sources = [source for policy in policies.values() for rule in policy.get("ingress", []) for source in rule["from"]]
+    assert all(source.get("podSelector") for source in sources)  # named pods; no networks, no whole namespaces
+    outside = [source for source in sources if "namespaceSelector" in source]
+    assert outside == [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay"}},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+        }
+    ]
     assert {document["metadata"]["namespace"] for document in load_documents(RAYJOB)} == {"kdray"}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "port", "expected"),
+    [
+        (HEAD, WORKER, 10001, True),
+        (WORKER, HEAD, 6379, True),
+        (WORKER, MLFLOW, 5000, True),
+        (WORKER, MLFLOW, 22, False),
+        (SUBMITTER, HEAD, 8265, True),
+        (SUBMITTER, HEAD, 6379, False),
+        (SUBMITTER, MLFLOW, 5000, False),
+        (MLFLOW, HEAD, 8265, False),
+        (STRANGER, HEAD, 8265, False),
+        (STRANGER, MLFLOW, 5000, False),
+    ],
+)
+def test_on_kubernetes_the_policies_let_through_what_a_sweep_needs_and_nothing_else(
+    source: dict[str, str], target: dict[str, str], port: int, expected: bool
+) -> None:
+    assert (may(source, target, port, "egress") and may(target, source, port, "ingress")) is expected
+
+
+def may(pod: dict[str, str], peer: dict[str, str], port: int, direction: str) -> bool:
+    """Whether a policy of the pod lets traffic of this direction through between pods of the namespace."""
+    for policy in of_kind("NetworkPolicy"):
+        if not selects(policy["spec"]["podSelector"], pod):
+            continue
+        for rule in policy["spec"].get(direction, []):
+            peers = rule["to" if direction == "egress" else "from"]
+            has_port = "ports" not in rule or any(each["port"] == port for each in rule["ports"])
+            inside = [each for each in peers if set(each) == {"podSelector"}]
+            if has_port and any(selects(each["podSelector"], peer) for each in inside):
+                return True
+    return False
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    needed = selector.get("matchLabels", {})
+    expressions = selector.get("matchExpressions", [])
+    assert all(each["operator"] == "Exists" for each in expressions)
+    return needed.items() <= labels.items() and all(each["key"] in labels for each in expressions)
+
+
+def test_on_kubernetes_only_the_head_reaches_addresses_outside_and_never_the_metadata_server() -> None:
+    blocks = {
+        policy["metadata"]["name"]: (to["ipBlock"], [each["port"] for each in rule["ports"]])
+        for policy in of_kind("NetworkPolicy")
+        for rule in policy["spec"].get("egress", [])
+        for to in rule["to"]
+        if "ipBlock" in to
+    }
+    assert blocks == {"kdray-head": ({"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}, [443, 6443])}
+
+
+def test_on_kubernetes_images_are_named_by_digest_and_the_secret_comes_from_a_file() -> None:
+    images = [container["image"] for pod in pods() for container in pod["containers"]]
+    assert len(set(images)) == 1
+    assert "@sha256:" in images[0]
+    for name in (RAYJOB, "docs/cluster.md"):
+        assert "--from-literal" not in read_text(name)
+        assert "--from-file=auth_token" in read_text(name)
+
+
+def test_mlflow_runs_no_jobs_anywhere() -> None:
+    switch = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
+    assert {"name": switch, "value": "false"} in pods()[2]["containers"][0]["env"]
+    assert load_yaml("deploy/mlflow/compose.yaml")["services"]["mlflow"]["environment"][switch] == "false"
+    assert f"ENV {switch}=false" in read_text("deploy/mlflow/Dockerfile")
+    assert f"\n{switch}=false " in read_text("deploy/mlflow.sh")
 
 
 def test_on_kubernetes_pods_have_no_more_rights_than_they_need() -> None:
     for pod in pods():
         assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert all(container["securityContext"]["capabilities"] == {"drop": ["ALL"]} for container in pod["containers"])
         assert all(not container["securityContext"]["allowPrivilegeEscalation"] for container in pod["containers"])
     # Only the autoscaler, in the head's pod, calls the API of Kubernetes.
     assert [pod["automountServiceAccountToken"] for pod in pods()] == [True, False, False]
