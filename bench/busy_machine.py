@@ -1,9 +1,9 @@
 """Claim: another program on one of a slot's cores makes a step at most five times as long.
 
-One slot with all cores takes steps of a small transformer, alone and beside a program that takes one core; then once
-more with libgomp's own default, by which threads that wait for each other spin for long. The ratio is the step beside
-the other program / the step alone, as slots are; `default_ratio` is the same with libgomp's default. `alone_ratio` is
-what sleeping sooner costs where nothing else runs.
+One slot with all cores takes training steps of a small transformer: alone, and beside a program that uses one core.
+The ratio is the time of a step beside the other program / the time of a step alone, with the environment that slots
+have. `default_ratio` is the same ratio with the default of libgomp, whose threads spin for a long time while they
+wait for each other. `alone_ratio` is the cost of spinning less if no other program runs.
 
     python bench/busy_machine.py [--seconds 10] [--width 64]                                     (about 2 minutes)
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from machine import machine, say
+from machine import machine, print_result
 from ray import cloudpickle
 
 from kdray import FreshTransformer, SlotSettings
@@ -31,12 +31,12 @@ from kdray.slots.ray_slots import WORKER_ENVIRONMENT, RaySlots, open_slots
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker cannot import this file
 
 LIBGOMP = {"GOMP_SPINCOUNT": "300000"}
-"""What libgomp takes where nothing is said and there are not more threads than cores."""
+"""The default of libgomp if it has no more threads than cores."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The job that trains for so many seconds, and tells how long a step took."""
+    """The job that trains for some seconds and reports the time of one step."""
 
     seconds: float
     width: int
@@ -61,7 +61,7 @@ class Steps:
 
 @contextmanager
 def another_program() -> Iterator[None]:
-    """Something that takes one core."""
+    """Run a program that uses one core, for the block."""
     program = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
     try:
         yield
@@ -70,36 +70,36 @@ def another_program() -> Iterator[None]:
         program.wait()
 
 
-def measured(slots: RaySlots, job: Steps, name: str) -> Report:
+def measure_step(slots: RaySlots, job: Steps, name: str) -> Report:
     (report,) = slots.run(job, name)
     return report
 
 
-def pair(environment: dict[str, str], job: Steps) -> dict[str, float]:
-    """The step alone and beside another program, on a slot whose worker has this in its environment."""
+def step_times(environment: dict[str, str], job: Steps) -> dict[str, float]:
+    """The times of a step alone and beside another program, on a slot whose worker has these environment variables."""
     os.environ.update(environment)
     with (
         tempfile.TemporaryDirectory(prefix="kdray-bench-") as logs,
         open_slots(SlotSettings(count=1), Path(logs)) as slots,
     ):
         slots.wait()
-        alone = measured(slots, job, "alone")
+        alone = measure_step(slots, job, "alone")
         with another_program():
-            beside = measured(slots, job, "beside")
+            beside = measure_step(slots, job, "beside")
     return {"alone_ms": alone["step_ms"], "beside_ms": beside["step_ms"], "threads": alone["threads"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10, help="of each of the four measurements")
-    parser.add_argument("--width", type=int, default=64, help="of the model; 384 is a MiniLM's")
+    parser.add_argument("--seconds", type=float, default=10, help="length of each of the four measurements")
+    parser.add_argument("--width", type=int, default=64, help="width of the model; a MiniLM has 384")
     options, on = parser.parse_args(), machine()
     job = Steps(options.seconds, options.width)
     with tempfile.TemporaryDirectory(prefix="kdray-bench-") as logs:
         cluster = connect("local", False, Path(logs))
-        ours, default = pair(WORKER_ENVIRONMENT, job), pair(LIBGOMP, job)
+        ours, default = step_times(WORKER_ENVIRONMENT, job), step_times(LIBGOMP, job)
         cluster.close()
-    say(
+    print_result(
         "a training step beside a program that takes one core, against the step alone",
         ours["beside_ms"] / ours["alone_ms"],
         {

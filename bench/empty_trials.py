@@ -1,9 +1,10 @@
-"""Claim: 1,000 trials of no work cost at most 30 ms each, and the driver's memory stays flat.
+"""Claim: 1,000 trials without work cost at most 30 ms each, and the driver's memory does not grow.
 
-All that `kdray run` has in its driver is there: Ray Tune, Optuna's sampler, the ledger, MLflow, the board, two slots.
-Only the trials are empty (one report). Beside it, Ray Tune alone with empty functions and random search, as lean as it
-goes (actors used again, its file loggers off): what no driver on Tune can beat. The figure is kdray's seconds a trial /
-Tune's. `driver_cpu_s` is processor time of the driver a trial; memory is the driver's, at trial 100 and at the last.
+The driver has all parts that it has in `kdray run`: Ray Tune, Optuna's sampler, the ledger, MLflow, the board, two
+slots. Only the trials are empty (one report each). The lower limit is Ray Tune alone, with empty functions, random
+search, reused actors and without its file loggers: no driver on Tune can be faster. The ratio is the seconds of a
+trial of kdray / those of Tune alone. `driver_cpu_s` is the driver's processor time for one trial. Memory is that of
+the driver, at trial 100 and at the last trial.
 
     python bench/empty_trials.py [--trials 1000] [--tune-trials 1000]                            (about 2 minutes)
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 import material
 import psutil
-from machine import machine, say
+from machine import machine, print_result
 from ray import tune
 
 from kdray import Search, Sweep
@@ -38,12 +39,12 @@ from kdray.stages.session import Session
 from kdray.storage.paths import SweepPaths
 
 EARLY = 100
-"""The trial at which memory is first looked at: all is imported and warm by then."""
+"""The trial at which memory is first measured: all modules are imported by then."""
 
 
 @dataclass(frozen=True)
 class Empty:
-    """A trial without any work: one report like a real trial's, which Optuna can learn from."""
+    """A trial without work: one report like that of a real trial, from which Optuna can learn."""
 
     x: float
 
@@ -53,7 +54,7 @@ class Empty:
 
 @dataclass
 class Watch:
-    """Wall clock, processor time and memory of this process at the end of each trial."""
+    """The wall clock, processor time and memory of this process at the end of each trial."""
 
     process: psutil.Process = field(default_factory=psutil.Process)
     wall_s: list[float] = field(default_factory=lambda: [time.perf_counter()])
@@ -68,12 +69,12 @@ class Watch:
 
 
 def costs(params: Any) -> dict[str, float]:
-    """Made up: a layer is a millisecond."""
+    """Invented costs: one millisecond for each layer."""
     return {"latency_ms": float(params["student.depth"]), "latency_p95_ms": 9.0, "parameters": 1e6, "size_mb": 4.0}
 
 
-def searched(sweep: Sweep, paths: SweepPaths, slots: RaySlots) -> Watch:
-    """Run the empty trials with all that `run` has."""
+def search_empty_trials(sweep: Sweep, paths: SweepPaths, slots: RaySlots) -> Watch:
+    """Run the empty trials with all parts that `kdray.run` has, and return what was measured at each."""
     ledger, watch = Ledger.open(paths.journal, sweep.name, sweep.search.objectives), Watch()
     with open_sweep_run(sweep, paths, ledger, lambda sentence: None) as tracker:
         planner = Planner(sweep.search, sweep.space, ledger, costs)
@@ -90,7 +91,7 @@ def searched(sweep: Sweep, paths: SweepPaths, slots: RaySlots) -> Watch:
 
 
 def tune_seconds(trials: int, at_once: int, folder: Path) -> float:
-    """Of one trial of Ray Tune alone."""
+    """The seconds of one trial of Ray Tune alone."""
     started = time.perf_counter()
     tune.Tuner(
         tune.with_resources(lambda config: tune.report({"accuracy": config["x"]}), {"CPU": 0.01}),
@@ -104,9 +105,11 @@ def tune_seconds(trials: int, at_once: int, folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--tune-trials", type=int, default=1000, help="of Ray Tune alone")
+    parser.add_argument("--tune-trials", type=int, default=1000, help="number of trials of Ray Tune alone")
     parser.add_argument("--slots", type=int, default=2)
-    parser.add_argument("--sampler", default="tpe", help="one of Optuna's: its own time grows with the trials")
+    parser.add_argument(
+        "--sampler", default="tpe", help="a sampler of Optuna; the time of a sampler grows with the number of trials"
+    )
     options, on = parser.parse_args(), machine()
     search_settings = Search(trials=options.trials, sampler=options.sampler, stopping=None)
     with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name:
@@ -115,14 +118,14 @@ def main() -> None:
         cluster = connect("local", False, paths.logs)
         with open_slots(SlotSettings(count=options.slots, cpus=0.5), paths.logs) as slots:
             slots.wait()
-            watch = searched(sweep, paths, slots)
+            watch = search_empty_trials(sweep, paths, slots)
         with redirect_stdout(sys.stderr):  # Tune prints whatever `verbose` says
             alone = tune_seconds(options.tune_trials, options.slots, Path(name) / "tune")
         cluster.close()
     early, last = min(EARLY, options.trials) - 1, options.trials - 1
     wall = (watch.wall_s[-1] - watch.wall_s[0]) / options.trials
     late = max(1, options.trials // 10)
-    say(
+    print_result(
         "seconds of an empty trial in a whole sweep, against Ray Tune alone (times as long)",
         wall / alone,
         {

@@ -1,10 +1,10 @@
 """Claim: a sweep whose driver is killed ten times ends with the table of a sweep that was never disturbed.
 
-Runs a sweep on one slot of a Ray of its own, and kills the driver (SIGKILL) at random moments: a few progress lines
-after each start, in all of its stages. After each kill the same command is given again. Then the script runs the sweep
-once undisturbed, from the same teacher, and compares everything that no clock influences: numbers, settings, states,
-every metric of every evaluation to the last digit, controls, and the confirmed figures. `ratio` is the time of all
-sessions over the time of the undisturbed one: mostly Ray and imports that start again.
+The script runs a sweep on one slot of a Ray of its own, and kills the driver (SIGKILL) at random moments: a few
+progress lines after each start, in all stages. After each kill it runs the same command again. Then it runs the sweep
+once undisturbed, with the same teacher, and compares everything that does not depend on the clock: numbers, settings,
+states, every metric of every evaluation to the last digit, controls, and the confirmed figures. `ratio` is the time
+of all sessions / the time of the undisturbed session; the difference is mostly the start of Ray and the imports.
 
     python bench/kill_and_resume.py [SWEEP] [--kills 10]              sweeps/quickstart.py: about 20 minutes
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from machine import machine, say
+from machine import machine, print_result
 
 from kdray.errors import KDRayError
 from kdray.evaluation.trial_record import TrialRecord
@@ -44,7 +44,7 @@ REPEATED = ("epochs of the teacher", "Choice")
 MOMENTS = ((0, 4), (0, 4), (1, 9), (1, 9), (1, 9), (1, 9), (1, 9), (2, 2), (3, 2), (3, 2))
 """For each kill: from which stage on progress counts, and the most progress lines before the kill. After the last entry
 the first one comes again."""
-LIVES_S = 3.0
+MOST_SECONDS_TO_KILL = 3.0
 """The longest time from those progress lines to the kill, in seconds."""
 LIMIT_S = 3600.0
 
@@ -53,7 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", nargs="?", type=Path, default=ROOT / "sweeps" / "quickstart.py")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     options = parser.parse_args()
     on = machine()
     with tempfile.TemporaryDirectory() as name:
@@ -73,7 +73,7 @@ def main() -> int:
         "disturbed_s": disturbed_s,
         "undisturbed_s": undisturbed_s,
     }
-    say(
+    print_result(
         "a sweep that is killed again and again ends with the table of an undisturbed one",
         disturbed_s / undisturbed_s,
         figures,
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def run_and_kill(sweep: Path, storage: Path, kills: int, draw: random.Random) -> tuple[int, float]:
-    """Run the sweep to its end and kill it on the way: the number of kills, and the seconds of all sessions."""
+    """Run the sweep to its end, and kill it several times. Returns how many times, and the seconds of all sessions."""
     killed, began = 0, time.monotonic()
     seen: set[str] = set()
     while True:
@@ -93,7 +93,7 @@ def run_and_kill(sweep: Path, storage: Path, kills: int, draw: random.Random) ->
             for _ in range(draw.randint(1, most)):
                 driver.progress.acquire(timeout=LIMIT_S)
         try:
-            driver.process.wait(draw.uniform(0, LIVES_S) if killed < kills else LIMIT_S)
+            driver.process.wait(draw.uniform(0, MOST_SECONDS_TO_KILL) if killed < kills else LIMIT_S)
         except subprocess.TimeoutExpired:
             driver.process.kill()
             driver.process.wait(LIMIT_S)
@@ -108,7 +108,7 @@ def run_and_kill(sweep: Path, storage: Path, kills: int, draw: random.Random) ->
 
 @dataclass
 class Driver:
-    """One session of the sweep in a process of its own. Its output goes to this process's stderr."""
+    """One session of the sweep in a process of its own. Its output is copied to stderr."""
 
     sweep: Path
     storage: Path
@@ -137,7 +137,7 @@ class Driver:
                     self.seen.add(text)
                     if number >= self.stage:
                         self.progress.release()
-        self.progress.release(max(most for _, most in MOMENTS))  # the process has ended: nobody waits any longer
+        self.progress.release(max(most for _, most in MOMENTS))  # the process has ended: end all waiting
 
 
 def read_records(storage: Path, name: str) -> Sequence[TrialRecord]:

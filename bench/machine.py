@@ -1,4 +1,4 @@
-"""What every benchmark says in the same way: the machine it ran on, and its one JSON line."""
+"""What all benchmarks print in the same form: the machine that they ran on, and one line of JSON."""
 
 import json
 import os
@@ -15,7 +15,10 @@ VERSIONS = ("kdray", "ray", "torch", "transformers", "optuna", "mlflow")
 
 
 def machine() -> dict[str, Any]:
-    """Processor (or GPU), cores, torch threads of this process, versions; a `load` near the cores spoils any figure."""
+    """The processor (or GPU), its cores, the torch threads of this process, and versions.
+
+    A `load` near the number of cores makes every figure useless.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "processor": hardware_name(device),
@@ -29,13 +32,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def say(claim: str, ratio: float, figures: dict[str, Any], on: dict[str, Any]) -> None:
-    """Print the one line. `on` is `machine()` as it was before the measuring began."""
+def print_result(claim: str, ratio: float, figures: dict[str, Any], on: dict[str, Any]) -> None:
+    """Print the line of JSON. `on` is what `machine()` returned before the first measurement."""
     print(json.dumps({"claim": claim, "ratio": round(ratio, 4), **_rounded(figures), "machine": on}), flush=True)
 
 
 def _rounded(value: Any) -> Any:
-    """Floats with five digits that count."""
+    """The value with its floats rounded to five significant digits."""
     match value:
         case float():
             return float(f"{value:.5g}")

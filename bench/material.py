@@ -1,4 +1,4 @@
-"""The sweep that benchmarks measure: on real data and a real teacher where folders are given, else on generated ones.
+"""The sweep that benchmarks measure: with a real teacher and real data if folders are given, else with generated ones.
 
 --data DIR --columns text,label --teacher DIR      such as SST-2 and MiniLM
 """
@@ -37,19 +37,22 @@ def parser(about: str, **defaults: Any) -> argparse.ArgumentParser:
     parser.add_argument("--text", default="text", help="column of the text")
     parser.add_argument("--label", default="label", help="column of the label")
     parser.add_argument(
-        "--teacher", help="folder of the teacher, fine-tuned here; without it, one is made from scratch"
+        "--teacher",
+        help="folder of the teacher, which is fine-tuned here; without it, a small one is trained from scratch",
     )
-    parser.add_argument("--max-rows", type=int, help="at most so many rows of each split")
-    parser.add_argument("--epochs", type=int, default=1, help="of each trial")
+    parser.add_argument("--max-rows", type=int, help="the largest number of rows of each split")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of each trial")
     parser.add_argument("--teacher-epochs", type=int, default=3)
     parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the training")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="precision of the training"
+    )
     parser.set_defaults(**defaults)
     return parser
 
 
 def sweep(options: argparse.Namespace, search: Search | None = None) -> Sweep:
-    """The sweep that these options ask for; `search` where it is not kdray's default."""
+    """The sweep of these options. `search`: its settings of the search, instead of those of kdray."""
     real = options.teacher is not None
     return Sweep(
         name="bench",
@@ -65,6 +68,6 @@ def sweep(options: argparse.Namespace, search: Search | None = None) -> Sweep:
         training=Training(epochs=options.epochs, precision=options.precision),
         space=SPACE,
         search=search or Search(trials=options.trials),
-        confirm=Confirm(candidates=0, controls=False),  # what is measured is the search
+        confirm=Confirm(candidates=0, controls=False),  # the benchmarks measure the search
         tracking=Tracking(),
     )

@@ -1,10 +1,10 @@
 """Claim: one more slot on a node costs at most 10 % of the transfer set in memory.
 
-Slots read a transfer set of about 100 MB (token ids of generated text, and logits) through the same `Rows` that trials
-use, every batch of an epoch, and keep it open as trials do. The figure is what the worker's own memory (USS: pages that
-no other process has) grew by, the largest over the slots, / the set on disk. The pages of the set itself are shared:
-`set_pss_mb` is each worker's share of those it has mapped, `set_rss_mb` what it would be taken for by `top`. Beside it,
-`copy_mb` is the same growth of a worker that holds the rows in memory as a list of examples: today's way.
+Slots read a transfer set of about 100 MB (token ids of generated text, and logits) through the same `Rows` as trials
+do: every batch of an epoch, and they keep it open. The ratio is the growth of a worker's own memory (USS: pages that
+no other process has), the largest of all slots, / the size of the set on disk. The slots share the pages of the set
+itself: `set_pss_mb` is the share of each worker in the pages that it has mapped, `set_rss_mb` is what `top` shows.
+`copy_mb` is the growth of a worker that has the rows in memory as a list of examples, as most training scripts do.
 
     python bench/slot_memory.py [--megabytes 100] [--slots 2]                                    (about 2 minutes)
 """
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-from machine import machine, say
+from machine import machine, print_result
 
 from kdray import FreshTransformer, SlotSettings, TextClassification
 from kdray.data.batches import epoch_batches
@@ -43,7 +43,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows of generated reviews strung together, as `tokenised` wants them: no row is short."""
+    """Rows of several generated reviews each, in the form that `tokenise` reads: no row is short."""
 
     rows: int
     labels: tuple[str, ...] = ("negative", "positive")
@@ -74,7 +74,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Copy:
-    """The job that holds the rows as a list of examples instead."""
+    """The job that has the rows in memory as a list of examples."""
 
     tokens: TokenSet
 
@@ -86,24 +86,24 @@ class Copy:
 
 
 def warm_up(rows: Rows) -> None:
-    """What the first batch of a process loads is not the data's."""
+    """Read some batches, because the first batch of a process loads libraries, which are no part of the data."""
     for _ in range(10):
         rows.batch(np.arange(len(rows)))
 
 
 def own_mb(pid: int | None = None) -> float:
-    """USS of a process: what would be freed if it ended."""
+    """The USS of a process, in MB: the memory that would be free if it ended."""
     return float(psutil.Process(pid).memory_full_info().uss / 1e6)
 
 
 def set_mb(pid: int, *folders: Path) -> dict[str, float]:
-    """Of the pages of the files in these folders that a process has mapped: all of them, and its share."""
+    """The mapped pages of the files in these folders, in MB: all of them (rss), and the share of this process (pss)."""
     maps = [m for m in psutil.Process(pid).memory_maps() if any(m.path.startswith(f"{f}/") for f in folders)]
     return {"rss": sum(m.rss for m in maps) / 1e6, "pss": sum(m.pss for m in maps) / 1e6}
 
 
 def transfer_set(tokens: TokenSet, folder: Path) -> TransferSet:
-    """Logits made up for every training row, in the format of `kdray.teacher.transfer`."""
+    """A transfer set with invented logits for every training row, in the format of `kdray.teacher.transfer`."""
     ids = tokens.rows("train").ids
     logits = np.random.default_rng(0).normal(size=2 * len(ids)).astype(np.float32)
     table = pa.table({"id": ids, "logits": pa.FixedSizeListArray.from_arrays(pa.array(logits), 2)})
@@ -113,12 +113,11 @@ def transfer_set(tokens: TokenSet, folder: Path) -> TransferSet:
     return TransferSet(folder)
 
 
-def at_once(slots: RaySlots, job: Read) -> list[Report]:
-    """The job on every slot at the same time; what each of them told."""
+def run_on_all_slots(slots: RaySlots, job: Read) -> list[Report]:
+    """Run the job on every slot at the same time, and return the report of each."""
     with ThreadPoolExecutor(slots.count) as threads:
-        told = threads.map(lambda slot: next(iter(list(slots.run(job, f"read-{slot}")))), range(slots.count))
-        reports = list(told)
-    assert len({report["pid"] for report in reports}) == slots.count, "one slot was given two of the jobs"
+        reports = list(threads.map(lambda slot: next(iter(list(slots.run(job, f"read-{slot}")))), range(slots.count)))
+    assert len({report["pid"] for report in reports}) == slots.count, "one slot ran two of the jobs"
     return reports
 
 
@@ -128,7 +127,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2)
     options, on = parser.parse_args(), machine()
     if options.slots < 2:
-        parser.error("--slots: at least 2, for it is about one more slot beside another.")
+        parser.error("--slots: at least 2, because the claim is about one more slot.")
     with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name:
         paths, texts = StoragePaths(Path(name)), Texts(int(options.megabytes * 1e6 / BYTES_PER_ROW))
         _, tokenizer = FreshTransformer().create(texts.columns("validation")["text"], texts.labels, TOKENS, 0)
@@ -138,21 +137,21 @@ def main() -> None:
         cluster = connect("local", False, Path(name) / "logs")
         with open_slots(SlotSettings(count=options.slots, cpus=0.5), Path(name) / "logs") as slots:
             slots.wait()
-            reports = at_once(slots, Read(tokens, transfer))
+            reports = run_on_all_slots(slots, Read(tokens, transfer))
             grown = [own_mb(report["pid"]) - report["before_mb"] for report in reports]
             mapped = [set_mb(report["pid"], tokens.folder, transfer.folder) for report in reports]
             worker = own_mb(reports[0]["pid"])
             (copied,) = slots.run(Copy(tokens), "copy")
         cluster.close()
-    say(
+    print_result(
         "own memory of one more slot for the transfer set, against the set (share)",
         max(grown) / size,
         {
             "goal": 0.1,
             "set_mb": size,
             "grown_mb": grown,
-            "set_pss_mb": [of["pss"] for of in mapped],
-            "set_rss_mb": [of["rss"] for of in mapped],
+            "set_pss_mb": [pages["pss"] for pages in mapped],
+            "set_rss_mb": [pages["rss"] for pages in mapped],
             "copy_mb": copied["copy_mb"],
             "whole_worker_mb": worker,
             "rows": texts.rows,

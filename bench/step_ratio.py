@@ -1,10 +1,11 @@
 """Claim: a step of kdray's fit() takes at most 1.05 times as long as one of a bare PyTorch loop that does the same.
 
-The bare loop is what a good engineer writes for one student and throws away: fused AdamW, autocast, stored logits,
-clipping, warm-up and decay, and its batches lie padded in memory before the clock starts, so it pays nothing for data.
-Both train the same student from the same weights on the same batches in the same order; at the end their weights must
-be the same (`weights_differ_by`). They take turns, who begins changes from repeat to repeat, and the figure is the
-median over the repeats of fit's time / the loop's time, the worst over the depths. No Ray; evaluation is not counted.
+The bare loop is what a good engineer writes for a single student: fused AdamW, autocast, stored logits, clipping,
+warm-up and decay. Its batches are padded in memory before the clock starts, so its time contains no reading of data.
+Both train the same student from the same weights on the same batches in the same order, and `weights_differ_by` is
+the largest difference of their weights at the end. They run in turns, and each repeat changes which one runs first.
+The ratio is the median over the repeats of the time of fit / the time of the loop, at the worst depth. There is no
+Ray, and no evaluation.
 
     python bench/step_ratio.py [--data DIR --columns text,label --teacher DIR]                  (about 5 minutes)
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from machine import machine, say
+from machine import machine, print_result
 from material import parser, sweep
 from torch import nn
 from torch.nn import functional
@@ -43,8 +44,8 @@ DISTILLATION = Distillation(temperature=3.0, alpha=0.7)
 SEED = 0
 
 
-def bare(model: PreTrainedModel, batches: list[Batch], training: Training, dtype: torch.dtype | None) -> None:
-    """The loop to compare with. It knows this one model, this one loss and one process."""
+def train_bare(model: PreTrainedModel, batches: list[Batch], training: Training, dtype: torch.dtype | None) -> None:
+    """Train with the bare loop: one kind of model, one loss, one process."""
     device, temperature, alpha = model.device, DISTILLATION.temperature, DISTILLATION.alpha
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -79,8 +80,8 @@ def bare(model: PreTrainedModel, batches: list[Batch], training: Training, dtype
         schedule.step()
 
 
-def fitted(model: PreTrainedModel, rows: Rows, training: Training, worker: Worker) -> None:
-    """The same with kdray."""
+def train_with_kdray(model: PreTrainedModel, rows: Rows, training: Training, worker: Worker) -> None:
+    """Train the same with kdray."""
     plan = TrainingPlan(
         rows,
         training,
@@ -93,8 +94,8 @@ def fitted(model: PreTrainedModel, rows: Rows, training: Training, worker: Worke
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Seconds of a step, and their ratio, as medians over the repeats."""
+class Comparison:
+    """The seconds of a step and their ratio: medians over the repeats."""
 
     fit_s: float
     bare_s: float
@@ -104,8 +105,8 @@ class Compared:
     weights_differ_by: float
 
 
-def compared(source: PreTrainedModel, depth: int, rows: Rows, training: Training, repeats: int) -> Compared:
-    """One depth, after one unmeasured turn of each."""
+def compare(source: PreTrainedModel, depth: int, rows: Rows, training: Training, repeats: int) -> Comparison:
+    """Compare the two at one depth. The first run of each is not counted."""
     worker = Worker(device=source.device)
     dtype = autocast_dtype(training.precision, source.device, source)
     indices = epoch_batches(rows.lengths, training.batch_size, seed=SEED, epoch=0)
@@ -117,15 +118,15 @@ def compared(source: PreTrainedModel, depth: int, rows: Rows, training: Training
         for turn in (repeat, repeat + 1):
             started = seconds(source.device)
             if turn % 2:
-                fitted(of_fit, rows, training, worker)
+                train_with_kdray(of_fit, rows, training, worker)
                 by_fit.append((seconds(source.device) - started) / len(batches))
             else:
-                bare(of_bare, batches, training, dtype)
+                train_bare(of_bare, batches, training, dtype)
                 by_bare.append((seconds(source.device) - started) / len(batches))
         pairs = zip(of_fit.parameters(), of_bare.parameters(), strict=True)
         difference = max(difference, *(float((a - b).detach().abs().max()) for a, b in pairs))
-    ratios = [fit / bare for fit, bare in zip(by_fit[1:], by_bare[1:], strict=True)]
-    return Compared(
+    ratios = [fit / loop for fit, loop in zip(by_fit[1:], by_bare[1:], strict=True)]
+    return Comparison(
         statistics.median(by_fit[1:]),
         statistics.median(by_bare[1:]),
         statistics.median(ratios),
@@ -136,28 +137,28 @@ def compared(source: PreTrainedModel, depth: int, rows: Rows, training: Training
 
 
 def seconds(device: torch.device) -> float:
-    """Now, when the device has done what it was given."""
+    """The clock's seconds, after the device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def material(options: argparse.Namespace, folder: Path, worker_slots: LocalSlots) -> tuple[PreTrainedModel, Rows]:
-    """The model that students are cut from, and rows with its logits (how good it is makes no difference here)."""
-    asked, paths = sweep(options), StoragePaths(folder)
-    splits = load_splits(asked.data, asked.task)
-    source = obtain_source(asked.teacher, asked.task, splits, paths, SEED)
-    tokens = tokenise(splits, asked.task, source.tokenizer(), paths)
-    labelling = Labelling(asked.transfer, source, tokens)
+    """The model that students are made from, and rows with its logits. Its quality has no effect on the time."""
+    settings, paths = sweep(options), StoragePaths(folder)
+    splits = load_splits(settings.data, settings.task)
+    source = obtain_source(settings.teacher, settings.task, splits, paths, SEED)
+    tokens = tokenise(splits, settings.task, source.tokenizer(), paths)
+    labelling = Labelling(settings.transfer, source, tokens)
     transfer = obtain_transfer_set(labelling, paths, worker_slots, lambda done, shards: None)
     return source.model().to(worker_slots.worker.device), transfer.rows(tokens, "train")
 
 
 def main() -> None:
     command = parser(__doc__, max_rows=1600)
-    command.add_argument("--depths", default="1,2,4", help="of the students")
+    command.add_argument("--depths", default="1,2,4", help="depths of the students")
     command.add_argument("--repeats", type=int, default=5)
-    command.add_argument("--threads", type=int, default=1, help="of torch")
+    command.add_argument("--threads", type=int, default=1, help="torch threads")
     options = command.parse_args()
     torch.set_num_threads(options.threads)
     on = machine()
@@ -165,8 +166,8 @@ def main() -> None:
         source, rows = material(options, Path(name), slots)
         training = Training(epochs=1, precision=options.precision)
         depths = [int(depth) for depth in options.depths.split(",")]
-        found = {depth: compared(source, depth, rows, training, options.repeats) for depth in depths}
-    say(
+        found = {depth: compare(source, depth, rows, training, options.repeats) for depth in depths}
+    print_result(
         "seconds of a training step of fit(), against a bare PyTorch loop (times as long; worst depth)",
         max(one.ratio for one in found.values()),
         {

@@ -1,13 +1,13 @@
 """Claim: in a sweep, 90 % of the slots' time is training and evaluation.
 
-Efficiency = sum over the trials of the train_seconds and eval_seconds in the ledger's histories / (slots x wall), over
-the search, from the first trial's start to the last one's end. Of a sweep that this script runs itself it also tells
-the efficiency over everything, from starting Ray to the report, with the time of each stage, and how much of a
-processor the driver took, which on a small machine the slots do without (`driver_cores`).
+Efficiency is the sum of train_seconds and eval_seconds of all trials in the ledger / (slots x wall time), from the
+start of the first trial to the end of the last one. For a sweep that this script runs itself, it also prints the
+efficiency of the whole sweep, from the start of Ray to the report, the time of each stage, and the number of cores
+that the driver used (`driver_cores`), which on a small machine are missing for the slots.
 
     python bench/sweep_efficiency.py --data DIR --columns text,label --teacher DIR --epochs 3   (about 45 minutes)
     python bench/sweep_efficiency.py                            generated data                   (about 4 minutes)
-    python bench/sweep_efficiency.py --sweep STORAGE/NAME       one that has finished, in one go (at once)
+    python bench/sweep_efficiency.py --sweep STORAGE/NAME       a finished sweep without interruption (at once)
 """
 
 import tempfile
@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from machine import machine, say
+from machine import machine, print_result
 from material import parser, sweep
 
 from kdray import Sweep
@@ -27,7 +27,7 @@ from kdray.storage.paths import SweepPaths
 
 
 class Stages(NullScreen):
-    """A screen that only notes when each stage began."""
+    """A screen that records when each stage began, and prints nothing."""
 
     def __init__(self) -> None:
         self.began: dict[str, float] = {}
@@ -36,23 +36,23 @@ class Stages(NullScreen):
         self.began[text] = time.perf_counter()
 
     def seconds(self) -> dict[str, float]:
-        """How long each stage took; the last one up to now."""
+        """The seconds of each stage; the last stage lasts until now."""
         ends = [*self.began.values(), time.perf_counter()][1:]
         return {name: end - began for (name, began), end in zip(self.began.items(), ends, strict=True)}
 
 
 def pure_seconds(record: TrialRecord) -> float:
-    """In which a trial trained and was evaluated."""
+    """The seconds in which a trial trained and was evaluated."""
     return sum(metrics["train_seconds"] + metrics["eval_seconds"] for metrics in record.history)
 
 
 def most_at_once(records: Sequence[TrialRecord]) -> int:
-    """The largest number of trials that ran at the same time: the slots."""
+    """The largest number of trials that ran at the same time: the number of slots."""
     return max(sum(other.started <= record.started < other.ended for other in records) for record in records)
 
 
 def search_figures(records: Sequence[TrialRecord]) -> dict[str, float]:
-    """Of the search alone."""
+    """The figures of the search alone."""
     wall = max(record.ended for record in records) - min(record.started for record in records)
     busy, slots = sum(map(pure_seconds, records)), most_at_once(records)
     states = [record.state for record in records]
@@ -67,18 +67,18 @@ def search_figures(records: Sequence[TrialRecord]) -> dict[str, float]:
     }
 
 
-def whole_figures(asked: Sweep, paths: SweepPaths) -> dict[str, object]:
-    """Run the sweep; what can be told only of one's own."""
+def whole_figures(settings: Sweep, paths: SweepPaths) -> dict[str, object]:
+    """Run the sweep, and return the figures that are known only for a sweep that runs in this process."""
     stages, cpu = Stages(), time.process_time()
-    run(asked, paths, RunOptions(address="local"), screen=stages)
-    took, cpu = stages.seconds(), time.process_time() - cpu
+    run(settings, paths, RunOptions(address="local"), screen=stages)
+    stage_seconds, cpu = stages.seconds(), time.process_time() - cpu
     busy = sum(map(pure_seconds, read_figures(paths).records))
     slots = most_at_once(read_figures(paths).records)
-    whole = sum(took.values())
+    whole = sum(stage_seconds.values())
     return {
         "whole_s": whole,
         "whole_efficiency": busy / (slots * whole),
-        "stages_s": took,
+        "stages_s": stage_seconds,
         "driver_cores": cpu / whole,
     }
 
@@ -91,12 +91,12 @@ def main() -> None:
         if options.sweep:
             paths, whole = SweepPaths(options.sweep.absolute().parent, options.sweep.name), {}
         else:
-            asked = sweep(options)
-            paths = SweepPaths(Path(name), asked.name)
-            whole = whole_figures(asked, paths)
+            settings = sweep(options)
+            paths = SweepPaths(Path(name), settings.name)
+            whole = whole_figures(settings, paths)
         figures = read_figures(paths)
     found = search_figures(figures.records)
-    say(
+    print_result(
         "efficiency of a sweep: training and evaluation / (slots x wall), over the search",
         found.pop("efficiency"),
         {

@@ -1,12 +1,13 @@
 """Claim: at least four times the trials per hour of transformers' own search, at equal or better dev accuracy.
 
-The peer is what one writes today: transformers' Trainer with the usual distillation `compute_loss` and a live teacher,
-searched with `hyperparameter_search(backend="ray")`. Both get the same fine-tuned teacher (not counted), data, student
-starts, epochs, batch size, optimiser, schedule and precision, and as many trials at a time as there are cores, each on
-one. kdray draws the settings (at random, nothing stopped early); the peer is given the same ones.
+The peer is the usual script: transformers' Trainer with a distillation loss in `compute_loss` and a live teacher,
+searched with `hyperparameter_search(backend="ray")`. Both get the same fine-tuned teacher (its training is not
+counted), data, initial weights of students, epochs, batch size, optimiser, schedule and precision. Both run as many
+trials at the same time as there are cores, each on one core. kdray draws the settings at random, without early
+stopping; the peer gets the same settings.
 
-kdray's clock runs over its whole sweep: Ray, slots, tokens, the transfer set, the costs of each architecture, trials,
-MLflow, choice, export, report. The peer's runs over Ray and its search; its data are tokenised before.
+The time of kdray is that of its whole sweep: Ray, slots, tokens, the transfer set, the costs of each architecture,
+trials, MLflow, choice, export, report. The time of the peer is that of Ray and its search, without the tokenising.
 
     python bench/transformers_peer.py --data DIR --columns text,label --teacher DIR --trials 6 --epochs 1   (15 minutes)
     python bench/transformers_peer.py --trials 6                generated data                               (5 minutes)
@@ -29,7 +30,7 @@ import datasets
 import numpy as np
 import ray
 import torch
-from machine import machine, say
+from machine import machine, print_result
 from material import SPACE, parser, sweep
 from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -61,7 +62,7 @@ DEPTH, TEMPERATURE, ALPHA, RATE = (
 
 
 class DistillationTrainer(Trainer):
-    """The usual one: the teacher beside the student in `compute_loss`."""
+    """The usual Trainer for distillation: `compute_loss` also runs the teacher."""
 
     teacher: PreTrainedModel
 
@@ -73,11 +74,11 @@ class DistillationTrainer(Trainer):
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         self.teacher.to(model.device)
         with torch.no_grad():
-            taught = self.teacher(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+            teacher_logits = self.teacher(**{name: value for name, value in inputs.items() if name != "labels"}).logits
         temperature, alpha = self._trial[TEMPERATURE], self._trial[ALPHA]
         soft = functional.kl_div(
             functional.log_softmax(outputs.logits / temperature, dim=-1),
-            functional.softmax(taught / temperature, dim=-1),
+            functional.softmax(teacher_logits / temperature, dim=-1),
             reduction="batchmean",
         )
         loss = alpha * temperature**2 * soft + (1 - alpha) * outputs.loss
@@ -89,28 +90,28 @@ def accuracy(predicted: Any) -> dict[str, float]:
 
 
 def student_of(teacher: Pretrained, seed: int, trial: dict[str, Any] | None) -> PreTrainedModel:
-    """What the Trainer starts from: the student that kdray builds, too. Without a trial (Trainer asks once): any."""
+    """The student that kdray builds, with which the Trainer starts. Without a trial (its first call): any student."""
     return TransformerStudent(depth=trial[DEPTH] if trial else 1).build(teacher.model(), seed)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """What the peer was given, and how it is run."""
+    """The inputs of the peer, and its run."""
 
-    asked: Sweep
+    settings: Sweep
     teacher: Pretrained
     splits: Splits
     folder: Path
     by_length: bool
 
     def rows(self, split: str) -> datasets.Dataset:
-        """Token ids and labels, as the Trainer wants them."""
-        columns, task = self.splits.columns(split), self.asked.task
+        """Token ids and labels, in the form that the Trainer reads."""
+        columns, task = self.splits.columns(split), self.settings.task
         encoded = task.encode(self.teacher.tokenizer(), list(columns["text"]), None)
         return datasets.Dataset.from_dict({**encoded, "labels": list(columns["label"])})
 
     def arguments(self) -> TrainingArguments:
-        training = self.asked.training
+        training = self.settings.training
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = autocast_dtype(training.precision, device, self.teacher.model())
         return TrainingArguments(
@@ -130,11 +131,11 @@ class Peer:
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            seed=self.asked.seed,
+            seed=self.settings.seed,
         )
 
     def trainer(self) -> DistillationTrainer:
-        teacher, seed = self.teacher, self.asked.seed
+        teacher, seed = self.teacher, self.settings.seed
         trainer = DistillationTrainer(
             args=self.arguments(),
             model_init=lambda trial=None: student_of(teacher, seed, trial),
@@ -146,8 +147,8 @@ class Peer:
         trainer.teacher = teacher.model().requires_grad_(False)
         return trainer
 
-    def search(self, trials: Sequence[dict[str, Any]]) -> "Done":
-        """Run these trials, one core (and its share of the GPUs) each."""
+    def search(self, trials: Sequence[dict[str, Any]]) -> "SearchResult":
+        """Run these trials, each on one core and its share of the GPUs."""
         trainer = self.trainer()
         started = time.perf_counter()
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -173,15 +174,15 @@ class Peer:
         accuracies = [trial.last_result["eval_accuracy"] for trial in analysis.trials]
         assert [trial.config[RATE] for trial in analysis.trials] == [trial[RATE] for trial in trials]
         ray.shutdown()
-        return Done(seconds, accuracies)
+        return SearchResult(seconds, accuracies)
 
 
 # ---- the comparison ----
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a search took, and the last dev accuracy of each trial."""
+class SearchResult:
+    """The seconds of a search, and the last dev accuracy of each trial."""
 
     seconds: float
     accuracies: list[float]
@@ -196,49 +197,49 @@ class Done:
         }
 
 
-def ready_teacher(asked: Sweep, folder: Path) -> Pretrained:
-    """The teacher, fine-tuned for both before any clock runs."""
+def fine_tune_teacher(settings: Sweep, folder: Path) -> Pretrained:
+    """The teacher, fine-tuned for both searches before the time is measured."""
     paths = SweepPaths(folder, "teacher")
-    splits = load_splits(asked.data, asked.task)
-    source = obtain_source(asked.teacher, asked.task, splits, paths, asked.seed)
-    tokens = tokenise(splits, asked.task, source.tokenizer(), paths)
+    splits = load_splits(settings.data, settings.task)
+    source = obtain_source(settings.teacher, settings.task, splits, paths, settings.seed)
+    tokens = tokenise(splits, settings.task, source.tokenizer(), paths)
     with LocalSlots(threads=os.cpu_count() or 1) as slots:
-        start = FineTuning(source, tokens, asked.task, asked.seed)
-        return obtain_teacher(asked.teacher, start, paths, slots, lambda report: None)
+        start = FineTuning(source, tokens, settings.task, settings.seed)
+        return obtain_teacher(settings.teacher, start, paths, slots, lambda report: None)
 
 
-def with_kdray(asked: Sweep, folder: Path) -> tuple[Done, Sequence[TrialRecord]]:
-    """The whole sweep, in a storage of its own."""
+def search_with_kdray(settings: Sweep, folder: Path) -> tuple[SearchResult, Sequence[TrialRecord]]:
+    """Run the whole sweep in a storage of its own."""
     started = time.perf_counter()
-    paths = SweepPaths(folder, asked.name)
-    run(asked, paths, RunOptions(address="local"))
+    paths = SweepPaths(folder, settings.name)
+    run(settings, paths, RunOptions(address="local"))
     seconds = time.perf_counter() - started
     records = read_figures(paths).records
-    return Done(seconds, [record.metrics["accuracy"] for record in records]), records
+    return SearchResult(seconds, [record.metrics["accuracy"] for record in records]), records
 
 
 def search_of(options: argparse.Namespace) -> Search:
-    """Settings drawn at random, so that the same ones can be given to the peer; every trial runs to its end."""
+    """A search with random settings, which the peer can repeat, and in which every trial runs to its end."""
     return Search(trials=options.trials, sampler="random", stopping=None)
 
 
 def main() -> None:
     command = parser(__doc__, trials=6)
-    command.add_argument("--by-length", action="store_true", help="let the peer, too, batch rows of like length")
+    command.add_argument("--by-length", action="store_true", help="let the peer also batch rows of similar length")
     options = command.parse_args()
     on = machine()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name:
-        folder, asked = Path(name), sweep(options, search_of(options))
-        teacher = ready_teacher(asked, folder)
-        taught = asked.with_changes({"teacher.model": str(teacher.folder), "teacher.training": None})
-        kdray, records = with_kdray(taught, folder / "kdray")
-        splits = load_splits(asked.data, asked.task)
-        peer = Peer(asked, teacher, splits, folder / "peer", options.by_length)
+        folder, settings = Path(name), sweep(options, search_of(options))
+        teacher = fine_tune_teacher(settings, folder)
+        with_teacher = settings.with_changes({"teacher.model": str(teacher.folder), "teacher.training": None})
+        kdray, records = search_with_kdray(with_teacher, folder / "kdray")
+        splits = load_splits(settings.data, settings.task)
+        peer = Peer(settings, teacher, splits, folder / "peer", options.by_length)
         bf16 = peer.arguments().bf16
         with redirect_stdout(sys.stderr):  # both Tune and the Trainer print
             transformers = peer.search([record.params for record in records])
-    say(
+    print_result(
         "trials per hour, against transformers' Trainer.hyperparameter_search(backend='ray') (times as many)",
         transformers.seconds / kdray.seconds,
         {

@@ -1,9 +1,9 @@
-"""Claim: a trial on a warm slot costs at most 0.1 s beside its own work; Ray's documented nesting costs seconds.
+"""Claim: a trial on a warm slot costs at most 0.1 s beside its own work; the nesting that Ray documents costs seconds.
 
-Warm: 100 empty trials (one report each) searched by `kdray.search` with one slot: Ray Tune, Optuna, ledger, board and
-worker, all of it. `slot_s` is the part of board and worker alone. Nested: the same empty trial as Ray documents it, a
-TorchTrainer.fit() of one worker inside each Tune trial, one trial after the other. Starting Ray and the slot is not in
-either figure; `slot_start_s` tells what the slot costs once a sweep.
+Warm: `kdray.search` runs 100 empty trials (one report each) on one slot, with Ray Tune, Optuna, the ledger, the board
+and the worker. `slot_s` is the time of the board and the worker alone. Nested: the same empty trial in the way that
+Ray documents, with a TorchTrainer.fit() of one worker in each Tune trial, one trial after the other. Neither figure
+contains the start of Ray and of the slot; `slot_start_s` is the time for the start of the slot, once a sweep.
 
     python bench/trial_overhead.py [--trials 100] [--nested 4]                                  (about 2 minutes)
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import machine, say
+from machine import machine, print_result
 from ray import train, tune
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -36,14 +36,14 @@ from kdray.slots.ray_slots import RaySlots, open_slots
 
 @dataclass(frozen=True)
 class Empty:
-    """A trial without any work: one report."""
+    """A trial without work: one report."""
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
         yield {"accuracy": 0.5, "epoch": 1, "step": 1}
 
 
 def warm_seconds(slots: RaySlots, trials: int, folder: Path) -> float:
-    """Of one trial, through the whole search."""
+    """The seconds of one trial, with all parts of the search."""
     settings = Search(trials=trials, objectives=("accuracy",), sampler="random", stopping=None)
     planner = Planner(
         settings, {"x": tune.uniform(0, 1)}, Ledger.open(folder / "journal", "warm", ("accuracy",)), costless
@@ -59,7 +59,7 @@ def costless(params: Any) -> dict[str, float]:
 
 
 def slot_seconds(slots: RaySlots, jobs: int) -> float:
-    """Of one job, from handing it over to its end."""
+    """The seconds of one job, from its submission to its end."""
     started = time.perf_counter()
     for number in range(jobs):
         assert len(list(slots.run(Empty(), f"empty-{number}"))) == 1
@@ -67,7 +67,7 @@ def slot_seconds(slots: RaySlots, jobs: int) -> float:
 
 
 def nested_trial(config: dict[str, Any]) -> None:
-    """The documented pattern: a Tune trial that runs a trainer of its own."""
+    """A Tune trial that runs a trainer of its own, as Ray documents."""
     TorchTrainer(
         lambda: train.report({"accuracy": 0.5}),
         scaling_config=ScalingConfig(num_workers=1),
@@ -76,7 +76,7 @@ def nested_trial(config: dict[str, Any]) -> None:
 
 
 def nested_seconds(trials: int, folder: Path) -> float:
-    """Of one trial of the documented pattern."""
+    """The seconds of one trial that runs a trainer of its own."""
     started = time.perf_counter()
     results = tune.Tuner(
         tune.with_resources(nested_trial, {"CPU": 0.01}),
@@ -91,7 +91,7 @@ def nested_seconds(trials: int, folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--nested", type=int, default=4, help="trials of the documented pattern")
+    parser.add_argument("--nested", type=int, default=4, help="number of trials with a trainer of their own")
     options, on = parser.parse_args(), machine()
     with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name:
         folder = Path(name)
@@ -104,7 +104,7 @@ def main() -> None:
         with redirect_stdout(sys.stderr):  # Tune prints whatever `verbose` says
             nested = nested_seconds(options.nested, folder / "nested")
         cluster.close()
-    say(
+    print_result(
         "overhead of a trial on a warm slot, against a TorchTrainer.fit() nested in a Tune trial (times less)",
         nested / warm,
         {

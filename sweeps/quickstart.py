@@ -1,16 +1,16 @@
-"""A whole sweep on the spot: generated reviews, a teacher trained from scratch, sixteen students, one chosen.
+"""A complete sweep that needs no downloads: generated reviews, a teacher trained from scratch, sixteen students.
 
     kdray run sweeps/quickstart.py
 
-It needs no model hub, no GPU and no server. Two cores of an AMD EPYC without bf16 took 3 min 20 s up to the end of the
-search, 40 s for its controls and a minute and a half to confirm the choice: 5 min 43 s in all. What it comes to depends
-on the machine's arithmetic: there the teacher had 0.900 validation accuracy; the chosen student, of two of its four
-layers, 0.8985 on the test rows (95 %: 0.884 to 0.911) at 1.7 times the speed; students of one layer kept 91 to 95 % of
-the teacher. Neither distillation (+0.0 points, -1.5 to +1.6) nor the search (+0.2, -0.8 to +1.2) was shown to help on
-these rows, and the report says so.
+It needs no model hub, no GPU and no server. On two cores of an AMD EPYC without bf16 it took 5 min 43 s: 3 min 20 s
+until the end of the search, 40 s for the controls, and a minute and a half to confirm the choice. The result depends
+on the arithmetic of the machine. There the teacher had a validation accuracy of 0.900. The chosen student had two of
+its four layers, an accuracy of 0.8985 on the test rows (95 %: 0.884 to 0.911), and 1.7 times the speed. Students of
+one layer kept 91 to 95 % of the teacher. Neither distillation (+0.0 points, -1.5 to +1.6) nor the search (+0.2, -0.8
+to +1.2) was shown to help on these rows, and the report says so.
 
-A review has up to two clauses with negation, degrees, contrast and other
-people's opinions, and the training labels are one unsure annotator's votes: one layer cannot follow, two nearly can.
+A review has up to two clauses with negation, degrees, contrast and the opinions of other people. The training labels
+are the votes of one annotator who is not sure. One layer is too few for this task, and two layers are nearly enough.
 """
 
 from ray import tune
