@@ -16,7 +16,7 @@ from kdray.settings import dotted_values
 
 ROOT = Path(__file__).parents[1]
 USER_DOCUMENTS = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))]
-DOCUMENTS = [*USER_DOCUMENTS, "CONTRIBUTING.md", "bench/README.md", "deploy/mlflow/README.md"]
+DOCUMENTS = [*USER_DOCUMENTS, "CONTRIBUTING.md", "SECURITY.md", "bench/README.md", "deploy/mlflow/README.md"]
 
 FENCED_BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
