@@ -32,7 +32,6 @@ from kdray.storage.owner import own_sweep
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
 from kdray.tracking.origin import describe_origin
-from kdray.tracking.settings import mask_secrets
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def story(
         paths=paths,
         figures=results.figures,
         page=tracker.page_path(),
-        server=mask_secrets(uri) if uri.startswith("http") else None,
+        server=uri if uri.startswith("http") else None,
         registered=register_chosen(session, results),
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -36,6 +37,10 @@ from kdray.tracking.settings import Tracking
 from kdray.training.settings import Training
 from kdray.training.trial import Recipe, TrialInputs
 from tests.storage.bucket_server import BucketServer
+
+# On a busy machine a single example may take seconds, which says nothing about the code.
+hypothesis.settings.register_profile("kdray", deadline=None)
+hypothesis.settings.load_profile("kdray")
 
 GOOD, BAD = ("good", "warm", "witty", "fresh"), ("bad", "cold", "dull", "stale")
 OTHER = ["the", "a", "film", "plot", "cast", "music", "script", "with", "and", "of", "this", "that", "its"]
@@ -77,6 +82,14 @@ def own_logging() -> Iterator[None]:
         handler.close()
     logging.root.setLevel(level)
     logging.captureWarnings(False)
+
+
+@pytest.fixture(autouse=True)
+def own_user_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a user of its own, who has trusted no address yet, and no server in the environment."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+    monkeypatch.setattr("kdray.storage.trust._accepted", set())
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture(scope="session")

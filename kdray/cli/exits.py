@@ -14,14 +14,18 @@ import typer
 from rich.console import Console
 
 from kdray.errors import KDRayError, storage_error
+from kdray.safe_text.escaping import terminal_text
+from kdray.safe_text.log_lines import SafeFormatter
+from kdray.safe_text.secrets import mask_command, mask_secrets
 from kdray.slots.interrupts import EXIT_CODE
+from kdray.storage.names import check_links
 from kdray.storage.paths import SweepPaths, sweep_paths
 from kdray.tracking.origin import command_line
 
 log = logging.getLogger(__name__)
 # Without a handler, Python prints errors to stderr itself until a command opens its log file.
 logging.getLogger("kdray").addHandler(logging.NullHandler())
-stderr_console = Console(stderr=True, highlight=False, soft_wrap=True)
+stderr_console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 LOGGERS_WITH_HANDLERS = ("optuna", "mlflow", "alembic", "transformers", "datasets", "huggingface_hub")
 """Loggers of libraries that add handlers of their own, which print on the screen."""
@@ -29,9 +33,10 @@ LOGGERS_WITH_HANDLERS = ("optuna", "mlflow", "alembic", "transformers", "dataset
 
 def log_to(paths: SweepPaths) -> None:
     """Send all log records, and the warnings of libraries, to the sweep's log file."""
+    check_links(paths.root, paths.storage)
     paths.logs.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(paths.logs / "kdray.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(SafeFormatter())
     logging.captureWarnings(True)
     for name in LOGGERS_WITH_HANDLERS:
         library_log = logging.getLogger(name)
@@ -44,7 +49,8 @@ def log_to(paths: SweepPaths) -> None:
 
 def wide_console() -> Console:
     """A console on standard output; in a file or a pipe it does not break the rows of a table."""
-    return Console() if sys.stdout.isatty() else Console(soft_wrap=True, width=160)
+    # Without emoji=False, rich would replace `:name:` in a text by a picture.
+    return Console(emoji=False) if sys.stdout.isatty() else Console(soft_wrap=True, width=160, emoji=False)
 
 
 def open_log_of(sweep: str) -> SweepPaths:
@@ -79,24 +85,27 @@ class exit_on_error:  # noqa: N801  (used as `with exit_on_error():`)
             raise SystemExit(EXIT_CODE) from None
         if not isinstance(error, SystemExit | typer.Exit):
             log.error("".join(traceback.format_exception(error)))
+            # Typer has replaced the hook by Python's own, which prints control characters and secrets as they are.
+            sys.excepthook = _exit_on_uncaught
 
 
 def resume_command(arguments: Sequence[str]) -> str:
     """The command line that continues the sweep which these arguments started; without --fresh, which deletes it."""
-    return command_line([argument for argument in arguments if argument != "--fresh"])
+    return command_line(mask_command([argument for argument in arguments if argument != "--fresh"]))
 
 
 def print_error(error: KDRayError) -> None:
     """Print the message of an error on stderr, and write its traceback to the log."""
     log.error("".join(traceback.format_exception(error)))
-    stderr_console.print(f"kdray: {error}", markup=False)
+    stderr_console.print(terminal_text(mask_secrets(f"kdray: {error}")), markup=False)
 
 
 def _exit_on_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if isinstance(error, KDRayError):
         print_error(error)
         raise SystemExit(error.exit_code)
-    sys.__excepthook__(kind, error, trace)
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(f"{terminal_text(mask_secrets(text))}\n")
 
 
 # A sweep script builds its Sweep before it calls main(), so outside `exit_on_error`. This hook prints a mistake in the

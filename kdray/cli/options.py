@@ -15,11 +15,39 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from kdray.data.memory import DEFAULT_MAX_GB
+from kdray.search.ledger_storage import ledger_url
+from kdray.storage.trust import accept_address
+
 DEFAULT_STORAGE = "results"
 UI_PORT = 5000
 
 SweepFolder = Annotated[str, typer.Argument(metavar="STORAGE/NAME", help="The folder of a finished sweep.")]
 SweepServer = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server; by default the sweep's own.")]
+
+
+def accept_ledger(url: str | None) -> str | None:
+    """Trust this address, which the user has just given: a command then may use a sweep whose ledger is there."""
+    if url is None:
+        return None
+    try:
+        address = ledger_url(url)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    accept_address(address)
+    return address
+
+
+SweepLedger = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger",
+        help="The database with the sweep's trials; needed once on each machine, if it is not in the storage.",
+        metavar="URL",
+        callback=accept_ledger,
+    ),
+]
+MaxGB = Annotated[float, typer.Option("--max-gb", help="The memory in GB that the rows of the data may need.")]
 Changes = Annotated[
     list[str] | None,
     typer.Option(
@@ -93,6 +121,7 @@ class RuleGroup:
 class ChooseGroup:
     """The other options of `kdray choose`."""
 
+    ledger: SweepLedger = None
     changes: Changes = None
     tracking_uri: TrackingUri = None
     address: Address = None
@@ -107,13 +136,29 @@ class PredictGroup:
     pair: Annotated[
         list[str] | None, typer.Option(help="The second text of a pair; give it once for each text.", metavar="TEXT")
     ] = None
-    file: Annotated[Path | None, typer.Option(help="Read texts from csv, tsv, txt, json, jsonl or parquet.")] = None
+    file: Annotated[
+        Path | None, typer.Option(help="Read texts from a csv, tsv, txt, json, jsonl, parquet or arrow file.")
+    ] = None
     to: Annotated[Path | None, typer.Option(help="Write answers to csv, jsonl or parquet.", metavar="FILE")] = None
     columns: Annotated[
         str | None, typer.Option(help="Names of the columns of a file without a header.", metavar="A,B")
     ] = None
+    delimiter: Annotated[
+        str | None, typer.Option(help="The character between the cells of the file, or tab.", metavar="CHARACTER")
+    ] = None
+    encoding: Annotated[str | None, typer.Option(help="The encoding of the file, by default UTF-8.")] = None
+    field: Annotated[str | None, typer.Option(help="The key in a json file with the rows below it.")] = None
+    max_gb: MaxGB = DEFAULT_MAX_GB
     form: Annotated[str, typer.Option(help="pytorch, onnx or int8.")] = "pytorch"
     batch_size: Annotated[int, typer.Option(help="Texts per batch.", min=1)] = 64
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help="Write cells and texts as they are: no apostrophe before a cell of a csv file that a spreadsheet "
+            "takes for a formula, no escapes for control characters on the screen.",
+        ),
+    ] = False
 
 
 def flatten_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -15,6 +15,7 @@ from kdray.errors import KDRayError, SpecError
 from kdray.report.screen import open_screen
 from kdray.report.table import table
 from kdray.run import RunOptions, run
+from kdray.safe_text.escaping import terminal_text
 from kdray.settings import parse_value
 from kdray.slots.interrupts import handle_signals
 from kdray.stages.choosing_again import change_rule, read_finished_sweep
@@ -98,24 +99,24 @@ def print_outcome(outcome: Outcome) -> None:
 
     Raises typer.Exit with exit code 3 when no student was chosen.
     """
-    console = wide_console()
-    console.print(table(outcome.figures))
+    wide_console().print(table(outcome.figures))
     for sentence in outcome.figures.sentences:
-        console.print(sentence, markup=False, highlight=False)
+        typer.echo(terminal_text(sentence))
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+    for line in describe_places(outcome):
+        typer.echo(terminal_text(line))
+
+
+def describe_places(outcome: Outcome) -> list[str]:
+    """The lines that say where the student, the report, the registered version and the MLflow page are."""
     paths = outcome.paths
-    console.print(
-        f"\nStudent  {display_path(paths.chosen)}\nReport   {display_path(paths.report)}", markup=False, highlight=False
-    )
-    if outcome.registered:
-        console.print(f"Registry {outcome.registered}", markup=False, highlight=False)
+    lines = ["", f"Student  {display_path(paths.chosen)}", f"Report   {display_path(paths.report)}"]
+    lines += [f"Registry {outcome.registered}"] if outcome.registered else []
     if outcome.server:
-        console.print(f"Compare  {outcome.server}{outcome.page or ''}", markup=False, highlight=False)
-        return
-    console.print(f"Compare  kdray ui {display_path(paths.storage)}", markup=False, highlight=False)
-    if outcome.page:
-        console.print(f"         then open http://127.0.0.1:{UI_PORT}{outcome.page}", markup=False, highlight=False)
+        return [*lines, f"Compare  {outcome.server}{outcome.page or ''}"]
+    lines += [f"Compare  kdray ui {display_path(paths.storage)}"]
+    return lines + ([f"         then open http://127.0.0.1:{UI_PORT}{outcome.page}"] if outcome.page else [])
 
 
 def parse_changes(changes: list[str], option: str = "--set") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Commands that use a chosen student: `kdray export`, `kdray predict` and `kdray register`."""
 
+import dataclasses
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -7,12 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from kdray.cli.exits import exit_on_error, log_to, open_log_of
-from kdray.cli.options import PredictGroup, SweepFolder, SweepServer
+from kdray.cli.options import MaxGB, PredictGroup, SweepFolder, SweepLedger, SweepServer
+from kdray.data.memory import DEFAULT_MAX_GB
+from kdray.data.reading import Reading
 from kdray.errors import ExportError, SpecError, did_you_mean
-from kdray.evaluation.formatting import format_metric, heading
+from kdray.evaluation.formatting import format_count, format_metric, heading
 from kdray.export.checks import ExportResult
 from kdray.export.exporting import check_empty, copy_student, export_forms
 from kdray.export.forms import FORMS, Form
@@ -27,6 +29,7 @@ from kdray.export.prediction import (
 )
 from kdray.export.shipped import Shipped, read_shipped
 from kdray.report.screen import open_screen
+from kdray.safe_text.escaping import one_line, terminal_text
 from kdray.slots.interrupts import handle_signals
 from kdray.stages.reading import read_figures
 from kdray.stages.registering import register_finished
@@ -42,12 +45,16 @@ def export_student(
         list[str] | None, typer.Option(help="onnx or int8; repeatable. Both by default.", metavar="FORM")
     ] = None,
     to: Annotated[Path | None, typer.Option(help="Copy the student's complete folder to DIR.", metavar="DIR")] = None,
+    ledger: SweepLedger = None,
+    max_gb: MaxGB = DEFAULT_MAX_GB,
 ) -> None:
     """Write the chosen student as ONNX, check that its outputs stay the same, and measure its speed."""
     with exit_on_error():
         paths = _fetch_sweep(sweep)
         forms = [_parse_form(name) for name in form or ("onnx", "int8")]
         student = read_shipped(paths)
+        # The limit is no part of the recorded settings, because it changes no result.
+        student = dataclasses.replace(student, data=student.data.model_copy(update={"max_gb": max_gb}))
         if to is not None:
             check_empty(to)
         log_to(paths)
@@ -59,11 +66,14 @@ def export_student(
         ):
             result = export_forms(student, forms, read_figures(paths), screen)
             if to is not None:
-                copy_student(student.folder, to)
-        console = Console(soft_wrap=True, highlight=False)
-        for line in describe_export(result):
-            console.print(line, markup=False)
-        console.print(f"\nStudent  {to or display_path(student.folder)}", markup=False)
+                others = copy_student(student.folder, to)
+                if others:
+                    screen.note(
+                        f"--to {to}: {format_count(len(others), 'file')} of the folder are no part of a model and were "
+                        f"not copied, such as {others[0]}."
+                    )
+        for line in (*describe_export(result), "", f"Student  {to or display_path(student.folder)}"):
+            typer.echo(terminal_text(line))
         if result.missing:
             raise ExportError("; ".join(f"{name}: {reason}" for name, reason in result.missing.items()) + ".")
 
@@ -89,15 +99,28 @@ def predict(
 
 def _predict_file(student: Shipped, options: PredictGroup, file: Path, to: Path) -> None:
     check_target(file, to)
+    reading = _reading(options)
     # A student may be used without the right to write into its sweep. There is no log file then.
     with suppress(OSError):
         log_to(student.paths)
     with open_screen() as screen, handle_signals():
         screen.stage(f"Predicting {file} by {options.form}")
         predictor = Predictor(student, _parse_form(options.form), options.batch_size)
-        names = tuple(name.strip() for name in options.columns.split(",")) if options.columns else ()
-        rows = predict_file(predictor, file, to, names, lambda done, count: screen.progress("rows", done, count))
-    typer.echo(f"{rows:,} rows  {to}")
+        written = predict_file(
+            predictor, file, to, reading, lambda done, count: screen.progress("rows", done, count), raw=options.raw
+        )
+        if written.note:
+            screen.note(written.note)
+    typer.echo(f"{written.rows:,} rows  {to}")
+
+
+def _reading(options: PredictGroup) -> Reading:
+    """How the file to predict is read. Raises SpecError that names the option with a wrong value."""
+    values = {name: getattr(options, name) for name in ("columns", "delimiter", "encoding", "field", "max_gb")}
+    try:
+        return Reading(**{name: value for name, value in values.items() if value is not None})
+    except SpecError as error:
+        raise SpecError(str(error).replace("Reading.max_gb", "--max-gb").replace("Reading.", "--")) from None
 
 
 def _predict_texts(student: Shipped, options: PredictGroup, texts: list[str]) -> None:
@@ -110,7 +133,7 @@ def _predict_texts(student: Shipped, options: PredictGroup, texts: list[str]) ->
     predictor = Predictor(student, _parse_form(options.form), options.batch_size)
     for chunk, second_chunk in chunks:
         for text, answer in zip(chunk, predictor.answers(chunk, second_chunk), strict=True):
-            typer.echo(_format_answer(text, answer))
+            typer.echo(_format_answer(text, answer, options.raw))
 
 
 def register_student(
@@ -122,6 +145,7 @@ def register_student(
         str | None, typer.Option(help="The registered model; by default the sweep's.", metavar="NAME")
     ] = None,
     tracking_uri: SweepServer = None,
+    ledger: SweepLedger = None,
 ) -> None:
     """Register the chosen student in MLflow; it becomes champion if it is better by its sweep's rule."""
     with exit_on_error():
@@ -129,7 +153,7 @@ def register_student(
         with open_screen() as screen, handle_signals():
             screen.stage("Registry")
             outcome = register_finished(paths, tracking_uri, model, replace, screen.note)
-        typer.echo(f"Registry {outcome}")
+        typer.echo(terminal_text(f"Registry {outcome}"))
 
 
 def describe_export(result: ExportResult) -> list[str]:
@@ -152,9 +176,11 @@ def describe_export(result: ExportResult) -> list[str]:
     return [*lines, f"On {result.rows:,} {result.split} rows. {_capitalise(result.conditions)}."]
 
 
-def _format_answer(text: str, answer: Prediction) -> str:
+def _format_answer(text: str, answer: Prediction, raw: bool) -> str:
     """Label, probability and text, with tabs between them; white space in the text becomes single spaces."""
-    return f"{answer.label}\t{answer.probability:.4f}\t{' '.join(text.split())}"
+    if raw:
+        return f"{answer.label}\t{answer.probability:.4f}\t{' '.join(text.split())}"
+    return f"{one_line(answer.label)}\t{answer.probability:.4f}\t{one_line(text)}"
 
 
 def _capitalise(text: str) -> str:

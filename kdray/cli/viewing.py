@@ -4,23 +4,25 @@ import subprocess
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from kdray.cli.exits import exit_on_error, open_log_of, stderr_console, wide_console
-from kdray.cli.options import DEFAULT_STORAGE, UI_PORT, SweepServer
+from kdray.cli.options import DEFAULT_STORAGE, UI_PORT, SweepLedger, SweepServer
 from kdray.errors import StorageError
 from kdray.report.screen import open_screen
 from kdray.report.table import table
+from kdray.safe_text.escaping import terminal_text
 from kdray.stages.reading import read_figures
 from kdray.storage.bucket_copies import open_for_reading
 from kdray.storage.mirror import url_of
+from kdray.storage.names import check_links
 from kdray.storage.paths import StoragePaths, storage_path, sweep_paths
-from kdray.tracking.page import ui_command
+from kdray.tracking.page import ui_command, ui_environment
 from kdray.tracking.sync import SyncResult, send_spool
 
 
 def show(
     sweep: Annotated[str, typer.Argument(help="STORAGE/NAME: the folder of a finished or running sweep.")],
+    ledger: SweepLedger = None,
 ) -> None:
     """Print the table of a finished or running sweep."""
     with exit_on_error(), open_for_reading(sweep_paths(sweep)) as paths:
@@ -30,6 +32,7 @@ def show(
 def sync_sweep(
     sweep: Annotated[str, typer.Argument(help="STORAGE/NAME: the folder of a sweep that has ended.")],
     tracking_uri: SweepServer = None,
+    ledger: SweepLedger = None,
 ) -> None:
     """Send MLflow the changes of a sweep that its server did not accept while the sweep ran."""
     with exit_on_error():
@@ -39,9 +42,8 @@ def sync_sweep(
             result = send_spool(
                 paths, tracking_uri, screen.note, lambda done, count: screen.progress("runs", done, count)
             )
-        console = Console(soft_wrap=True, highlight=False)
         for line in describe_sync(sweep, result):
-            console.print(line, markup=False)
+            typer.echo(terminal_text(line))
 
 
 def ui(
@@ -58,8 +60,11 @@ def ui(
                 f"storage {storage}: its MLflow database is a file on the machine that ran the sweeps, and there is no "
                 f"{paths.tracking_database} here. Run this command on that machine, or open your MLflow server."
             )
-        stderr_console.print(f"MLflow on http://127.0.0.1:{port} for {storage}; Ctrl-C ends it.")
-        raise typer.Exit(subprocess.run(ui_command(paths.storage, port), check=False).returncode)
+        check_links(paths.tracking_database, paths.storage)
+        stderr_console.print(f"MLflow on http://127.0.0.1:{port} for {storage}; Ctrl-C ends it.", markup=False)
+        command = ui_command(paths.storage, port)
+        server = subprocess.run(command, check=False, env=ui_environment())  # noqa: S603 - a list of words, no shell
+        raise typer.Exit(server.returncode)
 
 
 def describe_sync(sweep: str, result: SyncResult | None) -> list[str]:
@@ -67,8 +72,8 @@ def describe_sync(sweep: str, result: SyncResult | None) -> list[str]:
     if result is None:
         return [f"Nothing to send: {sweep} has no unsent changes."]
     sent = result.sent
-    missing = [f"Left out, because it does not exist any more: {folder}" for folder in sent.missing]
+    left_out = [f"Left out: {sentence}" for sentence in sent.left_out]
     if not sent.runs:
-        return [f"Nothing to send: MLflow at {result.uri} has every change of {sweep}.", *missing]
+        return [f"Nothing to send: MLflow at {result.uri} has every change of {sweep}.", *left_out]
     counts = f"runs changed: {len(sent.runs)}, values of metrics: {sent.metrics:,}, folders of files: {sent.folders}"
-    return [f"Sent to MLflow at {result.uri}: {counts}.", *missing]
+    return [f"Sent to MLflow at {result.uri}: {counts}.", *left_out]

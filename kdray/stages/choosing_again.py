@@ -5,7 +5,8 @@ from typing import Any
 
 from kdray.choice.decision import Decision
 from kdray.choice.rule import Choose
-from kdray.errors import StorageError
+from kdray.errors import StorageError, first_line
+from kdray.safe_text.escaping import printable
 from kdray.search.claim import read_ledger, read_settings
 from kdray.storage.paths import SweepPaths, display_path
 from kdray.storage.records import read_record
@@ -31,13 +32,25 @@ def read_finished_sweep(paths: SweepPaths, original: SweepPaths, tracking_uri: s
             f"{display_path(original.root)}: {reason}. Let the sweep end first: run the same command again."
         )
     target = TrackingTarget.read(paths)
-    return Sweep.from_identity(
+    return _sweep_of(
         identity,
+        paths,
         search={**identity["search"], "trials": len(records)},
         choose=decision.asked.choose,
         confirm=decision.asked.confirm,
-        tracking=target.tracking_at(tracking_uri) if target else Tracking(enabled=False),
+        tracking=target.tracking_at(tracking_uri, original) if target else Tracking(enabled=False),
     )
+
+
+def _sweep_of(identity: Mapping[str, Any], paths: SweepPaths, **fields: Any) -> Sweep:
+    """The sweep with this identity, which was read from sweep.json. Raises StorageError if it is none."""
+    try:
+        return Sweep.from_identity(identity, **fields)
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        raise StorageError(
+            f"{paths.settings}: does not hold the settings of a sweep that this version can read "
+            f"({printable(first_line(error), 300)}). Restore it, or start over with --fresh."
+        ) from error
 
 
 def change_rule(rule: Choose, changes: Mapping[str, Any]) -> Choose:

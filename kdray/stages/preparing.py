@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from kdray.data.splits import Splits, load_splits
+from kdray.data.truncation import describe_truncation
 from kdray.models.pretrained import Pretrained
 from kdray.models.student_sources import BySource, StudentSource, load_student_sources
 from kdray.report.screen import Screen
@@ -35,6 +36,8 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
         screen.note(note)
     source = obtain_source(sweep.teacher, sweep.task, splits, paths, sweep.seed)
     sources = load_student_sources(sweep.students, source, splits, sweep.task, paths, sweep.seed)
+    for note in describe_truncation(sources.teacher.tokens, splits, sweep.task, source.tokenizer()):
+        screen.note(note)
     weights = {name: checkpoint.model.key for name, checkpoint in sources.checkpoints.items()}
     trial_material = TrialMaterial.of(sweep, splits.key, source.key, weights)
     check_unchanged(trial_material, ledger, paths)

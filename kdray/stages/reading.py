@@ -4,15 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from kdray.choice.decision import Decision
 from kdray.evaluation.costs import CostConditions
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
 from kdray.report.screen import StageTimes
 from kdray.search.claim import read_ledger, read_settings
-from kdray.storage.files import read_json
 from kdray.storage.paths import SweepPaths
-from kdray.storage.records import read_record
+from kdray.storage.records import FIGURES, read_record, read_value
+
+ORIGIN = TypeAdapter(dict[str, str])
+"""The content of origin.json."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,10 @@ class SweepRecords:
         conditions = read_record(CostConditions, paths.conditions)
         return cls(
             decision=read_record(Decision, paths.choice) or Decision(),
-            teacher=read_json(paths.teacher_figures) if paths.teacher_figures.exists() else {},
+            teacher=read_value(FIGURES, paths.teacher_figures) if paths.teacher_figures.exists() else {},
             conditions=conditions.costs if conditions else "",
             times=read_record(StageTimes, paths.times) or StageTimes({}),
-            origin=read_json(paths.origin) if paths.origin.exists() else {},
+            origin=read_value(ORIGIN, paths.origin) if paths.origin.exists() else {},
         )
 
     def figures(self, name: str, settings: dict[str, Any], records: Sequence[TrialRecord]) -> Figures:

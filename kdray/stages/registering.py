@@ -16,6 +16,7 @@ from kdray.errors import StorageError, TrackingError
 from kdray.evaluation.measuring import COST_METRICS
 from kdray.export.shipped import Shipped, read_shipped
 from kdray.report.figures import Figures
+from kdray.safe_text.escaping import markdown_text
 from kdray.search.claim import read_ledger
 from kdray.search.ledger import Ledger
 from kdray.stages.reading import read_figures
@@ -74,7 +75,7 @@ def register_finished(
                 f"{display_path(paths.root)}: the sweep was not tracked, so MLflow has no run whose student could be "
                 "registered. Run it again with --set tracking.enabled=true."
             )
-        tracking = target.tracking_at(uri)
+        tracking = target.tracking_at(uri, paths)
         tracking = tracking.with_dotted({"model": model or tracking.model})
         fetch(paths.chosen)
         try:
@@ -142,7 +143,11 @@ def _registry_entry(student: Shipped, figures: Figures) -> RegistryEntry:
         **registered.tags(),
     }
     return RegistryEntry(
-        student=student, figures=registered, rule=rule, tags=tags, description="\n\n".join(figures.sentences)
+        student=student,
+        figures=registered,
+        rule=rule,
+        tags=tags,
+        description="\n\n".join(map(markdown_text, figures.sentences)),
     )
 
 

@@ -7,7 +7,10 @@ trial. `choice` plans the reruns and evaluates their outputs.
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Required  # pydantic needs this one before Python 3.12
+
+from pydantic import ConfigDict, TypeAdapter, with_config
+from typing_extensions import TypedDict
 
 from kdray.choice.controls import Control, controls_of_front
 from kdray.choice.reruns import Rerun, RerunResult, planned_reruns, read_answers, run_reruns
@@ -19,11 +22,26 @@ from kdray.evaluation.trial_record import TrialRecord
 from kdray.settings import dotted_values
 from kdray.stages.session import Session
 from kdray.stages.teaching import Lessons
-from kdray.storage.files import read_json, write_json
+from kdray.storage.files import write_json
+from kdray.storage.records import Number, read_value
 from kdray.training.trial import Trial, read_reports
 
 FIRST_NUMBER = 10_000
 """The number of the first rerun: larger than the number of any trial."""
+
+
+@with_config(ConfigDict(extra="forbid"))
+class RerunEntry(TypedDict, total=False):
+    """What is stored about one rerun: its number, its host, and its start and end in seconds since the epoch."""
+
+    number: Required[int]
+    host: str
+    started: Number
+    ended: Number
+
+
+RERUN_ENTRIES = TypeAdapter(dict[str, RerunEntry])
+"""The content of reruns.json."""
 
 
 def train_controls(session: Session, lessons: Lessons, records: Sequence[TrialRecord]) -> list[Control]:
@@ -124,7 +142,7 @@ class RerunLog:
     def __init__(self, file: Path, keys: Sequence[str]) -> None:
         """Give a number to each of these keys that has none."""
         self._file = file
-        self._entries: dict[str, dict[str, Any]] = read_json(file) if file.exists() else {}
+        self._entries: dict[str, RerunEntry] = read_value(RERUN_ENTRIES, file) if file.exists() else {}
         for key in keys:
             self._entries.setdefault(key, {"number": FIRST_NUMBER + len(self._entries)})
         if keys:

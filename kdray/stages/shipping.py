@@ -1,6 +1,5 @@
 """The stage that ships the chosen student: its folder, its model card, the report, and artifacts in MLflow."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,8 +8,10 @@ from kdray.errors import NoStudent
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.export.card import write_card
 from kdray.export.shipped import Shipped, copy_forms
+from kdray.export.student_files import copy_student_files
+from kdray.models.folders import weights_fingerprint
 from kdray.models.lineage import Lineage
-from kdray.models.pretrained import Pretrained, weights_fingerprint
+from kdray.models.pretrained import Pretrained
 from kdray.report.figures import Figures
 from kdray.report.files import write_report
 from kdray.stages.choosing import student_to_ship
@@ -19,6 +20,7 @@ from kdray.stages.session import Session
 from kdray.stages.teaching import Lessons
 from kdray.storage.files import replace_folder
 from kdray.storage.mirror import delete, fetch
+from kdray.storage.names import check_regular_files
 from kdray.storage.paths import SweepPaths
 from kdray.storage.records import write_record
 from kdray.training.trial import EvaluateStudent
@@ -57,7 +59,8 @@ def ship(session: Session, lessons: Lessons, decision: Decision) -> Decision:
     record = session.ledger[decision.chosen]
     with replace_folder(paths.chosen) as folder:
         weights = student_to_ship(session.sweep, paths, record, decision.confirmation)
-        shutil.copytree(weights, folder, dirs_exist_ok=True)
+        check_regular_files(weights, paths.root)
+        copy_student_files(weights, folder)
         # If the weights are the same as before, the forms that were exported from them stay valid.
         copy_forms(fetch(paths.chosen), folder)
     measured = _measure(session, lessons, record)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from kdray.models.lineage import Lineage
 from kdray.models.pretrained import Pretrained
-from kdray.models.student_sources import BySource
+from kdray.models.student_sources import BySource, refuse_students_of
 from kdray.report.screen import Screen
 from kdray.slots.job import NOTE, Report
 from kdray.stages.preparing import Material
@@ -13,7 +13,7 @@ from kdray.stages.session import Session
 from kdray.storage.records import write_record
 from kdray.sweep import Sweep
 from kdray.teacher.teacher import FineTuning, check_quality, obtain_teacher
-from kdray.teacher.transfer import Labelling, obtain_transfer_set
+from kdray.teacher.transfer import Labelling, choose_padding, obtain_transfer_set
 from kdray.training.trial import TrialInputs
 
 
@@ -31,7 +31,8 @@ class Lessons:
 def teach(session: Session, material: Material) -> Lessons:
     """Obtain the teacher and its transfer set.
 
-    Raises TeacherError for a teacher that is near chance, or whose outputs are in another order than the data's labels.
+    Raises TeacherError for a teacher that is near chance, or whose outputs are in another order than the data's labels,
+    and for students that are built from a teacher whose answer depends on padding.
     """
     sweep, paths, slots, screen = session.sweep, session.paths, session.slots, session.screen
     tokens = material.sources.teacher.tokens
@@ -39,8 +40,11 @@ def teach(session: Session, material: Material) -> Lessons:
     fine_tuning = FineTuning(source=material.source, tokens=tokens, task=sweep.task, seed=sweep.seed)
     teacher = obtain_teacher(sweep.teacher, fine_tuning, paths, slots, _show_epochs(screen, sweep))
     screen.stage("Transfer set")
+    labelling = choose_padding(Labelling(sweep.transfer, teacher, tokens), paths, slots, screen.note)
+    if not labelling.padding:
+        refuse_students_of(teacher, sweep.students)
     transfer = obtain_transfer_set(
-        Labelling(sweep.transfer, teacher, tokens),
+        labelling,
         paths,
         slots,
         lambda done, shards: screen.progress("shards labelled", done, shards),

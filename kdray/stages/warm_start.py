@@ -6,22 +6,28 @@ sampler (`search.warm_start`).
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
+
+from pydantic import BaseModel, Field, TypeAdapter
 
 from kdray.errors import StorageError
 from kdray.evaluation.measuring import ARCHITECTURE_METRICS
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.search.claim import describe_differences, read_ledger, read_settings
+from kdray.search.claim import LEDGER, describe_differences, read_ledger, read_settings
 from kdray.search.ledger import Ledger
-from kdray.search.planner import EARLIER_TRIALS
+from kdray.search.planner import EARLIER_TRIALS, EarlierTrials
 from kdray.search.space import can_draw, distributions
 from kdray.settings import identifying_values, names_that_may_change
 from kdray.storage.bucket_copies import open_for_reading
 from kdray.storage.paths import SweepPaths, display_path, sweep_paths
+from kdray.storage.records import check_value
 from kdray.sweep import Sweep
 from kdray.training.settings import Training
 from kdray.training.trial import Recipe
+
+OTHER_LEDGER = replace(LEDGER, remedy="first run: kdray show {folder} {option} {address}")
+"""The ledger of the other sweep; --ledger of the command that starts this sweep names this sweep's own ledger."""
 
 MATERIAL = "material"
 """The ledger attribute that records what the trials of the ledger learnt from, by content."""
@@ -31,6 +37,26 @@ CHECKPOINTS = "student.checkpoint"
 
 TEACHER_TRAINING = "teacher.training"
 """The key in MATERIAL for the settings of the teacher's fine-tuning."""
+
+
+class _StoredMaterial(BaseModel):
+    """The parts of MATERIAL that are read by name."""
+
+    checkpoints: dict[str, str] = Field({}, alias=CHECKPOINTS)
+    teacher_training: dict[str, Any] = Field({}, alias=TEACHER_TRAINING)
+
+
+STORED_MATERIAL = TypeAdapter(_StoredMaterial)
+
+
+class EarlierRecord(EarlierTrials):
+    """The value of EARLIER_TRIALS, with what is shown about it."""
+
+    folder: str
+    left: dict[str, int]
+
+
+EARLIER_RECORD = TypeAdapter(EarlierRecord)
 
 
 @dataclass(frozen=True)
@@ -59,7 +85,7 @@ class TrialMaterial:
     def read(cls, ledger: Ledger) -> "TrialMaterial | None":
         """The material of the trials in this ledger; None if the ledger does not record it."""
         values = ledger.attr(MATERIAL)
-        if values is None:
+        if ledger.checked_attr(MATERIAL, STORED_MATERIAL) is None:
             return None
         # kdray 0.1 recorded all settings of the fine-tuning, also those that may change because they change no result.
         may_change = names_that_may_change(Training())
@@ -105,7 +131,8 @@ def warm_start(sweep: Sweep, material: TrialMaterial, ledger: Ledger, paths: Swe
     if ledger.attr(EARLIER_TRIALS) is None:
         other = sweep_paths(str(sweep.search.warm_start))
         ledger.set_attr(EARLIER_TRIALS, _comparable_trials(sweep, other, material, paths))
-    return _describe(**ledger.attr(EARLIER_TRIALS))
+    known = check_value(EARLIER_RECORD, ledger.attr(EARLIER_TRIALS), f"ledger {ledger.location}, {EARLIER_TRIALS!r}")
+    return _describe(**known)
 
 
 def _describe(folder: str, trials: Sequence[Any], left: Mapping[str, int]) -> str:
@@ -128,7 +155,7 @@ def _comparable_trials(sweep: Sweep, other: SweepPaths, material: TrialMaterial,
         raise StorageError(f"{where}: this is the sweep's own folder. Give the folder of another sweep.")
     try:
         with open_for_reading(other) as copies:
-            settings, ledger = read_settings(copies), read_ledger(copies)
+            settings, ledger = read_settings(copies), read_ledger(copies, OTHER_LEDGER)
     except StorageError as error:
         raise StorageError(f"{where}: its trials cannot be read. {error}") from None
     theirs = TrialMaterial.read(ledger)

@@ -20,6 +20,7 @@ from kdray.storage.files import read_json
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
 from tests.conftest import write_rows
+from tests.safe_text.hostile import HOSTILE, assert_no_control_characters
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 TERMINAL = re.compile(r"\x1b\[[0-9;]*m")
@@ -157,6 +158,24 @@ def test_a_tracking_server(run_script: Callable[..., CommandResult], tmp_path: P
     assert not (tmp_path / "results" / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize(
+    "uri", ["http://u:s3@cret@127.0.0.1:9", "http://u:s3/cret@h", "http://h/?api_key=s3cret", "http://h/#s3cret"]
+)
+@pytest.mark.parametrize("place", ["option", "setting", "environment"])
+def test_a_secret_in_the_address_of_the_tracking_server_is_refused_and_written_nowhere(
+    run_script: Callable[..., CommandResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri if place == "environment" else "")
+    options = {"option": ["--tracking-uri", uri], "setting": ["--set", f"tracking.uri={uri}"], "environment": []}
+    done = run_script("--trials", "1", *options[place])
+    assert done.code == 2
+    assert "there is a password in the address" in done.err
+    assert "MLFLOW_TRACKING_USERNAME" in done.err
+    assert "s3" not in done.out + done.err
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"s3" in path.read_bytes() and b"cret" in path.read_bytes()]
+
+
 def test_no_student_is_exit_code_3(run_script: Callable[..., CommandResult], tmp_path: Path) -> None:
     done = run_script("--trials", "1", "--set", "choose.retention=9", "--set", "choose.otherwise=none")
     assert done.code == 3
@@ -220,6 +239,39 @@ def test_a_sweep_that_does_not_exist_cannot_be_shown(tmp_path: Path) -> None:
     done = kdray("show", tmp_path / "nothing")
     assert done.code == 2
     assert "there is no sweep here; give STORAGE/NAME" in done.err
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("command", [("show",), ("predict", "good"), ("sync",), ("export",), ("register",)])
+def test_errors_show_control_characters(tmp_path: Path, command: tuple[str, ...], text: str) -> None:
+    name, *arguments = command
+    done = kdray(name, tmp_path / text.replace("/", "-").replace("\n", " "), *arguments)
+    assert done.code == 2
+    assert_no_control_characters(done.out + done.err)
+
+
+def test_errors_show_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "blauwal99")
+    done = kdray("show", tmp_path / "blauwal99" / "postgresql:" / "u:s3cret@host")
+    assert "blauwal99" not in done.err
+    assert "***" in done.err
+
+
+def test_an_unexpected_error_shows_control_characters_and_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "error.py").write_text(
+        "import typer\n"
+        "from kdray.cli.exits import exit_on_error\n"
+        "app = typer.Typer(pretty_exceptions_enable=False)\n"
+        "@app.command()\n"
+        "def fail():\n"
+        "    with exit_on_error():\n"
+        "        raise RuntimeError('\\x1b[2J http://u:s3' + 'cret@host\\x9b')\n"
+        "app([])\n"
+    )
+    done = run_python(tmp_path / "error.py")
+    assert done.code == 1
+    assert "RuntimeError: \\x1b[2J http://***@host\\x9b" in done.err
+    assert_no_control_characters(done.err)
 
 
 def test_settings_are_parsed_from_name_and_value() -> None:

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from kdray.errors import StorageError
 from kdray.storage.files import read_json
-from kdray.training.checkpoint import read_checkpoint
+from kdray.training.checkpoint_files import read_checkpoint
 from tests.faults.sweep_process import CLOCK_METRICS, LIMIT_S, SweepProcess, wait_for, without_clock_metrics
 
 pytestmark = pytest.mark.faults

@@ -227,7 +227,7 @@ def test_kdray_sync_sends_everything_that_a_server_missed_during_the_whole_sweep
     code, output = kdray("sync", paths.root)
     assert code == 0, output
     assert f"Sent to MLflow at {proxy.uri}: runs changed: 4, values of metrics: 22, folders of files: 1." in output
-    assert f"does not exist any more: {paths.student(0)}" in output
+    assert f"Left out: {paths.student(0)}: this folder does not exist any more" in output
     assert_all_in_mlflow(paths, server.store, tracking.experiment)
     sweep_run = runs_in(server.store, tracking.experiment)[None]
     assert sweep_run.info.end_time == pytest.approx(ended * 1000, rel=0, abs=900)

@@ -131,7 +131,8 @@ def test_the_job_of_a_drained_node_moves_with_its_checkpoint_and_counts_no_failu
     first = job.reports[0]
     subprocess.run(
         [
-            "ray",
+            # The command of this environment, which need not be on the search path.
+            Path(sys.executable).with_name("ray"),
             "drain-node",
             "--address",
             cluster.address,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kdray.training.checkpoint import read_checkpoint
+from kdray.training.checkpoint_files import read_checkpoint
 from tests.faults.sweep_process import LIMIT_S, SweepProcess, wait_for, without_clock_metrics
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -100,7 +100,7 @@ WRITING = """
 import sys
 from pathlib import Path
 import torch
-from kdray.training.checkpoint import write_checkpoint
+from kdray.training.checkpoint_files import write_checkpoint
 print("ready", flush=True)
 for number in range(1000):
     write_checkpoint(Path(sys.argv[1]), {"number": number, "weights": torch.full((4_000_000,), float(number))})

@@ -21,7 +21,8 @@ from kdray.choice.reruns import Confirm
 from kdray.choice.rule import Choose
 from kdray.cli.running import print_outcome
 from kdray.errors import SpecError
-from kdray.models.pretrained import Pretrained, weights_fingerprint
+from kdray.models.folders import weights_fingerprint
+from kdray.models.pretrained import Pretrained
 from kdray.run import RunOptions, run
 from kdray.search.settings import Search
 from kdray.slots.pool import SlotSettings
