@@ -186,7 +186,8 @@ def _rare_labels(splits: Sequence[_Rows], labels: Sequence[str]) -> Iterator[str
 
 
 def _absent_labels(split: _Rows, labels: Sequence[str]) -> Iterator[str]:
-    absent = [label for number, label in enumerate(labels) if number not in set(split.labels.tolist())]
+    present = set(np.unique(split.labels).tolist())
+    absent = [label for number, label in enumerate(labels) if number not in present]
     if absent:
         yield (
             f"{split.role}: {len(absent)} of {len(labels)} labels have no rows: {_list(absent)}; its figures say "
