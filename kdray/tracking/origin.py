@@ -11,6 +11,9 @@ from pathlib import Path
 from kdray.safe_text.secrets import mask_command
 from kdray.storage.owner import user_name
 
+_OWN_SCOPES = ("local", "worktree")
+"""The scopes of Git's settings that come from the repository itself; the others belong to the user and the machine."""
+
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that a result may depend on, as tags."""
@@ -22,16 +25,19 @@ def versions() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit of this folder's working tree, with `-dirty` if files differ from it; None outside a repository."""
-    # --exclude=* ignores all tags, so the answer is always the hash.
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        result = subprocess.run(  # noqa: S603 - a list of words, no shell
-            command, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip() or None
+    """The commit of this folder's working tree, with `-dirty` if files differ from it; None outside a repository.
+
+    A repository may be a stranger's unpacked folder, whose own configuration names programs that Git runs when it
+    compares files. Such a program is not run: the monitor of files is switched off, and in a repository with filters
+    of its own the files are not compared.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    filters = _git(folder, "config", "--show-scope", "--includes", "--name-only", "--get-regexp", r"^filter\.") or ""
+    if commit is None or any(line.startswith(_OWN_SCOPES) for line in filters.splitlines()):
+        return commit
+    # Without the submodules: each of them has a configuration of its own.
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
+    return f"{commit}-dirty" if changed else commit
 
 
 def command_line(arguments: Sequence[str]) -> str:
@@ -55,3 +61,15 @@ def source_tags() -> dict[str, str]:
         "mlflow.source.name": Path(sys.argv[0]).name,
         "mlflow.source.type": "LOCAL",
     }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What a Git command prints, without its last line feed; None if it fails or does not end within 10 s."""
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
+    try:
+        result = subprocess.run(  # noqa: S603 - a list of words, no shell
+            command, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None

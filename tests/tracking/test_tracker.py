@@ -15,7 +15,7 @@ from kdray.errors import SpecError
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.storage.paths import StoragePaths, SweepPaths
 from kdray.tracking.mlflow_tracker import open_tracker
-from kdray.tracking.origin import git_commit, source_tags, versions
+from kdray.tracking.origin import source_tags, versions
 from kdray.tracking.page import ui_command
 from kdray.tracking.settings import Tracking, default_uri
 from kdray.tracking.tracker import NullTracker, Tracker
@@ -377,6 +377,5 @@ def test_the_ui_listens_on_the_loopback_interface_only(tmp_path: Path):
     assert f"sqlite:///{tmp_path}/mlflow.db" in command
 
 
-def test_versions_are_known_and_a_folder_outside_a_repository_has_no_commit(tmp_path: Path):
+def test_the_versions_are_known():
     assert versions()["version.torch"].startswith("2.")
-    assert git_commit(tmp_path) is None
