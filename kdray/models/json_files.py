@@ -6,6 +6,7 @@ from typing import Any
 
 from kdray.errors import TeacherError, first_line
 from kdray.safe_text.escaping import printable
+from kdray.storage.safe_json import is_deep
 
 MAX_CONFIG_BYTES = 10_000_000
 """The largest config.json or index that is read. The index of the largest published models has about 3 MB."""
@@ -36,24 +37,9 @@ def read_object(file: Path, where: str, max_bytes: int) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise TeacherError(f"{where}: {name} holds a {type(value).__name__}, not a JSON object. Save it again.")
-    if _is_deep(value):
+    if is_deep(value, MAX_LEVELS):
         raise TeacherError(_too_deep(where, name))
     return value
-
-
-def _is_deep(value: Any) -> bool:
-    """Whether the value has more than `MAX_LEVELS` levels. A loop, because a recursion could overflow the stack."""
-    level = [value]
-    for _ in range(MAX_LEVELS):
-        level = [
-            inner
-            for each in level
-            for inner in (each.values() if isinstance(each, dict) else each)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _too_deep(where: str, name: str) -> str:

@@ -41,7 +41,7 @@ def parse_json(text: bytes, source: object) -> Any:
     """The value in this JSON text, which comes from `source`. Raises StorageError if it is not valid JSON."""
     try:
         value = json.loads(text)
-        if not _is_deep(value):
+        if not is_deep(value):
             return value
         reason = "it is nested too deeply"
     except RecursionError:
@@ -60,17 +60,17 @@ def check_size(size: int, source: object, max_bytes: int) -> None:
         )
 
 
-def _is_deep(value: Any) -> bool:
-    """Whether the value is nested more deeply than `MAX_JSON_LEVELS`: the functions that read it may be recursive."""
-    level = [value]
-    for _ in range(MAX_JSON_LEVELS + 1):
+def is_deep(value: Any, most: int = MAX_JSON_LEVELS) -> bool:
+    """Whether a value from JSON has more than `most` levels: the functions that read it may be recursive.
+
+    A loop, because a recursion could overflow the stack here already.
+    """
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(most):
         level = [
-            child
+            inner
             for each in level
-            if isinstance(each, dict | list)
-            for child in (each.values() if isinstance(each, dict) else each)
-            if isinstance(child, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list)
         ]
-        if not level:
-            return False
-    return True
+    return bool(level)

@@ -22,7 +22,7 @@ class Record(BaseModel):
 TEXTS = {
     "200,000 levels": "[" * 200_000,
     "200,000 closed levels": "[" * 200_000 + "]" * 200_000,
-    "one level too many": "[" * (MAX_JSON_LEVELS + 2) + "]" * (MAX_JSON_LEVELS + 2),
+    "one level too many": "[" * (MAX_JSON_LEVELS + 1) + "]" * (MAX_JSON_LEVELS + 1),
     "objects in objects": '{"a":' * 900 + "1" + "}" * 900,
     "a number of 100,000 digits": "9" * 100_000,
     "cut off": '{"times": {"a": 1',
