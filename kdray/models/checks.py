@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +88,26 @@ def check_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 @contextmanager
-def loading_errors(folder: Path) -> Iterator[None]:
-    """Raise TeacherError in place of any error of transformers, which may raise any for a folder that is not right."""
+def errors_of_transformers(problem: str, remedy: str) -> Iterator[None]:
+    """Raise TeacherError, as `problem (the error). remedy`, in place of any error that the block raises.
+
+    transformers may raise an error of any class for a model that is not right. Errors of kdray stay as they are.
+    """
     try:
         yield
     except KDRayError:
         raise
     except Exception as error:
-        raise TeacherError(
-            f"{folder}: transformers cannot load this model or its tokenizer ({type(error).__name__}: "
-            f"{printable(first_line(error), 200)}). Check that AutoModelForSequenceClassification and AutoTokenizer "
-            "load this folder."
-        ) from error
+        reason = f"{type(error).__name__}: {printable(first_line(error), 200)}"
+        raise TeacherError(f"{problem} ({reason}). {remedy}") from error
+
+
+def loading_errors(folder: Path) -> AbstractContextManager[None]:
+    """Raise TeacherError in place of any error of transformers while it loads this folder."""
+    return errors_of_transformers(
+        f"{folder}: transformers cannot load this model or its tokenizer",
+        "Check that AutoModelForSequenceClassification and AutoTokenizer load this folder.",
+    )
 
 
 def _refuse_adapter(folder: Path, where: str) -> None:

@@ -5,8 +5,7 @@ when it loads a model, and then gets the weights of the source: a saved student 
 `kdray.training` trains a student, `kdray.evaluation` measures its costs.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,8 @@ from pydantic import Field
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from kdray.errors import KDRayError, SpecError, TeacherError, first_line
+from kdray.errors import SpecError, TeacherError
+from kdray.models.checks import errors_of_transformers
 from kdray.models.families import GOOD
 from kdray.models.layers import layers_of, reduced_config
 from kdray.settings import Settings
@@ -98,19 +98,14 @@ def _evenly(source_layers: int, depth: int) -> tuple[int, ...]:
     return tuple((2 * place * span + gaps) // (2 * gaps) for place in range(depth))
 
 
-@contextmanager
-def _building_errors(source: PreTrainedModel, chosen: tuple[int, ...]) -> Iterator[None]:
+def _building_errors(source: PreTrainedModel, chosen: tuple[int, ...]) -> AbstractContextManager[None]:
     """Raise TeacherError in place of any error of transformers for a model of the chosen layers."""
-    try:
-        yield
-    except KDRayError:
-        raise
-    except Exception as error:
-        raise TeacherError(
-            f"student: a {source.config.model_type} model cannot be made shallower: layers {chosen} of it do not make "
-            f"a model ({type(error).__name__}: {first_line(error)[:200]}). Take {', '.join(GOOD[:-1])} or {GOOD[-1]} "
-            "as the teacher, or as the model that the students are built from (student.checkpoint)."
-        ) from error
+    return errors_of_transformers(
+        f"student: a {source.config.model_type} model cannot be made shallower: layers {chosen} of it do not make a "
+        "model",
+        f"Take {', '.join(GOOD[:-1])} or {GOOD[-1]} as the teacher, or as the model that the students are built from "
+        "(student.checkpoint).",
+    )
 
 
 def _set_dropout(config: Any, probability: float) -> None:

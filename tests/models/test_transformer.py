@@ -30,6 +30,7 @@ from transformers import (
 from kdray.errors import SpecError, TeacherError
 from kdray.models.pretrained import outline
 from kdray.models.transformer import TransformerStudent
+from tests.models.families import random_model
 
 LAYERS = 4
 WIDE = {"vocab_size": 64, "max_position_embeddings": 32, "id2label": {0: "bad", 1: "fair", 2: "good"}}
@@ -50,16 +51,6 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "longformer": LongformerConfig(**TINY, attention_window=[4, 6, 4, 6]),
     "smollm3": SmolLM3Config(**TINY, num_key_value_heads=1, pad_token_id=0, no_rope_layers=[1, 1, 1, 0]),
 }
-
-
-def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """A model whose weights are all random, even norms and biases: a weight in a wrong place changes the logits."""
-    torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3)
-    return model
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
