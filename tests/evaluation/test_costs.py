@@ -14,6 +14,7 @@ from kdray.models.student_sources import BySource, StudentSource
 from kdray.models.transformer import TransformerStudent
 from kdray.slots.local import LocalSlots
 from kdray.storage.paths import StoragePaths
+from tests.evaluation.layer_clock import layer_clock
 
 LATENCY = Latency(length=16, warmup=1, repeats=5)
 
@@ -36,14 +37,20 @@ def measure(teacher: Pretrained, tokens: TokenSet, tmp_path: Path, slots: LocalS
     return SweepCosts(teacher, tokens, StoragePaths(tmp_path), slots)
 
 
-def test_costs_depend_on_the_number_of_layers(measure: SweepCosts, teacher: Pretrained) -> None:
+def test_costs_depend_on_the_number_of_layers(
+    measure: SweepCosts, teacher: Pretrained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two, four = (TransformerStudent(depth=depth) for depth in (1, 2, 4))
-    costs = measure(one, two, four)
+    with layer_clock(monkeypatch):
+        costs = measure(one, two, four)
     teacher_costs = costs.teacher
     assert teacher_costs["parameters"] == costs.of(four)["parameters"] == count_parameters(teacher.model())
     layer = costs.of(two)["parameters"] - costs.of(one)["parameters"]
     assert teacher_costs["parameters"] - costs.of(one)["parameters"] == 3 * layer > 0
-    assert costs.of(one)["latency_ms"] < teacher_costs["latency_ms"] <= teacher_costs["latency_p95_ms"]
+    layer_ms = costs.of(two)["latency_ms"] - costs.of(one)["latency_ms"]
+    assert teacher_costs["latency_ms"] - costs.of(one)["latency_ms"] == pytest.approx(3 * layer_ms)
+    assert layer_ms > 0
+    assert teacher_costs["latency_ms"] == costs.of(four)["latency_ms"] == teacher_costs["latency_p95_ms"]
     assert costs.of(one)["cpu_speedup"] == costs.of(one)["speedup"]
     assert costs.of(one)["speedup"] == teacher_costs["latency_ms"] / costs.of(one)["latency_ms"] > 1
     assert teacher_costs["size_mb"] == pytest.approx((teacher.folder / "model.safetensors").stat().st_size / 1e6)

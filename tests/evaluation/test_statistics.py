@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
@@ -214,11 +213,8 @@ def test_the_variance_between_seeds_is_not_too_small() -> None:
 # What a user would notice ---------------------------------------------------------------------------------------------
 
 
-def test_2000_draws_of_a_test_split_take_less_than_two_seconds() -> None:
-    pair = accuracy_metric(1821, 0.90, 0), accuracy_metric(1821, 0.88, 1)
-    start = time.perf_counter()
-    difference = bootstrap_difference(*pair)
-    assert time.perf_counter() - start < 2  # 0.1 s on an idle machine
+def test_the_interval_of_a_difference_on_1821_rows_is_about_four_points_wide() -> None:
+    difference = bootstrap_difference(accuracy_metric(1821, 0.90, 0), accuracy_metric(1821, 0.88, 1))
     assert 0.03 < difference.width < 0.05
 
 
