@@ -27,6 +27,7 @@ from kdray import FreshTransformer, SlotSettings
 from kdray.slots.cluster import connect
 from kdray.slots.job import Report, Worker
 from kdray.slots.ray_slots import WORKER_ENVIRONMENT, RaySlots, open_slots
+from kdray.tasks.text_classification import TextClassification
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker cannot import this file
 
@@ -45,7 +46,7 @@ class Steps:
         torch.manual_seed(0)
         words, labels = [f"word{i}" for i in range(200)], ("negative", "positive")
         shape = FreshTransformer(width=self.width, feed_forward=2 * self.width)
-        model, _ = shape.create([" ".join(words)], labels, 16, 0)
+        model, _ = shape.create([" ".join(words)], labels, TextClassification(max_length=16), 0)
         optimizer = torch.optim.AdamW(model.train().parameters())
         batch = {"input_ids": torch.randint(5, 200, (32, 16)), "labels": torch.randint(0, 2, (32,))}
         steps, begun = -3, time.perf_counter()

@@ -26,7 +26,7 @@ from machine import machine, print_result
 
 from kdray import FreshTransformer, SlotSettings, TextClassification
 from kdray.data.batches import epoch_batches
-from kdray.data.generated import GeneratedReviews
+from kdray.data.generated.reviews import GeneratedReviews
 from kdray.data.rows import Rows
 from kdray.data.tokens import TokenSet, tokenise
 from kdray.data.transfer_set import TransferSet
@@ -130,8 +130,9 @@ def main() -> None:
         parser.error("--slots: at least 2, because the claim is about one more slot.")
     with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name:
         paths, texts = StoragePaths(Path(name)), Texts(int(options.megabytes * 1e6 / BYTES_PER_ROW))
-        _, tokenizer = FreshTransformer().create(texts.columns("validation")["text"], texts.labels, TOKENS, 0)
-        tokens = tokenise(texts, TextClassification(max_length=TOKENS), tokenizer, paths)
+        task = TextClassification(max_length=TOKENS)
+        _, tokenizer = FreshTransformer().create(texts.columns("validation")["text"], texts.labels, task, 0)
+        tokens = tokenise(texts, task, tokenizer, paths)
         transfer = transfer_set(tokens, paths.transfer("made-up"))
         size = sum(f.stat().st_size for d in (tokens.folder, transfer.folder) for f in d.glob("train*.arrow")) / 1e6
         cluster = connect("local", False, Path(name) / "logs")

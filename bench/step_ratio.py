@@ -30,6 +30,7 @@ from kdray.data.rows import Batch, Rows
 from kdray.data.splits import load_splits
 from kdray.data.tokens import tokenise
 from kdray.losses.distillation import Distillation
+from kdray.losses.softmax import SOFTMAX
 from kdray.models.transformer import TransformerStudent
 from kdray.slots.job import Worker
 from kdray.slots.local import LocalSlots
@@ -62,16 +63,16 @@ def train_bare(model: PreTrainedModel, batches: list[Batch], training: Training,
     model.train()
     for on_cpu in batches:
         batch = on_cpu.to(device)
-        assert batch.teacher_logits_BxC is not None
+        assert batch.teacher_logits_AxC is not None
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logits = model(**batch.inputs).logits
         soft = functional.kl_div(
             functional.log_softmax(logits.float() / temperature, dim=-1),
-            functional.log_softmax(batch.teacher_logits_BxC / temperature, dim=-1),
+            functional.log_softmax(batch.teacher_logits_AxC / temperature, dim=-1),
             reduction="batchmean",
             log_target=True,
         )
-        hard = functional.cross_entropy(logits.float(), batch.labels_B)
+        hard = functional.cross_entropy(logits.float(), batch.gold)
         loss = alpha * temperature**2 * soft + (1 - alpha) * hard
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -85,7 +86,7 @@ def train_with_kdray(model: PreTrainedModel, rows: Rows, training: Training, wor
     plan = TrainingPlan(
         rows,
         training,
-        loss_of=lambda logits, batch: DISTILLATION.loss(logits, batch.teacher_logits_BxC, batch.labels_B),
+        loss_of=lambda outputs, targets: DISTILLATION.loss(outputs, targets, SOFTMAX),
         evaluate=lambda model, last: {},
         seed=SEED,
     )

@@ -107,8 +107,8 @@ class Peer:
     def rows(self, split: str) -> datasets.Dataset:
         """Token ids and labels, in the form that the Trainer reads."""
         columns, task = self.splits.columns(split), self.settings.task
-        encoded = task.encode(self.teacher.tokenizer(), list(columns["text"]), None)
-        return datasets.Dataset.from_dict({**encoded, "labels": list(columns["label"])})
+        encoded = task.encode(self.teacher.tokenizer(), {"text": list(columns["text"])})
+        return datasets.Dataset.from_dict({**encoded.inputs, "labels": list(columns["label"])})
 
     def arguments(self) -> TrainingArguments:
         training = self.settings.training

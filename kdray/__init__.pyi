@@ -3,7 +3,10 @@
 from .choice.reruns import Confirm
 from .choice.rule import Choose
 from .cli.running import main
-from .data.generated import GeneratedReviews
+from .data.generated.mentions import GeneratedMentions
+from .data.generated.moods import GeneratedMoods
+from .data.generated.pairs import GeneratedPairs
+from .data.generated.reviews import GeneratedReviews
 from .data.splits import Data
 from .evaluation.measuring import Latency
 from .losses.distillation import Distillation
@@ -13,7 +16,10 @@ from .search.settings import Search, at_least, at_most
 from .search.stopping import Halving
 from .slots.pool import SlotSettings
 from .sweep import Sweep
+from .tasks.multi_label import MultiLabel
+from .tasks.regression import Regression
 from .tasks.text_classification import TextClassification
+from .tasks.token_classification import TokenClassification
 from .teacher.teacher import Teacher
 from .teacher.transfer import Transfer
 from .tracking.settings import Tracking
@@ -25,14 +31,20 @@ __all__ = [
     "Data",
     "Distillation",
     "FreshTransformer",
+    "GeneratedMentions",
+    "GeneratedMoods",
+    "GeneratedPairs",
     "GeneratedReviews",
     "Halving",
     "Latency",
+    "MultiLabel",
+    "Regression",
     "Search",
     "SlotSettings",
     "Sweep",
     "Teacher",
     "TextClassification",
+    "TokenClassification",
     "Tracking",
     "Training",
     "Transfer",

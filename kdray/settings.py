@@ -33,6 +33,11 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise SpecError(_describe_errors(error, type(self))) from None
 
+    @classmethod
+    def kinds(cls) -> Mapping[str, type["Settings"]]:
+        """The value of the setting `kind` -> the class with this kind of settings; empty without alternatives."""
+        return {}
+
     def with_dotted(self, changes: Mapping[str, Any]) -> Self:
         """A validated copy in which `changes`, dotted name -> value, replace the present values.
 
@@ -96,12 +101,13 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split_at_commas)]
 
 
 def _apply_changes(settings: S, changes: Mapping[str, Any], root: Settings, prefix: str) -> S:
-    values = {name: getattr(settings, name) for name in type(settings).model_fields}
+    kind, values = _kind_after(settings, changes, prefix)
     nested: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         head, _, rest = name.partition(".")
-        if head not in values or (rest and not isinstance(values[head], Settings | dict)):
-            known, unknown = dotted_values(root), prefix + name
+        if head not in kind.model_fields or (rest and not isinstance(values.get(head), Settings | dict)):
+            known = {**dotted_values(root), **dict.fromkeys(prefix + field for field in kind.model_fields)}
+            unknown = prefix + name
             hint = did_you_mean(unknown, known, listed=_candidates(unknown, known))
             raise SpecError(f"{unknown}: no such setting; {hint}")
         if rest and isinstance(values[head], Settings):
@@ -114,10 +120,25 @@ def _apply_changes(settings: S, changes: Mapping[str, Any], root: Settings, pref
     for head, group_changes in nested.items():
         values[head] = _apply_changes(values[head], group_changes, root, f"{prefix}{head}.")
     try:
-        return type(settings)(**values)
+        return kind(**values)
     except SpecError as error:
         # A message from Python code names the class (Student.depth); the user of `--set` wrote student.depth.
-        raise SpecError(str(error).replace(f"{type(settings).__name__}.", prefix)) from None
+        raise SpecError(str(error).replace(f"{kind.__name__}.", prefix)) from None
+
+
+def _kind_after(settings: S, changes: Mapping[str, Any], prefix: str) -> tuple[type[S], dict[str, Any]]:
+    """The class of the settings after these changes, and their values before.
+
+    If a change names another kind, its settings have their defaults, except those that were given and that it also has.
+    """
+    kinds, kind = type(settings).kinds(), changes.get("kind")
+    if not kinds or kind is None or kind == getattr(settings, "kind", None):
+        return type(settings), {name: getattr(settings, name) for name in type(settings).model_fields}
+    if kind not in kinds:
+        raise SpecError(f"{prefix}kind: got {kind!r}; {did_you_mean(str(kind), kinds)}")
+    given = settings.model_fields_set - {"kind"}
+    other: Any = kinds[kind]
+    return other, {name: getattr(settings, name) for name in other.model_fields if name in given}
 
 
 def _candidates(unknown: str, known: Iterable[str]) -> list[str]:

@@ -16,12 +16,14 @@ from kdray.choice.rule import Choose
 from kdray.data.splits import Data, Splits
 from kdray.errors import SpecError, did_you_mean
 from kdray.evaluation.measuring import ARCHITECTURE_METRICS, Latency
+from kdray.evaluation.pareto import QUALITY
 from kdray.losses.distillation import Distillation
 from kdray.models.transformer import TransformerStudent
 from kdray.search.settings import Search
 from kdray.search.space import Space, architectures, check_space, distributions, domains
 from kdray.settings import MAY_CHANGE, Settings, dotted_values, identifying_values
 from kdray.slots.pool import SlotSettings
+from kdray.tasks.kinds import AnyTask
 from kdray.tasks.text_classification import TextClassification
 from kdray.teacher.teacher import Teacher
 from kdray.teacher.transfer import Transfer
@@ -39,7 +41,7 @@ class Sweep(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     data: Data
     teacher: Teacher
-    task: TextClassification = TextClassification()
+    task: AnyTask = TextClassification()
     transfer: Transfer = Transfer()
     student: TransformerStudent = TransformerStudent()
     distillation: Distillation = Distillation()
@@ -76,7 +78,17 @@ class Sweep(Settings):
         unchanged = {name: value for name, value in self.space.items() if name not in changes}
         domains = {name.removeprefix("space."): value for name, value in changes.items() if name.startswith("space.")}
         others = {name: value for name, value in changes.items() if not name.startswith("space.")}
-        return self.with_dotted(others | {"space": unchanged | domains})
+        return self._for_another_task(changes).with_dotted(others | {"space": unchanged | domains})
+
+    def _for_another_task(self, changes: Mapping[str, Any]) -> Self:
+        """The sweep itself; if the task becomes another one, a copy that calls its quality metric `quality` again."""
+        task = changes.get("task")
+        kind = changes.get("task.kind", getattr(task, "kind", self.task.kind))
+        if kind == self.task.kind:
+            return self
+        copy = self.model_copy()
+        copy._rename_metric(self.task.quality.name, QUALITY)
+        return copy
 
     def smoke_copy(self) -> Self:
         """The small sweep that --smoke runs: the same code with fewer rows, trials and slots."""
@@ -115,7 +127,7 @@ class Sweep(Settings):
 
     def check_classes(self, splits: Splits) -> None:
         """Raise SpecError for an objective, constraint or rule whose metric this number of labels does not have."""
-        self._check_metrics(self.task.metric_names(len(splits.labels)), f" with {len(splits.labels)} labels")
+        self._check_metrics(self.task.metric_names(splits.labels), f" with {len(splits.labels)} labels")
 
     @model_validator(mode="after")
     def _check_parts(self) -> Self:
@@ -126,9 +138,9 @@ class Sweep(Settings):
                 "space 'student.revision': all students of a sweep are built from one revision of a checkpoint. Set "
                 "student.revision, and run one sweep for each revision."
             )
-        # The data are not read yet, so the number of labels is unknown. Two labels have the most metrics;
-        # `check_classes` checks again with the real number.
-        quality = self.task.metric_names(2)
+        self._name_quality()
+        # The data are not read yet, so the labels are unknown; `check_classes` checks again with them.
+        quality = self.task.metric_names(None)
         self._check_metrics(quality, "")
         first = self.search.objectives[0]
         if first not in (*quality, "agreement", "retention"):
@@ -137,6 +149,21 @@ class Sweep(Settings):
                 f"retention), because early stopping compares trials by it; got {first!r}."
             )
         return self
+
+    def _name_quality(self) -> None:
+        """Write the name of the task's quality metric where it is called `quality`.
+
+        So the folder of a sweep, the ledger and the report have the name of the metric.
+        """
+        name = self.task.quality.name
+        self._rename_metric(QUALITY, name)
+
+    def _rename_metric(self, old: str, new: str) -> None:
+        objectives = tuple(new if name == old else name for name in self.search.objectives)
+        best = new if self.choose.best == old else self.choose.best
+        # The model is frozen for its users; inside its own construction its parts may be completed.
+        self.__dict__["search"] = self.search.model_copy(update={"objectives": objectives})
+        self.__dict__["choose"] = self.choose.model_copy(update={"best": best})
 
     def _check_metrics(self, quality: tuple[str, ...], condition: str) -> None:
         metrics = (*quality, *STUDENT_METRICS, *ARCHITECTURE_METRICS)

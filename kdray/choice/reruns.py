@@ -3,7 +3,7 @@
 Each of them is identified by its recipe and seed, and is trained at most once, whatever rule is applied later. What the
 logits mean for the choice is computed in `verdict`.
 
-Letters: N rows, C classes.
+Letters: A answers, C outputs.
 """
 
 import threading
@@ -17,7 +17,6 @@ import numpy as np
 from pydantic import Field
 
 from kdray.errors import JobError
-from kdray.evaluation.outputs import compute_logits
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.losses.distillation import Distillation
 from kdray.models.pretrained import Pretrained
@@ -26,6 +25,7 @@ from kdray.slots.job import NOTE, Report, Worker
 from kdray.slots.pool import SlotPool
 from kdray.storage.files import fingerprint, replace_file
 from kdray.storage.mirror import delete, fetch
+from kdray.tasks.task import Outputs
 from kdray.training.trial import Recipe, Trial, read_reports, reports_file
 
 Role: TypeAlias = Literal["candidate", "labels only", "default distillation"]
@@ -34,7 +34,8 @@ Role: TypeAlias = Literal["candidate", "labels only", "default distillation"]
 
 ANSWERS_FILE = "test.npy"
 """The file with the logits for the test rows, beside the folder of the student's weights."""
-TEST_BATCH_SIZE = 128
+THRESHOLDS_FILE = "thresholds.npy"
+"""The file with the thresholds of the student's labels, for a task that has them. It is written first."""
 
 
 class Confirm(Settings):
@@ -114,7 +115,7 @@ class RerunResult:
 
 @dataclass(frozen=True)
 class RerunJob:
-    """The job that trains a student, and stores its logits (N x C) for the test rows in fp32 beside its weights."""
+    """The job that trains a student, and stores its outputs for the test rows in fp32 beside its weights."""
 
     trial: Trial
 
@@ -124,12 +125,12 @@ class RerunJob:
         # A suspended training has no weights yet. Rank 0 decides, because all ranks must compute the logits together.
         if not worker.broadcast(fetch(student).exists()):
             return
-        rows = self.trial.inputs.rows("test", worker)
         model = Pretrained(student, "").model().to(worker.device)
-        logits_NxC = compute_logits(model, rows, TEST_BATCH_SIZE, worker, None)
+        outputs = self.trial.inputs.student_outputs(model, "test", worker)
         if worker.rank == 0:
-            with replace_file(student.with_name(ANSWERS_FILE)) as temporary, temporary.open("wb") as file:
-                np.save(file, logits_NxC, allow_pickle=False)
+            if outputs.thresholds_C is not None:
+                _save(student.with_name(THRESHOLDS_FILE), outputs.thresholds_C)
+            _save(student.with_name(ANSWERS_FILE), outputs.logits_AxC)
 
 
 def run_reruns(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[Rerun, RerunResult], None]) -> None:
@@ -182,8 +183,17 @@ def run_reruns(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[
             raise
 
 
-def read_answers(student: Path) -> np.ndarray | None:
-    """The logits (N x C) of a student for the test rows; None if they are not stored yet."""
+def read_answers(student: Path) -> Outputs | None:
+    """The outputs of a student for the test rows; None if they are not stored yet."""
     file = fetch(student.with_name(ANSWERS_FILE))
-    logits_NxC: np.ndarray | None = np.load(file, allow_pickle=False) if file.exists() else None
-    return logits_NxC
+    if not file.exists():
+        return None
+    thresholds = fetch(student.with_name(THRESHOLDS_FILE))
+    return Outputs(
+        np.load(file, allow_pickle=False), np.load(thresholds, allow_pickle=False) if thresholds.exists() else None
+    )
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values, allow_pickle=False)

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from kdray.errors import SpecError, did_you_mean
 from kdray.evaluation.formatting import format_metric, heading
-from kdray.evaluation.pareto import MINIMIZED, direction, knee_distances, pareto_front
+from kdray.evaluation.pareto import MINIMIZED, QUALITY, direction, knee_distances, pareto_front
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.settings import Settings
 
@@ -23,7 +23,7 @@ REPORTED_MISSES = 3
 class Choose(Settings):
     """The rule: the smallest student that keeps enough of the teacher's quality, the best within limits, or the knee.
 
-    `Choose()`: the smallest latency of the students that keep 97 % of the teacher's quality, else the best accuracy.
+    `Choose()`: the smallest latency of the students that keep 97 % of the teacher's quality, else the best quality.
     `Choose(best="accuracy", at_most={"latency_ms": 5, "size_mb": 30})`: the best accuracy within these limits.
     `Choose(knee=True)`: the knee of the front. Beyond the knee, a gain in quality costs more than before it.
     """
@@ -32,8 +32,9 @@ class Choose(Settings):
     """The metric to minimize among the students that are good enough. The default is None with `at_most` or `knee`."""
     retention: float | None = Field(0.97, gt=0)
     """The least share of the teacher's quality that the student keeps. The default is None with `at_most` or `knee`."""
-    best: str = "accuracy"
-    """The metric that decides when `smallest` is None, between equal students, and when no student is good enough."""
+    best: str = QUALITY
+    """The metric that decides when `smallest` is None, between equal students, and when no student is good enough;
+    `quality` stands for the quality metric of the task."""
     at_most: dict[str, float] = Field(default_factory=dict)
     """Name of a metric -> its largest allowed value. Less of the metric must be better."""
     knee: bool = False

@@ -2,8 +2,6 @@
 
 The interval of one figure is a bootstrap over rows and seeds. The interval of a difference draws the same rows for both
 students (see `statistics`). If the interval of a gain contains zero, the sentence says that no gain is shown.
-
-Letters: N rows, C classes, S seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,19 +13,20 @@ from pydantic import BaseModel, ConfigDict
 from kdray.choice.reruns import Rerun, Role
 from kdray.choice.rule import Choice, Choose, apply_rule
 from kdray.data.rows import Rows
-from kdray.evaluation.formatting import format_interval, format_points
+from kdray.evaluation.formatting import format_interval, format_points, heading
 from kdray.evaluation.quality import student_quality
+from kdray.evaluation.randomisation import randomisation_test
 from kdray.evaluation.statistics import (
     CountMetric,
     Interval,
     bootstrap_difference,
     bootstrap_interval,
     bootstrap_ratio,
-    classification_metric,
     mcnemar,
+    metric_of_counts,
 )
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.tasks.task import Task
+from kdray.tasks.task import Outputs, Task
 
 FEW_ROWS = 200
 """Below this number of test rows, a sentence says that the intervals are wide."""
@@ -62,7 +61,7 @@ class Gain(BaseModel):
 
 
 class PairedTest(BaseModel):
-    """McNemar's test of the chosen student and the next candidate."""
+    """McNemar's test of the chosen student and the next candidate, for a task whose rows have one answer."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -72,6 +71,20 @@ class PairedTest(BaseModel):
     """The number of rows that only the chosen student has right."""
     only_other: int
     """The number of rows that only the other candidate has right."""
+    p: float
+
+
+class ExchangeTest(BaseModel):
+    """The approximate randomisation test of the chosen student and the next candidate, for all other tasks."""
+
+    model_config = ConfigDict(frozen=True)
+
+    trial: int
+    """The number of the next candidate."""
+    difference: float
+    """The quality metric of the chosen student minus that of the other candidate."""
+    shuffles: int
+    """How often the answers of rows were exchanged at random."""
     p: float
 
 
@@ -92,7 +105,7 @@ class Verdict(BaseModel):
     """Whether the chosen student satisfies the rule."""
     sentences: list[str]
     gains: list[Gain] = []
-    against: PairedTest | None = None
+    against: PairedTest | ExchangeTest | None = None
     flattered: float | None = None
     """The chosen trial's metric in the search, on the validation rows, minus its confirmed metric."""
     failed: dict[str, str] = {}
@@ -108,10 +121,10 @@ class Verdict(BaseModel):
 class ConfirmationAnswers:
     """The outputs of the reruns of a confirmation for the test rows."""
 
-    logits: Mapping[Rerun, np.ndarray]
-    """Rerun -> its logits (N x C)."""
+    outputs: Mapping[Rerun, Outputs]
     failed: Mapping[Rerun, str]
     """Rerun -> why it failed."""
+    teacher: Outputs
     rows: Rows
     """The test rows."""
     task: Task
@@ -142,7 +155,7 @@ def reach_verdict(
         choice = apply_rule(candidates, rule, teacher, "candidate", knee_scores)
     verdict = Verdict(
         metric=figures.metric,
-        rows=len(answers.rows),
+        rows=len(answers.rows.example_starts) - 1,
         teacher=figures.teacher,
         confirmed=confirmed,
         chosen=choice.number,
@@ -167,26 +180,26 @@ class _ConfirmedFigures:
     def __init__(self, answers: ConfirmationAnswers, rule: Choose) -> None:
         self._answers, self._rule = answers, rule
         self._rows, self._task = answers.rows, answers.task
-        self.metric = self._task.quality
-        teacher_NxC = self._rows.teacher_logits(np.arange(len(self._rows)))
-        self._teacher_metric = self._count_metric([teacher_NxC])
-        self.teacher_metrics = self._task.metrics(teacher_NxC, self._rows.labels)
+        self.metric = self._task.quality.name
+        self._teacher_metric = self._count_metric([answers.teacher])
+        self.teacher_metrics = self._task.values(answers.teacher, self._rows)
         self.teacher = bootstrap_interval(self._teacher_metric)
 
     def roles(self, trial: int) -> list[Role]:
-        """The roles that have logits for this trial."""
-        return list(dict.fromkeys(run.role for run in self._answers.logits if run.trial == trial))
+        """The roles that have outputs for this trial."""
+        return list(dict.fromkeys(run.role for run in self._answers.outputs if run.trial == trial))
 
     def student(self, record: TrialRecord, role: Role) -> ConfirmedStudent:
         """The figures of one student over its seeds."""
-        logits = self._logits(record.number, role)
-        count_metric = self._count_metric(logits)
-        metrics_of_seeds = [student_quality(self._task, logits_NxC, self._rows) for logits_NxC in logits]
+        outputs = self._outputs(record.number, role)
+        count_metric = self._count_metric(outputs)
+        teacher = self._answers.teacher
+        metrics_of_seeds = [student_quality(self._task, each, teacher, self._rows) for each in outputs]
         metrics = {name: float(np.mean([each[name] for each in metrics_of_seeds])) for name in metrics_of_seeds[0]}
         return ConfirmedStudent(
             trial=record.number,
             role=role,
-            seeds=len(logits),
+            seeds=len(outputs),
             metric=bootstrap_interval(count_metric),
             retention=bootstrap_ratio(count_metric, self._teacher_metric),
             metrics=metrics,
@@ -195,26 +208,28 @@ class _ConfirmedFigures:
 
     def gain(self, trial: int, over: Role) -> Gain:
         """The lead of the candidate over its control."""
-        candidate, control = (self._count_metric(self._logits(trial, role)) for role in ("candidate", over))
+        candidate, control = (self._count_metric(self._outputs(trial, role)) for role in ("candidate", over))
         return Gain(over=over, difference=bootstrap_difference(candidate, control))
 
-    def paired_test(self, trial: int, other: int) -> PairedTest:
-        """McNemar's test of two candidates.
+    def paired_test(self, trial: int, other: int) -> PairedTest | ExchangeTest:
+        """The test of two candidates: McNemar's where a row has one answer, else one that works for any metric.
 
-        The test compares two classifiers, not two recipes, so it reads the first seed of each candidate only.
+        The test compares two models, not two recipes, so it reads the first seed of each candidate only.
         """
-        right = [self._logits(each, "candidate")[0].argmax(1) == self._rows.labels for each in (trial, other)]
-        test = mcnemar(*right)
-        return PairedTest(trial=other, only_chosen=test.only_first, only_other=test.only_second, p=test.p)
+        first, second = (self._outputs(each, "candidate")[0] for each in (trial, other))
+        if self._task.has_one_answer:
+            right = mcnemar(self._task.right(first, self._rows), self._task.right(second, self._rows))
+            return PairedTest(trial=other, only_chosen=right.only_first, only_other=right.only_second, p=right.p)
+        test = randomisation_test(self._count_metric([first]), self._count_metric([second]))
+        return ExchangeTest(trial=other, difference=test.estimate, shuffles=test.shuffles, p=test.p)
 
-    def _logits(self, trial: int, role: str) -> list[np.ndarray]:
-        """The logits (N x C) of each seed, in the order of the seeds."""
-        runs = [run for run in self._answers.logits if (run.trial, run.role) == (trial, role)]
-        return [self._answers.logits[run] for run in sorted(runs, key=lambda run: run.seed)]
+    def _outputs(self, trial: int, role: str) -> list[Outputs]:
+        """The outputs with each seed, in the order of the seeds."""
+        runs = [run for run in self._answers.outputs if (run.trial, run.role) == (trial, role)]
+        return [self._answers.outputs[run] for run in sorted(runs, key=lambda run: run.seed)]
 
-    def _count_metric(self, logits: Sequence[np.ndarray]) -> CountMetric:
-        answers_SxN = np.stack([logits_NxC.argmax(1) for logits_NxC in logits])
-        return classification_metric(self.metric, answers_SxN, self._rows.labels)
+    def _count_metric(self, outputs: Sequence[Outputs]) -> CountMetric:
+        return metric_of_counts(self.metric, [self._task.counts(each, self._rows) for each in outputs])
 
 
 def _describe(verdict: Verdict, choice: Choice) -> list[str]:
@@ -237,12 +252,7 @@ def _describe(verdict: Verdict, choice: Choice) -> list[str]:
     if verdict.flattered is not None:
         sentences.append(_describe_excess(verdict, verdict.flattered))
     if verdict.against is not None:
-        other = verdict.against
-        sentences.append(
-            f"Compared with trial {other.trial}, the next candidate, by the first seed of each: {other.only_chosen} "
-            f"rows are right only for the chosen student, {other.only_other} only for trial {other.trial} (McNemar's "
-            f"test: p = {other.p:.2g})."
-        )
+        sentences.append(_describe_test(verdict, verdict.against))
     if verdict.rows < FEW_ROWS:
         sentences.append(
             f"With {verdict.rows} test rows the intervals are wide: a difference of one point cannot be detected."
@@ -250,6 +260,20 @@ def _describe(verdict: Verdict, choice: Choice) -> list[str]:
     if verdict.failed:
         sentences.append(f"{len(verdict.failed)} of the runs of the confirmation failed; report.md gives the reasons.")
     return sentences
+
+
+def _describe_test(verdict: Verdict, test: PairedTest | ExchangeTest) -> str:
+    compared = f"Compared with trial {test.trial}, the next candidate, by the first seed of each:"
+    if isinstance(test, ExchangeTest):
+        return (
+            f"{compared} the {heading(verdict.metric)} of the chosen student is {100 * abs(test.difference):.1f} "
+            f"points {'higher' if test.difference >= 0 else 'lower'} (approximate randomisation test with {test.shuffles:,} "
+            f"shuffles: p = {test.p:.2g})."
+        )
+    return (
+        f"{compared} {test.only_chosen} rows are right only for the chosen student, {test.only_other} only for trial "
+        f"{test.trial} (McNemar's test: p = {test.p:.2g})."
+    )
 
 
 def _describe_excess(verdict: Verdict, excess: float) -> str:

@@ -19,7 +19,6 @@ from kdray.export.checks import ExportResult
 from kdray.export.exporting import check_empty, copy_student, export_forms
 from kdray.export.forms import FORMS, Form
 from kdray.export.prediction import (
-    Prediction,
     Predictor,
     check_pairs,
     check_target,
@@ -37,6 +36,7 @@ from kdray.storage.bucket_copies import sync_with_bucket
 from kdray.storage.mirror import fetch
 from kdray.storage.owner import own_sweep
 from kdray.storage.paths import SweepPaths, display_path, sweep_paths
+from kdray.tasks.answers import Answer
 
 
 def export_student(
@@ -176,11 +176,11 @@ def describe_export(result: ExportResult) -> list[str]:
     return [*lines, f"On {result.rows:,} {result.split} rows. {_capitalise(result.conditions)}."]
 
 
-def _format_answer(text: str, answer: Prediction, raw: bool) -> str:
-    """Label, probability and text, with tabs between them; white space in the text becomes single spaces."""
+def _format_answer(text: str, answer: Answer, raw: bool) -> str:
+    """The answer and the text, with tabs between their cells; white space in the text becomes single spaces."""
     if raw:
-        return f"{answer.label}\t{answer.probability:.4f}\t{' '.join(text.split())}"
-    return f"{one_line(answer.label)}\t{answer.probability:.4f}\t{one_line(text)}"
+        return "\t".join([*answer.cells(), " ".join(text.split())])
+    return "\t".join(one_line(cell) for cell in [*answer.cells(), text])
 
 
 def _capitalise(text: str) -> str:

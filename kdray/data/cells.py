@@ -6,7 +6,6 @@ order of the labels and the number of each.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdray.data.encodings import describe_bad_byte
+from kdray.data.gold import UNLABELLED, OneLabel
 from kdray.data.tables import Column, Table, short_list, short_repr
 from kdray.errors import DataError, did_you_mean
-
-UNLABELLED = -1
-"""The label of a row without a label, in datasets that give names to the numbers of their labels."""
 
 WHOLE_NUMBER = re.compile(r"(-?\d+)(?:\.0+)?")
 """A whole number, with or without a fraction of zeros.
@@ -27,40 +24,30 @@ A table library turns a column of integers with a missing value into floats, and
 """
 
 
-@dataclass(frozen=True)
-class LabelCells:
-    """A label column: the different label names, and for each row the index of its name."""
-
-    codes: np.ndarray
-    """For each row the index of its label in `names`, int64."""
-    names: tuple[str | None, ...]
-    """One of them is None if there are rows without a label."""
-
-
 def text_column(table: Table, name: str, setting: str) -> pa.Array:
     """The column as Arrow text (large_string), one cell for each row.
 
     `setting` is the setting that names the column, for messages. Raises DataError if the column is missing, and for the
     first cell that is not a text.
     """
-    column = _find_column(table, name, setting)
+    column = find_column(table, name, setting)
     try:
         return _as_text(column)
     except (pa.ArrowException, UnicodeError, TypeError) as error:
         # Arrow converts a whole column at once and does not report the row: only after a failure, look at each cell.
         for row in range(len(column)):
-            problem = _text_problem(_cell(column, row))
+            problem = text_problem(_cell(column, row))
             if problem:
-                raise _cell_error(table, row, name, problem, "every cell must hold a text") from None
+                raise cell_error(table, row, name, problem, "every cell must hold a text") from None
         raise DataError(f"{table.where}, column {name!r}: not a column of texts ({error}).") from None
 
 
-def label_column(table: Table, name: str, class_names: Sequence[str] | None) -> LabelCells:
+def label_column(table: Table, name: str, class_names: Sequence[str] | None) -> OneLabel:
     """The label column as names. `class_names` are the names of the numbers 0, 1, ... in the dataset's own features.
 
     Raises DataError if the column is missing, and for the first cell that is neither a name nor a whole number.
     """
-    codes, distinct_cells = _encode(_find_column(table, name, "task.label"))
+    codes, distinct_cells = encode_column(find_column(table, name, "task.label"))
     names = []
     # Each different value is checked once, however many rows have it.
     for code, cell in enumerate(distinct_cells):
@@ -68,8 +55,8 @@ def label_column(table: Table, name: str, class_names: Sequence[str] | None) -> 
             names.append(_label_name(cell, class_names))
         except ValueError as error:
             row = int(np.flatnonzero(codes == code)[0])
-            raise _cell_error(table, row, name, str(error), "a label is a name or a whole number") from None
-    return LabelCells(codes, tuple(_without_zero_fractions(names)))
+            raise cell_error(table, row, name, str(error), "a label is a name or a whole number") from None
+    return OneLabel(codes, tuple(_without_zero_fractions(names)))
 
 
 def _without_zero_fractions(names: Sequence[str | None]) -> Sequence[str | None]:
@@ -89,7 +76,8 @@ def _without_zero_fractions(names: Sequence[str | None]) -> Sequence[str | None]
     return whole_numbers
 
 
-def _find_column(table: Table, name: str, setting: str) -> Column:
+def find_column(table: Table, name: str, setting: str) -> Column:
+    """The column with this name. Raises DataError, with the names that exist, if it is missing."""
     column = table.column(name)
     if column is not None:
         return column
@@ -101,7 +89,8 @@ def _find_column(table: Table, name: str, setting: str) -> Column:
     )
 
 
-def _cell_error(table: Table, row: int, name: str, problem: str, rule: str) -> DataError:
+def cell_error(table: Table, row: int, name: str, problem: str, rule: str) -> DataError:
+    """The error for a wrong cell: its place, what is wrong with it, and the rule that all cells must satisfy."""
     return DataError(f"{table.where}, row {row + 1}, column {name!r}: {problem}; {rule}. Correct or remove that row.")
 
 
@@ -139,7 +128,7 @@ def _cell(column: Column, row: int) -> Any:
         return error.object
 
 
-def _text_problem(cell: Any) -> str | None:
+def text_problem(cell: Any) -> str | None:
     """Why the cell is not a text, for a message; None if it is one."""
     if cell is None:
         return "the cell is empty (null)"
@@ -154,7 +143,7 @@ def _text_problem(cell: Any) -> str | None:
     return None
 
 
-def _encode(column: Column) -> tuple[np.ndarray, list[Any]]:
+def encode_column(column: Column) -> tuple[np.ndarray, list[Any]]:
     """Dictionary-encode a column: for each row the index of its cell among the different cells, and these cells."""
     if isinstance(column, list):
         codes_by_key: dict[tuple[type, str], int] = {}
@@ -171,9 +160,11 @@ def _encode(column: Column) -> tuple[np.ndarray, list[Any]]:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_nested(column.type):
-        return _encode(column.to_pylist())  # Arrow cannot dictionary-encode lists and structs
+        return encode_column(column.to_pylist())  # Arrow cannot dictionary-encode lists and structs
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())  # Arrow cannot dictionary-encode half precision
     if _is_text(column.type):
-        # As bytes, a cell that is not UTF-8 does not fail here, but in _label_name, where its row is known.
+        # As bytes, a cell that is not UTF-8 does not fail here, but where it is read and its row is known.
         column = column.cast(pa.large_binary())
     encoded = pc.dictionary_encode(column.combine_chunks(), null_encoding="encode")
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
@@ -196,7 +187,7 @@ def _label_name(cell: Any, class_names: Sequence[str] | None) -> str | None:
             return str(int(cell))
         case float():
             raise ValueError(f"label {cell} is not a whole number")
-    problem = _text_problem(cell)
+    problem = text_problem(cell)
     if problem:
         raise ValueError(problem.replace("is not a text", "is not a label"))
     name = (cell.decode() if isinstance(cell, bytes) else str(cell)).strip()

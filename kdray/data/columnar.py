@@ -7,6 +7,7 @@ checked first; then the batches are read one by one, still in dictionary encodin
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,9 +34,18 @@ def read_parquet(file: DataFile, budget: Budget) -> Table:
             schema = pq.ParquetFile(pa.BufferReader(data), metadata=metadata).schema_arrow
         check_schema(schema, file.where)
         budget.check(_claimed_size(metadata, file.where), file.where)
-        parquet = pq.ParquetFile(pa.BufferReader(data), metadata=metadata, read_dictionary=_binary_columns(metadata))
-        batches = parquet.iter_batches(batch_size=_ROWS_AT_ONCE)
-        return plain_table(schema, batches, file.where, budget)
+        binary = _binary_columns(metadata, in_lists=True)
+        attempt = copy(budget)
+        try:
+            table = plain_table(schema, _iterate_batches(data, metadata, binary), file.where, attempt)
+        except pa.ArrowNotImplementedError:
+            # pyarrow 25 reads no lists of texts that have several dictionaries: in a file with several row groups, or
+            # with a dictionary that grew too large. Then the texts in lists are decoded before they are measured.
+            attempt = copy(budget)
+            binary = _binary_columns(metadata, in_lists=False)
+            table = plain_table(schema, _iterate_batches(data, metadata, binary), file.where, attempt)
+        budget.take_over(attempt)
+        return table
 
 
 def read_arrow(file: DataFile, budget: Budget) -> Table:
@@ -53,6 +63,12 @@ def read_arrow(file: DataFile, budget: Budget) -> Table:
             budget.check(_unpacked_size(message), file.where)
         with pa.ipc.open_stream(pa.BufferReader(stream)) as reader:
             return plain_table(reader.schema, _valid(reader), file.where, budget)
+
+
+def _iterate_batches(data: pa.Buffer, metadata: pq.FileMetaData, dictionaries: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows, with these columns still in dictionary encoding."""
+    parquet = pq.ParquetFile(pa.BufferReader(data), metadata=metadata, read_dictionary=dictionaries)
+    yield from parquet.iter_batches(batch_size=_ROWS_AT_ONCE)
 
 
 @contextmanager
@@ -102,9 +118,14 @@ def _claimed_size(metadata: pq.FileMetaData, where: str) -> int:
     return size + sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
 
 
-def _binary_columns(metadata: pq.FileMetaData) -> list[str]:
-    """The paths of the columns with texts or bytes, which can be read without decoding their dictionaries."""
+def _binary_columns(metadata: pq.FileMetaData, in_lists: bool) -> list[str]:
+    """The paths of the columns with texts or bytes, which can be read without decoding their dictionaries.
+
+    Those with lists of texts are among them only if `in_lists`.
+    """
     columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
+    if not in_lists:
+        columns = [column for column in columns if column.max_repetition_level == 0]
     is_binary = [column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL" for column in columns]
     return [column.path for column, binary in zip(columns, is_binary, strict=True) if binary]
 

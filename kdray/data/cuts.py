@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from kdray.data.gold import gold_codes, rows_of_labels, strata
 from kdray.errors import DataError
 
 
@@ -17,7 +17,7 @@ def cut_split(
     Raises DataError if the cut rows do not have at least two labels.
     """
     cut, rest = draw_rows(table, round(fraction * table.num_rows), seed, leave=1)
-    if len(pc.unique(cut["label"])) < 2:
+    if cut.num_rows == 0 or gold_codes(cut["label"]).max() == 0:
         raise DataError(
             f"{where}: {_describe_few_rows(table, fraction, labels, role)} (data.{role}_fraction). Give more rows, or "
             f"a {role} split."
@@ -29,9 +29,10 @@ def draw_rows(table: pa.Table, count: int, seed: int, leave: int = 0) -> tuple[p
     """Draw `count` rows with the shares of the labels; the drawn rows and the others, both in their original order.
 
     At least one row of each label is drawn if `count` allows it, and at least `leave` rows of each label are not drawn.
+    What a label is for rows with several of them, or with numbers, is in `gold.strata`.
     """
     random = np.random.default_rng(seed)
-    labels = table["label"].to_numpy()
+    labels = strata(table["label"])
     shuffled = random.permutation(len(labels))
     # The rank of a row is its position among the shuffled rows of its label, divided by their number. The rows with the
     # lowest ranks have the shares of the labels, and the first row of each label (rank 0) comes before all others.
@@ -49,9 +50,9 @@ def draw_rows(table: pa.Table, count: int, seed: int, leave: int = 0) -> tuple[p
 
 def _describe_few_rows(table: pa.Table, fraction: float, labels: Sequence[str], role: str) -> str:
     """Why no two labels could be cut off: too few rows, or all but one label have a single row."""
-    if round(fraction * table.num_rows) < 2:
+    if round(fraction * table.num_rows) < 2 or not labels:
         return f"train's {table.num_rows} rows are too few to cut {fraction:.0%} off for {role}"
-    counts = np.bincount(table["label"].to_numpy(), minlength=len(labels))
+    counts = rows_of_labels(table["label"], len(labels))
     single = ", ".join(repr(labels[label]) for label in np.flatnonzero(counts == 1).tolist())
     return (
         f"of train's {table.num_rows} rows, only one has the label {single}; one row of each label stays in train, so "

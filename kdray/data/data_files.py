@@ -25,7 +25,9 @@ DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 """The usual delimiter in files with this ending."""
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 COLUMNAR_ENDINGS = (".parquet", ".arrow", ".feather")
-ENDINGS = (*DELIMITERS, *JSON_ENDINGS, *COLUMNAR_ENDINGS)
+CONLLU_ENDING = ".conllu"
+CONLL_ENDINGS = (".conll", CONLLU_ENDING, ".bio", ".iob", ".iob2")
+ENDINGS = (*DELIMITERS, *JSON_ENDINGS, *COLUMNAR_ENDINGS, *CONLL_ENDINGS)
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".zip")
 READABLE = f"{', '.join(ENDINGS)}; also compressed ({', '.join(COMPRESSIONS)})"
 """For messages."""
@@ -37,6 +39,8 @@ _NAME = re.compile(
     rf"(?P<stem>.+)(?P<ending>{'|'.join(map(re.escape, ENDINGS))})(?P<packed>\.gz|\.bz2|\.zst)?",
     re.IGNORECASE | re.DOTALL,
 )
+_OTHER_NAME = re.compile(r"(?P<stem>.+?)(?P<ending>\.[^.]*)?(?P<packed>\.gz|\.bz2|\.zst)?", re.IGNORECASE | re.DOTALL)
+"""A file whose format `data.format` names, whatever its ending."""
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]+)?", re.DOTALL)
 _ZIP_ENDING = re.compile(rf"(?:{'|'.join(map(re.escape, ENDINGS))})?\.zip$", re.IGNORECASE)
 _SIGNATURES = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"PK\x03\x04": ".zip"}
@@ -69,7 +73,7 @@ class DataFile:
     @cached_property
     def ending(self) -> str:
         """The ending that names the format, in small letters: `.csv` for reviews.CSV.gz."""
-        return self._match["ending"].lower()
+        return (self._match["ending"] or "").lower()
 
     @cached_property
     def compression(self) -> str | None:
@@ -97,20 +101,20 @@ class DataFile:
 
     @cached_property
     def _match(self) -> re.Match[str]:
-        match = _NAME.fullmatch(self.name)
+        match = _NAME.fullmatch(self.name) or _OTHER_NAME.fullmatch(self.name)
         if match is None:
-            raise ValueError(f"{self.name!r} has no ending of a data file")
+            raise ValueError(f"{self.name!r} is not the name of a file")
         return match
 
 
-def data_files_at(path: Path) -> list[DataFile]:
+def data_files_at(path: Path, any_ending: bool = False) -> list[DataFile]:
     """The data files that a path stands for: itself, or the members of a zip archive; none for another ending.
 
-    Raises DataError for an archive that cannot be read.
+    If `any_ending`, a file with another ending stands for itself. Raises DataError for an archive that cannot be read.
     """
     if path.suffix.lower() == ".zip":
         return _archive_members(path)
-    return [DataFile(path, path.name)] if _NAME.fullmatch(path.name) else []
+    return [DataFile(path, path.name)] if any_ending or _NAME.fullmatch(path.name) else []
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kdray.data.gold import gold_codes, rows_of_labels, with_names
 from kdray.data.rows import TEST, TRAIN, VALIDATION
 from kdray.data.tables import short_list, short_repr
 from kdray.errors import DataError
@@ -32,12 +33,16 @@ class _Rows:
 
     role: str
     codes: np.ndarray
-    labels: np.ndarray
+    gold: np.ndarray
+    """Equal gold has equal codes."""
+    counts: np.ndarray
+    """The number of rows with each label."""
     table: pa.Table
 
     def example(self, row: int) -> str:
         """The text of a row, for a sentence."""
-        return short_repr(self.table["text"][int(row)].as_py())
+        text = self.table["text"][int(row)].as_py()
+        return short_repr(text if isinstance(text, str) else " ".join(text))
 
 
 def describe_findings(splits: Mapping[str, pa.Table], labels: Sequence[str]) -> list[str]:
@@ -46,7 +51,7 @@ def describe_findings(splits: Mapping[str, pa.Table], labels: Sequence[str]) -> 
     `splits` are the rows of train, validation and test. Raises DataError for rows that make the results worthless: all
     texts are blank, all texts have contradictory labels, or all rows of a split stand in train.
     """
-    rows = _with_codes(splits)
+    rows = _with_codes(splits, len(labels))
     notes = [*_blank_texts(rows)]
     for split in (VALIDATION, TEST):
         notes += _rows_in_train(rows[TRAIN], rows[split])
@@ -60,18 +65,26 @@ def describe_findings(splits: Mapping[str, pa.Table], labels: Sequence[str]) -> 
     return notes
 
 
-def _with_codes(splits: Mapping[str, pa.Table]) -> dict[str, _Rows]:
+def _with_codes(splits: Mapping[str, pa.Table], labels: int) -> dict[str, _Rows]:
     texts = [_whole_texts(table) for table in splits.values()]
     joined = pa.concat_arrays([chunk for text in texts for chunk in text.chunks])
     codes = pc.dictionary_encode(joined).indices.to_numpy(zero_copy_only=False)
-    starts = np.cumsum([0, *(len(text) for text in texts)])
+    gold = gold_codes(pa.chunked_array([chunk for table in splits.values() for chunk in table["label"].chunks]))
+    ends = np.cumsum([table.num_rows for table in splits.values()])
+    parts = zip(splits.items(), np.split(codes, ends[:-1]), np.split(gold, ends[:-1]), strict=True)
     return {
-        role: _Rows(role, codes[start : start + table.num_rows], table["label"].to_numpy(), table)
-        for (role, table), start in zip(splits.items(), starts[:-1], strict=True)
+        role: _Rows(role, own_codes, own_gold, _count_labels(table, labels), table)
+        for (role, table), own_codes, own_gold in parts
     }
 
 
+def _count_labels(table: pa.Table, labels: int) -> np.ndarray:
+    return rows_of_labels(table["label"], labels) if labels else np.zeros(0, np.int64)
+
+
 def _whole_texts(table: pa.Table) -> pa.ChunkedArray:
+    if pa.types.is_nested(table["text"].type):
+        return pc.binary_join(table["text"], "\t")
     if "pair" not in table.column_names:
         return table["text"]
     # The length comes first: without it ("a", "bc") and ("ab", "c") would be one text.
@@ -83,13 +96,19 @@ def _blank_texts(rows: Mapping[str, _Rows]) -> Iterator[str]:
     """Texts of white space and control characters only: a model reads nothing in them."""
     for split in rows.values():
         # \p{C}: control and format characters, such as a zero-width space; \p{Z}: all kinds of spaces.
-        blank = pc.match_substring_regex(split.table["text"], r"\A[\s\p{Z}\p{C}]*\z").to_numpy(zero_copy_only=False)
+        blank = pc.match_substring_regex(_texts(split.table), r"\A[\s\p{Z}\p{C}]*\z").to_numpy(zero_copy_only=False)
         found = np.flatnonzero(blank)
         if len(found) == len(blank):
             raise DataError(f"{split.role}: none of its {len(blank)} texts has a letter or a sign. Check task.text.")
         if len(found):
             example = split.example(found[0])
             yield f"{split.role}: {len(found)} of {len(blank)} texts are blank, for example {example}; they are used."
+
+
+def _texts(table: pa.Table) -> pa.ChunkedArray:
+    """The first texts of the rows; the words of a text are joined."""
+    text = table["text"]
+    return pc.binary_join(text, " ") if pa.types.is_nested(text.type) else text
 
 
 def _rows_in_train(train: _Rows, split: _Rows) -> Iterator[str]:
@@ -122,7 +141,7 @@ def _common_texts(validation: _Rows, test: _Rows) -> Iterator[str]:
 def _contradictions(train: _Rows, labels: Sequence[str]) -> Iterator[str]:
     """Texts that occur with several labels."""
     pairs = np.unique(_text_and_label(train))
-    texts, counts = np.unique(pairs // _LABELS, return_counts=True)
+    texts, counts = np.unique(pairs // _GOLD, return_counts=True)
     contradictory = texts[counts > 1]
     if not len(contradictory):
         return
@@ -133,7 +152,10 @@ def _contradictions(train: _Rows, labels: Sequence[str]) -> Iterator[str]:
             "task.label."
         )
     first = int(np.flatnonzero(is_affected)[0])
-    names = [labels[label] for label in np.unique(train.labels[train.codes == train.codes[first]])]
+    same_text = np.flatnonzero(train.codes == train.codes[first])
+    _, different = np.unique(train.gold[same_text], return_index=True)
+    cells = sorted(train.table["label"].take(pa.array(same_text[different])).to_pylist())
+    names = [str(name) for name in with_names(cells, labels)]
     yield (
         f"train: {len(contradictory)} texts occur with several labels, in {int(is_affected.sum())} of "
         f"{len(train.codes)} rows, for example {train.example(first)} with {_list(names)}; they are used."
@@ -175,7 +197,7 @@ def _missing_words(labels: Sequence[str]) -> Iterator[str]:
 
 
 def _rare_labels(splits: Sequence[_Rows], labels: Sequence[str]) -> Iterator[str]:
-    counts = np.bincount(np.concatenate([split.labels for split in splits]), minlength=len(labels))
+    counts = np.sum([split.counts for split in splits], axis=0)
     # A label of task.labels may have no rows; then nothing is wrong with the data.
     rare = [labels[number] for number, count in enumerate(counts) if 0 < count <= FEW_ROWS]
     if rare:
@@ -186,8 +208,7 @@ def _rare_labels(splits: Sequence[_Rows], labels: Sequence[str]) -> Iterator[str
 
 
 def _absent_labels(split: _Rows, labels: Sequence[str]) -> Iterator[str]:
-    present = set(np.unique(split.labels).tolist())
-    absent = [label for number, label in enumerate(labels) if number not in present]
+    absent = [label for label, count in zip(labels, split.counts, strict=True) if not count]
     if absent:
         yield (
             f"{split.role}: {len(absent)} of {len(labels)} labels have no rows: {_list(absent)}; its figures say "
@@ -195,12 +216,12 @@ def _absent_labels(split: _Rows, labels: Sequence[str]) -> Iterator[str]:
         )
 
 
-_LABELS = 1 << 20
-"""More than the number of labels: a factor that makes one number of a text's code and a label's number."""
+_GOLD = 1 << 31
+"""More than the number of rows: a factor that makes one number of a text's code and the code of its gold."""
 
 
 def _text_and_label(rows: _Rows) -> np.ndarray:
-    return rows.codes.astype(np.int64) * _LABELS + rows.labels
+    return rows.codes.astype(np.int64) * _GOLD + rows.gold
 
 
 def _list(names: Sequence[str]) -> str:

@@ -57,14 +57,14 @@ def splits_of_files(files: list[DataFile], where: str) -> LocalSplits:
     return _local_splits(where, by_name if len(files) > 1 and "train" in by_name else {"train": files})
 
 
-def files_of_pattern(pattern: str, folder: Path | None) -> tuple[DataFile, ...]:
+def files_of_pattern(pattern: str, folder: Path | None, any_ending: bool = False) -> tuple[DataFile, ...]:
     """The data files that a pattern such as `part-*.csv` names, in the order of their names; none if there are none.
 
-    A pattern without a `/` at its start is relative to `folder`.
+    A pattern without a `/` at its start is relative to `folder`. If `any_ending`, every file that it names is one.
     """
     names = sorted(glob.glob(str(Path(pattern).expanduser()), root_dir=folder, recursive=True))
     paths = [Path(name) if folder is None else folder / name for name in names]
-    return tuple(file for path in paths if path.is_file() for file in data_files_at(path))
+    return tuple(file for path in paths if path.is_file() for file in data_files_at(path, any_ending))
 
 
 def is_pattern(name: str) -> bool:

@@ -21,6 +21,10 @@ class Budget:
         self.check(size, where)
         self._used += size
 
+    def take_over(self, attempt: "Budget") -> None:
+        """Count what a copy of this budget has counted, after an attempt that may have failed."""
+        self._used = attempt._used
+
     def check(self, size: int, where: str) -> None:
         """Raise DataError if there is no room for `size` more bytes of rows."""
         if self._used + size > self._max_gb * BYTES_IN_GB:

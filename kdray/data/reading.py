@@ -1,5 +1,7 @@
 """Reading: the settings that say how files are written, and how much memory their rows may need."""
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from kdray.data.encodings import check_encoding
@@ -10,13 +12,17 @@ from kdray.settings import MAY_CHANGE, Names, Settings
 class Reading(Settings):
     """How files are read; what is not set is recognised, or is as usual for the ending of the file."""
 
+    format: Literal["conll", "conllu"] | None = None
+    """`conll` or `conllu` for files with a word in each line whose endings do not say so, such as train.txt. Files that
+    data.source, data.train and so on name may then have any ending. None: by the endings."""
     columns: Names = ()
-    """The names of the columns, for csv, tsv and txt files without a header."""
+    """The names of the columns, for csv, tsv and txt files without a header, and for CoNLL files."""
     delimiter: str | None = Field(None, min_length=1, max_length=3)
     """The character between the cells of csv, tsv and txt files, or the word `tab`. None: that of the file's ending, or
     the only other one in the first line."""
     encoding: str | None = None
-    """The encoding of csv, tsv, txt and json files, such as windows-1252. None: UTF-8, or by a byte order mark."""
+    """The encoding of csv, tsv, txt, json and CoNLL files, such as windows-1252. None: UTF-8, or by a byte order
+    mark."""
     field: str | None = Field(None, min_length=1)
     """The key in a json file with the list of rows below it; a dotted name for a key below a key."""
     max_gb: float = Field(DEFAULT_MAX_GB, gt=0, json_schema_extra=MAY_CHANGE)

@@ -1,6 +1,10 @@
 """One split of the token ids, memory-mapped, and padded batches of its rows.
 
-Shapes: B rows of a batch, L tokens of its longest row, K selected rows, C classes.
+A model gives one answer for each row (the class of a text), or one for each word of it. The answers of all rows have
+one order: row after row, and word after word in a row. A long text may be divided into several rows with the same
+example id; its answers then follow each other.
+
+Shapes: B rows of a batch, L tokens of its longest row, N rows, A answers, C outputs.
 """
 
 from dataclasses import dataclass, replace
@@ -21,8 +25,8 @@ TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 class LogitStore(Protocol):
     """The teacher's logits of a split: `transfer_set.StoredLogits`, or any array."""
 
-    def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
-        """The logits of the rows with these numbers, K x C."""
+    def __getitem__(self, answers: np.ndarray, /) -> np.ndarray:
+        """The logits of the answers with these numbers, A x C."""
         ...
 
 
@@ -32,21 +36,30 @@ class Batch:
 
     inputs: dict[str, Tensor]
     """input_ids, attention_mask and the tokenizer's other inputs, such as token_type_ids; int64, each B x L."""
-    labels_B: Tensor
+    gold: Tensor
+    """The right answers: A class numbers or A numbers, or A x C of 0 and 1. See `Rows.gold`."""
     ids: np.ndarray
     """The example id of each row, as in `Rows.ids`."""
-    teacher_logits_BxC: Tensor | None = None
+    places_A: Tensor | None = None
+    """The place of each answer among the B * L tokens of the batch; None: the model gives one answer for each row."""
+    teacher_logits_AxC: Tensor | None = None
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """The outputs of the answers (A x C), of the model's logits: B x C, or B x L x C if there are places."""
+        return logits if self.places_A is None else logits.flatten(0, 1)[self.places_A]
 
     def to(self, device: torch.device) -> Self:
         """The same batch with its tensors on the device."""
-        teacher_logits_BxC = self.teacher_logits_BxC
-        if teacher_logits_BxC is not None:
-            teacher_logits_BxC = teacher_logits_BxC.to(device, non_blocking=True)
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
         return replace(
             self,
             inputs={name: values.to(device, non_blocking=True) for name, values in self.inputs.items()},
-            labels_B=self.labels_B.to(device, non_blocking=True),
-            teacher_logits_BxC=teacher_logits_BxC,
+            gold=self.gold.to(device, non_blocking=True),
+            places_A=move(self.places_A),
+            teacher_logits_AxC=move(self.teacher_logits_AxC),
         )
 
 
@@ -58,6 +71,8 @@ class Layout:
     """Name of an input -> its padding value."""
     max_length: int
     """Tokens; no batch is wider."""
+    labels: tuple[str, ...] = ()
+    """The names of the labels in the order of their numbers."""
 
 
 class Rows:
@@ -82,7 +97,8 @@ class Rows:
         # All inputs of a row have the same length, so the offsets of one input are those of all.
         self._starts: np.ndarray = next(iter(lists.values())).offsets.to_numpy()
         self._values: dict[str, np.ndarray] = {name: column.values.to_numpy() for name, column in lists.items()}
-        self._labels: np.ndarray = table["label"].to_numpy()
+        self._gold, self._answers_of_row = _gold_of(table["label"])
+        self._places = table["place"].flatten().to_numpy() if "place" in table.schema.names else None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,11 +106,47 @@ class Rows:
     def __reduce__(self) -> tuple[Any, ...]:
         return Rows, self._arguments
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels in the order of their numbers; empty for a task without labels."""
+        return self._layout.labels
+
     @cached_property
-    def labels(self) -> np.ndarray:
-        """The number of each row's label, int64."""
-        # A copy, because torch warns about read-only arrays, such as those of a memory map.
-        return self._labels.astype(np.int64)
+    def gold(self) -> np.ndarray:
+        """The right answers, in the order of the answers: class numbers (A, int64; -1: none), numbers (A, float64; nan:
+        none), or whether each label holds (A x C, int64; -1: none)."""
+        return _widened(self._gold)
+
+    @property
+    def answer_ids(self) -> np.ndarray:
+        """The example id of each answer (A)."""
+        return np.repeat(self.ids, np.diff(self.answer_starts))
+
+    @cached_property
+    def answer_starts(self) -> np.ndarray:
+        """The number of the first answer of each row, and at the end the number of all answers (N + 1)."""
+        counts = np.ones(len(self), np.int64) if self._answers_of_row is None else self._answers_of_row
+        return np.concatenate(([0], np.cumsum(counts)))
+
+    @cached_property
+    def example_starts(self) -> np.ndarray:
+        """The number of the first answer of each example, and at the end the number of all answers."""
+        first_rows = np.flatnonzero(np.diff(self.ids, prepend=self.ids[:1] - 1))
+        return np.concatenate((self.answer_starts[first_rows], self.answer_starts[-1:]))
+
+    def answers(self, indices: np.ndarray) -> np.ndarray:
+        """The numbers of the answers of these rows, row after row."""
+        if self._answers_of_row is None:
+            return indices
+        counts = self._answers_of_row[indices]
+        before = np.cumsum(counts) - counts
+        return np.repeat(self.answer_starts[indices] - before, counts) + np.arange(counts.sum())
+
+    def count_answers(self, indices: np.ndarray) -> tuple[int, int]:
+        """The number of answers of these rows, and the number of those that have gold."""
+        gold = self._gold[self.answers(indices)]
+        has_gold = np.isfinite(gold) if gold.dtype.kind == "f" else gold >= 0
+        return len(gold), int((has_gold if gold.ndim == 1 else has_gold[:, 0]).sum())
 
     def with_logits(self, logits: LogitStore) -> "Rows":
         """The same rows with the teacher's logits."""
@@ -104,11 +156,13 @@ class Rows:
         """The rows from `start` to `stop - 1`, without logits."""
         return Rows(*self._arguments[:2], None, (start, stop))
 
-    def teacher_logits(self, indices: np.ndarray) -> np.ndarray:
-        """The teacher's logits of these rows, K x C float32. Raises LookupError if the rows have no logits."""
+    def teacher_logits(self, answers: np.ndarray | None = None) -> np.ndarray:
+        """The teacher's logits of these answers, or of all (A x C, float32). Raises LookupError if there are none."""
         if self._logits is None:
             raise LookupError("these rows have no teacher logits; TransferSet.rows gives them.")
-        return np.asarray(self._logits[indices], dtype=np.float32)
+        if answers is None:
+            answers = np.arange(self.answer_starts[-1])
+        return np.asarray(self._logits[answers], dtype=np.float32)
 
     def batch(self, indices: np.ndarray, multiple: int = 1) -> Batch:
         """These rows, padded to the longest one and then to a multiple of `multiple`, at most to the maximum length.
@@ -129,12 +183,35 @@ class Rows:
             tokens_BxL = values.take(places_BxL, mode="clip")
             padded_BxL = np.where(is_token_BxL, tokens_BxL, self._layout.padding[name])
             inputs[name] = torch.from_numpy(padded_BxL.astype(np.int64, copy=False))
+        answers = self.answers(indices)
         return Batch(
             inputs=inputs,
-            labels_B=torch.from_numpy(self._labels[indices].astype(np.int64)),
+            gold=torch.from_numpy(_widened(self._gold[answers])),
             ids=self.ids[indices],
-            teacher_logits_BxC=None if self._logits is None else torch.from_numpy(self.teacher_logits(indices)),
+            places_A=self._places_in_batch(indices, answers, width),
+            teacher_logits_AxC=None if self._logits is None else torch.from_numpy(self.teacher_logits(answers)),
         )
+
+    def _places_in_batch(self, indices: np.ndarray, answers: np.ndarray, width: int) -> Tensor | None:
+        """The place of each of these answers among the tokens of a batch with rows of this width."""
+        if self._places is None or self._answers_of_row is None:
+            return None
+        row_of_answer = np.repeat(np.arange(len(indices)), self._answers_of_row[indices])
+        return torch.from_numpy(row_of_answer * width + self._places[answers])
+
+
+def _gold_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+    """The gold in the order of the answers, and the number of answers of each row; None: one of each row."""
+    if pa.types.is_large_list(column.type):
+        return column.flatten().to_numpy(), np.diff(column.offsets.to_numpy())
+    if pa.types.is_fixed_size_list(column.type):
+        return column.flatten().to_numpy().reshape(len(column), -1), None
+    return column.to_numpy(), None
+
+
+def _widened(gold: np.ndarray) -> np.ndarray:
+    """A copy with 64 bits for each number; torch warns about read-only arrays, such as those of a memory map."""
+    return gold.astype(np.float64 if gold.dtype.kind == "f" else np.int64)
 
 
 def _map_file(file: Path) -> pa.RecordBatch:

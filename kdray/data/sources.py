@@ -1,7 +1,7 @@
 """Raw tables from files, a folder, the Hugging Face hub or a generator.
 
 This module opens a source and reads its splits without a check of single cells: `folders` finds the files, `delimited`,
-`json_files` and `columnar` read one file, `cells` checks texts and labels, `splits` puts the splits together.
+`json_files`, `columnar` and `conll` read one file, `cells` checks texts and labels, `splits` puts the splits together.
 """
 
 import csv
@@ -18,12 +18,23 @@ import datasets
 
 from kdray.data.arrow_types import check_schema
 from kdray.data.columnar import read_arrow, read_parquet
-from kdray.data.data_files import DELIMITERS, JSON_ENDINGS, READ_ERRORS, READABLE, DataFile, data_files_at, unreadable
+from kdray.data.conll import read_conll
+from kdray.data.data_files import (
+    CONLL_ENDINGS,
+    CONLLU_ENDING,
+    DELIMITERS,
+    JSON_ENDINGS,
+    READ_ERRORS,
+    READABLE,
+    DataFile,
+    data_files_at,
+    unreadable,
+)
 from kdray.data.delimited import read_delimited
 from kdray.data.encodings import wrong_encoding
 from kdray.data.folders import LocalSplits, files_of_pattern, find_splits, is_pattern, splits_of_files
-from kdray.data.generated import GeneratedReviews
-from kdray.data.generated import Split as GeneratedSplit
+from kdray.data.generated.drawing import GeneratedRows
+from kdray.data.generated.drawing import Split as GeneratedSplit
 from kdray.data.json_files import read_json
 from kdray.data.memory import Budget
 from kdray.data.reading import Reading
@@ -49,25 +60,25 @@ class Source(Protocol):
 
 
 def open_source(
-    source: str | GeneratedReviews, reading: Reading, config: str | None = None, revision: str | None = None
+    source: str | GeneratedRows, reading: Reading, config: str | None = None, revision: str | None = None
 ) -> Source:
     """Open a generator, a file, a folder, a pattern of file names, or a dataset on the hub.
 
     A name that could be both a local path and a hub dataset is the local path. Raises DataError if there is no such
     source. A hub dataset is downloaded here, unless it is in the cache of `datasets`.
     """
-    if isinstance(source, GeneratedReviews):
+    if isinstance(source, GeneratedRows):
         return Generated(source)
     path = Path(source).expanduser()
     if path.is_file():
-        return Files(splits_of_files(_files_at(path), str(path)), None, reading)
+        return Files(splits_of_files(_files_at(path, reading), str(path)), None, reading)
     if path.is_dir():
         folder = path / config if config else path
         if not folder.is_dir():
             raise DataError(f"data.source {folder}: no such folder (data.config names a folder in data.source).")
         return Files(find_splits(folder), folder, reading)
     if glob.has_magic(source):
-        return Files(splits_of_files(_files_of(source), source), None, reading)
+        return Files(splits_of_files(_files_of(source, reading), source), None, reading)
     if is_pattern(path.name) or source.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(source):
         raise DataError(
             f"data.source {source}: no such file or folder. Give a folder with train, validation and test files, "
@@ -81,8 +92,8 @@ class Generated:
 
     splits: tuple[str, ...] = get_args(GeneratedSplit)
 
-    def __init__(self, reviews: GeneratedReviews) -> None:
-        self.where, self._reviews = "generated reviews", reviews
+    def __init__(self, generator: GeneratedRows) -> None:
+        self.where, self._generator = f"generated {generator.kind}", generator
 
     def parts(self, split: str) -> frozenset[str]:
         """The split itself."""
@@ -90,7 +101,7 @@ class Generated:
 
     def read(self, split: str) -> list[Table]:
         """Generate the rows of one split."""
-        columns = self._reviews.rows(split)  # type: ignore[arg-type]
+        columns = self._generator.rows(split)  # type: ignore[arg-type]
         return [Table(f"{self.where}, split {split!r}", columns)]
 
 
@@ -149,39 +160,45 @@ class Files:
     def _files(self, split: str) -> tuple[DataFile, ...]:
         if split in self._splits.files:
             return self._splits.files[split]
-        return files_of_pattern(split, self._folder) if is_pattern(split) else ()
+        any_ending = self._reading.format is not None
+        return files_of_pattern(split, self._folder, any_ending) if any_ending or is_pattern(split) else ()
 
 
 def read_file(path: Path, reading: Reading) -> Table:
     """Read one file, such as one to predict. Raises DataError if it cannot be read, or is an archive of several."""
-    files = _files_at(path)
+    files = _files_at(path, reading)
     if len(files) > 1:
         raise DataError(f"data.source {path}: holds {len(files)} files. Unpack it, and give one of them.")
     return _read_file(files[0], reading, Budget(reading.max_gb))
 
 
-def _files_at(path: Path) -> list[DataFile]:
-    files = data_files_at(path)
+def _files_at(path: Path, reading: Reading) -> list[DataFile]:
+    files = data_files_at(path, any_ending=reading.format is not None)
     if not files:
         holds = (
             "holds no files to read"
             if path.suffix.lower() == ".zip"
             else f"cannot read files ending in {path.suffix!r}"
         )
-        raise DataError(f"data.source {path}: {holds}. Allowed: {READABLE}.")
+        raise DataError(
+            f"data.source {path}: {holds}. Allowed: {READABLE}; any ending for a CoNLL file, with data.format=conll."
+        )
     return files
 
 
-def _files_of(pattern: str) -> list[DataFile]:
-    files = list(files_of_pattern(pattern, None))
+def _files_of(pattern: str, reading: Reading) -> list[DataFile]:
+    files = list(files_of_pattern(pattern, None, any_ending=reading.format is not None))
     if not files:
         raise DataError(f"data.source {pattern}: no file has such a name. Allowed endings: {READABLE}.")
     return files
 
 
 def _read_file(file: DataFile, reading: Reading, budget: Budget) -> Table:
-    """Read one file in the format that its ending names. Raises DataError if it cannot be read."""
+    """Read one file in the format that a setting or its ending names. Raises DataError if it cannot be read."""
     try:
+        if reading.format is not None or file.ending in CONLL_ENDINGS:
+            is_conllu = file.ending == CONLLU_ENDING if reading.format is None else reading.format == "conllu"
+            return read_conll(file, budget, columns=reading.columns, encoding=reading.encoding, is_conllu=is_conllu)
         if file.ending in DELIMITERS:
             return read_delimited(
                 file, budget, columns=reading.columns, delimiter=reading.delimiter, encoding=reading.encoding

@@ -7,7 +7,6 @@ A source has splits with names of its own. A split of the source has a role in t
 """
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,29 +16,27 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from kdray.data.cells import UNLABELLED, LabelCells, label_column, text_column
 from kdray.data.cuts import cut_split, draw_rows
 from kdray.data.data_files import READABLE
 from kdray.data.findings import describe_findings
-from kdray.data.generated import GeneratedReviews
+from kdray.data.generated.generators import NameOrGenerator
+from kdray.data.gold import UNLABELLED, first_row_with, gold_codes, rows_of_labels, with_names
 from kdray.data.reading import Reading
 from kdray.data.rows import TEST, TRAIN, VALIDATION
 from kdray.data.sources import Source, open_source
-from kdray.data.tables import Table, short_list, short_repr
+from kdray.data.tables import short_list, short_repr
+from kdray.data.task_data import CheckedTable, LabelOrder, TaskData
 from kdray.errors import DataError, did_you_mean
 from kdray.storage.files import fingerprint
-from kdray.tasks.task import Task
 
 ALIASES = {VALIDATION: (VALIDATION, "dev", "valid", "val"), TEST: (TEST,)}
 """The roles whose rows are cut from train if the source has no split for them, and the usual names of such a split."""
-WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
-"""A whole number that fits into 64 bits."""
 
 
 class Data(Reading):
     """Where the rows come from, and how they are divided into splits."""
 
-    source: str | GeneratedReviews
+    source: NameOrGenerator
     """A Hugging Face dataset name, a local folder, a local file or a pattern of file names such as `part-*.csv`
     (docs/data.md lists the formats), or a generator."""
     config: str | None = None
@@ -66,13 +63,17 @@ class Data(Reading):
 
 @dataclass(frozen=True)
 class Splits:
-    """Checked rows with the columns id (row number in the split as read), text, pair (for pairs of texts) and label."""
+    """Checked rows with the columns id (row number in the split as read), text, pair (for pairs of texts) and label.
+
+    A text is a list of words for a task that answers for each word; a label is the number of a label, a list of such
+    numbers, or a number (see `gold`).
+    """
 
     train: datasets.Dataset
     validation: datasets.Dataset
     test: datasets.Dataset
     labels: tuple[str, ...]
-    """The names of the labels; a name's index is its number in the column label."""
+    """The names of the labels; a name's index is its number in the column label. Empty for a task without labels."""
     notes: tuple[str, ...]
     """One sentence for everything that was done although no setting requests it."""
     key: str
@@ -86,22 +87,11 @@ class Splits:
     def content(self, split: str) -> str:
         """A fingerprint of the texts and label names of one split; it does not depend on the other splits."""
         columns = self.columns(split)
-        labels = [self.labels[label] for label in columns["label"]]
+        labels = with_names(columns["label"], self.labels)
         return fingerprint(labels, {name: list(columns[name]) for name in ("text", "pair") if name in columns})
 
 
-@dataclass(frozen=True)
-class CheckedTable:
-    """The checked rows of one table."""
-
-    where: str
-    texts: pa.Array
-    pairs: pa.Array | None
-    labels: LabelCells | None
-    """None: the table has no label column."""
-
-
-def load_splits(data: Data, task: Task) -> Splits:
+def load_splits(data: Data, task: TaskData) -> Splits:
     """Load, check and divide the rows of a sweep.
 
     Raises DataError if something cannot be read, or if a model cannot learn from it: the message names the file, the
@@ -110,10 +100,13 @@ def load_splits(data: Data, task: Task) -> Splits:
     source = open_source(data.source, data, data.config, data.revision)
     roles = _find_splits(source, data)
     tables = {role: [table for split in splits for table in source.read(split)] for role, splits in roles.items()}
-    class_names = next((t.class_names[task.label] for t in tables[TRAIN] if task.label in t.class_names), None)
-    checked = {role: [_check_table(table, task, role, class_names) for table in some] for role, some in tables.items()}
-    labels, numbers = _number_labels(checked[TRAIN], task, class_names)
-    notes = [note for some in tables.values() for table in some for note in table.notes]
+    class_names = next((names for table in tables[TRAIN] if (names := task.class_names(table))), None)
+    # Only a test split may lack the gold.
+    checked = {role: [task.read(table, class_names, role == TEST) for table in some] for role, some in tables.items()}
+    order = task.order_labels(checked[TRAIN], class_names)
+    labels, numbers = order.labels, order.numbers
+    notes = [*(note for some in tables.values() for table in some for note in table.notes), *order.notes]
+    notes += [note for parts in checked.values() for part in parts for note in part.notes]
     if TEST in checked and _is_unlabelled(checked[TEST], numbers):
         # Test splits of public benchmarks often come without labels, or with -1 everywhere.
         notes.append(f"{checked[TEST][0].where}: its rows have no labels, so it is not used.")
@@ -121,7 +114,7 @@ def load_splits(data: Data, task: Task) -> Splits:
     rows: dict[str, pa.Table] = {}
     for role, parts in checked.items():  # train comes first: the other splits are compared with it
         rows[role] = _join_tables(parts, numbers, notes)
-        _check_labels(rows[role], labels, rows[TRAIN], role, parts)
+        _check_labels(rows[role], order, rows[TRAIN], role, parts)
     _cut_missing_splits(rows, data, labels, source.where, notes)
     if data.max_rows:
         rows = {role: draw_rows(table, data.max_rows, data.seed)[0] for role, table in rows.items()}
@@ -179,96 +172,71 @@ def _find_split(source: Source, role: str, name: str | tuple[str, ...] | None) -
     return names
 
 
-def _check_table(table: Table, task: Task, role: str, class_names: Sequence[str] | None) -> CheckedTable:
-    """Check the cells of one table. `class_names` are for a table whose own features have none."""
-    texts = text_column(table, task.text, "task.text")
-    pairs = text_column(table, task.pair, "task.pair") if task.pair else None
-    labels = None
-    if role != TEST or table.column(task.label) is not None:  # only a test split may lack the label column
-        labels = label_column(table, task.label, table.class_names.get(task.label, class_names))
-    return CheckedTable(where=table.where, texts=texts, pairs=pairs, labels=labels)
-
-
-def _number_labels(
-    train: list[CheckedTable], task: Task, class_names: Sequence[str] | None
-) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The labels in order, and the number of each name that the data may contain."""
-    found = {name for part in train if part.labels for name in part.labels.names if name is not None}
-    order = task.labels or class_names
-    if order is None and all(WHOLE_NUMBER.fullmatch(name) for name in found):
-        # By value, so that 10 follows 9; names of the same value, such as 1 and 01, by name.
-        order = sorted(found, key=lambda name: (int(name), name))
-    elif order is None:
-        order = sorted(found)
-    numbers = {name: number for number, name in enumerate(order)}
-    if found <= {str(number) for number in range(len(order))} and not found <= set(order):
-        # The data contain the numbers 0, 1, ..., and task.labels gives their names.
-        numbers = {str(number): number for number in range(len(order))}
-    return tuple(order), numbers
-
-
 def _is_unlabelled(test: list[CheckedTable], numbers: Mapping[str, int]) -> bool:
-    """Whether no row of the test split has a label: no label column, or only empty and -1 ones.
+    """Whether no row of the test split has gold: no such column, or only empty cells and labels of -1.
 
     If train has a label -1, then -1 is a label like any other.
     """
-    no_label = {None} if str(UNLABELLED) in numbers else {None, str(UNLABELLED)}
+    no_label = set() if str(UNLABELLED) in numbers else {str(UNLABELLED)}
     has_rows = any(len(part.texts) for part in test)  # a split without rows is an error, not an unlabelled split
-    return has_rows and all(part.labels is None or set(part.labels.names) <= no_label for part in test)
+    return has_rows and all(
+        part.gold is None or (part.gold.names <= no_label if part.gold.names else part.gold.missing(numbers).all())
+        for part in test
+    )
 
 
 def _join_tables(parts: list[CheckedTable], numbers: Mapping[str, int], notes: list[str]) -> pa.Table:
-    """One table of the rows of a split. Leave out rows without a label, and add a note with their count."""
-    label_numbers = np.concatenate([_label_numbers(part, numbers) for part in parts])
-    columns = {"id": pa.array(np.arange(len(label_numbers))), "text": pa.chunked_array([part.texts for part in parts])}
+    """One table of the rows of a split. Leave out rows without gold, and add a note with their count."""
+    gold = [_numbered_gold(part, numbers) for part in parts]
+    is_missing = np.concatenate([missing for _, missing in gold])
+    columns = {"id": pa.array(np.arange(len(is_missing))), "text": pa.chunked_array([part.texts for part in parts])}
     if parts[0].pairs is not None:
         columns["pair"] = pa.chunked_array([part.pairs for part in parts])
-    table = pa.table({**columns, "label": pa.array(label_numbers)})
-    unlabelled = int((label_numbers == UNLABELLED).sum())
-    if not unlabelled:
+    table = pa.table({**columns, "label": pa.chunked_array([labels for labels, _ in gold])})
+    if not is_missing.any():
         return table
-    notes.append(f"{parts[0].where}: {unlabelled} of {len(label_numbers)} rows have no label and are left out.")
-    return table.filter(pa.array(label_numbers != UNLABELLED))
+    notes.append(f"{parts[0].where}: {is_missing.sum()} of {len(is_missing)} rows have no label and are left out.")
+    return table.filter(pa.array(~is_missing))
 
 
-def _label_numbers(part: CheckedTable, numbers: Mapping[str, int]) -> np.ndarray:
-    """The number of each row's label, -1 for a row without one. Raises DataError for a name that has no number."""
-    if part.labels is None:
+def _numbered_gold(part: CheckedTable, numbers: Mapping[str, int]) -> tuple[pa.Array, np.ndarray]:
+    """The column `label` of one table, and which rows have no gold. Raises DataError for a label without a number."""
+    if part.gold is None:
         raise DataError(f"{part.where}: no label column, but other files of this split have one.")
-    for code, name in enumerate(part.labels.names):
-        if name is not None and name not in numbers:
-            row = int(np.flatnonzero(part.labels.codes == code)[0])
-            raise DataError(
-                f"{part.where}, row {row + 1}: label {short_repr(name)} is neither in task.labels nor in train, which "
-                f"has {short_list(list(numbers))}. Correct the row, or name every label in task.labels."
-            )
-    number_by_code = [UNLABELLED if name is None else numbers[name] for name in part.labels.names]
-    return np.array(number_by_code, np.int64)[part.labels.codes]
+    if unknown := part.gold.unknown(numbers):
+        row, name = unknown
+        raise DataError(
+            f"{part.where}, row {row + 1}: label {short_repr(name)} is neither in task.labels nor in train, which "
+            f"has {short_list(list(numbers))}. Correct the row, or name every label in task.labels."
+        )
+    return part.gold.numbered(numbers), part.gold.missing(numbers)
 
 
-def _check_labels(
-    table: pa.Table, labels: Sequence[str], train: pa.Table, role: str, parts: list[CheckedTable]
-) -> None:
-    """Raise DataError if a split is empty, has one class only, or has a label that train does not have.
+def _check_labels(table: pa.Table, order: LabelOrder, train: pa.Table, role: str, parts: list[CheckedTable]) -> None:
+    """Raise DataError if a split is empty, has one answer only, or has a label that train does not have.
 
-    A test split of one class is accepted.
+    A test split of one answer is accepted.
     """
-    where = parts[0].where
+    where, labels = parts[0].where, order.labels
     if table.num_rows == 0:
         raise DataError(
             f"{where}: the split has no rows. Give a split with rows; or leave it out, and kdray cuts it from train."
         )
-    present = np.unique(table["label"].to_numpy())
-    if len(present) == 1 and role != TEST:
+    column = table["label"]
+    if role != TEST and gold_codes(column).max() == 0:
+        only = with_names([column[0].as_py()], labels)[0]
         raise DataError(
-            f"{where}: all {table.num_rows} rows have the label {labels[present[0]]!r}; at least two are needed. "
+            f"{where}: all {table.num_rows} rows have the label {only!r}; at least two are needed. "
             f"Check the label column (task.label)."
         )
-    unseen = np.setdiff1d(present, train["label"].to_numpy())
+    if not labels:
+        return
+    counts, counts_in_train = (rows_of_labels(each, len(labels)) for each in (column, train["label"]))
+    may_be_new = np.array([name in order.may_be_new for name in labels])
+    unseen = np.flatnonzero((counts > 0) & (counts_in_train == 0) & ~may_be_new)
     if len(unseen):
-        index = int(np.flatnonzero(table["label"].to_numpy() == unseen[0])[0])
         # The id is the row number in all files of the split together; the message needs the row in its own file.
-        row, part = table["id"][index].as_py(), 0
+        row, part = table["id"][first_row_with(column, int(unseen[0]))].as_py(), 0
         while row >= len(parts[part].texts):
             row, part = row - len(parts[part].texts), part + 1
         raise DataError(

@@ -37,11 +37,14 @@ class Table:
     """Column -> the names of the numbers 0, 1, ... in it, if the dataset's own features define them."""
     notes: tuple[str, ...] = ()
     """One sentence for everything that the reader recognised although no setting names it."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Further names of columns, such as numbers -> the names in `columns`."""
     hint: str = ""
     """A sentence for the message about a missing column: why this table may have other columns than expected."""
 
     def column(self, name: str) -> Column | None:
         """The column with this name, None if it is missing; `review.body` is the field `body` of column `review`."""
+        name = name if name in self.columns else self.aliases.get(name, name)
         if name in self.columns:
             return self.columns[name]
         # The name of a column may contain dots itself: the longest one that exists is the column.
@@ -79,14 +82,18 @@ def plain_table(
 
 
 def class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
-    """Column -> the names of its numbers, for the columns that Hugging Face `datasets` has marked as a ClassLabel."""
+    """Column -> the names of its numbers, for the columns that Hugging Face `datasets` has marked as a ClassLabel.
+
+    In a column of lists, the items are marked.
+    """
     # Not `datasets.Features.from_arrow_schema`: by this metadata it would read names from any file of this machine, or
     # make as many names as the metadata says.
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"].items()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
-    return {name: tuple(feature["names"]) for name, feature in features if _has_names(feature)}
+    named = {name: _item_feature(feature) for name, feature in features}
+    return {name: tuple(feature["names"]) for name, feature in named.items() if _has_names(feature)}
 
 
 def short_repr(value: Any) -> str:
@@ -108,6 +115,14 @@ def short_list(names: Sequence[str], most: int = 20) -> str:
     """The names, shortened, for a message: at most `most` of them, and the number of the others."""
     listed = ", ".join(name if len(name) <= LONGEST_REPR else f"{name[: LONGEST_REPR - 3]}..." for name in names[:most])
     return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
+
+
+def _item_feature(feature: Any) -> Any:
+    """The feature of the items if this is the feature of lists, otherwise the feature itself."""
+    if isinstance(feature, list) and len(feature) == 1:  # how older versions of `datasets` write lists
+        return feature[0]
+    is_list = isinstance(feature, dict) and feature.get("_type") in ("List", "LargeList", "Sequence")
+    return feature.get("feature") if is_list else feature
 
 
 def _has_names(feature: Any) -> bool:

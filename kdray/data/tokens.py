@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from kdray.data.rows import SPLITS, Layout, Rows
+from kdray.data.task_data import Encoded, TaskData
 from kdray.errors import TeacherError
 from kdray.storage.files import file_fingerprint, fingerprint, replace_folder, write_json
 from kdray.storage.mirror import fetch
 from kdray.storage.paths import StoragePaths
-from kdray.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ ENCODED_AT_ONCE = 2000
 SAMPLE = 16
 """Rows of each split that are encoded again to check cached token ids."""
 
-ROW_COLUMNS = ("id", "label", "length")
+ROW_COLUMNS = ("id", "label", "length", "place")
 """The columns of a token file that are not inputs of the model."""
 
 
@@ -78,14 +78,14 @@ class TokenSet:
             )
 
 
-def tokenise(splits: LabelledText, task: Task, tokenizer: Any, paths: StoragePaths) -> TokenSet:
+def tokenise(splits: LabelledText, task: TaskData, tokenizer: Any, paths: StoragePaths) -> TokenSet:
     """The token ids of these splits: read from the storage's cache, or made if they are missing or damaged there.
 
     The cache key is the content: rows, labels, tokenizer, maximum length. Raises SpecError if the task cannot use the
     tokenizer.
     """
     own_key = tokenizer_key(tokenizer)
-    key = fingerprint(FORMAT, task.name, task.max_length, splits.key, own_key)
+    key = fingerprint(FORMAT, *task.cache_key, task.max_length, splits.key, own_key)
     folder = fetch(paths.tokens(key))
     cached = _read(folder, key)
     # The key covers the tokenizer's data, but not its code: another version may make other ids of the same data.
@@ -100,7 +100,7 @@ def tokenise(splits: LabelledText, task: Task, tokenizer: Any, paths: StoragePat
     with replace_folder(folder) as temporary:
         padding: dict[str, int] = {}
         for split in SPLITS:
-            table = _encode_split(splits.columns(split), task, tokenizer)
+            table = _encode_split(splits.columns(split), len(splits.labels), task, tokenizer)
             inputs = [name for name in table.column_names if name not in ROW_COLUMNS]
             padding = {name: _padding_value(tokenizer, name) for name in inputs}
             _write(temporary / f"{split}.arrow", table)
@@ -114,7 +114,7 @@ def tokenise(splits: LabelledText, task: Task, tokenizer: Any, paths: StoragePat
                 "tokenizer": own_key,
             },
         )
-    layout = Layout(padding, task.max_length)
+    layout = Layout(padding, task.max_length, splits.labels)
     return TokenSet(folder=folder, key=key, labels=splits.labels, layout=layout, tokenizer_key=own_key)
 
 
@@ -132,26 +132,57 @@ def tokenizer_key(tokenizer: Any) -> str:
     return fingerprint(rules, special_tokens, tokenizer.model_input_names)
 
 
-def _encode_split(columns: Mapping[str, Any], task: Task, tokenizer: Any) -> pa.Table:
-    """The columns id, label and length, and a column of lists for each input of the model, in one chunk each."""
-    row_count = len(columns["id"])
-    parts: dict[str, list[np.ndarray]] = {}
-    lengths = np.empty(row_count, np.int32)
-    for start in range(0, row_count, ENCODED_AT_ONCE):
-        for name, lists in _encode(columns, slice(start, start + ENCODED_AT_ONCE), task, tokenizer).items():
-            # The other inputs are masks and token types, which fit into a byte.
-            dtype = np.int32 if name == "input_ids" else np.int8
-            parts.setdefault(name, []).append(np.concatenate([np.asarray(ids, dtype) for ids in lists]))
-            lengths[start : start + len(lists)] = [len(ids) for ids in lists]
-    offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-    inputs = {name: pa.LargeListArray.from_arrays(offsets, np.concatenate(part)) for name, part in parts.items()}
-    labels = np.asarray(columns["label"][:], np.int32)
-    return pa.table({"id": np.asarray(columns["id"][:], np.int64), "label": labels, "length": lengths, **inputs})
+def _encode_split(columns: Mapping[str, Any], labels: int, task: TaskData, tokenizer: Any) -> pa.Table:
+    """The columns id, label, length and place, and a column of lists for each input of the model.
+
+    There is one row for each encoded row, and one chunk for each column. Without places there is no column place.
+    """
+    parts = [
+        _encode(columns, slice(start, start + ENCODED_AT_ONCE), task, tokenizer)
+        for start in range(0, len(columns["id"]), ENCODED_AT_ONCE)
+    ]
+    rows = np.concatenate([_row_numbers(part) + number * ENCODED_AT_ONCE for number, part in enumerate(parts)])
+    lengths = np.array([len(ids) for part in parts for ids in part.inputs["input_ids"]], np.int32)
+    # The other inputs are masks and token types, which fit into a byte.
+    inputs = {
+        name: _lists([ids for part in parts for ids in part.inputs[name]], np.int32 if name == "input_ids" else np.int8)
+        for name in parts[0].inputs
+    }
+    columns_of_rows = {"id": np.asarray(columns["id"][:], np.int64)[rows], "length": lengths}
+    if parts[0].places is None:
+        label = _gold_column(columns["label"][:], labels)
+        return pa.table({"id": columns_of_rows["id"], "label": label, "length": lengths, **inputs})
+    places = [places for part in parts for places in part.places or ()]
+    gold = np.concatenate([np.asarray(cell, np.int32) for cell in columns["label"][:]])
+    # Every answer of a row is in exactly one of its parts, and the parts are in order, so the gold is in order, too.
+    counts = np.cumsum([0, *map(len, places)])
+    label = pa.LargeListArray.from_arrays(counts, gold)
+    return pa.table({**columns_of_rows, "label": label, "place": _lists(places, np.int32), **inputs})
 
 
-def _encode(columns: Mapping[str, Any], rows: slice, task: Task, tokenizer: Any) -> dict[str, list[list[int]]]:
-    pairs = list(columns["pair"][rows]) if "pair" in columns else None
-    return task.encode(tokenizer, list(columns["text"][rows]), pairs)
+def _encode(columns: Mapping[str, Any], rows: slice, task: TaskData, tokenizer: Any) -> Encoded:
+    return task.encode(tokenizer, {name: list(columns[name][rows]) for name in ("text", "pair") if name in columns})
+
+
+def _row_numbers(encoded: Encoded) -> np.ndarray:
+    """For each encoded row, the row that it is made of."""
+    count = len(encoded.inputs["input_ids"])
+    return np.arange(count) if encoded.rows is None else np.asarray(encoded.rows, np.int64)
+
+
+def _lists(lists: Sequence[Sequence[int]], dtype: type[np.integer[Any]]) -> pa.LargeListArray:
+    offsets = np.concatenate(([0], np.cumsum([len(values) for values in lists], dtype=np.int64)))
+    return pa.LargeListArray.from_arrays(offsets, np.concatenate([np.asarray(values, dtype) for values in lists]))
+
+
+def _gold_column(cells: Sequence[Any], labels: int) -> np.ndarray | pa.FixedSizeListArray:
+    """The gold of rows with one answer each: label numbers, numbers, or for each label whether it holds."""
+    if not isinstance(cells[0], list):
+        return np.asarray(cells, np.float64 if isinstance(cells[0], float) else np.int32)
+    holds_NxC = np.zeros((len(cells), labels), np.int8)
+    for row, cell in enumerate(cells):
+        holds_NxC[row, cell] = 1
+    return pa.FixedSizeListArray.from_arrays(pa.array(holds_NxC.ravel()), labels)
 
 
 def _padding_value(tokenizer: Any, name: str) -> int:
@@ -175,20 +206,22 @@ def _read(folder: Path, key: str) -> TokenSet | None:
             folder=folder,
             key=key,
             labels=tuple(meta["labels"]),
-            layout=Layout(meta["padding"], meta["max_length"]),
+            layout=Layout(meta["padding"], meta["max_length"], tuple(meta["labels"])),
             tokenizer_key=meta["tokenizer"],
         )
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _gives_same_ids(tokens: TokenSet, split: str, splits: LabelledText, task: Task, tokenizer: Any) -> bool:
+def _gives_same_ids(tokens: TokenSet, split: str, splits: LabelledText, task: TaskData, tokenizer: Any) -> bool:
     """Whether the tokenizer gives the cached ids for the first rows of a split."""
     rows = tokens.rows(split)
     columns = splits.columns(split)
-    if len(rows) != len(columns["id"]):
+    if len(np.unique(rows.ids)) != len(columns["id"]):
         return False
-    expected: Sequence[list[int]] = _encode(columns, slice(0, SAMPLE), task, tokenizer)["input_ids"]
+    expected = _encode(columns, slice(0, SAMPLE), task, tokenizer).inputs["input_ids"]
     inputs = rows.batch(np.arange(len(expected))).inputs
     cached = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
-    return all(ids[is_token].tolist() == ids_now for (ids, is_token), ids_now in zip(cached, expected, strict=True))
+    return all(
+        ids[is_token].tolist() == list(ids_now) for (ids, is_token), ids_now in zip(cached, expected, strict=True)
+    )

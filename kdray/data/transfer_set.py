@@ -1,7 +1,7 @@
 """Reads a transfer set: the teacher's logits, memory-mapped and keyed by example id.
 
-`kdray.teacher.transfer` writes transfer sets and describes their files. Shapes: N rows of a split, K selected rows,
-C classes.
+`kdray.teacher.transfer` writes transfer sets and describes their files. Shapes: A answers of a split, K selected ones,
+C outputs.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class StoredLogits:
     """The stored logits of one split, memory-mapped; `logits[indices]` is float32, K x C."""
 
     def __init__(self, files: list[Path]) -> None:
-        """Map the files of a split, in the order of their rows."""
+        """Map the files of a split, in the order of their answers."""
         tables = [_map_file(file) for file in files]
         self._shards = [_as_matrix(table.column("logits").combine_chunks()) for table in tables]
         self._ids = [table.column("id").to_numpy() for table in tables]
@@ -44,14 +44,14 @@ class StoredLogits:
 
     def of(self, rows: Rows) -> Rows:
         """These rows with their logits. Raises StorageError if the logits have other example ids than the rows."""
-        if not np.array_equal(np.concatenate(self._ids), rows.ids):
+        if not np.array_equal(np.concatenate(self._ids), rows.answer_ids):
             raise StorageError(
                 "the transfer set was written for other rows: its example ids are not the data's. Remove it."
             )
         return rows.with_logits(self)
 
     def all(self) -> np.ndarray:
-        """The logits of all rows, N x C; a copy in memory."""
+        """The logits of all answers, A x C; a copy in memory."""
         return np.concatenate(self._shards)
 
 

@@ -4,28 +4,36 @@ import numpy as np
 
 from kdray.data.rows import SPLITS
 from kdray.data.tables import short_repr
+from kdray.data.task_data import TaskData
 from kdray.data.tokens import LabelledText, TokenSet
-from kdray.tasks.task import Task
 
 MEASURED = 1000
 """Texts of a split that are tokenised again, without a limit: enough for a median, and a moment's work."""
 
 
-def describe_truncation(tokens: TokenSet, splits: LabelledText, task: Task, tokenizer: object) -> list[str]:
+def describe_truncation(tokens: TokenSet, splits: LabelledText, task: TaskData, tokenizer: object) -> list[str]:
     """One sentence for each split with texts that are cut at `max_length`: how many, by how much, and an example."""
     return [note for split in SPLITS if (note := _describe_split(tokens, splits, task, tokenizer, split))]
 
 
-def _describe_split(tokens: TokenSet, splits: LabelledText, task: Task, tokenizer: object, split: str) -> str | None:
-    lengths = tokens.rows(split).lengths
+def _describe_split(
+    tokens: TokenSet, splits: LabelledText, task: TaskData, tokenizer: object, split: str
+) -> str | None:
+    rows = tokens.rows(split)
+    _, parts = np.unique(rows.ids, return_counts=True)
+    if divided := int((parts > 1).sum()):
+        return (
+            f"{split}: {divided:,} of {len(parts):,} texts are longer than {task.max_length} tokens (task.max_length) "
+            "and are read in overlapping parts; every word is answered once."
+        )
+    lengths = rows.lengths
     full = np.flatnonzero(lengths >= task.max_length)
     measured = full[:MEASURED]
     if not len(measured):
         return None
     columns = splits.columns(split)
-    texts = [columns["text"][int(row)] for row in measured]
-    pairs = [columns["pair"][int(row)] for row in measured] if "pair" in columns else None
-    whole = np.asarray(task.lengths(tokenizer, texts, pairs))
+    texts = {name: [columns[name][int(row)] for row in measured] for name in ("text", "pair") if name in columns}
+    whole = np.asarray(task.lengths(tokenizer, texts))
     is_cut = whole > task.max_length
     if not is_cut.any():
         return None
@@ -36,5 +44,5 @@ def _describe_split(tokens: TokenSet, splits: LabelledText, task: Task, tokenize
     return (
         f"{split}: {about}{count:,} of {len(lengths):,} texts are cut to {task.max_length} tokens (task.max_length); "
         f"half of them lose {int(np.median(lost)):,} tokens or more, the longest {int(lost.max()):,}; for example "
-        f"{short_repr(texts[int(np.flatnonzero(is_cut)[0])])}."
+        f"{short_repr(texts['text'][int(np.flatnonzero(is_cut)[0])])}."
     )

@@ -8,6 +8,7 @@ In reading order:
 - `measuring`      Latency; the latency, throughput, multiply-adds, parameters and size of one model
 - `costs`          the costs of the teacher and of every architecture, measured once and cached
 - `statistics`     bootstrap intervals, McNemar's test, metrics of the confusion matrix
+- `randomisation`  approximate randomisation test of the difference of any metric
 - `pareto`         which direction of a metric is better; the Pareto front and its knee
 - `formatting`     text for people: names and numbers
 """

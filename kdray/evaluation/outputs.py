@@ -1,7 +1,7 @@
-"""The outputs of a model: its logits on given rows, and how often its class is the teacher's class.
+"""The outputs of a model on given rows.
 
-Letters: N rows, C classes. The quality metrics are part of the task, costs are measured in `measuring`, and `training`
-decides when a model is evaluated.
+Letters: N rows, A answers, C outputs. The quality metrics are part of the task, costs are measured in `measuring`, and
+`training` decides when a model is evaluated.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def compute_logits(
     autocast: torch.dtype | None,
     padding: bool = True,
 ) -> np.ndarray:
-    """Compute the logits of all rows (N x C, float32, in row order) and give them to every rank.
+    """Compute the logits of all answers (A x C, float32, in the order of the answers) and give them to every rank.
 
     A collective call: every rank must make it. Each rank computes its share of the same batches, so the numbers do not
     depend on the number of ranks. `autocast`: the type that autocast computes in; None for float32. Without `padding`
@@ -35,17 +35,12 @@ def compute_logits(
     outputs: list[Tensor] = []
     with evaluation_mode(model), torch.autocast(worker.device.type, dtype=autocast, enabled=autocast is not None):
         for indices in share:
-            inputs = rows.batch(indices, worker.pad_multiple if padding else 1).to(worker.device).inputs
-            outputs.append(model(**inputs).logits)
+            batch = rows.batch(indices, worker.pad_multiple if padding else 1).to(worker.device)
+            outputs.append(batch.answers(model(**batch.inputs).logits))
             worker.progress += 1  # a worker whose count does not grow is taken for hung
     # One copy from the device at the end: each copy waits until the device has computed its batch.
     logits = torch.cat(outputs).float().cpu().numpy() if outputs else None
-    return _merge_in_row_order(len(rows), worker.all_gather((share, logits)))
-
-
-def agreement(student_logits_NxC: np.ndarray, teacher_logits_NxC: np.ndarray) -> float:
-    """The share of rows for which student and teacher answer the same class."""
-    return float(np.mean(student_logits_NxC.argmax(axis=-1) == teacher_logits_NxC.argmax(axis=-1)))
+    return _merge_in_order(rows, worker.all_gather((share, logits)))
 
 
 @contextmanager
@@ -60,10 +55,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _merge_in_row_order(rows: int, shares: list[tuple[list[np.ndarray], np.ndarray | None]]) -> np.ndarray:
-    """The logits of all ranks as one array in row order. A rank without batches has None for its logits."""
-    computed = [(np.concatenate(batches), logits) for batches, logits in shares if logits is not None]
-    logits_NxC = np.empty((rows, computed[0][1].shape[1]), dtype=np.float32)
-    for indices, logits in computed:
-        logits_NxC[indices] = logits
-    return logits_NxC
+def _merge_in_order(rows: Rows, shares: list[tuple[list[np.ndarray], np.ndarray | None]]) -> np.ndarray:
+    """The logits of all ranks in the order of the answers. A rank without batches has None for its logits."""
+    computed = [(rows.answers(np.concatenate(batches)), logits) for batches, logits in shares if logits is not None]
+    answers = sum(len(numbers) for numbers, _ in computed)
+    logits_AxC = np.empty((answers, computed[0][1].shape[1]), dtype=np.float32)
+    for numbers, logits in computed:
+        logits_AxC[numbers] = logits
+    return logits_AxC

@@ -1,12 +1,17 @@
 """Which direction of a metric is better, the Pareto front of several metrics, and the knee of the front.
 
-Pure numpy: this module knows points only, neither trials nor sweeps. Letters: N points, M objectives.
+This module knows points only, neither trials nor sweeps. Letters: N points, M objectives.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
+
+from kdray.tasks.kinds import task_metrics
+
+QUALITY = "quality"
+"""In settings, the name that stands for the quality metric of the task."""
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 
@@ -21,7 +26,7 @@ MINIMIZED = frozenset(
         "size_mb",
         "loss",
     }
-)
+) | {metric.name for metric in task_metrics().values() if metric.direction == "minimize"}
 """The metrics of which a smaller value is better. Of every other metric a larger value is better."""
 
 

@@ -1,28 +1,37 @@
-"""The quality of a student compared with its teacher on the same rows: task metrics, loss, agreement, retention.
-
-Letters: N rows, C classes.
-"""
+"""The quality of a student compared with its teacher on the same rows: task metrics, loss, agreement, retention."""
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from kdray.data.rows import Rows
-from kdray.evaluation.outputs import agreement
-from kdray.tasks.task import Task
+from kdray.tasks.counts import Metric
+from kdray.tasks.task import Outputs, Task
 
 
-def student_quality(task: Task, logits_NxC: np.ndarray, rows: Rows) -> dict[str, float]:
+def student_quality(task: Task, student: Outputs, teacher: Outputs, rows: Rows) -> dict[str, float]:
     """The task's metrics, the hard loss, the agreement with the teacher, and the retention.
 
-    The loss is the mean cross-entropy. Retention is the student's first metric over the teacher's, or 0 if the
-    teacher's is 0. Raises LookupError if the rows have no teacher logits.
+    The loss is the mean over the answers, as it would be without a teacher.
     """
-    teacher_logits_NxC = rows.teacher_logits(np.arange(len(rows)))
-    student, teacher = task.metrics(logits_NxC, rows.labels), task.metrics(teacher_logits_NxC, rows.labels)
-    first = next(iter(student))
-    return student | {
-        "loss": float(functional.cross_entropy(torch.from_numpy(logits_NxC), torch.from_numpy(rows.labels).long())),
-        "agreement": agreement(logits_NxC, teacher_logits_NxC),
-        "retention": student[first] / teacher[first] if teacher[first] else 0.0,
+    values, teacher_values = task.values(student, rows), task.values(teacher, rows)
+    quality = task.quality
+    return values | {
+        "loss": hard_loss(task, student.logits_AxC, rows),
+        "agreement": task.agreement(student, teacher),
+        "retention": retention(quality, values[quality.name], teacher_values[quality.name]),
     }
+
+
+def retention(metric: Metric, student: float, teacher: float) -> float:
+    """The share of the teacher's quality that the student keeps: above 1 if it is better; 0 if the divisor is 0."""
+    better_if_more = metric.direction == "maximize"
+    dividend, divisor = (student, teacher) if better_if_more else (teacher, student)
+    return dividend / divisor if divisor else 0.0
+
+
+def hard_loss(task: Task, logits_AxC: np.ndarray, rows: Rows) -> float:
+    """The mean hard loss of these outputs over the answers with gold, in the units of the data."""
+    distribution = task.distribution(rows.gold).for_data_units()
+    losses_A = distribution.hard_loss(torch.from_numpy(logits_AxC), torch.from_numpy(rows.gold))
+    _, with_gold = rows.count_answers(np.arange(len(rows)))
+    return float(losses_A.sum() / with_gold)

@@ -5,7 +5,7 @@ measures how much a figure changes. Figures that are compared use the same draws
 difficult for both candidates, so its effect cancels. If a candidate was trained with several seeds, seeds are drawn as
 well as rows.
 
-Letters: M candidates, N rows, R draws, S seeds, K counts, C classes. `choice` decides which candidates are compared.
+Letters: M candidates, N rows, R draws, S seeds, K counts. `choice` decides which candidates are compared.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import binomtest, norm
 
-from kdray.errors import SpecError, did_you_mean
+from kdray.tasks.counts import Counts
 
 Metric: TypeAlias = Callable[[np.ndarray, np.ndarray], float]
 """A function of outputs (N x ...) and labels (N) that gives a number."""
@@ -123,30 +123,9 @@ class ComputedMetric:
         )
 
 
-def classification_metric(metric: str, answers_SxN: np.ndarray, labels_N: np.ndarray) -> CountMetric:
-    """The accuracy, macro_f1 or mcc of predicted classes, of one seed (N) or of several (S x N), as a `CountMetric`.
-
-    All three are functions of the confusion matrix, whose cells are counts of rows. Raises SpecError for another name,
-    ValueError if the numbers of answers and labels differ.
-    """
-    if metric not in CONFUSION_METRICS:
-        hint = did_you_mean(metric, CONFUSION_METRICS)
-        raise SpecError(f"statistics: {metric!r} is not a metric of the confusion matrix; {hint}")
-    answers_SxN = np.atleast_2d(answers_SxN)
-    if answers_SxN.shape[1] != len(labels_N):
-        raise ValueError(
-            f"answers for {answers_SxN.shape[1]} rows, labels for {len(labels_N)}: the numbers must be equal."
-        )
-    classes = int(max(answers_SxN.max(), labels_N.max())) + 1
-    rows = np.arange(len(labels_N))
-    ones = np.ones(len(labels_N))
-    shape = (len(labels_N), classes**2)
-    # Each row adds 1 to one of the C * C cells of the confusion matrix, so most counts are 0: the matrix is sparse.
-    counts_SxNxK = tuple(
-        sparse.csr_array((ones, (rows, labels_N * classes + answers_N)), shape=shape) for answers_N in answers_SxN
-    )
-    confusion_metric = CONFUSION_METRICS[metric]
-    return CountMetric(counts_SxNxK, lambda sums: confusion_metric(sums.reshape(*sums.shape[:-1], classes, classes)))
+def metric_of_counts(name: str, counts: Sequence[Counts]) -> CountMetric:
+    """The metric with this name of one model, of its counts with each of its seeds."""
+    return CountMetric(tuple(each.counts_NxK for each in counts), counts[0].metrics[name])
 
 
 def bootstrap_interval(
@@ -323,36 +302,3 @@ def _retention(values_MxR: np.ndarray) -> np.ndarray:
     """The ratio of the first metric to the second; 0 where the second is 0, as in `quality.student_quality`."""
     student_R, teacher_R = values_MxR
     return np.divide(student_R, teacher_R, out=np.zeros_like(student_R), where=teacher_R != 0)
-
-
-def accuracy(confusion_CxC: np.ndarray) -> np.ndarray:
-    """The share of rows on the diagonal. In a confusion matrix the labels are the rows, the answers the columns."""
-    return np.trace(confusion_CxC, axis1=-2, axis2=-1) / confusion_CxC.sum(axis=(-2, -1))
-
-
-def macro_f1(confusion_CxC: np.ndarray) -> np.ndarray:
-    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN), over the classes that occur as a label or an answer.
-
-    This is scikit-learn's f1_score(average="macro", zero_division=0), which knows only the classes that occur.
-    """
-    right_C = np.diagonal(confusion_CxC, axis1=-2, axis2=-1)
-    # TP + FN is the number of labels of a class, TP + FP is the number of answers.
-    labels_and_answers_C = confusion_CxC.sum(axis=-1) + confusion_CxC.sum(axis=-2)
-    occurs_C = labels_and_answers_C > 0
-    f1_C = np.divide(2 * right_C, labels_and_answers_C, out=np.zeros_like(right_C), where=occurs_C)
-    return f1_C.sum(axis=-1) / occurs_C.sum(axis=-1)
-
-
-def mcc(confusion_CxC: np.ndarray) -> np.ndarray:
-    """Matthews' correlation coefficient for C classes; 0 if the labels or the answers are all of one class.
-
-    Gorodkin (2004), "Comparing two K-category assignments by a K-category correlation coefficient", as in scikit-learn.
-    """
-    rows = confusion_CxC.sum(axis=(-2, -1))
-    labels_C, answers_C = confusion_CxC.sum(axis=-1), confusion_CxC.sum(axis=-2)
-    shared = np.trace(confusion_CxC, axis1=-2, axis2=-1) * rows - (labels_C * answers_C).sum(axis=-1)
-    spread = (rows**2 - (labels_C**2).sum(axis=-1)) * (rows**2 - (answers_C**2).sum(axis=-1))
-    return np.divide(shared, np.sqrt(spread), out=np.zeros_like(shared), where=spread > 0)
-
-
-CONFUSION_METRICS = {"accuracy": accuracy, "macro_f1": macro_f1, "mcc": mcc}

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from kdray.data.generated.generators import OLDEST
 from kdray.data.sources import HUB_NAME
 from kdray.evaluation.formatting import format_metric, format_setting, heading
 from kdray.evaluation.statistics import Interval
@@ -52,7 +53,7 @@ def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
         "## Quality",
         _quality_table(figures, chosen, measured, exported),
         "Agreement is the share of rows with the same predicted label as the teacher's. Retention is the student's "
-        f"{heading(student.task.quality)} divided by the teacher's.",
+        f"{heading(student.task.quality.name)} divided by the teacher's.",
         *_interval_note(exported),
         *_confirmed_parts(figures),
         "## Costs",
@@ -258,7 +259,7 @@ def _teacher_name(settings: Mapping[str, Any]) -> str:
 
 def _data_name(settings: Mapping[str, Any]) -> str:
     source = settings["data"]["source"]
-    return _public_name(source) if isinstance(source, str) else "generated reviews"
+    return _public_name(source) if isinstance(source, str) else f"generated {source.get('kind', OLDEST)}"
 
 
 def _public_name(name: str) -> str:

@@ -1,6 +1,6 @@
 """Whether a form gives the same answers as the student, and what it costs: compared with PyTorch on one machine.
 
-In array names: N rows, C labels.
+In array names: A answers, C outputs.
 """
 
 from collections.abc import Callable
@@ -22,20 +22,15 @@ from kdray.evaluation.measuring import (
     synthetic_inputs,
     time_calls,
 )
-from kdray.evaluation.outputs import agreement, compute_logits, evaluation_mode
-from kdray.evaluation.statistics import (
-    CONFUSION_METRICS,
-    Interval,
-    bootstrap_difference,
-    bootstrap_interval,
-    classification_metric,
-)
+from kdray.evaluation.outputs import compute_logits, evaluation_mode
+from kdray.evaluation.statistics import Interval, bootstrap_difference, bootstrap_interval, metric_of_counts
 from kdray.export.forms import FILES, Form
 from kdray.export.shipped import Shipped
 from kdray.safe_text.escaping import printable
 from kdray.slots.job import Worker, torch_threads
 from kdray.storage.files import read_json
-from kdray.tasks.task import Task
+from kdray.tasks.kept_thresholds import read_thresholds
+from kdray.tasks.task import Outputs, Task
 
 EXPORT_FILE = "export.json"
 BATCH = 32
@@ -62,11 +57,12 @@ class FormFigures:
     intervals: dict[str, Interval]
     """Confidence intervals of those metrics that can have one."""
     agreement: float = 1.0
-    """The share of rows with the same predicted label as in PyTorch."""
+    """How far the answers are those of PyTorch, see `Task.agreement`."""
     largest_difference: float = 0.0
     """The largest absolute difference of a logit from PyTorch's."""
     difference: Interval | None = None
-    """The difference of the task's quality metric from PyTorch's on the same rows; None if it has no interval."""
+    """The difference of the task's quality metric from PyTorch's on the same rows; None in a record of an earlier
+    version of kdray."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +108,15 @@ class FormChecker:
 
     def __init__(self, student: Shipped, rows: Rows, split: str) -> None:
         self._student, self._rows, self._split = student, rows, split
-        self._pytorch_logits_NxC: np.ndarray | None = None
+        self._pytorch: Outputs | None = None
         self._config_model = student.model.model()  # only its configuration is read, for the synthetic inputs
+        self._thresholds_C = read_thresholds(self._config_model.config)
 
     def measure(self, form: Form, model: nn.Module, file: Path) -> FormFigures:
         """Measure this form; `model` was loaded from `file`."""
-        latency, task, labels = self._student.latency, self._student.task, self._rows.labels
-        logits_NxC = compute_logits(model, self._rows, BATCH, Worker(), None)
-        if self._pytorch_logits_NxC is None:
-            self._pytorch_logits_NxC = logits_NxC
-        expected_NxC = self._pytorch_logits_NxC
+        latency, task = self._student.latency, self._student.task
+        outputs = Outputs(compute_logits(model, self._rows, BATCH, Worker(), None), self._thresholds_C)
+        expected = self._pytorch = self._pytorch or outputs
         latency_call = self._forward_call(model, latency.batch_size)
         throughput_call = self._forward_call(model, latency.throughput_batch_size)
         with evaluation_mode(model), torch_threads(latency.threads):
@@ -134,11 +129,11 @@ class FormChecker:
             latency_ms=passes.p50,
             latency_p95_ms=passes.p95,
             throughput_per_s=throughput,
-            metrics=task.metrics(logits_NxC, labels),
-            intervals=_intervals(task, logits_NxC, labels),
-            agreement=agreement(logits_NxC, expected_NxC),
-            largest_difference=float(np.abs(logits_NxC - expected_NxC).max()),
-            difference=_difference(task, logits_NxC, expected_NxC, labels),
+            metrics=task.values(outputs, self._rows),
+            intervals=_intervals(task, outputs, self._rows),
+            agreement=task.agreement(outputs, expected),
+            largest_difference=float(np.abs(outputs.logits_AxC - expected.logits_AxC).max()),
+            difference=_difference(task, outputs, expected, self._rows),
         )
 
     def result(self, forms: list[FormFigures], missing: dict[str, str]) -> ExportResult:
@@ -146,7 +141,7 @@ class FormChecker:
         conditions = describe_conditions(self._student.latency, hardware_name(), "float32 (int8: weights in int8)")
         return ExportResult(
             split=self._split,
-            rows=len(self._rows),
+            rows=len(self._rows.example_starts) - 1,
             conditions=conditions,
             forms=tuple(forms),
             missing=missing,
@@ -157,22 +152,15 @@ class FormChecker:
         return lambda: model(**inputs)
 
 
-def _intervals(task: Task, logits_NxC: np.ndarray, labels_N: np.ndarray) -> dict[str, Interval]:
-    names = [name for name in task.metric_names(logits_NxC.shape[1]) if name in CONFUSION_METRICS]
-    return {
-        name: bootstrap_interval(classification_metric(name, logits_NxC.argmax(axis=1), labels_N)) for name in names
-    }
+def _intervals(task: Task, outputs: Outputs, rows: Rows) -> dict[str, Interval]:
+    counts = task.counts(outputs, rows)
+    return {name: bootstrap_interval(metric_of_counts(name, [counts])) for name in counts.metrics}
 
 
-def _difference(task: Task, form_NxC: np.ndarray, pytorch_NxC: np.ndarray, labels_N: np.ndarray) -> Interval | None:
-    """The difference of the quality metric between the logits of a form and those of PyTorch."""
-    if task.quality not in CONFUSION_METRICS:
-        return None
-    form, pytorch = (
-        classification_metric(task.quality, logits_NxC.argmax(axis=1), labels_N)
-        for logits_NxC in (form_NxC, pytorch_NxC)
-    )
-    return bootstrap_difference(form, pytorch)
+def _difference(task: Task, form: Outputs, pytorch: Outputs, rows: Rows) -> Interval:
+    """The difference of the quality metric between the outputs of a form and those of PyTorch."""
+    name = task.quality.name
+    return bootstrap_difference(*(metric_of_counts(name, [task.counts(outputs, rows)]) for outputs in (form, pytorch)))
 
 
 def _size_mb(file: Path) -> float:

@@ -84,8 +84,18 @@ def copy_student(folder: Path, to: Path) -> list[str]:
 
 
 def _test_rows(student: Shipped) -> Rows:
+    """The tokenised test rows. Raises DataError unless they are rows of the data that the student was trained on.
+
+    The settings in the storage name the file with the rows, and somebody else may have written them. Its token ids go
+    to the storage, so a private file of this user must not pass: nobody else knows the fingerprint of its rows.
+    """
+    if student.lineage is None:
+        raise DataError(
+            f"{student.paths.lineage}: is missing, so it is not known which rows the student was trained on. Run the "
+            "sweep's own command again: it writes this record, and trains nothing that is there already."
+        )
     splits = load_splits(student.data, student.task)
-    if student.lineage is not None and splits.key != student.lineage.data:
+    if splits.key != student.lineage.data:
         raise DataError(
             f"data.source {student.data.source}: its rows differ from those that the student was trained and measured "
             "on, so the forms cannot be compared on them. Restore the data."

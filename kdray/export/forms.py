@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kdray.errors import ResourceError, StorageError
+from kdray.models.checks import check_safety
 from kdray.models.pretrained import Pretrained
 from kdray.safe_text.escaping import printable
 
@@ -35,10 +36,12 @@ def open_form(student: Pretrained, form: Form, threads: int = 0) -> nn.Module:
     """Load the student in this form; the module is called like a transformers model.
 
     `threads` is the number of threads of an ONNX session; 0 uses one per core. Raises StorageError for a form that has
-    not been exported, ResourceError if onnxruntime is missing.
+    not been exported, ResourceError if onnxruntime is missing, TeacherError if the folder is not safe to load.
     """
     if form == "pytorch":
         return student.model()
+    # The tokenizer and the labels of this form come from the same folder, which PyTorch's form checks by itself.
+    check_safety(student.folder, "student")
     file = student.folder / FILES[form]
     if not file.exists():
         raise StorageError(f"{file}: not exported yet. Make it with `kdray export STORAGE/NAME --form {form}`.")

@@ -2,7 +2,7 @@
 
 `data.sources` reads files, `data.cells` checks cells, and `export.forms` loads the student in the requested form.
 
-In array names: N texts, B texts of a batch, C labels.
+In array names: A answers, B encoded rows of a batch, L tokens, C outputs.
 """
 
 import json
@@ -17,8 +17,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-import torch
-from transformers import AutoTokenizer
 
 from kdray.data.cells import text_column
 from kdray.data.data_files import READABLE
@@ -26,6 +24,7 @@ from kdray.data.delimited import decode_line
 from kdray.data.reading import Reading
 from kdray.data.sources import read_file
 from kdray.data.tables import Column, Table
+from kdray.data.task_data import TextColumns
 from kdray.errors import DataError, SpecError
 from kdray.evaluation.outputs import evaluation_mode
 from kdray.export.forms import Form, open_form
@@ -33,21 +32,14 @@ from kdray.export.shipped import Shipped
 from kdray.safe_text.escaping import printable
 from kdray.safe_text.spreadsheet import csv_cell, is_formula, write_csv
 from kdray.storage.files import replace_file
+from kdray.tasks.answers import Answer
+from kdray.tasks.kept_thresholds import read_thresholds
+from kdray.tasks.task import Outputs
 
 CHUNK = 2_048
 """Texts that are tokenised together; within a chunk, batches have texts of similar length."""
-LABEL, PROBABILITY = "predicted", "probability"
-"""Names of the columns that `predict_file` adds."""
 ENDINGS = (".csv", ".jsonl", ".parquet")
 """Formats that can be written."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable label of one text, and its probability."""
-
-    label: str
-    probability: float
 
 
 class Predictor:
@@ -56,48 +48,58 @@ class Predictor:
     def __init__(self, student: Shipped, form: Form, batch_size: int) -> None:
         self.student, self._batch_size = student, batch_size
         self._model = open_form(student.model, form)
-        self._tokenizer = AutoTokenizer.from_pretrained(student.folder, trust_remote_code=False, padding_side="right")
+        self._tokenizer = student.task.tokenizer(student.folder)
+        self._tokenizer.padding_side = "right"
+        self._thresholds_C = read_thresholds(student.model.config())
         self.labels = student.task.model_labels(student.folder)
 
-    def probabilities(
+    def outputs(self, columns: TextColumns, on_progress: Callable[[float], None] = lambda share: None) -> Outputs:
+        """Compute the outputs for all answers to these texts; `on_progress` receives the complete share of them."""
+        return Outputs(self._logits(columns, on_progress), self._thresholds_C)
+
+    def answers(
         self, texts: Sequence[str], pairs: Sequence[str] | None, on_progress: Callable[[int], None] = lambda done: None
-    ) -> np.ndarray:
-        """Compute the probability of each label, N x C: the softmax of the logits.
+    ) -> Iterator[Answer]:
+        """Predict the answer for each text.
 
         `pairs` are the second texts, None for single texts. `on_progress` receives the number of complete texts.
         """
-        probabilities_NxC = np.empty((len(texts), len(self.labels)), np.float32)
+        task = self.student.task
         for start in range(0, len(texts), CHUNK):
             rows = slice(start, start + CHUNK)
-            encoded = self.student.task.encode(
-                self._tokenizer, list(texts[rows]), None if pairs is None else list(pairs[rows])
-            )
-            # Texts of similar length share a batch, which needs less padding.
-            order = np.argsort([-len(ids) for ids in encoded["input_ids"]], kind="stable")
-            for first in range(0, len(order), self._batch_size):
-                batch = order[first : first + self._batch_size]
-                inputs = {name: [values[row] for row in batch] for name, values in encoded.items()}
-                probabilities_NxC[start + batch] = self._batch_probabilities(inputs)
-                on_progress(start + min(first + self._batch_size, len(order)))
-        return probabilities_NxC
+            columns = task.columns_of(texts[rows], None if pairs is None else pairs[rows])
+            outputs = self.outputs(columns, _progress_from(start, len(texts[rows]), on_progress))
+            yield from task.answers(outputs, columns, self.labels)
 
-    def answers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Prediction]:
-        """Predict the most probable label of each text."""
-        return self.most_probable(self.probabilities(texts, pairs))
+    def _logits(self, columns: TextColumns, on_progress: Callable[[float], None]) -> np.ndarray:
+        """The logits of all answers to these texts (A x C); `on_progress` receives the complete share of them."""
+        encoded = self.student.task.encode(self._tokenizer, columns)
+        count = len(encoded.inputs["input_ids"])
+        logits_of_row: list[np.ndarray] = [np.empty(0)] * count
+        # Rows of similar length share a batch, which needs less padding.
+        order = np.argsort([-len(ids) for ids in encoded.inputs["input_ids"]], kind="stable")
+        for first in range(0, count, self._batch_size):
+            batch = order[first : first + self._batch_size]
+            inputs = {name: [list(values[row]) for row in batch] for name, values in encoded.inputs.items()}
+            for row, logits in zip(batch, self._batch_logits(inputs), strict=True):
+                logits_of_row[row] = logits[None] if encoded.places is None else logits[list(encoded.places[row])]
+            on_progress(min(first + self._batch_size, count) / count)
+        return np.concatenate(logits_of_row)
 
-    def most_probable(self, probabilities_NxC: np.ndarray) -> list[Prediction]:
-        """The most probable label of each row."""
-        return [Prediction(self.labels[int(row_C.argmax())], float(row_C.max())) for row_C in probabilities_NxC]
-
-    def _batch_probabilities(self, encoded: Mapping[str, list[list[int]]]) -> np.ndarray:
+    def _batch_logits(self, encoded: Mapping[str, list[list[int]]]) -> np.ndarray:
+        """The logits of a batch: B x C, or B x L x C."""
         # The tokenizer of a decoder makes no token of an empty text. If all texts of a batch are empty, the batch must
         # be padded to one token, because a model cannot read a sequence of length 0.
         has_tokens = any(next(iter(encoded.values())))
         padding = {} if has_tokens else {"padding": "max_length", "max_length": 1}
         inputs = self._tokenizer.pad(dict(encoded), return_tensors="pt", return_attention_mask=True, **padding)
         with evaluation_mode(self._model):
-            logits_BxC = self._model(**inputs).logits
-        return np.asarray(torch.softmax(logits_BxC.float(), dim=-1).numpy())
+            return np.asarray(self._model(**inputs).logits.float().numpy())
+
+
+def _progress_from(start: int, count: int, on_progress: Callable[[int], None]) -> Callable[[float], None]:
+    """A function that reports the complete share of `count` texts after `start` other ones."""
+    return lambda share: on_progress(start + int(share * count))
 
 
 def check_text(text: str) -> str:
@@ -158,8 +160,7 @@ def predict_file(
 
     Without names in `reading`, the columns of a file without a header are those of the sweep's data. `on_progress`
     receives the number of complete rows and of all rows. In a csv file, a cell that a spreadsheet would take for a
-    formula begins with an apostrophe, unless `raw`. The new columns are `predicted`, `probability`, and
-    `probability_LABEL` for every label.
+    formula begins with an apostrophe, unless `raw`. The task decides the new columns; the first one is `predicted`.
     Raises SpecError for a target that cannot be written, DataError for a source that cannot be read.
     """
     check_target(source, target)
@@ -171,21 +172,17 @@ def predict_file(
         pairs = _read_texts(table, task.pair) if task.pair else None
     if not texts:
         raise DataError(f"{source}: no rows in it. Give a file with at least one text.")
-    new_columns = (LABEL, PROBABILITY, *(f"{PROBABILITY}_{label}" for label in predictor.labels))
+    new_columns: dict[str, list[Any]] = {name: [] for name in task.answer_columns(predictor.labels)}
     taken = [name for name in new_columns if name in table.columns]
     if taken:
         raise DataError(
             f"{source}: it already has a column {taken[0]!r}, which kdray adds. Rename or remove that column."
         )
-    probabilities_NxC = predictor.probabilities(texts, pairs, lambda done: on_progress(done, len(texts)))
-    answers = predictor.most_probable(probabilities_NxC)
     result = {name: _cells(column) for name, column in table.columns.items()}
-    result[LABEL] = [answer.label for answer in answers]
-    result[PROBABILITY] = [round(answer.probability, 6) for answer in answers]
-    result |= {
-        f"{PROBABILITY}_{label}": [round(float(value), 6) for value in probabilities_NxC[:, number]]
-        for number, label in enumerate(predictor.labels)
-    }
+    for answer in predictor.answers(texts, pairs, lambda done: on_progress(done, len(texts))):
+        for name, value in answer.columns().items():
+            new_columns[name].append(value)
+    result |= new_columns
     note = None
     if target.suffix == ".csv" and not raw:
         result, note = _without_formulas(result)

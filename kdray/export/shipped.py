@@ -21,7 +21,8 @@ from kdray.storage.files import file_fingerprint, replace_folder
 from kdray.storage.names import check_regular_files
 from kdray.storage.paths import SweepPaths, display_path
 from kdray.storage.records import read_record
-from kdray.tasks.text_classification import TextClassification
+from kdray.tasks.kinds import task_of
+from kdray.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Shipped:
     """The chosen student of a sweep."""
 
     paths: SweepPaths
-    task: TextClassification
+    task: Task
     data: Data
     latency: Latency
     settings: dict[str, Any]
@@ -81,7 +82,7 @@ def read_shipped(paths: SweepPaths) -> Shipped:
     check_regular_files(paths.chosen, paths.root)
     return Shipped(
         paths=paths,
-        task=TextClassification(**settings["task"]),
+        task=task_of(settings["task"]),
         data=Data(**settings["data"]),
         latency=Latency(**settings["latency"]),
         settings=settings,

@@ -1,7 +1,7 @@
 """The loss of a student: `alpha` * soft + (1 - `alpha`) * hard + `logit_mse` * logit MSE, and the share of each term.
 
-`logits` computes the terms; `kdray.training` takes the mean over the examples and over the workers.
-Shapes: B examples, C classes.
+A `Distribution` computes the terms; `kdray.training` takes the mean over the answers and over the workers.
+Shapes: A answers of a batch, C outputs.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdray.errors import SpecError
-from kdray.losses.logits import hard_loss, logit_mse, soft_loss
+from kdray.losses.distribution import Distribution, mean_squared_difference
 from kdray.settings import Settings
 
 
@@ -19,10 +19,23 @@ from kdray.settings import Settings
 class Loss:
     """The loss of a batch."""
 
-    total_B: Tensor
-    """The loss of each example."""
+    total_A: Tensor
+    """The loss of each answer."""
     terms: dict[str, Tensor]
-    """Name of a term -> its weighted sum over the batch, without gradient. The terms add up to the sum of `total_B`."""
+    """Name of a term -> its weighted sum over the batch, without gradient. The terms add up to the sum of `total_A`."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the outputs of a student are compared with, for the answers of a batch."""
+
+    gold: Tensor
+    """A or A x C, as the distribution reads it."""
+    teacher_AxC: Tensor | None = None
+    """The teacher's outputs; None: these rows have none."""
+    gold_weight: float = 1.0
+    """The number of answers in the batch of all workers, divided by the number of those that have gold. With this
+    factor the hard term is a mean over the answers with gold, as the soft term is one over all answers."""
 
 
 class Distillation(Settings):
@@ -47,30 +60,31 @@ class Distillation(Settings):
         """Whether a term with a weight above 0 compares a student with the teacher."""
         return self.alpha > 0 or self.logit_mse > 0
 
-    def loss(self, student_logits_BxC: Tensor, teacher_logits_BxC: Tensor | None, labels_B: Tensor) -> Loss:
+    def loss(self, student_AxC: Tensor, targets: Targets, distribution: Distribution) -> Loss:
         """Compute the loss in float32, also under autocast; a term of weight 0 is not computed.
 
-        Raises SpecError if a term needs the teacher's logits and `teacher_logits_BxC` is None.
+        Raises SpecError if a term needs the teacher's outputs and the targets have none.
         """
-        if self.needs_teacher and teacher_logits_BxC is None:
+        if self.needs_teacher and targets.teacher_AxC is None:
             raise SpecError(
                 f"distillation: alpha {self.alpha:g} and logit_mse {self.logit_mse:g} need the teacher's logits, "
                 f"and these rows have none. Give rows with logits, or set both to 0."
             )
         # bf16 keeps eight bits of a number: too few for the differences of logits.
-        with torch.autocast(student_logits_BxC.device.type, enabled=False):
-            teacher_BxC = None if teacher_logits_BxC is None else teacher_logits_BxC.float()
-            terms_B = self._terms(student_logits_BxC.float(), teacher_BxC, labels_B)
-        total_B = torch.stack(list(terms_B.values())).sum(dim=0)
-        return Loss(total_B, {name: term_B.detach().sum() for name, term_B in terms_B.items()})
+        with torch.autocast(student_AxC.device.type, enabled=False):
+            terms_A = self._terms(student_AxC.float(), targets, distribution)
+        total_A = torch.stack(list(terms_A.values())).sum(dim=0)
+        return Loss(total_A, {name: term_A.detach().sum() for name, term_A in terms_A.items()})
 
-    def _terms(self, student_BxC: Tensor, teacher_BxC: Tensor | None, labels_B: Tensor) -> dict[str, Tensor]:
-        """Name of a term -> its weighted value for each example."""
-        terms_B: dict[str, Tensor] = {}
-        if teacher_BxC is not None and self.alpha > 0:
-            terms_B["soft"] = self.alpha * soft_loss(student_BxC, teacher_BxC, self.temperature)
+    def _terms(self, student_AxC: Tensor, targets: Targets, distribution: Distribution) -> dict[str, Tensor]:
+        """Name of a term -> its weighted value for each answer."""
+        teacher_AxC = None if targets.teacher_AxC is None else targets.teacher_AxC.float()
+        terms_A: dict[str, Tensor] = {}
+        if teacher_AxC is not None and self.alpha > 0:
+            terms_A["soft"] = self.alpha * distribution.soft_loss(student_AxC, teacher_AxC, self.temperature)
         if self.alpha < 1:
-            terms_B["hard"] = (1 - self.alpha) * hard_loss(student_BxC, labels_B)
-        if teacher_BxC is not None and self.logit_mse > 0:
-            terms_B["logit_mse"] = self.logit_mse * logit_mse(student_BxC, teacher_BxC)
-        return terms_B
+            weight = (1 - self.alpha) * targets.gold_weight
+            terms_A["hard"] = weight * distribution.hard_loss(student_AxC, targets.gold)
+        if teacher_AxC is not None and self.logit_mse > 0:
+            terms_A["logit_mse"] = self.logit_mse * mean_squared_difference(student_AxC, teacher_AxC)
+        return terms_A

@@ -29,13 +29,18 @@ FETCHING = (
     "compression_config",
     "fusion_config",
     "gguf_file",
+    "init_inputs",
+    "jumanpp_kwargs",
     "kernel_config",
     "mecab_kwargs",
     "quantization_config",
+    "sudachi_kwargs",
     "transformers_weights",
     "use_kernels",
 )
 """Other entries that make transformers open further files or models, or replace its layers by others."""
+INLINE_OR_FILE = ("vocab", "merges")
+"""Arguments of a tokenizer's class that are the words themselves, or the path of any file, which is then published."""
 TOKENIZER_CLASS = re.compile(r"(?!AutoTokenizer|RagTokenizer)\w*(Tokenizer|TokenizerFast|Backend)", re.ASCII)
 """The names that a tokenizer's class may have: transformers loads any of its classes that has the given name.
 
@@ -99,6 +104,8 @@ def _is_foreign(name: str, value: Any) -> bool:
         return value not in OWN_IMPLEMENTATIONS if isinstance(value, str | None) else True
     if name == "tokenizer_class":
         return value is not None and not (isinstance(value, str) and TOKENIZER_CLASS.fullmatch(value))
+    if name in INLINE_OR_FILE:
+        return isinstance(value, str)
     if name == "fast_tokenizer_files":
         return not isinstance(value, list) or any(Path(str(each)).name != each for each in value)
     if name == "sp_model_kwargs":

@@ -6,9 +6,10 @@ from typing import Self
 import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kdray.settings import Settings
+from kdray.tasks.task import Task
 
 
 class FreshTransformer(Settings):
@@ -33,13 +34,13 @@ class FreshTransformer(Settings):
         return self
 
     def create(
-        self, texts: Sequence[str], labels: Sequence[str], max_length: int, seed: int
-    ) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast]:
-        """An untrained model with these labels, and its tokenizer, for texts of at most `max_length` tokens.
+        self, texts: Sequence[str], labels: Sequence[str], task: Task, seed: int
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """An untrained model with the head of the task and these labels, and its tokenizer.
 
         `seed` decides the weights; torch's global random generator is left as it was.
         """
-        tokenizer = word_tokenizer(texts, self.vocabulary, max_length)
+        tokenizer = word_tokenizer(texts, self.vocabulary, task.max_length)
         config = BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=self.width,
@@ -48,15 +49,14 @@ class FreshTransformer(Settings):
             intermediate_size=self.feed_forward,
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
-            max_position_embeddings=max_length,
+            max_position_embeddings=task.max_length,
             initializer_range=self.spread,
             pad_token_id=tokenizer.pad_token_id,
-            id2label=dict(enumerate(labels)),
-            label2id={label: number for number, label in enumerate(labels)},
+            **task.head_settings(labels),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return BertForSequenceClassification(config), tokenizer
+            return task.fresh_model(config), tokenizer
 
 
 def word_tokenizer(texts: Sequence[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:

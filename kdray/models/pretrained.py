@@ -13,13 +13,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -29,6 +23,7 @@ from kdray.models.folders import FILES, weights_fingerprint
 from kdray.storage.files import fingerprint, replace_folder
 from kdray.storage.mirror import fetch
 from kdray.storage.paths import StoragePaths
+from kdray.tasks.heads import HEADS, auto_class
 from kdray.tasks.task import Task
 
 RESERVED_POSITIONS = 2
@@ -46,10 +41,12 @@ class Pretrained:
         """Load the model in float32 and evaluation mode, on the CPU. Raises TeacherError if that would not be safe."""
         _silence_transformers()
         folder = self._safe_folder()
-        check_size(folder, outline(_config_in(folder)))
-        return AutoModelForSequenceClassification.from_pretrained(
+        config = _config_in(folder)
+        check_size(folder, outline(config))
+        model: PreTrainedModel = auto_class(config).from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-        ).eval()
+        )
+        return model.eval()
 
     def tokenizer(self) -> Any:
         """Load the tokenizer. Raises TeacherError if that would not be safe."""
@@ -106,10 +103,10 @@ def cached_folder(cache: Path, make: Callable[[Path], None]) -> Path:
 
 @dataclass(frozen=True)
 class Head:
-    """The classification head that an imported model gets."""
+    """The head that an imported model gets."""
 
     labels: tuple[str, ...]
-    """The labels in the order of the outputs."""
+    """The labels in the order of the outputs; empty for a head whose only output is a number."""
     outputs: tuple[str, ...] | None = None
     """The labels in the order of the outputs of the model's own head; None: the order of `labels`."""
     must_be_trained: bool = False
@@ -124,20 +121,22 @@ def import_model(folder: Path, task: Task, head: Head, paths: StoragePaths, seed
     fewer positions than `task.max_length`.
     """
     labels, order = list(head.labels), list(head.outputs or head.labels)
-    key = fingerprint(weights_fingerprint(folder), labels, order, seed)
+    # The name of the first task is not in the key, so that models of earlier versions are found.
+    kind = () if task.head == "ForSequenceClassification" and task.has_one_answer else task.cache_key
+    key = fingerprint(weights_fingerprint(folder), labels, order, seed, *kind)
 
     def make(target: Path) -> None:
         torch.manual_seed(seed)
         _silence_transformers()
         with loading_errors(folder):
-            check_size(folder, outline(_config_in(folder)))
+            check_size(folder, outline(_config_in(folder), HEADS[task.head]))
             model, random_weights = task.model(folder, labels)
             tokenizer = task.tokenizer(folder)
         _check_weights_fit(model, random_weights, folder)
         check_tokenizer(tokenizer, folder)
         if random_weights and head.must_be_trained:
             raise TeacherError(
-                f"teacher.model {folder}: it has no trained classification head for {len(labels)} labels "
+                f"teacher.model {folder}: it has no trained head for {task.name} with {_outputs(labels)} "
                 f"({', '.join(random_weights)} would be random). Fine-tune it: Teacher(..., training=Training())."
             )
         if order != labels:
@@ -160,10 +159,13 @@ def count_positions(model: PreTrainedModel, enough: int) -> int:
     return enough
 
 
-def outline(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of this configuration without weights, on torch's meta device, which needs no memory."""
+def outline(config: PreTrainedConfig, head: Any = None) -> PreTrainedModel:
+    """The model of this configuration without weights, on torch's meta device, which needs no memory.
+
+    `head` is the class of transformers that adds the head; None: the one that the configuration names.
+    """
     with torch.device("meta"), no_init_weights():
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+        model: PreTrainedModel = (head or auto_class(config)).from_config(config, trust_remote_code=False)
     return model
 
 
@@ -172,6 +174,10 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     _silence_transformers()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _outputs(labels: Sequence[str]) -> str:
+    return f"{len(labels)} labels" if labels else "one output"
 
 
 def _config_in(folder: Path) -> PreTrainedConfig:

@@ -27,6 +27,8 @@ from kdray.safe_text.escaping import printable
 from kdray.safe_text.secrets import has_secret
 from kdray.slots.interrupts import deliver_signal, hold_signals
 from kdray.storage.files import replace_file
+from kdray.storage.safe_json import open_regular_file
+from kdray.storage.sqlite_files import check_sqlite
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +177,7 @@ def _check_lines(journal: Path, *, cut: bool) -> None:
     Optuna stops with an error at such a line, or ignores it if it is the last one.
     """
     complete_bytes = 0
-    with journal.open("rb") as file:
+    with open_regular_file(journal) as file:
         for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES), b""), start=1):
             if len(line) == MAX_LINE_BYTES:
                 raise StorageError(
@@ -210,6 +212,7 @@ def _rdb_storage(url: str, writing: bool) -> RDBStorage:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         file, options = Path(parsed.database or ""), {"timeout": BUSY_S}
+        check_sqlite(file)
         if writing:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()  # SQLite makes files that only their owner may write, whatever the umask allows a team

@@ -5,6 +5,7 @@
 
 from pydantic import Field, field_validator, model_validator
 
+from kdray.evaluation.pareto import QUALITY
 from kdray.search.ledger_storage import ledger_url
 from kdray.search.sampling import SamplerName
 from kdray.search.stopping import Halving
@@ -51,8 +52,9 @@ class Search(Settings):
     finished."""
     sampler: SamplerName = "tpe"
     """One of Optuna's samplers."""
-    objectives: Names = Field(("accuracy", "latency_ms"), min_length=1)
-    """The names of metrics. Early stopping compares trials by the first one, which is the quality."""
+    objectives: Names = Field((QUALITY, "latency_ms"), min_length=1)
+    """The names of metrics; `quality` stands for the quality metric of the task. Early stopping compares trials by the
+    first one, which is a quality."""
     constraints: dict[str, Limit] = Field({})
     """Limits on costs. Costs are known before training: a student that breaks a limit is never trained."""
     stopping: Halving | None = Halving()

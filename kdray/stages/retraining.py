@@ -20,10 +20,12 @@ from kdray.data.rows import Rows
 from kdray.evaluation.quality import student_quality
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.settings import dotted_values
+from kdray.slots.job import Worker
 from kdray.stages.session import Session
 from kdray.stages.teaching import Lessons
 from kdray.storage.files import write_json
 from kdray.storage.records import Number, read_value
+from kdray.tasks.task import Outputs
 from kdray.training.trial import Trial, read_reports
 
 FIRST_NUMBER = 10_000
@@ -77,10 +79,14 @@ def confirm(
     candidate_trials = candidates(records, sweep.choose, sweep.confirm.candidates)
     runs = planned_reruns(sweep.confirm, candidate_trials, sweep.recipe_of, sweep.seed)
     failures = _train(session, lessons, runs, "students trained again")
-    answers = {run: logits for run in runs if (logits := read_answers(paths.rerun(run.key))) is not None}
-    failed = {run: failures[run.key] for run in runs if run.key in failures}
-    outputs = ConfirmationAnswers(logits=answers, failed=failed, rows=_test_rows(lessons), task=sweep.task)
-    return reach_verdict(outputs, candidate_trials, sweep.choose, teacher)
+    answers = ConfirmationAnswers(
+        outputs={run: answers for run in runs if (answers := read_answers(paths.rerun(run.key))) is not None},
+        failed={run: failures[run.key] for run in runs if run.key in failures},
+        teacher=_teacher_outputs(lessons),
+        rows=_test_rows(lessons),
+        task=sweep.task,
+    )
+    return reach_verdict(answers, candidate_trials, sweep.choose, teacher)
 
 
 def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_name: str) -> dict[str, str]:
@@ -102,7 +108,7 @@ def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_n
     # Reruns with one key are one training. This list keeps their order, by which they are numbered.
     keys = list(dict.fromkeys(run.key for run in runs))
     log = RerunLog(paths.reruns, keys)
-    rows = _test_rows(lessons)
+    rows, teacher = _test_rows(lessons), _teacher_outputs(lessons)
     failures: dict[str, str] = {}
     ended: set[str] = set()
 
@@ -113,7 +119,7 @@ def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_n
             failures[run.key] = result.error
             session.screen.note(f"{run} failed: {result.error}")
         answers = read_answers(paths.rerun(run.key))
-        quality = {} if answers is None else student_quality(sweep.task, answers, rows)
+        quality = {} if answers is None else student_quality(sweep.task, answers, teacher, rows)
         figures = {**costs[run.trial], **{f"test.{name}": value for name, value in quality.items()}}
         tags = {
             "kdray.role": run.role,
@@ -128,8 +134,12 @@ def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_n
 
 
 def _test_rows(lessons: Lessons) -> Rows:
-    inputs = lessons.inputs.teacher
-    return inputs.transfer.rows(inputs.tokens, "test")
+    return lessons.inputs.teacher.rows("test", Worker())
+
+
+def _teacher_outputs(lessons: Lessons) -> Outputs:
+    """The teacher's outputs for the test rows."""
+    return lessons.inputs.teacher.teacher_outputs("test", Worker())
 
 
 class RerunLog:

@@ -120,10 +120,10 @@ def _measure(session: Session, lessons: Lessons, record: TrialRecord) -> dict[st
 
 def _describe_test(session: Session, lessons: Lessons, decision: Decision, test: Mapping[str, float]) -> str:
     """The sentence about the shipped student on the test rows; `test` are its metrics there."""
-    metric = session.sweep.task.quality
+    metric = session.sweep.task.quality.name
     confirmed = decision.confirmation is not None and decision.confirmation.winner is not None
     seed = "Of the seeds of this student, the best one on the validation rows is shipped. " if confirmed else ""
-    rows = len(lessons.inputs.teacher.tokens.rows("test"))
+    rows = len(lessons.inputs.teacher.tokens.rows("test").example_starts) - 1
     return (
         f"{seed}On {rows:,} test rows, which were not used to choose it: {metric} {test[metric]:.4f}, "
         f"{test['retention']:.1%} of the teacher's."

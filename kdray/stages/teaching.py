@@ -50,8 +50,9 @@ def teach(session: Session, material: Material) -> Lessons:
         lambda done, shards: screen.progress("shards labelled", done, shards),
         screen.note,
     )
-    logits, validation = transfer.logits("validation").all(), transfer.rows(tokens, "validation")
-    check_quality(sweep.teacher, logits, validation.labels, material.splits.labels)
+    validation = transfer.rows(tokens, "validation")
+    outputs = sweep.task.outputs(validation.teacher_logits(), validation)
+    check_quality(sweep.teacher, sweep.task, outputs, validation)
     inputs = material.sources.map(
         lambda source: TrialInputs(task=sweep.task, source=source.model, tokens=source.tokens, transfer=transfer)
     )
@@ -64,14 +65,14 @@ def teach(session: Session, material: Material) -> Lessons:
         test_rows=material.splits.content("test"),
     )
     write_record(paths.lineage, lineage)
-    metrics = sweep.task.metrics(logits, validation.labels)
+    metrics = sweep.task.values(outputs, validation)
     return Lessons(teacher=teacher, inputs=inputs, metrics=metrics, lineage=lineage)
 
 
 def _show_epochs(screen: Screen, sweep: Sweep) -> Callable[[Report], None]:
     """A function that shows the reports of the teacher's fine-tuning on the screen."""
     epochs = sweep.teacher.training.epochs if sweep.teacher.training else 0
-    quality = sweep.task.quality
+    quality = sweep.task.quality.name
 
     def show(report: Report) -> None:
         if report.keys() == {NOTE}:

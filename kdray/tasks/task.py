@@ -1,82 +1,241 @@
-"""The protocol of a task: all code that loads, trains and measures a model knows a task by it only.
+"""Task: what is asked of a model. All code that loads, trains and measures a model knows a task by this class only.
 
-`kdray.data.splits` decides which files and splits are read; `kdray.evaluation` compares a student with its teacher.
-Shapes: N rows, C classes.
+A new task is one new file with a subclass, and one line in `kinds`. `kdray.data.splits` decides which files and splits
+are read; `kdray.evaluation` compares a student with its teacher.
+Shapes: N examples, A answers, C outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from transformers import PreTrainedModel
+import torch
+from pydantic import Field
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from kdray.data.tables import Table
+from kdray.data.task_data import CheckedTable, Encoded, LabelOrder, TextColumns
+from kdray.losses.distribution import Distribution
+from kdray.settings import Settings
+from kdray.tasks.answers import Answer
+from kdray.tasks.counts import Counts, Metric
+from kdray.tasks.heads import HEADS
 
 
-class Task(Protocol):
-    """The columns to read, the encoding of texts, the head of the model, and the metrics."""
+class GoldRows(Protocol):
+    """The right answers of a split, such as `kdray.data.rows.Rows`."""
+
+    @property
+    def gold(self) -> np.ndarray:
+        """A, or A x C: see `Rows.gold`."""
+        ...
+
+    @property
+    def example_starts(self) -> np.ndarray:
+        """The number of the first answer of each example, and at the end the number of all answers (N + 1)."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels in the order of the outputs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The outputs of a model for all answers of a split, and what is needed to read them."""
+
+    logits_AxC: np.ndarray
+    thresholds_C: np.ndarray | None = None
+    """The probability from which on each label holds; None: the task has no thresholds."""
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether all outputs are numbers. Of other outputs an answer could be read, too, but it would mean nothing."""
+        return bool(np.isfinite(self.logits_AxC).all())
+
+
+class Task(Settings):
+    """The columns to read, the encoding of texts, the head of the model, its answers, and their metrics."""
+
+    head: ClassVar[str] = "ForSequenceClassification"
+    """The head of transformers that answers, a key of `HEADS`."""
+    problem_type: ClassVar[str | None] = None
+    """What transformers calls the task of this head, where it can have several."""
+    pipeline: ClassVar[str] = "text-classification"
+    """The pipeline of transformers for this task."""
+    has_one_answer: ClassVar[bool] = False
+    """Whether an example has one answer that is right or wrong; then McNemar's test compares two models."""
+    metrics_without_counts: ClassVar[tuple[Metric, ...]] = ()
+    """The metrics that are no functions of counts."""
+
+    kind: str
+    """Which task this is; `KINDS` has all of them."""
+    text: str = Field("text", min_length=1)
+    """The name of the column with the text."""
+    pair: str | None = None
+    """The name of the column with the second text, for pairs of texts."""
+    max_length: int = Field(128, ge=4)
+    """The maximum number of tokens of one example; longer texts are truncated."""
+
+    @classmethod
+    def kinds(cls) -> Mapping[str, type[Settings]]:
+        """Every task by its kind."""
+        kinds = {task.model_fields["kind"].default: task for task in _subclasses(Task)}
+        return {kind: task for kind, task in kinds.items() if isinstance(kind, str)}
 
     @property
     def name(self) -> str:
         """The name for tags and sentences, such as "text classification"."""
-        ...
+        raise NotImplementedError
 
     @property
-    def text(self) -> str:
-        """The name of the column with the text."""
-        ...
+    def cache_key(self) -> tuple[Any, ...]:
+        """What token ids and imported models of this task depend on, besides rows, labels, model and `max_length`."""
+        return (self.name,)
 
-    @property
-    def pair(self) -> str | None:
-        """The name of the column with the second text of a pair; None for single texts."""
-        ...
+    # Data: see `kdray.data.task_data.TaskData`
 
-    @property
-    def label(self) -> str:
-        """The name of the column with the label."""
-        ...
+    def read(self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool) -> CheckedTable:
+        """See `TaskData`."""
+        raise NotImplementedError
 
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """The labels in the order of the model's outputs; None: the data decide the order."""
-        ...
+    def class_names(self, table: Table) -> tuple[str, ...] | None:
+        """See `TaskData`."""
+        raise NotImplementedError
 
-    @property
-    def max_length(self) -> int:
-        """The maximum number of tokens of one example."""
-        ...
+    def order_labels(self, train: Sequence[CheckedTable], class_names: Sequence[str] | None) -> LabelOrder:
+        """See `TaskData`."""
+        raise NotImplementedError
 
-    @property
-    def quality(self) -> str:
-        """The name of the metric that retention is computed from."""
-        ...
+    def encode(self, tokenizer: Any, columns: TextColumns) -> Encoded:
+        """See `TaskData`."""
+        raise NotImplementedError
 
-    def metric_names(self, classes: int) -> tuple[str, ...]:
-        """The names of the metrics that `metrics` computes for this number of labels."""
-        ...
+    def lengths(self, tokenizer: Any, columns: TextColumns) -> list[int]:
+        """See `TaskData`."""
+        raise NotImplementedError
 
-    def encode(self, tokenizer: Any, texts: list[str], pairs: list[str] | None) -> dict[str, list[list[int]]]:
-        """Input name -> one list for each text: truncated, not padded, and without the attention mask."""
-        ...
-
-    def lengths(self, tokenizer: Any, texts: list[str], pairs: list[str] | None) -> list[int]:
-        """The number of tokens of each text, if it were not truncated."""
-        ...
+    # Models
 
     def tokenizer(self, folder: Path) -> Any:
         """Load the tokenizer saved in this folder."""
-        ...
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def model_labels(self, folder: Path) -> tuple[str, ...]:
-        """The names that the model saved in this folder gives to its outputs."""
-        ...
+        """The label names in the config in this folder, in the order of the outputs; LABEL_0, ... if it has none."""
+        names = AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
+        return tuple(str(names[output]) for output in sorted(names))
+
+    def head_settings(self, labels: Sequence[str]) -> dict[str, Any]:
+        """The settings of a configuration of transformers for a head with these labels."""
+        names = {"id2label": dict(enumerate(labels)), "label2id": {name: number for number, name in enumerate(labels)}}
+        return names if self.problem_type is None else {**names, "problem_type": self.problem_type}
+
+    def fresh_model(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """A model of this configuration with the head of the task; all weights are drawn."""
+        model: PreTrainedModel = HEADS[self.head].from_config(config, trust_remote_code=False)
+        return model
 
     def model(self, folder: Path, labels: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
-        """Load the model saved in this folder, with a head for these labels.
+        """Load the model in float32, with the head of the task and these labels in its config.
 
-        The second value has the names of the weights that the folder lacks and that were drawn at random.
+        The second value has the names of the weights that were drawn at random. A head that is missing, or that has
+        another number of outputs, is drawn with torch's global random generator.
         """
-        ...
+        model, loading_info = HEADS[self.head].from_pretrained(
+            folder,
+            **self.head_settings(labels),
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        # A mismatched key is a name, or a tuple of the name and the two shapes: it depends on the version.
+        mismatched = [key if isinstance(key, str) else key[0] for key in loading_info["mismatched_keys"]]
+        return model, tuple(sorted({*loading_info["missing_keys"], *mismatched}))
 
-    def metrics(self, logits_NxC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-        """Metric name -> value, for these outputs."""
-        ...
+    # Answers and metrics
+
+    @property
+    def quality(self) -> Metric:
+        """The metric that retention is computed from, and that decides where no other is named."""
+        raise NotImplementedError
+
+    def metrics(self, labels: Sequence[str] | None) -> tuple[Metric, ...]:
+        """The metrics of models with these labels; None: the metrics with any labels."""
+        raise NotImplementedError
+
+    def distribution(self, gold: np.ndarray) -> Distribution:
+        """What the outputs mean; `gold` is that of the training rows."""
+        raise NotImplementedError
+
+    def choose_thresholds(self, logits_AxC: np.ndarray, rows: GoldRows) -> np.ndarray | None:
+        """The best thresholds for these outputs of the validation rows (C); None for a task without thresholds."""
+        return None
+
+    def counts(self, outputs: Outputs, rows: GoldRows) -> Counts:
+        """The counts of each example, with the metrics that are functions of them."""
+        raise NotImplementedError
+
+    def values_without_counts(self, outputs: Outputs, rows: GoldRows) -> dict[str, float]:
+        """The values of `metrics_without_counts`."""
+        return {}
+
+    def agreement(self, student: Outputs, teacher: Outputs) -> float:
+        """How far two models give the same answers: 1 if all are the same."""
+        raise NotImplementedError
+
+    def right(self, outputs: Outputs, rows: GoldRows) -> np.ndarray:
+        """Whether the answer of each example is right (N, bool). Only for a task that `has_one_answer`."""
+        raise NotImplementedError
+
+    def chance(self, rows: GoldRows) -> float:
+        """The quality of the best answers that do not depend on the text."""
+        raise NotImplementedError
+
+    def exchanged_outputs(self, outputs: Outputs, rows: GoldRows) -> tuple[float, list[int]] | None:
+        """The order of the outputs with the best quality: that quality, and the label of each output.
+
+        None for a task whose outputs cannot be exchanged without being noticed otherwise.
+        """
+        return None
+
+    def answers(self, outputs: Outputs, columns: TextColumns, labels: Sequence[str]) -> Sequence[Answer]:
+        """The answer for each text: `outputs` are those of the answers to these texts, in `TextColumns`."""
+        raise NotImplementedError
+
+    def answer_columns(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The names of the columns of `Answer.columns`; the first one is `PREDICTED`."""
+        raise NotImplementedError
+
+    def columns_of(self, texts: Sequence[str], pairs: Sequence[str] | None) -> TextColumns:
+        """The columns that `encode` reads, of texts to predict."""
+        return {"text": texts} if pairs is None else {"text": texts, "pair": pairs}
+
+    # For all tasks
+
+    def outputs(self, logits_AxC: np.ndarray, validation: GoldRows) -> Outputs:
+        """The outputs of a model for the validation rows, with the thresholds that are best there."""
+        return Outputs(logits_AxC, self.choose_thresholds(logits_AxC, validation))
+
+    def metric_names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
+        """The names of `metrics`."""
+        return tuple(metric.name for metric in self.metrics(labels))
+
+    def values(self, outputs: Outputs, rows: GoldRows) -> dict[str, float]:
+        """Metric name -> value; all values are nan if an output is not finite."""
+        names = self.metric_names(rows.labels)
+        if not outputs.are_finite:
+            return dict.fromkeys(names, float("nan"))
+        values = self.counts(outputs, rows).values() | self.values_without_counts(outputs, rows)
+        return {name: values[name] for name in names}
+
+
+def _subclasses(task: type[Task]) -> Iterator[type[Task]]:
+    for subclass in task.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)

@@ -1,131 +1,120 @@
 """Text classification: one label for a text, or for a pair of texts.
 
-`kdray.data.splits` loads the rows and decides the number of each label. Shapes: N rows, C classes.
+Shapes: N rows, C classes.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import confusion_matrix
 
-from kdray.errors import SpecError
-from kdray.settings import Names, Settings
+from kdray.data.cells import label_column
+from kdray.data.tables import Table
+from kdray.data.task_data import CheckedTable, LabelOrder, TextColumns
+from kdray.losses.softmax import SOFTMAX, Softmax
+from kdray.settings import Names
+from kdray.tasks.answers import PREDICTED, PROBABILITY, ClassAnswer, probability_columns
+from kdray.tasks.confusion import confusion_counts
+from kdray.tasks.counts import Counts, Metric
+from kdray.tasks.label_order import order_names
+from kdray.tasks.task import GoldRows, Outputs
+from kdray.tasks.texts import TextTask, check_columns
+
+ACCURACY, MACRO_F1, MCC = Metric("accuracy"), Metric("macro_f1"), Metric("mcc")
 
 
-class TextClassification(Settings):
+class TextClassification(TextTask):
     """The columns to read, the labels, and the maximum length of a text."""
 
-    text: str = Field("text", min_length=1)
-    """The name of the column with the text."""
-    pair: str | None = None
-    """The name of the column with the second text, for pairs of texts."""
+    kind: Literal["text_classification"] = Field("text_classification", exclude=True)
+    """Not written: sweeps that were started when there was no other task have settings without a kind."""
     label: str = Field("label", min_length=1)
     """The name of the column with the label, a name or a whole number."""
     labels: Names | None = None
     """The labels in the order of the model's outputs; for data with the numbers 0, 1, ..., the names of these numbers.
     None: the order in the dataset's own features, otherwise sorted (by value if all labels are whole numbers)."""
-    max_length: int = Field(128, ge=4)
-    """The maximum number of tokens of one example; longer texts are truncated."""
+
+    problem_type: ClassVar[str | None] = "single_label_classification"
+    has_one_answer: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
-        """The name for tags and sentences."""
+        """See `Task`."""
         return "text classification"
-
-    @property
-    def quality(self) -> str:
-        """The name of the metric that retention is computed from."""
-        return "accuracy"
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        columns = [self.text, self.label, *([self.pair] if self.pair else [])]
-        if len(set(columns)) < len(columns):
-            raise ValueError(f"text, pair and label must be different columns, got {', '.join(columns)}.")
+        check_columns(text=self.text, pair=self.pair, label=self.label)
         if self.labels is not None and len(set(self.labels)) < max(2, len(self.labels)):
             raise ValueError(f"labels must be at least two different names, got {', '.join(self.labels)}.")
         return self
 
-    def metric_names(self, classes: int) -> tuple[str, ...]:
-        """The names of accuracy and macro F1, and for two classes also Matthews' correlation coefficient."""
-        return ("accuracy", "macro_f1", "mcc") if classes == 2 else ("accuracy", "macro_f1")
+    def read(self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool) -> CheckedTable:
+        """See `TaskData`."""
+        texts = self.read_texts(table)
+        gold = None
+        if not may_lack_gold or table.column(self.label) is not None:
+            gold = label_column(table, self.label, table.class_names.get(self.label, class_names))
+        return CheckedTable(where=table.where, gold=gold, **texts)
 
-    def encode(self, tokenizer: Any, texts: list[str], pairs: list[str] | None) -> dict[str, list[list[int]]]:
-        """Tokenise the texts, truncated to `max_length`: input name -> one list of ids for each text.
+    def class_names(self, table: Table) -> tuple[str, ...] | None:
+        """See `TaskData`."""
+        return table.class_names.get(self.label)
 
-        Raises SpecError if `max_length` is greater than the maximum length of the tokenizer.
-        """
-        if self.max_length > tokenizer.model_max_length:
-            raise SpecError(
-                f"task.max_length: got {self.max_length}; this model takes at most {tokenizer.model_max_length} tokens."
-            )
-        encoded = tokenizer(
-            texts,
-            pairs,
-            truncation=True,
-            max_length=self.max_length,
-            padding=False,
-            # Rows derives the mask from the length of each row.
-            return_attention_mask=False,
-            # Without token types, a model such as BERT cannot tell the two texts of a pair apart.
-            return_token_type_ids="token_type_ids" in tokenizer.model_input_names,
-        )
-        return {name: encoded[name] for name in encoded if name in tokenizer.model_input_names}
+    def order_labels(self, train: Sequence[CheckedTable], class_names: Sequence[str] | None) -> LabelOrder:
+        """See `TaskData`."""
+        return order_names((name for part in train if part.gold for name in part.gold.names), self.labels, class_names)
 
-    def lengths(self, tokenizer: Any, texts: list[str], pairs: list[str] | None) -> list[int]:
-        """The number of tokens of each text, with the special tokens, if it were not truncated."""
-        # A tokenizer warns about texts that are longer than its model can read, which is what is asked here.
-        encoded = tokenizer(texts, pairs, truncation=False, padding=False, verbose=False)
-        return [len(ids) for ids in encoded["input_ids"]]
+    @property
+    def quality(self) -> Metric:
+        """Accuracy."""
+        return ACCURACY
 
-    def tokenizer(self, folder: Path) -> Any:
-        """Load the tokenizer saved in this folder."""
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    def metrics(self, labels: Sequence[str] | None) -> tuple[Metric, ...]:
+        """Accuracy and macro F1, and for two labels also Matthews' correlation coefficient."""
+        return (ACCURACY, MACRO_F1, MCC) if labels is None or len(labels) == 2 else (ACCURACY, MACRO_F1)
 
-    def model_labels(self, folder: Path) -> tuple[str, ...]:
-        """The label names in the config in this folder, in the order of the outputs; LABEL_0, ... if it has none."""
-        names = AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
-        return tuple(str(names[output]) for output in sorted(names))
+    def distribution(self, gold: np.ndarray) -> Softmax:
+        """See `Task`."""
+        return SOFTMAX
 
-    def model(self, folder: Path, labels: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
-        """Load the model in float32, with these labels in its config.
+    def counts(self, outputs: Outputs, rows: GoldRows) -> Counts:
+        """See `Task`."""
+        answers_N, classes = outputs.logits_AxC.argmax(axis=1), outputs.logits_AxC.shape[1]
+        return confusion_counts(answers_N, rows.gold, classes, self.metric_names(rows.labels))
 
-        The second value has the names of the weights that were drawn at random. A head that is missing, or that has
-        another number of outputs, is drawn with torch's global random generator.
-        """
-        model, loading_info = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            id2label=dict(enumerate(labels)),
-            label2id={name: number for number, name in enumerate(labels)},
-            problem_type="single_label_classification",
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        # A mismatched key is a name, or a tuple of the name and the two shapes: it depends on the version.
-        mismatched = [key if isinstance(key, str) else key[0] for key in loading_info["mismatched_keys"]]
-        return model, tuple(sorted({*loading_info["missing_keys"], *mismatched}))
+    def agreement(self, student: Outputs, teacher: Outputs) -> float:
+        """The share of rows with the same class."""
+        return float(np.mean(student.logits_AxC.argmax(axis=1) == teacher.logits_AxC.argmax(axis=1)))
 
-    def metrics(self, logits_NxC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-        """Metric name -> value; all values are nan if an output is not finite.
+    def right(self, outputs: Outputs, rows: GoldRows) -> np.ndarray:
+        """See `Task`."""
+        return outputs.logits_AxC.argmax(axis=1) == rows.gold
 
-        argmax would return a class for such outputs, too, and the accuracy would look like that of a bad model.
-        """
-        names = self.metric_names(logits_NxC.shape[1])
-        if not np.isfinite(logits_NxC).all():
-            return dict.fromkeys(names, float("nan"))
-        predictions_N = logits_NxC.argmax(axis=1)
-        values = {
-            "accuracy": accuracy_score(labels_N, predictions_N),
-            "macro_f1": f1_score(labels_N, predictions_N, average="macro", zero_division=0.0),
-        }
-        if "mcc" in names:
-            values["mcc"] = matthews_corrcoef(labels_N, predictions_N)
-        return {name: float(values[name]) for name in names}
+    def answers(self, outputs: Outputs, columns: TextColumns, labels: Sequence[str]) -> list[ClassAnswer]:
+        """The most probable label of each text."""
+        probabilities_NxC = torch.softmax(torch.from_numpy(outputs.logits_AxC), dim=-1).numpy()
+        return [
+            ClassAnswer(labels[int(row_C.argmax())], float(row_C.max()), dict(zip(labels, row_C.tolist(), strict=True)))
+            for row_C in probabilities_NxC
+        ]
+
+    def answer_columns(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """See `Task`."""
+        return (PREDICTED, PROBABILITY, *probability_columns(dict.fromkeys(labels, 0.0)))
+
+    def chance(self, rows: GoldRows) -> float:
+        """The share of the most frequent label."""
+        return float(np.bincount(rows.gold).max() / len(rows.gold))
+
+    def exchanged_outputs(self, outputs: Outputs, rows: GoldRows) -> tuple[float, list[int]] | None:
+        """See `Task`. The best order is an assignment problem on the confusion matrix."""
+        classes = outputs.logits_AxC.shape[1]
+        confusion_CxC = confusion_matrix(rows.gold, outputs.logits_AxC.argmax(axis=1), labels=range(classes))
+        label_of_output_C = linear_sum_assignment(confusion_CxC.T, maximize=True)[1]
+        best = float(confusion_CxC.T[np.arange(classes), label_of_output_C].sum() / len(rows.gold))
+        return best, label_of_output_C.tolist()

@@ -1,26 +1,25 @@
 """Obtain a teacher: find or create it, fine-tune it on a slot if requested, and refuse it if it is not good enough.
 
-The training loop is `training.fit`, the same as for students. `transfer` writes the teacher's outputs. Letters: N rows,
-B examples of a batch, C classes.
+The training loop is `training.fit`, the same as for students. `transfer` writes the teacher's outputs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from kdray.data.rows import Batch
+from kdray.data.rows import Rows
 from kdray.data.splits import Splits
 from kdray.data.tokens import TokenSet
 from kdray.errors import TeacherError
+from kdray.evaluation.formatting import heading
 from kdray.evaluation.outputs import compute_logits
-from kdray.losses.distillation import Distillation, Loss
+from kdray.losses.distillation import Distillation, Loss, Targets
+from kdray.losses.distribution import Distribution
 from kdray.models.checks import loading_errors
 from kdray.models.families import depends_on_padding
 from kdray.models.fresh import FreshTransformer
@@ -30,13 +29,14 @@ from kdray.slots.job import Pool, Report, Worker, torch_threads
 from kdray.storage.files import fingerprint, replace_folder
 from kdray.storage.mirror import delete, fetch
 from kdray.storage.paths import StoragePaths
-from kdray.tasks.task import Task
+from kdray.tasks.kept_thresholds import write_thresholds
+from kdray.tasks.task import Outputs, Task
 from kdray.training.fit import TrainingPlan, fit
 from kdray.training.precision import autocast_dtype
 from kdray.training.settings import Training
 
 EXCHANGED_GAIN = 0.1
-"""A teacher whose accuracy is higher by more than this with another order of its outputs has exchanged outputs: chance
+"""A teacher whose quality is higher by more than this with another order of its outputs has exchanged outputs: chance
 does not explain that much."""
 
 
@@ -53,8 +53,9 @@ class Teacher(Settings):
     """What the outputs of an already fine-tuned teacher mean: the data's label names in the order of the outputs. For a
     teacher whose config has other names, no names, or another order."""
     above_chance: float = Field(0.05, ge=0, lt=1)
-    """How far the teacher's validation accuracy must be above the share of the most frequent label. If half of the
-    distance from that share to 1 is less, then half of that distance."""
+    """How far the teacher's quality on the validation rows must be above that of the best answers that do not depend on
+    the text, such as always the most frequent label. If half of the distance from that quality to 1 is less, then half
+    of that distance."""
 
     @property
     def display_name(self) -> str:
@@ -129,8 +130,11 @@ class FineTune:
     def __call__(self, worker: Worker) -> Iterator[Report]:
         with torch_threads(self.threads):
             model = self.start.source.model()
-            reports = yield from fit(model, self._plan(model, worker), worker)
+            gold = self.start.tokens.rows("train").gold
+            distribution = self.start.task.distribution(gold).start_training(model)
+            reports = yield from fit(model, self._plan(model, distribution, worker), worker)
             if worker.rank == 0 and reports:
+                distribution.end_training(model)
                 with replace_folder(self.target) as folder:
                     save_model(model.cpu(), self.start.source.tokenizer(), folder)
                 delete(self._checkpoint)
@@ -139,17 +143,19 @@ class FineTune:
     def _checkpoint(self) -> Path:
         return self.target.with_suffix(".checkpoint")
 
-    def _plan(self, model: nn.Module, worker: Worker) -> TrainingPlan:
+    def _plan(self, model: PreTrainedModel, distribution: Distribution, worker: Worker) -> TrainingPlan:
         rows, validation = self.start.tokens.rows("train"), self.start.tokens.rows("validation")
         dtype = autocast_dtype(self.training.precision, worker.device, model)
-        labels_only = Distillation().labels_only()
+        labels_only, task = Distillation().labels_only(), self.start.task
 
-        def loss_of(logits: Tensor, batch: Batch) -> Loss:
-            return labels_only.loss(logits, None, batch.labels_B)
+        def loss_of(outputs: Tensor, targets: Targets) -> Loss:
+            return labels_only.loss(outputs, targets, distribution)
 
-        def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
-            logits = compute_logits(model, validation, 4 * self.training.batch_size, worker, None if last else dtype)
-            return self.start.task.metrics(logits, validation.labels)
+        def evaluate(module: nn.Module, last: bool) -> dict[str, float]:
+            logits = compute_logits(module, validation, 4 * self.training.batch_size, worker, None if last else dtype)
+            outputs = task.outputs(distribution.in_data_units(logits), validation)
+            write_thresholds(model.config, outputs.thresholds_C)
+            return task.values(outputs, validation)
 
         return TrainingPlan(
             rows=rows,
@@ -161,34 +167,32 @@ class FineTune:
         )
 
 
-def check_quality(teacher: Teacher, logits_NxC: np.ndarray, labels_N: np.ndarray, names: Sequence[str]) -> None:
+def check_quality(teacher: Teacher, task: Task, outputs: Outputs, validation: Rows) -> None:
     """Raise TeacherError if the teacher is near chance on the validation rows, or has exchanged outputs.
 
-    Outputs are exchanged if another order of them makes the accuracy of an already fine-tuned teacher much higher. The
+    Outputs are exchanged if another order of them makes the quality of an already fine-tuned teacher much higher. The
     error then names that order.
     """
-    accuracy = float((logits_NxC.argmax(1) == labels_N).mean())
-    chance = float(np.bincount(labels_N, minlength=len(names)).max() / len(labels_N))
+    metric = heading(task.quality.name)
+    quality, chance = task.values(outputs, validation)[task.quality.name], task.chance(validation)
     # If nearly all rows have one label, chance + above_chance may be out of reach, even above 1.
     required = chance + min(teacher.above_chance, (1 - chance) / 2)
-    # The order of the outputs with the highest accuracy is an assignment problem on the confusion matrix.
-    confusion_CxC = confusion_matrix(labels_N, logits_NxC.argmax(1), labels=range(len(names)))
-    label_of_output_C = linear_sum_assignment(confusion_CxC.T, maximize=True)[1]
-    best_accuracy = float(confusion_CxC.T[np.arange(len(names)), label_of_output_C].sum() / len(labels_N))
-    is_exchanged = teacher.training is None and best_accuracy >= required and best_accuracy > accuracy + EXCHANGED_GAIN
-    if accuracy >= required and not is_exchanged:
+    best, order = task.exchanged_outputs(outputs, validation) or (quality, [])
+    is_exchanged = teacher.training is None and best >= required and best > quality + EXCHANGED_GAIN
+    if quality >= required and not is_exchanged:
         return
-    near = f", near chance ({chance:.3f} of the rows have one label)" if accuracy < required else ""
-    problem = f"the teacher's validation accuracy is {accuracy:.3f}{near}"
+    near = f", near chance ({chance:.3f} for answers that do not depend on the text)" if not quality >= required else ""
+    problem = f"the teacher's validation {metric} is {quality:.3f}{near}"
     if is_exchanged:
-        meaning = dict(zip(names, (names[label] for label in label_of_output_C), strict=True))
+        names = validation.labels
+        meaning = dict(zip(names, (names[label] for label in order), strict=True))
         # The setting has one name for each output of the original model, so the order starts from teacher.labels.
         # Names that are not the data's (LABEL_0, another case) did not reorder the outputs.
-        outputs = teacher.labels if teacher.labels and sorted(teacher.labels) == sorted(names) else names
-        order = ",".join(meaning[name] for name in outputs)
+        outputs_in_order = teacher.labels if teacher.labels and sorted(teacher.labels) == sorted(names) else names
+        said = ",".join(meaning[name] for name in outputs_in_order)
         raise TeacherError(
-            f"{problem}, but would be {best_accuracy:.3f} if its outputs meant, in order, {order}: teacher and data "
-            f"disagree about the order of the labels. Say --set teacher.labels={order}."
+            f"{problem}, but would be {best:.3f} if its outputs meant, in order, {said}: teacher and data "
+            f"disagree about the order of the labels. Say --set teacher.labels={said}."
         )
     raise TeacherError(
         f"{problem}; at least {required:.3f} is required (teacher.above_chance={teacher.above_chance}). "
@@ -204,7 +208,9 @@ def _obtain_fresh_source(
     key = fingerprint("fresh", model.model_dump(), splits.key, list(splits.labels), seed, len(texts))
 
     def make(target: Path) -> None:
-        save_model(*model.create(texts, splits.labels, task.max_length, seed), target)
+        # The words of a task that answers for each word are separated already.
+        read = [text if isinstance(text, str) else " ".join(text) for text in texts]
+        save_model(*model.create(read, splits.labels, task, seed), target)
 
     return Pretrained(cached_folder(paths.model(key), make), key)
 

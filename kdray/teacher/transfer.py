@@ -7,7 +7,7 @@ in `data.transfer_set`.
 
     transfers/<key>/ <split>-<first row>.arrow (columns id, logits)  manifest.json (the fingerprint of each file)
 
-Letters: N rows, C classes.
+Letters: A answers, C outputs.
 """
 
 from collections.abc import Callable, Iterator
@@ -163,7 +163,7 @@ class LabelShard:
         logits = compute_logits(model, part, settings.batch_size, worker, autocast, self.labelling.padding)
         if worker.rank == 0:
             with replace_file(self.folder / f"{self.split}-{self.start:09d}.arrow") as temporary:
-                _write_arrow(temporary, part.ids, logits)
+                _write_arrow(temporary, part.answer_ids, logits)
         yield {"rows": len(part)}
 
 
@@ -199,7 +199,7 @@ class CheckSample:
         settings, teacher = self.labelling.settings, self.labelling.teacher
         rows = TransferSet(self.folder).rows(self.labelling.tokens, "train")
         sample = np.random.default_rng(0).permutation(len(rows))[: settings.check_rows]
-        stored = rows.teacher_logits(sample)
+        stored = rows.teacher_logits(rows.answers(sample))
         # One row at a time, so without padding, unlike the batches from which the stored logits were computed.
         live = np.concatenate(
             [compute_live_logits(teacher, rows.part(int(i), int(i) + 1), 1, settings.precision, worker) for i in sample]
@@ -219,7 +219,7 @@ class CheckSample:
 def compute_live_logits(
     teacher: Pretrained, rows: Rows, batch_size: int, precision: Literal["auto", "fp32", "bf16"], worker: Worker
 ) -> np.ndarray:
-    """Compute the teacher's logits for these rows (N x C, float32). The model stays in the worker for the next job."""
+    """Compute the teacher's logits for these rows (A x C, float32). The model stays in the worker for the next job."""
     model = _cached_model(teacher, worker)
     return compute_logits(model, rows, batch_size, worker, autocast_dtype(precision, worker.device, model))
 
@@ -230,15 +230,16 @@ def _cached_model(teacher: Pretrained, worker: Worker) -> PreTrainedModel:
 
 
 def _logits_in_one_batch(model: PreTrainedModel, rows: Rows, indices: np.ndarray, worker: Worker) -> np.ndarray:
-    """The logits of these rows (K x C) as one batch, so that the shorter ones are padded to the longest."""
+    """The logits of these rows (A x C) as one batch, so that the shorter ones are padded to the longest."""
+    batch = rows.batch(indices).to(worker.device)
     with evaluation_mode(model):
-        logits_KxC: np.ndarray = model(**rows.batch(indices).to(worker.device).inputs).logits.float().cpu().numpy()
-    return logits_KxC
+        logits_AxC: np.ndarray = batch.answers(model(**batch.inputs).logits).float().cpu().numpy()
+    return logits_AxC
 
 
-def _relative_difference(logits_NxC: np.ndarray, expected_NxC: np.ndarray) -> float:
+def _relative_difference(logits_AxC: np.ndarray, expected_AxC: np.ndarray) -> float:
     """The largest difference of a logit, as a share of the largest expected one, or absolute if that is below 1."""
-    return float(np.abs(logits_NxC - expected_NxC).max() / max(1.0, float(np.abs(expected_NxC).max())))
+    return float(np.abs(logits_AxC - expected_AxC).max() / max(1.0, float(np.abs(expected_AxC).max())))
 
 
 def _is_complete(labelling: Labelling, paths: StoragePaths) -> bool:
@@ -246,9 +247,9 @@ def _is_complete(labelling: Labelling, paths: StoragePaths) -> bool:
     return (fetch_files(paths.transfer(labelling.key)) / MANIFEST).exists()
 
 
-def _write_arrow(path: Path, ids: np.ndarray, logits_NxC: np.ndarray) -> None:
-    # Lists of a fixed size are one flat array in the file, so a reader can map it as N x C without a copy.
-    flat = pa.array(np.ascontiguousarray(logits_NxC, np.float32).ravel())
-    table = pa.table({"id": pa.array(ids), "logits": pa.FixedSizeListArray.from_arrays(flat, logits_NxC.shape[1])})
+def _write_arrow(path: Path, ids: np.ndarray, logits_AxC: np.ndarray) -> None:
+    # Lists of a fixed size are one flat array in the file, so a reader can map it as A x C without a copy.
+    flat = pa.array(np.ascontiguousarray(logits_AxC, np.float32).ravel())
+    table = pa.table({"id": pa.array(ids), "logits": pa.FixedSizeListArray.from_arrays(flat, logits_AxC.shape[1])})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)

@@ -14,13 +14,13 @@ from mlflow.types.schema import ColSpec, Schema
 from transformers import pipeline
 
 from kdray.models.pretrained import Pretrained
-from kdray.tasks.text_classification import TextClassification
+from kdray.tasks.task import Task
 
 _PACKAGES = ("torch", "transformers", "safetensors")
 _OUTPUT = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
 
 
-def write_mlflow_model(student: Pretrained, task: TextClassification, sweep: str, folder: Path) -> None:
+def write_mlflow_model(student: Pretrained, task: Task, sweep: str, folder: Path) -> None:
     """Write the student of this sweep, with its model card, as an MLflow model; `folder` must not exist yet.
 
     `mlflow.pyfunc` accepts a text of any length and truncates it as training did.
@@ -29,7 +29,7 @@ def write_mlflow_model(student: Pretrained, task: TextClassification, sweep: str
     # Not a possible name of the hub: MLflow would request the licence of a model with that name.
     model.name_or_path = f"kdray sweep {sweep}"
     mlflow.transformers.save_model(
-        pipeline(task.name.replace(" ", "-"), model=model, tokenizer=student.tokenizer(), device="cpu"),
+        pipeline(task.pipeline, model=model, tokenizer=student.tokenizer(), device="cpu"),
         folder,
         model_card=ModelCard.load(student.folder / "README.md"),
         signature=ModelSignature(_input(task), _OUTPUT),
@@ -41,10 +41,10 @@ def write_mlflow_model(student: Pretrained, task: TextClassification, sweep: str
     (folder / "LICENSE.txt").unlink()  # its only content: MLflow found no licence on the hub
 
 
-def _input(task: TextClassification) -> Schema:
+def _input(task: Task) -> Schema:
     names = ("text", "text_pair") if task.pair else (None,)
     return Schema([ColSpec("string", name) for name in names])
 
 
-def _example(task: TextClassification) -> Any:
+def _example(task: Task) -> Any:
     return [{"text": "one text", "text_pair": "its second text"}] if task.pair else ["one text"]

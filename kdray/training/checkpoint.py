@@ -39,15 +39,17 @@ class RunningSums:
     """Sums since the last evaluation. They are tensors on the device, so that no step waits for the device."""
 
     rows: int = 0
+    answers: int = 0
     norm: Tensor | float = 0.0
     """The sum of the gradient norms."""
     terms: dict[str, Tensor] = field(default_factory=dict)
-    """The sum of each loss term over the rows."""
+    """The sum of each loss term over the answers."""
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, loss: Loss, rows: int, norm: Tensor) -> None:
+    def add(self, loss: Loss, rows: int, answers: int, norm: Tensor) -> None:
         """Add the loss of one step. `rows` is 0 if the rank had no row and took part for the other ranks only."""
         self.rows += rows
+        self.answers += answers
         self.norm = self.norm + norm
         for name, value in loss.terms.items():
             value = value if rows else torch.zeros_like(value)
@@ -57,6 +59,7 @@ class RunningSums:
         """The sums as a checkpoint contains them."""
         return {
             "rows": self.rows,
+            "answers": self.answers,
             "norm": torch.as_tensor(self.norm).cpu(),
             "terms": {name: value.cpu() for name, value in self.terms.items()},
             "seconds": time.perf_counter() - self.started,
@@ -67,6 +70,8 @@ class RunningSums:
         """The sums of a checkpoint, on this device."""
         return cls(
             rows=state["rows"],
+            # A checkpoint from before tasks with several answers in a row does not count them.
+            answers=state.get("answers", state["rows"]),
             norm=state["norm"].to(device),
             terms={name: value.to(device) for name, value in state["terms"].items()},
             # Clocks of two processes cannot be compared, so a checkpoint contains a duration.
@@ -84,12 +89,13 @@ class RunningSums:
     def metrics(self, worker: Worker) -> Report:
         """The mean loss, the share of each term in it, and the speed, over all ranks. A collective call."""
         seconds = time.perf_counter() - self.started
-        ranks = worker.all_gather({"rows": self.rows} | {name: float(value) for name, value in self.terms.items()})
+        counts = {"rows": self.rows, "answers": self.answers}
+        ranks = worker.all_gather(counts | {name: float(value) for name, value in self.terms.items()})
         total = {name: sum(rank[name] for rank in ranks) for name in ranks[0]}
-        rows = total.pop("rows")
+        rows, answers = total.pop("rows"), total.pop("answers")
         loss = sum(total.values())
         shares = {f"share_{name}": value / loss if loss else 0.0 for name, value in total.items()}
-        return {"train_loss": loss / rows, **shares, "examples_per_s": rows / seconds, "train_seconds": seconds}
+        return {"train_loss": loss / answers, **shares, "examples_per_s": rows / seconds, "train_seconds": seconds}
 
 
 class CheckpointManager:

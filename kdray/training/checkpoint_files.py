@@ -123,7 +123,8 @@ def _is_rank(rank: Mapping[str, Any]) -> bool:
     is_random = "cuda" not in random or not torch.cuda.is_available() or _is_cuda_state(random["cuda"])
     numbers = [sums["norm"], *sums["terms"].values()]
     are_numbers = all(isinstance(number, Tensor) and number.numel() == 1 for number in numbers)
-    return is_random and are_numbers and _is_count(sums["rows"]) and isinstance(sums["seconds"], float)
+    are_counts = _is_count(sums["rows"]) and _is_count(sums.get("answers", 0))
+    return is_random and are_numbers and are_counts and isinstance(sums["seconds"], float)
 
 
 def _is_cuda_state(state: Tensor) -> bool:

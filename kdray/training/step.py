@@ -1,6 +1,6 @@
 """One optimiser step on a global batch, which the workers of a slot share.
 
-`fit` decides which rows a batch has and how many steps there are. Letters: B examples of a batch, C classes.
+`fit` decides which rows a batch has and how many steps there are. Letters: A answers of a batch, C outputs.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdray.data.rows import Batch, Rows
-from kdray.losses.distillation import Loss
+from kdray.losses.distillation import Loss, Targets
 from kdray.slots.job import Worker
 from kdray.training.checkpoint import RunningSums
 from kdray.training.precision import autocast_dtype, model_family
 from kdray.training.settings import Training
 
-LossOf = Callable[[Tensor, Batch], Loss]
-"""A function of the model's logits (B x C) and the batch that gives the loss of each example."""
+LossOf = Callable[[Tensor, Targets], Loss]
+"""A function of the model's outputs (A x C) and the targets of the answers that gives the loss of each answer."""
 
 UNUSED_PARAMETERS = ("big_bird", "canine", "esm", "luke", "xlnet")
 """Model families with parameters that their classification model never uses. DDP waits for the gradients of all
@@ -41,26 +41,28 @@ class Step:
 
     def __call__(self, rows: Rows, indices: np.ndarray, rate: float, sums: RunningSums) -> None:
         """Make one step on these rows with this learning rate, and add its loss to `sums`."""
-        batch, weight = self._own_part(rows, indices)
+        answers, with_gold = rows.count_answers(indices)
+        batch, weight = self._own_part(rows, indices, answers)
         with torch.autocast(self._worker.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            logits = self._model(**batch.inputs).logits
-        loss = self._loss_of(logits, batch)
-        (loss.total_B.sum() * weight).backward()
+            outputs = batch.answers(self._model(**batch.inputs).logits)
+        loss = self._loss_of(outputs, Targets(batch.gold, batch.teacher_logits_AxC, answers / max(1, with_gold)))
+        (loss.total_A.sum() * weight).backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self._training.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        sums.add(loss, len(batch.labels_B) if weight else 0, norm.detach())
+        counts = (len(batch.ids), len(loss.total_A)) if weight else (0, 0)
+        sums.add(loss, *counts, norm.detach())
 
-    def _own_part(self, rows: Rows, indices: np.ndarray) -> tuple[Batch, float]:
-        """This rank's rows of the global batch, and the weight of one row in this rank's loss.
+    def _own_part(self, rows: Rows, indices: np.ndarray, answers: int) -> tuple[Batch, float]:
+        """This rank's rows of the global batch, and the weight of one answer in this rank's loss.
 
-        DDP averages the gradients of the ranks. The weight `world / len(indices)` makes that average the gradient of
-        the mean loss over the global batch, whatever the sizes of the ranks' parts.
+        DDP averages the gradients of the ranks. The weight `world / answers`, with the answers of the global batch,
+        makes that average the gradient of the mean loss over all of them, whatever the sizes of the ranks' parts.
         """
         own = indices[self._worker.rank :: self._worker.world]
-        weight = self._worker.world / len(indices) if len(own) else 0.0
+        weight = self._worker.world / answers if len(own) else 0.0
         # DDP needs a backward pass of every rank, so a rank without a row of a short batch computes one with weight 0.
         batch = rows.batch(own if len(own) else indices[:1], self._worker.pad_multiple)
         return batch.to(self._worker.device), weight

@@ -10,13 +10,15 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from kdray.data.rows import Batch, Rows
+from kdray.data.rows import Rows
 from kdray.data.tokens import TokenSet
 from kdray.data.transfer_set import TransferSet
 from kdray.evaluation.outputs import compute_logits
 from kdray.evaluation.quality import student_quality
-from kdray.losses.distillation import Distillation, Loss
+from kdray.losses.distillation import Distillation, Loss, Targets
+from kdray.losses.distribution import Distribution
 from kdray.models.pretrained import Pretrained, save_model
 from kdray.models.transformer import TransformerStudent
 from kdray.settings import Settings
@@ -24,7 +26,8 @@ from kdray.slots.job import Report, Worker
 from kdray.storage.files import upload_folder, write_json
 from kdray.storage.mirror import delete, fetch
 from kdray.storage.records import read_value
-from kdray.tasks.task import Task
+from kdray.tasks.kept_thresholds import read_thresholds, write_thresholds
+from kdray.tasks.task import Outputs, Task
 from kdray.training.fit import TrainingPlan, fit
 from kdray.training.precision import autocast_dtype
 from kdray.training.settings import Training
@@ -57,6 +60,19 @@ class TrialInputs:
         key = ("rows", self.tokens.folder, self.transfer.folder, split)
         return worker.cached(key, lambda: self.transfer.rows(self.tokens, split))
 
+    def teacher_outputs(self, split: str, worker: Worker) -> Outputs:
+        """The teacher's outputs for the rows of a split. Its thresholds are those of the validation rows."""
+        validation = self.rows("validation", worker)
+        of_validation = self.task.outputs(validation.teacher_logits(), validation)
+        if split == "validation":
+            return of_validation
+        return Outputs(self.rows(split, worker).teacher_logits(), of_validation.thresholds_C)
+
+    def student_outputs(self, model: PreTrainedModel, split: str, worker: Worker) -> Outputs:
+        """The outputs of a finished student for the rows of a split, in float32, with the student's own thresholds."""
+        logits_AxC = compute_logits(model, self.rows(split, worker), EVALUATION_BATCH_SIZE, worker, None)
+        return Outputs(logits_AxC, read_thresholds(model.config))
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -80,8 +96,10 @@ class Trial:
         source = worker.cached(("source", self.inputs.source.key), self.inputs.source.model)
         model = self.recipe.student.build(source, self.seed)
         checkpoint = self.target.with_name("checkpoint.pt")
-        reports = yield from fit(model, self._plan(model, checkpoint, worker), worker)
+        distribution = self.inputs.task.distribution(self.inputs.rows("train", worker).gold).start_training(model)
+        reports = yield from fit(model, self._plan(model, distribution, checkpoint, worker), worker)
         if worker.rank == 0 and reports:
+            distribution.end_training(model)
             tokenizer = worker.cached(("tokenizer", self.inputs.source.key), self.inputs.source.tokenizer)
             with upload_folder(self.target) as folder:
                 save_model(model.cpu(), tokenizer, folder)
@@ -89,18 +107,24 @@ class Trial:
             write_json(reports_path, reports)
             delete(checkpoint)
 
-    def _plan(self, model: nn.Module, checkpoint: Path, worker: Worker) -> TrainingPlan:
+    def _plan(
+        self, model: PreTrainedModel, distribution: Distribution, checkpoint: Path, worker: Worker
+    ) -> TrainingPlan:
         training = self.recipe.training
         train, validation = self.inputs.rows("train", worker), self.inputs.rows("validation", worker)
         dtype = autocast_dtype(training.precision, worker.device, model)
 
-        def loss_of(logits: Tensor, batch: Batch) -> Loss:
-            return self.recipe.distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
+        task, teacher = self.inputs.task, self.inputs.teacher_outputs("validation", worker)
 
-        def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
+        def loss_of(outputs: Tensor, targets: Targets) -> Loss:
+            return self.recipe.distillation.loss(outputs, targets, distribution)
+
+        def evaluate(module: nn.Module, last: bool) -> dict[str, float]:
             # Trials are compared by the last evaluation, so it is in float32, as is a student that is loaded again.
-            logits = compute_logits(model, validation, 4 * training.batch_size, worker, None if last else dtype)
-            return student_quality(self.inputs.task, logits, validation)
+            logits = compute_logits(module, validation, 4 * training.batch_size, worker, None if last else dtype)
+            student = task.outputs(distribution.in_data_units(logits), validation)
+            write_thresholds(model.config, student.thresholds_C)
+            return student_quality(task, student, teacher, validation)
 
         return TrainingPlan(
             rows=train,
@@ -136,7 +160,7 @@ class EvaluateStudent:
     split: str
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
-        rows = self.inputs.rows(self.split, worker)
-        model = self.student.model().to(worker.device)
-        logits = compute_logits(model, rows, EVALUATION_BATCH_SIZE, worker, None)
-        yield student_quality(self.inputs.task, logits, rows)
+        inputs, model = self.inputs, self.student.model().to(worker.device)
+        student = inputs.student_outputs(model, self.split, worker)
+        teacher = inputs.teacher_outputs(self.split, worker)
+        yield student_quality(inputs.task, student, teacher, inputs.rows(self.split, worker))

@@ -39,9 +39,16 @@ from kdray.stages.reading import read_figures
 from kdray.storage.files import read_json
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
+from kdray.tasks.task import Outputs
 from kdray.tasks.text_classification import TextClassification
 from kdray.tracking.settings import Tracking
 from kdray.training.trial import Recipe, Trial, TrialInputs
+
+
+def by_accuracy(**settings: Any) -> Choose:
+    """A rule in which the quality is the accuracy."""
+    return Choose(**{"best": "accuracy"} | settings)
+
 
 RunSweep = Callable[..., tuple[SweepPaths, "RecordingScreen"]]
 
@@ -67,30 +74,38 @@ class FakeTestRows:
 
     def __init__(self, rows: int = ROWS) -> None:
         self.random = np.random.default_rng(0)
-        self.labels = self.random.integers(2, size=rows)
+        self.gold = self.random.integers(2, size=rows)
+        self.labels = ("no", "yes")
+        self.example_starts = np.arange(rows + 1)
         self.teacher_NxC = self.logits(TEACHER_ACCURACY)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.gold)
 
-    def teacher_logits(self, indices: np.ndarray) -> np.ndarray:
-        return self.teacher_NxC[indices]
+    def count_answers(self, indices: np.ndarray) -> tuple[int, int]:
+        return len(indices), len(indices)
 
     def logits(self, accuracy: float) -> np.ndarray:
         """Logits (N x C) with exactly this accuracy."""
-        wrong = self.random.permutation(len(self.labels)) >= round(accuracy * len(self.labels))
-        return np.eye(2, dtype=np.float32)[np.where(wrong, 1 - self.labels, self.labels)]
+        wrong = self.random.permutation(len(self.gold)) >= round(accuracy * len(self.gold))
+        return np.eye(2, dtype=np.float32)[np.where(wrong, 1 - self.gold, self.gold)]
 
     def verdict(
         self, accuracies: dict[tuple[int, str], Sequence[float]], candidates: list[TrialRecord], rule: Choose
     ) -> Any:
         """The verdict on reruns with these accuracies; (trial, role) -> the accuracy of each seed."""
-        logits = {
-            Rerun(trial=trial, role=role, seed=seed, recipe=Recipe()): self.logits(accuracy)  # type: ignore[arg-type]
+        outputs = {
+            Rerun(trial=trial, role=role, seed=seed, recipe=Recipe()): Outputs(self.logits(accuracy))  # type: ignore[arg-type]
             for (trial, role), of_seeds in accuracies.items()
             for seed, accuracy in enumerate(of_seeds, start=1)
         }
-        answers = ConfirmationAnswers(logits=logits, failed={}, rows=self, task=TextClassification())  # type: ignore[arg-type]
+        answers = ConfirmationAnswers(
+            outputs=outputs,
+            failed={},
+            teacher=Outputs(self.teacher_NxC),
+            rows=self,  # type: ignore[arg-type]
+            task=TextClassification(),
+        )
         return reach_verdict(answers, candidates, rule, {"latency_ms": 2.0})
 
 
@@ -103,7 +118,7 @@ def test_trial_with_a_lucky_seed_is_not_chosen(fake_rows: FakeTestRows) -> None:
     """Trial 1 was the best in the search. With other seeds only trial 2 satisfies the rule."""
     lucky, steady = searched(1, 0.93, latency_ms=1.0), searched(2, 0.90, latency_ms=1.5)
     verdict = fake_rows.verdict(
-        {(1, "candidate"): (0.80, 0.82, 0.81), (2, "candidate"): (0.90, 0.89, 0.90)}, [lucky, steady], Choose()
+        {(1, "candidate"): (0.80, 0.82, 0.81), (2, "candidate"): (0.90, 0.89, 0.90)}, [lucky, steady], by_accuracy()
     )
     assert verdict.chosen == 2
     assert verdict.satisfied
@@ -118,7 +133,7 @@ def test_search_without_gain_is_reported(fake_rows: FakeTestRows) -> None:
     verdict = fake_rows.verdict(
         {(1, "candidate"): same, (1, "labels only"): same, (1, "default distillation"): same},
         [searched(1, 0.9)],
-        Choose(),
+        by_accuracy(),
     )
     assert all(gain.difference.low < 0 < gain.difference.high for gain in verdict.gains)
     text = " ".join(verdict.sentences)
@@ -128,7 +143,9 @@ def test_search_without_gain_is_reported(fake_rows: FakeTestRows) -> None:
 
 def test_gain_is_reported_with_its_interval(fake_rows: FakeTestRows) -> None:
     verdict = fake_rows.verdict(
-        {(1, "candidate"): (0.95, 0.95, 0.95), (1, "labels only"): (0.80, 0.81, 0.79)}, [searched(1, 0.9)], Choose()
+        {(1, "candidate"): (0.95, 0.95, 0.95), (1, "labels only"): (0.80, 0.81, 0.79)},
+        [searched(1, 0.9)],
+        by_accuracy(),
     )
     (gain,) = verdict.gains
     assert gain.difference.estimate == pytest.approx(0.15)
@@ -140,7 +157,7 @@ def test_loss_against_a_control_is_reported(fake_rows: FakeTestRows) -> None:
     verdict = fake_rows.verdict(
         {(1, "candidate"): (0.80, 0.81, 0.79), (1, "default distillation"): (0.95, 0.95, 0.95)},
         [searched(1, 0.9)],
-        Choose(),
+        by_accuracy(),
     )
     assert verdict.sentences[2].startswith("Due to the search: -15.0 points (95%: -")
     assert verdict.sentences[2].endswith(
@@ -151,9 +168,9 @@ def test_loss_against_a_control_is_reported(fake_rows: FakeTestRows) -> None:
 def test_no_student_satisfies_the_rule_with_confirmed_figures(fake_rows: FakeTestRows) -> None:
     runs: dict[tuple[int, str], Sequence[float]] = {(1, "candidate"): (0.8,), (2, "candidate"): (0.82,)}
     candidates = [searched(1, 0.9), searched(2, 0.9)]
-    best = fake_rows.verdict(runs, candidates, Choose())
+    best = fake_rows.verdict(runs, candidates, by_accuracy())
     assert (best.chosen, best.satisfied) == (2, False)
-    none = fake_rows.verdict(runs, candidates, Choose(otherwise="none"))
+    none = fake_rows.verdict(runs, candidates, by_accuracy(otherwise="none"))
     assert none.chosen is None
     assert (
         "Closest to the rule: trial 2 keeps 91.1% of the teacher's quality (the rule requires 97%); trial 1 keeps"
@@ -163,7 +180,7 @@ def test_no_student_satisfies_the_rule_with_confirmed_figures(fake_rows: FakeTes
 
 def test_knee_is_the_one_of_the_whole_front(fake_rows: FakeTestRows) -> None:
     """In this example, the front of the three candidates alone has its knee at trial 2."""
-    rule = Choose(knee=True)
+    rule = by_accuracy(knee=True)
     points = ((1.0, 0.70), (2.0, 0.90), (3.0, 0.9115), (4.0, 0.92), (20.0, 0.93))
     front = [searched(number, accuracy, latency_ms=ms) for number, (ms, accuracy) in enumerate(points)]
     chosen_from = candidates(front, rule, 3)
@@ -172,7 +189,7 @@ def test_knee_is_the_one_of_the_whole_front(fake_rows: FakeTestRows) -> None:
         (record.number, "candidate"): (points[record.number][1],) for record in chosen_from
     }
     assert fake_rows.verdict(accuracies, chosen_from, rule).chosen == 1
-    demanding = Choose(knee=True, retention=0.97)
+    demanding = by_accuracy(knee=True, retention=0.97)
     assert fake_rows.verdict(accuracies | {(1, "candidate"): (0.8,)}, chosen_from, demanding).chosen == 2
 
 
@@ -180,7 +197,7 @@ def test_chosen_student_is_compared_with_the_next_candidate(fake_rows: FakeTestR
     verdict = fake_rows.verdict(
         {(1, "candidate"): (0.9,), (2, "candidate"): (0.9,)},
         [searched(1, 0.9, latency_ms=1.0), searched(2, 0.9, latency_ms=2.0)],
-        Choose(),
+        by_accuracy(),
     )
     assert verdict.against.trial == 2
     assert verdict.against.only_chosen == verdict.against.only_other
@@ -188,12 +205,12 @@ def test_chosen_student_is_compared_with_the_next_candidate(fake_rows: FakeTestR
 
 
 def test_small_number_of_test_rows_is_reported() -> None:
-    verdict = FakeTestRows(rows=60).verdict({(1, "candidate"): (0.9,)}, [searched(1, 0.9)], Choose())
+    verdict = FakeTestRows(rows=60).verdict({(1, "candidate"): (0.9,)}, [searched(1, 0.9)], by_accuracy())
     assert "With 60 test rows the intervals are wide" in verdict.sentences[-1]
 
 
 def test_without_a_confirmed_candidate_the_search_decides(fake_rows: FakeTestRows) -> None:
-    verdict = fake_rows.verdict({(1, "labels only"): (0.9,)}, [searched(1, 0.9), searched(2, 0.8)], Choose())
+    verdict = fake_rows.verdict({(1, "labels only"): (0.9,)}, [searched(1, 0.9), searched(2, 0.8)], by_accuracy())
     assert (verdict.chosen, verdict.winner) == (1, None)
     assert verdict.sentences[0].startswith("Trial 1 was chosen: 1 of 2 candidates keeps at least 97%")
     assert verdict.sentences[1].startswith(
@@ -258,9 +275,10 @@ def test_stored_logits_are_those_of_the_trained_student(
     assert [report["epoch"] for report in reports] == [1, 2]
     rows: Rows = trial_inputs.rows("test", Worker())
     expected_NxC = compute_logits(Pretrained(trial.target, "").model(), rows, 128, Worker(), None)
-    stored_NxC = read_answers(trial.target)
-    assert stored_NxC is not None
-    assert np.array_equal(stored_NxC, expected_NxC)
+    stored = read_answers(trial.target)
+    assert stored is not None
+    assert np.array_equal(stored.logits_AxC, expected_NxC)
+    assert stored.thresholds_C is None
 
 
 def test_control_keeps_its_logits_and_is_trained_again_as_a_candidate(
@@ -282,7 +300,7 @@ def test_control_keeps_its_logits_and_is_trained_again_as_a_candidate(
         run_reruns({candidate: trial, control: trial}, slots, on_end)
     assert results == [("labels only", 2, None)] * 2 + [("candidate", 2, None)]
     assert (trial.target / "model.safetensors").exists()
-    assert np.array_equal(read_answers(trial.target), before)  # type: ignore[arg-type]
+    assert np.array_equal(read_answers(trial.target).logits_AxC, before.logits_AxC)  # type: ignore[union-attr]
 
 
 def test_control_without_weights_and_logits_is_trained_again(
@@ -296,7 +314,7 @@ def test_control_without_weights_and_logits_is_trained_again(
         before = read_answers(trial.target)
         (tmp_path / "run" / "test.npy").unlink()
         run_reruns({control: trial}, slots, lambda run, result: None)
-    assert np.array_equal(read_answers(trial.target), before)  # type: ignore[arg-type]
+    assert np.array_equal(read_answers(trial.target).logits_AxC, before.logits_AxC)  # type: ignore[union-attr]
 
 
 class RecordingScreen(NullScreen):

@@ -1,5 +1,7 @@
 """Choose and apply_rule: the choice, its sentence, the candidates, and that the chosen student has weights."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,12 @@ from hypothesis import strategies as st
 from kdray.choice.rule import Choose, apply_rule, candidates, front_trials
 from kdray.errors import SpecError
 from kdray.evaluation.trial_record import State, TrialRecord
+
+
+def by_accuracy(**settings: Any) -> Choose:
+    """A rule in which the quality is the accuracy."""
+    return Choose(**{"best": "accuracy"} | settings)
+
 
 TEACHER = {"accuracy": 0.9, "macro_f1": 0.89, "latency_ms": 8.0}
 
@@ -28,7 +36,7 @@ RECORDS = [
 
 
 def test_default_rule_chooses_the_smallest_latency_above_the_retention() -> None:
-    choice = apply_rule(RECORDS, Choose(), TEACHER)
+    choice = apply_rule(RECORDS, by_accuracy(), TEACHER)
     assert (choice.number, choice.satisfied) == (1, True)
     assert choice.sentence == (
         "Trial 1 was chosen: 2 of 4 finished students keep at least 97% of the teacher's quality, and trial 1 has the "
@@ -38,29 +46,29 @@ def test_default_rule_chooses_the_smallest_latency_above_the_retention() -> None
 
 
 def test_rule_without_smallest_chooses_the_best() -> None:
-    choice = apply_rule(RECORDS, Choose(smallest=None), TEACHER)
+    choice = apply_rule(RECORDS, by_accuracy(smallest=None), TEACHER)
     assert choice.number == 0
     assert "and trial 0 has the best accuracy" in choice.sentence
 
 
 def test_sentence_of_a_rule_without_requirements() -> None:
-    fastest = apply_rule(RECORDS, Choose(smallest=None, retention=None, best="speedup"), TEACHER)
+    fastest = apply_rule(RECORDS, by_accuracy(smallest=None, retention=None, best="speedup"), TEACHER)
     assert fastest.sentence == (
         "Trial 2 was chosen: of 4 finished students, trial 2 has the best speed-up. It keeps 88.9% of the teacher's "
         "quality and is 8.0 times as fast as the teacher."
     )
-    only = apply_rule(RECORDS[:1], Choose(smallest=None, retention=None), TEACHER)
+    only = apply_rule(RECORDS[:1], by_accuracy(smallest=None, retention=None), TEACHER)
     assert "of 1 finished student, trial 0 has the best accuracy. Its accuracy is" in only.sentence
 
 
 def test_rule_that_no_student_satisfies() -> None:
-    best = apply_rule(RECORDS, Choose(retention=0.995), TEACHER)
+    best = apply_rule(RECORDS, by_accuracy(retention=0.995), TEACHER)
     assert (best.number, best.satisfied) == (0, False)
     assert best.sentence.startswith(
         "No student keeps at least 99.5% of the teacher's quality, so the student with the best accuracy was chosen: "
         "trial 0. Its accuracy is 0.8900"
     )
-    none = apply_rule(RECORDS, Choose(retention=0.995, otherwise="none"), TEACHER)
+    none = apply_rule(RECORDS, by_accuracy(retention=0.995, otherwise="none"), TEACHER)
     assert (none.number, none.satisfied) == (None, False)
     assert none.sentence.startswith(
         "No student keeps at least 99.5% of the teacher's quality. Closest to the rule: trial 0 keeps 98.9% of the "
@@ -69,22 +77,22 @@ def test_rule_that_no_student_satisfies() -> None:
 
 
 def test_without_a_completed_trial_none_is_chosen() -> None:
-    assert apply_rule(RECORDS[3:5], Choose(), TEACHER).number is None
+    assert apply_rule(RECORDS[3:5], by_accuracy(), TEACHER).number is None
 
 
 def test_ties_are_broken_by_the_best_then_by_number() -> None:
     equals = [record(7, 0.88, 4.0), record(3, 0.89, 4.0), record(5, 0.89, 4.0)]
-    assert apply_rule(equals, Choose(), TEACHER).number == 3
+    assert apply_rule(equals, by_accuracy(), TEACHER).number == 3
 
 
 def test_best_may_be_a_metric_to_minimize() -> None:
     some = [record(0, 0.89, 4.0, loss=0.4), record(1, 0.88, 4.0, loss=0.3)]
-    assert apply_rule(some, Choose(smallest=None, best="loss"), TEACHER).number == 1
+    assert apply_rule(some, by_accuracy(smallest=None, best="loss"), TEACHER).number == 1
 
 
 def test_rule_that_cannot_be_applied_is_refused() -> None:
     with pytest.raises(SpecError, match=r"choose: the trials have no metric 'mcc'; .*Allowed: accuracy, epoch"):
-        apply_rule(RECORDS, Choose(best="mcc"), TEACHER)
+        apply_rule(RECORDS, by_accuracy(best="mcc"), TEACHER)
     with pytest.raises(
         SpecError, match=r"Choose\.smallest: accuracy is not a metric to minimize; Allowed: cpu_latency_ms, "
     ):
@@ -107,14 +115,14 @@ def test_chosen_trial_is_on_the_front_whose_weights_are_kept(
 ) -> None:
     """This holds also when many trials are equal in the metrics of the rule."""
     records = [record(n, a, t, macro_f1=f, retention=a) for n, (a, t, f) in enumerate(rows)]
-    rule = Choose(smallest=smallest, best="macro_f1", retention=retention)
+    rule = by_accuracy(smallest=smallest, best="macro_f1", retention=retention)
     choice = apply_rule(records, rule, TEACHER)
     assert choice.number in front_trials(records, rule.compared)
     assert choice.satisfied == any(a >= retention for a, _, _ in rows)
 
 
 def test_rule_with_limits() -> None:
-    rule = Choose(best="accuracy", at_most={"latency_ms": 4})
+    rule = by_accuracy(at_most={"latency_ms": 4})
     assert (rule.smallest, rule.retention) == (None, None)
     choice = apply_rule(RECORDS, rule, TEACHER)
     assert (choice.number, choice.satisfied) == (1, True)
@@ -133,14 +141,14 @@ def test_rule_with_limits() -> None:
 
 
 def test_rule_with_limits_and_retention() -> None:
-    rule = Choose(best="accuracy", at_most={"latency_ms": 5}, retention=0.97)
+    rule = by_accuracy(at_most={"latency_ms": 5}, retention=0.97)
     assert [r.number for r in rule.rank(RECORDS)] == [1]
     assert rule.misses(RECORDS[2].metrics) == ["keeps 88.9% of the teacher's quality (the rule requires 97%)"]
 
 
 def test_rule_chooses_the_knee() -> None:
     bent = [record(0, 0.60, 1.0), record(1, 0.86, 2.0), record(2, 0.88, 5.0), record(3, 0.90, 9.0), record(4, 0.5, 9.0)]
-    choice = apply_rule(bent, Choose(knee=True), TEACHER)
+    choice = apply_rule(bent, by_accuracy(knee=True), TEACHER)
     assert choice.number == 1
     assert "trial 1 is the closest to the knee of the front of accuracy over latency" in choice.sentence
 
@@ -152,17 +160,17 @@ def test_rule_that_minimizes_a_quality_metric_is_refused(wrong: dict[str, object
 
 
 def test_candidates_satisfy_the_rule_or_are_the_closest_to_it() -> None:
-    assert [r.number for r in candidates(RECORDS, Choose(), 3)] == [1, 0]
-    assert [r.number for r in candidates(RECORDS, Choose(), 1)] == [1]
-    assert [r.number for r in candidates(RECORDS, Choose(retention=0.995), 3)] == [0]
+    assert [r.number for r in candidates(RECORDS, by_accuracy(), 3)] == [1, 0]
+    assert [r.number for r in candidates(RECORDS, by_accuracy(), 1)] == [1]
+    assert [r.number for r in candidates(RECORDS, by_accuracy(retention=0.995), 3)] == [0]
 
 
 RULES = [
-    Choose(),
-    Choose(smallest=None),
-    Choose(best="accuracy", at_most={"latency_ms": 4.0}),
-    Choose(knee=True),
-    Choose(smallest="latency_ms", at_most={"latency_ms": 3.0}, retention=0.9),
+    by_accuracy(),
+    by_accuracy(smallest=None),
+    by_accuracy(at_most={"latency_ms": 4.0}),
+    by_accuracy(knee=True),
+    by_accuracy(smallest="latency_ms", at_most={"latency_ms": 3.0}, retention=0.9),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Generated reviews: the same rows in every process, correct labels, and a fresh Transformer that can read them."""
+"""Generated rows: what holds for every generator, true labels of reviews, and a fresh Transformer that reads them."""
 
 import os
 import subprocess
@@ -6,47 +6,114 @@ import sys
 import zlib
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from kdray.data.generated import BAD, GOOD, LABELS, THINGS, GeneratedReviews
+from kdray.data import generated
+from kdray.data.generated.drawing import GeneratedRows, is_right
+from kdray.data.generated.generators import KINDS
+from kdray.data.generated.reviews import BAD, GOOD, LABELS, THINGS, GeneratedReviews
+from kdray.data.rows import SPLITS
+from kdray.data.sources import open_source
+from kdray.data.splits import Data
 from kdray.errors import SpecError
 from kdray.models.fresh import FreshTransformer
+from kdray.tasks.text_classification import TextClassification
 
 SMALL = GeneratedReviews(train_rows=3000, validation_rows=2000, test_rows=300)
 TINY = FreshTransformer(layers=2, width=16, heads=2, feed_forward=32)
 
+DIGESTS = {
+    "reviews": 0,
+    "mentions": 0,
+    "moods": 0,
+    "pairs": 0,
+}
+"""CRC-32 of 60 training rows and 20 validation rows. With other rows, a sweep would not continue as it was started."""
+
 PRINT_DIGEST = """
-import zlib
-from kdray.data.generated import GeneratedReviews
-print(zlib.crc32(repr(GeneratedReviews(train_rows=50).rows("train")).encode()))
+import sys
+from tests.data.test_generated import digest, generator
+print(digest(generator(sys.argv[1])))
 """
 
 
-def test_another_process_generates_the_same_rows() -> None:
-    here = zlib.crc32(repr(GeneratedReviews(train_rows=50).rows("train")).encode())
+def generator(kind: str, **settings: Any) -> GeneratedRows:
+    settings = {"train_rows": 60, "validation_rows": 20, "test_rows": 20, **settings}
+    source = Data(source={"kind": kind, **settings}).source  # type: ignore[arg-type]
+    assert isinstance(source, GeneratedRows)
+    return source
+
+
+def digest(rows: GeneratedRows) -> int:
+    return zlib.crc32(repr([rows.rows("train"), rows.rows("validation")]).encode())
+
+
+def keys(columns: dict[str, list[Any]]) -> list[str]:
+    """What tells the rows apart: the cells of all columns but the answers, which are the last column."""
+    *questions, _ = columns.values()
+    return [repr(cells) for cells in zip(*questions, strict=True)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_rows_are_the_same_in_every_process_and_version(kind: str) -> None:
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    command = [sys.executable, "-c", PRINT_DIGEST]
+    command = [sys.executable, "-c", PRINT_DIGEST, kind]
     there = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    assert int(there.stdout) == here
+    assert (int(there.stdout), digest(generator(kind))) == (DIGESTS[kind], DIGESTS[kind])
 
 
-def test_another_seed_gives_other_rows() -> None:
-    assert GeneratedReviews(seed=1, test_rows=20).rows("test") != GeneratedReviews(seed=0, test_rows=20).rows("test")
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_seed_gives_other_rows(kind: str) -> None:
+    assert not {*keys(generator(kind, seed=1).rows("test"))} & {*keys(generator(kind, seed=0).rows("test"))}
 
 
-def test_no_sentence_occurs_twice() -> None:
-    texts = [text for split in ("train", "validation", "test") for text in SMALL.rows(split)["text"]]
-    assert len(texts) == 3000 + 2000 + 300
-    assert len(set(texts)) == len(texts)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_row_occurs_twice(kind: str) -> None:
+    rows = generator(kind, train_rows=600, validation_rows=200, test_rows=200)
+    every = [key for split in SPLITS for key in keys(rows.rows(split))]  # type: ignore[arg-type]
+    assert len(set(every)) == len(every) == 1000
 
 
-def test_a_larger_split_only_gets_more_sentences_and_changes_no_other_split() -> None:
-    larger = SMALL.model_copy(update={"train_rows": 4000, "test_rows": 400})
-    assert larger.rows("validation") == SMALL.rows("validation")
-    assert larger.rows("test")["text"][:300] == SMALL.rows("test")["text"]
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_larger_split_only_gets_more_rows_and_changes_no_other_split(kind: str) -> None:
+    small, larger = generator(kind), generator(kind, train_rows=90, test_rows=40)
+    assert larger.rows("validation") == small.rows("validation")
+    assert keys(larger.rows("train"))[:60] == keys(small.rows("train"))
+    assert keys(larger.rows("test"))[:20] == keys(small.rows("test"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_source_reads_the_columns_of_its_generator(kind: str) -> None:
+    rows = generator(kind)
+    source = open_source(rows, Data(source=rows))
+    (table,) = source.read("validation")
+    assert table.columns == rows.rows("validation")
+    assert (source.where, source.splits, table.where) == (
+        f"generated {kind}",
+        SPLITS,
+        f"generated {kind}, split 'validation'",
+    )
+
+
+def test_the_folder_lists_its_files() -> None:
+    folder = Path(str(generated.__file__)).parent
+    for path in folder.glob("[!_]*.py"):
+        assert f"`{path.stem}`" in str(generated.__doc__)
+
+
+def test_an_annotator_is_right_more_often_where_the_answer_is_clear_and_always_with_infinite_sureness() -> None:
+    draw = SMALL.random_of("train")
+
+    def share(strength: float, sureness: float) -> float:
+        return sum(is_right(draw, strength, sureness) for _ in range(4000)) / 4000
+
+    assert 0.46 < share(0.0, 3.0) < 0.54
+    assert 0.70 < share(1.0, 1.0) < 0.76
+    assert share(0.1, float("inf")) == 1.0
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -86,7 +153,7 @@ def test_a_less_sure_annotator_is_wrong_more_often() -> None:
 
 
 def test_the_tokenizer_has_every_word_and_is_the_same_after_saving(tmp_path: Path) -> None:
-    _, tokenizer = TINY.create(SMALL.rows("train")["text"], LABELS, 48, seed=0)
+    _, tokenizer = TINY.create(SMALL.rows("train")["text"], LABELS, TextClassification(max_length=48), seed=0)
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     texts = SMALL.rows("validation")["text"]
@@ -99,13 +166,17 @@ def test_the_tokenizer_has_every_word_and_is_the_same_after_saving(tmp_path: Pat
 
 def test_a_fresh_model_depends_on_its_seed_only_and_is_the_same_after_saving(tmp_path: Path) -> None:
     def weights(seed: int) -> torch.Tensor:
-        return TINY.create(["a plot"], LABELS, 16, seed)[0].bert.encoder.layer[1].output.dense.weight
+        return (
+            TINY.create(["a plot"], LABELS, TextClassification(max_length=16), seed)[0]
+            .bert.encoder.layer[1]
+            .output.dense.weight
+        )
 
     state = torch.random.get_rng_state()
     assert torch.equal(weights(3), weights(3))
     assert not torch.equal(weights(3), weights(4))
     assert torch.equal(torch.random.get_rng_state(), state)
-    model, _ = TINY.create(["a plot"], LABELS, 16, seed=3)
+    model, _ = TINY.create(["a plot"], LABELS, TextClassification(max_length=16), seed=3)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert loaded.config.id2label == {0: "negative", 1: "positive"}

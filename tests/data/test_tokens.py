@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from kdray.data.batches import batches_of_equal_length, epoch_batches, ordered_batches
-from kdray.data.generated import GeneratedReviews
+from kdray.data.generated.reviews import GeneratedReviews
 from kdray.data.splits import Data, Splits, load_splits
 from kdray.data.tokens import TokenSet, tokenise, tokenizer_key
 from kdray.data.truncation import describe_truncation
@@ -48,7 +48,7 @@ def test_a_batch_equals_what_the_tokenizer_gives(
     assert batch.inputs.keys() == {name for name in expected if name in tokenizer.model_input_names}
     for name, values in batch.inputs.items():
         assert torch.equal(values, expected[name])
-    assert batch.labels_B.tolist() == [splits.train[int(row)]["label"] for row in chosen]
+    assert batch.gold.tolist() == [splits.train[int(row)]["label"] for row in chosen]
     assert batch.ids.tolist() == [7, 3, 99, 0]
 
 
@@ -101,13 +101,13 @@ def test_rows_are_memory_mapped_and_pickled_as_a_file_name(tokens: TokenSet) -> 
 
 def test_a_batch_has_the_teacher_logits_of_its_rows(tokens: TokenSet) -> None:
     rows = tokens.rows("validation")
-    assert rows.batch(np.array([0])).teacher_logits_BxC is None
+    assert rows.batch(np.array([0])).teacher_logits_AxC is None
     with pytest.raises(LookupError):
         rows.teacher_logits(np.array([0]))
     logits = np.arange(40, dtype=np.float64).reshape(20, 2)
     batch = rows.with_logits(logits).batch(np.array([3, 1]))
-    assert batch.to(torch.device("cpu")).teacher_logits_BxC.tolist() == [[6.0, 7.0], [2.0, 3.0]]
-    assert batch.teacher_logits_BxC.dtype == torch.float32
+    assert batch.to(torch.device("cpu")).teacher_logits_AxC.tolist() == [[6.0, 7.0], [2.0, 3.0]]
+    assert batch.teacher_logits_AxC.dtype == torch.float32
 
 
 def test_cached_token_ids_are_used_until_a_file_is_damaged(

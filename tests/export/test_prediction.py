@@ -61,9 +61,15 @@ def write_file(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
 # Texts ----------------------------------------------------------------------------------------------------------------
 
 
+def probabilities(predictor: Predictor, texts: list[str], pairs: list[str] | None = None) -> np.ndarray:
+    """The probabilities of the labels (N x C)."""
+    logits_NxC = predictor.outputs(predictor.student.task.columns_of(texts, pairs)).logits_AxC
+    return np.asarray(torch.from_numpy(logits_NxC).softmax(dim=-1))
+
+
 def test_the_probabilities_are_those_of_the_model(predictor: Predictor) -> None:
     model, tokenizer = predictor.student.model.model(), predictor.student.model.tokenizer()
-    for text, probabilities_C in zip(TEXTS, predictor.probabilities(TEXTS, None), strict=True):
+    for text, probabilities_C in zip(TEXTS, probabilities(predictor, TEXTS), strict=True):
         inputs = tokenizer(text, truncation=True, max_length=16, return_tensors="pt")
         with torch.inference_mode():
             expected_C = model(**inputs).logits.softmax(-1)[0]
@@ -74,10 +80,11 @@ def test_batches_and_chunks_do_not_change_the_probabilities(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = TEXTS * 3
-    in_one_batch = Predictor(predictor.student, "pytorch", 64).probabilities(texts, None)
+    in_one_batch = probabilities(Predictor(predictor.student, "pytorch", 64), texts)
     monkeypatch.setattr("kdray.export.prediction.CHUNK", 4)
     progress: list[int] = []
-    in_small_batches = predictor.probabilities(texts, None, progress.append)
+    answers = predictor.answers(texts, None, progress.append)
+    in_small_batches = np.array([list(answer.probabilities.values()) for answer in answers])  # type: ignore[attr-defined]
     np.testing.assert_allclose(in_small_batches, in_one_batch, atol=1e-5)
     assert progress == sorted(progress)
     assert progress[-1] == len(texts)
@@ -108,8 +115,7 @@ def test_pairs(chosen: SweepPaths) -> None:
     student = replace(read_shipped(chosen), task=TextClassification(pair="other", max_length=16))
     predictor = Predictor(student, "pytorch", 2)
     assert check_pairs(student, ["a", "b"], ["c", "d"]) == ["c", "d"]
-    probabilities = predictor.probabilities(["good"], ["bad"])
-    assert not np.allclose(probabilities, predictor.probabilities(["good"], ["good"]))
+    assert not np.allclose(probabilities(predictor, ["good"], ["bad"]), probabilities(predictor, ["good"], ["good"]))
     assert list(read_lines(iter([b"one\ttwo\n"]), student)) == [(["one"], ["two"])]  # type: ignore[arg-type]
     with pytest.raises(DataError, match="line 1: this student reads pairs; put a tab between the two texts"):
         list(read_lines(iter([b"one two\n"]), student))  # type: ignore[arg-type]
@@ -184,7 +190,7 @@ def test_a_text_that_is_not_utf8_is_refused(chosen: SweepPaths) -> None:
 def test_a_decoder_reads_an_empty_text(chosen: SweepPaths) -> None:
     predictor = Predictor(read_shipped(chosen), "pytorch", 2)
     predictor._tokenizer.backend_tokenizer.post_processor = None
-    assert np.isfinite(predictor.probabilities(["", ""], None)).all()
+    assert np.isfinite(probabilities(predictor, ["", ""])).all()
 
 
 def test_a_sweep_of_another_user_can_be_used(

@@ -1,6 +1,7 @@
 """A ledger that somebody else wrote is a sentence that names the ledger and what to do, and never a traceback."""
 
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Callable
@@ -30,6 +31,14 @@ def journal(tmp_path: Path) -> Path:
     """A journal with one trial in each state."""
     make_ledger(tmp_path)
     return tmp_path / "ledger" / "journal.log"
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_a_pipe_in_place_of_the_journal_is_a_sentence(journal: Path, read: Callable[[Path], object]) -> None:
+    journal.unlink()
+    os.mkfifo(journal)
+    with pytest.raises(StorageError, match=r"journal\.log: is not a regular file"):
+        read(journal)
 
 
 LINES = {

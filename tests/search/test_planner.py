@@ -25,6 +25,9 @@ SPACE = {
 }
 
 
+OBJECTIVES = ("accuracy", "latency_ms")
+
+
 def costs(params: dict[str, Any], noise: float = 0.0) -> dict[str, float]:
     """Latency and speed-up by depth; `noise` stands for the timing noise of a measured latency, in milliseconds."""
     return {"latency_ms": params["student.depth"] + noise, "speedup": 4.0 / params["student.depth"]}
@@ -56,7 +59,7 @@ def make_planner(
     earlier: list[Any] | None = None,
     **settings: Any,
 ) -> Planner:
-    search = Search(**({"trials": 12, "stopping": None} | settings))
+    search = Search(**({"trials": 12, "stopping": None, "objectives": OBJECTIVES} | settings))
     ledger = Ledger.open(search.ledger or folder / "journal.log", "sweep", search.objectives)
     if earlier is not None:
         ledger.set_attr(EARLIER_TRIALS, {"trials": earlier})
@@ -135,7 +138,9 @@ def test_a_student_that_breaks_a_constraint_is_never_trained(tmp_path: Path) -> 
 def test_allowed_architectures_that_no_range_describes_are_found(tmp_path: Path) -> None:
     """Students may have many layers or many heads, but not both. No range of a single setting excludes both."""
     space = {"student.depth": [1, 8, 15], "student.heads": [1, 8, 15], "alpha": tune.uniform(0, 1)}
-    search = Search(trials=40, sampler="random", constraints={"latency_ms": at_most(15)}, stopping=None)
+    search = Search(
+        trials=40, sampler="random", objectives=OBJECTIVES, constraints={"latency_ms": at_most(15)}, stopping=None
+    )
     ledger = Ledger.open(tmp_path / "journal.log", "sweep", search.objectives)
     size = lambda params: {"latency_ms": params["student.depth"] * params["student.heads"]}  # noqa: E731
     planner = Planner(search, space, ledger, costs=size)
@@ -337,7 +342,7 @@ def test_the_attempts_of_the_slots_count_and_repeated_reports_do_not(tmp_path: P
 
 def test_no_trial_starts_after_the_hours(tmp_path: Path) -> None:
     now = [1000.0]
-    search = Search(trials=None, hours=1, stopping=None)
+    search = Search(trials=None, hours=1, objectives=OBJECTIVES, stopping=None)
     ledger = Ledger.open(tmp_path / "journal.log", "sweep", search.objectives)
     planner = Planner(search, SPACE, ledger, costs, clock=lambda: now[0])
     assert planner.next_trial() is not None
@@ -348,7 +353,7 @@ def test_no_trial_starts_after_the_hours(tmp_path: Path) -> None:
 
 
 def test_hours_include_the_training_before_an_interrupt(tmp_path: Path) -> None:
-    search = Search(trials=None, hours=1, stopping=None)
+    search = Search(trials=None, hours=1, objectives=OBJECTIVES, stopping=None)
     journal = tmp_path / "journal.log"
     first = Planner(search, SPACE, Ledger.open(journal, "sweep", search.objectives), costs)
     for _ in range(2):  # on two slots, both killed after 50 minutes
@@ -364,7 +369,7 @@ def test_hours_include_the_training_before_an_interrupt(tmp_path: Path) -> None:
 
 
 def test_hours_include_every_session_of_a_trial_that_is_interrupted_repeatedly(tmp_path: Path) -> None:
-    search = Search(trials=None, hours=5, stopping=None)
+    search = Search(trials=None, hours=5, objectives=OBJECTIVES, stopping=None)
     for session in range(3):  # two hours each
         now = [0.0]
         ledger = Ledger.open(tmp_path / "journal.log", "sweep", search.objectives)

@@ -106,7 +106,7 @@ class OneSlot:
 
 
 def make_planner(folder: Path, space: dict[str, Any] = SPACE, **settings: Any) -> Planner:
-    search = Search(**({"trials": 12, "stopping": None} | settings))
+    search = Search(**({"trials": 12, "stopping": None, "objectives": ("accuracy", "latency_ms")} | settings))
     ledger = Ledger.open(folder / "journal.log", "sweep", search.objectives)
     return Planner(
         search,

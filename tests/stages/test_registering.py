@@ -39,7 +39,7 @@ from tests.tracking.mlflow_server import Fault, FaultyProxy, Server
 
 UNREACHABLE = "http://127.0.0.1:9"
 """The discard port of the loopback interface: no process listens there."""
-SMALLEST = Choose(smallest="size_mb", retention=0.1)
+SMALLEST = Choose(best="accuracy", smallest="size_mb", retention=0.1)
 TEXTS = ["a warm and witty film", "the dull plot of this cold film", "fresh", "stale " * 200]
 
 RunDepth = Callable[..., Outcome]
@@ -237,21 +237,36 @@ def figures_with(**changes: Any) -> RegisteredFigures:
 @pytest.mark.parametrize(
     ("rule", "newcomer", "champion", "why"),
     [
-        (Choose(retention=0.8), {"latency_ms": 1.0, "parameters": 5e5}, {}, None),
-        (Choose(retention=0.8), {"latency_ms": 1.0}, {}, "no better"),  # one shape: the clock measures noise
-        (Choose(retention=0.8), {"latency_ms": 3.0, "parameters": 5e5, "accuracy": 0.95}, {}, "no better"),
+        (Choose(best="accuracy", retention=0.8), {"latency_ms": 1.0, "parameters": 5e5}, {}, None),
         (
-            Choose(retention=0.8),
+            Choose(best="accuracy", retention=0.8),
+            {"latency_ms": 1.0},
+            {},
+            "no better",
+        ),  # one shape: the clock measures noise
+        (
+            Choose(best="accuracy", retention=0.8),
+            {"latency_ms": 3.0, "parameters": 5e5, "accuracy": 0.95},
+            {},
+            "no better",
+        ),
+        (
+            Choose(best="accuracy", retention=0.8),
             {"latency_ms": 3.0, "parameters": 5e5},
             {"accuracy": 0.7},
             None,
         ),  # too poor for the rule
-        (Choose(retention=0.8), {}, {}, "no better"),
-        (Choose(retention=0.8), {"measured": "on a GPU", "latency_ms": 0.1}, {}, "the latency of the champion cannot"),
-        (Choose(at_most={"size_mb": 20}), {"measured": "on a GPU", "accuracy": 0.91}, {}, None),
+        (Choose(best="accuracy", retention=0.8), {}, {}, "no better"),
+        (
+            Choose(best="accuracy", retention=0.8),
+            {"measured": "on a GPU", "latency_ms": 0.1},
+            {},
+            "the latency of the champion cannot",
+        ),
+        (Choose(best="accuracy", at_most={"size_mb": 20}), {"measured": "on a GPU", "accuracy": 0.91}, {}, None),
         (Choose(best="agreement", at_most={"size_mb": 20}), {"teacher_weights": "u"}, {}, "is with another teacher"),
-        (Choose(knee=True, smallest="size_mb"), {"size_mb": 5.0, "accuracy": 0.85}, {}, "no better"),
-        (Choose(knee=True, smallest="size_mb"), {"size_mb": 5.0}, {}, None),
+        (Choose(best="accuracy", knee=True, smallest="size_mb"), {"size_mb": 5.0, "accuracy": 0.85}, {}, "no better"),
+        (Choose(best="accuracy", knee=True, smallest="size_mb"), {"size_mb": 5.0}, {}, None),
     ],
 )
 def test_the_newer_rule_compares_both_students(

@@ -1,6 +1,7 @@
 """Text classification: its settings, its metrics, and the labels of a model in its saved configuration."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,17 @@ from transformers import AutoConfig, BertConfig, BertForSequenceClassification
 
 from kdray.errors import SpecError
 from kdray.models.fresh import word_tokenizer
-from kdray.tasks.task import Task
+from kdray.tasks.task import Outputs, Task
 from kdray.tasks.text_classification import TextClassification
 
 TASK: Task = TextClassification()
+
+
+def values_of(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The metrics of these logits."""
+    names = tuple("abc"[: logits.shape[1]])
+    rows = SimpleNamespace(gold=labels, example_starts=np.arange(len(labels) + 1), labels=names)
+    return TASK.values(Outputs(logits), rows)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +38,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_metrics_of_two_classes() -> None:
     logits = np.array([[2.0, 1], [0, 1], [0, 3], [1, 0]])
-    metrics = TASK.metrics(logits, np.array([0, 1, 0, 0]))
-    assert tuple(metrics) == TASK.metric_names(2)
+    metrics = values_of(logits, np.array([0, 1, 0, 0]))
+    assert tuple(metrics) == TASK.metric_names(("no", "yes")) == TASK.metric_names(None)
     assert metrics["accuracy"] == 0.75
     assert metrics["macro_f1"] == pytest.approx((2 * 2 / 5 + 2 * 1 / 3) / 2)
     assert metrics["mcc"] == pytest.approx((2 * 1 - 1 * 0) / np.sqrt(2 * 3 * 1 * 2))
@@ -39,14 +47,14 @@ def test_metrics_of_two_classes() -> None:
 
 def test_metrics_of_three_classes() -> None:
     logits, labels = np.eye(3)[[0, 1, 2, 2]], np.array([0, 1, 2, 1])
-    assert TASK.metrics(logits, labels) == {
+    assert values_of(logits, labels) == {
         "accuracy": 0.75,
         "macro_f1": f1_score(labels, [0, 1, 2, 2], average="macro"),
     }
 
 
 def test_metrics_are_nan_if_an_output_is_nan() -> None:
-    assert np.isnan(list(TASK.metrics(np.array([[np.nan, 0.0], [1, 0]]), np.array([0, 1])).values())).all()
+    assert np.isnan(list(values_of(np.array([[np.nan, 0.0], [1, 0]]), np.array([0, 1])).values())).all()
 
 
 def test_a_head_for_another_number_of_labels_is_drawn_at_random(saved: Path) -> None:
@@ -70,8 +78,8 @@ def test_labels_are_in_the_saved_config(saved: Path, tmp_path: Path) -> None:
 def test_a_maximum_length_above_that_of_the_model_is_refused(saved: Path) -> None:
     tokenizer = TASK.tokenizer(saved)
     with pytest.raises(SpecError, match=r"task.max_length: got 17; this model takes at most 16 tokens"):
-        TextClassification(max_length=17).encode(tokenizer, ["good"], None)
-    ids = TextClassification(max_length=16).encode(tokenizer, ["good " * 40, "bad"], None)["input_ids"]
+        TextClassification(max_length=17).encode(tokenizer, {"text": ["good"]})
+    ids = TextClassification(max_length=16).encode(tokenizer, {"text": ["good " * 40, "bad"]}).inputs["input_ids"]
     assert len(ids[0]) == 16
     assert len(ids[1]) < 16
 
@@ -82,3 +90,9 @@ def test_wrong_settings_are_refused() -> None:
     with pytest.raises(SpecError, match="at least two different names"):
         TextClassification(labels="yes,yes")
     assert TextClassification(labels="no,yes").labels == ("no", "yes")
+
+
+def test_agreement_is_the_share_of_equal_classes() -> None:
+    student = Outputs(np.array([[1.0, 0], [0, 1], [3, 2], [0, 1]]))
+    teacher = Outputs(np.array([[9.0, 0], [0, 9], [2, 3], [0, 2]]))
+    assert TASK.agreement(student, teacher) == 0.75

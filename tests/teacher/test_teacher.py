@@ -1,8 +1,10 @@
 """A teacher is obtained once, and a teacher that is not good enough is refused with a remedy that works."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from kdray.settings import parse_value
 from kdray.slots.job import Job, Report, Worker
 from kdray.slots.local import LocalSlots
 from kdray.storage.paths import StoragePaths
+from kdray.tasks.task import Outputs
 from kdray.tasks.text_classification import TextClassification
 from kdray.teacher.teacher import FineTuning, Teacher, check_quality, obtain_source, obtain_teacher
 from kdray.training.settings import Training
@@ -66,9 +69,15 @@ def check(teacher: Teacher, data: Path, labels: str | None, storage: Path) -> fl
     paths, splits = StoragePaths(storage), load_splits(Data(source=str(data)), task)
     source = obtain_source(teacher, task, splits, paths, seed=0)
     rows = tokenise(splits, task, source.tokenizer(), paths).rows("validation")
-    logits = compute_logits(source.model(), rows, 64, Worker(), None)
-    check_quality(teacher, logits, rows.labels, splits.labels)
-    return float(task.metrics(logits, rows.labels)["accuracy"])
+    outputs = task.outputs(compute_logits(source.model(), rows, 64, Worker(), None), rows)
+    check_quality(teacher, task, outputs, rows)
+    return task.values(outputs, rows)["accuracy"]
+
+
+def check_outputs(teacher: Teacher, logits_NxC: np.ndarray, labels_N: np.ndarray, names: Sequence[str]) -> None:
+    """Check a teacher with these logits for validation rows with these labels."""
+    rows: Any = SimpleNamespace(gold=labels_N, example_starts=np.arange(len(labels_N) + 1), labels=tuple(names))
+    check_quality(teacher, TextClassification(), Outputs(logits_NxC), rows)
 
 
 def refusal(teacher: Teacher, data: Path, labels: str | None, storage: Path) -> str:
@@ -157,7 +166,7 @@ def test_a_backbone_is_refused_unless_it_is_fine_tuned(
 ) -> None:
     folder, paths = write_backbone(tmp_path / "backbone", teacher), StoragePaths(tmp_path)
     message = refusal(Teacher(model=str(folder)), data_folder, None, tmp_path)
-    assert "no trained classification head for 2 labels" in message
+    assert "no trained head for text classification with 2 labels" in message
     assert "training=Training()" in message
     source = obtain_source(Teacher(model=str(folder), training=TRAINED), task, splits, paths, seed=0)
     other = obtain_source(Teacher(model=str(folder), training=TRAINED), task, splits, paths, seed=1)
@@ -244,18 +253,19 @@ def test_a_teacher_near_chance_is_refused() -> None:
     labels_N = np.arange(100) % 2
     logits_NxC = np.eye(2)[np.arange(100) // 2 % 2]
     with pytest.raises(
-        TeacherError, match=r"near chance \(0\.500 of the rows have one label\); at least 0\.550 is required"
+        TeacherError,
+        match=r"near chance \(0\.500 for answers that do not depend on the text\); at least 0\.550 is required",
     ) as caught:
-        check_quality(Teacher(model="x"), logits_NxC, labels_N, ["a", "b"])
+        check_outputs(Teacher(model="x"), logits_NxC, labels_N, ["a", "b"])
     assert "Fine-tune it" in str(caught.value)
     assert "task.labels" not in str(caught.value)
-    check_quality(Teacher(model="x", above_chance=0), np.eye(2)[labels_N], labels_N, ["a", "b"])
+    check_outputs(Teacher(model="x", above_chance=0), np.eye(2)[labels_N], labels_N, ["a", "b"])
 
 
 def test_a_teacher_that_always_answers_the_most_frequent_label_is_near_chance() -> None:
     labels_N = (np.arange(100) < 10).astype(int)
     with pytest.raises(TeacherError, match=r"accuracy is 0\.900, near chance \(0\.900"):
-        check_quality(Teacher(model="x"), np.tile([1.0, 0.0], (100, 1)), labels_N, ["a", "b"])
+        check_outputs(Teacher(model="x"), np.tile([1.0, 0.0], (100, 1)), labels_N, ["a", "b"])
 
 
 def test_the_order_of_three_labels_is_found() -> None:
@@ -263,7 +273,7 @@ def test_the_order_of_three_labels_is_found() -> None:
     labels_N = np.arange(90) % 3
     logits_NxC = np.eye(3)[(labels_N + 1) % 3]
     with pytest.raises(TeacherError, match=r"would be 1\.000 if its outputs meant, in order, c,a,b"):
-        check_quality(Teacher(model="x"), logits_NxC, labels_N, ["a", "b", "c"])
+        check_outputs(Teacher(model="x"), logits_NxC, labels_N, ["a", "b", "c"])
 
 
 def test_two_exchanged_labels_of_four_are_found_although_the_teacher_is_above_chance() -> None:
@@ -272,9 +282,9 @@ def test_two_exchanged_labels_of_four_are_found_although_the_teacher_is_above_ch
     with pytest.raises(
         TeacherError, match=r"accuracy is 0\.500, but would be 1\.000 if .* in order, a,b,d,c"
     ) as caught:
-        check_quality(Teacher(model="x"), logits_NxC, labels_N, list("abcd"))
+        check_outputs(Teacher(model="x"), logits_NxC, labels_N, list("abcd"))
     assert "chance" not in str(caught.value)
-    check_quality(Teacher(model="x", training=Training()), logits_NxC, labels_N, list("abcd"))
+    check_outputs(Teacher(model="x", training=Training()), logits_NxC, labels_N, list("abcd"))
 
 
 @pytest.mark.parametrize("labels", [("A", "B", "C", "D"), ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")])
@@ -282,14 +292,14 @@ def test_exchanged_labels_are_found_where_the_setting_has_other_names_than_the_d
     labels_N = np.arange(100) % 4
     logits_NxC = np.eye(4)[np.array([0, 1, 3, 2])[labels_N]]
     with pytest.raises(TeacherError, match=r"in order, a,b,d,c"):
-        check_quality(Teacher(model="x", labels=labels), logits_NxC, labels_N, list("abcd"))
+        check_outputs(Teacher(model="x", labels=labels), logits_NxC, labels_N, list("abcd"))
 
 
 def test_a_good_teacher_is_accepted_although_nearly_all_rows_have_one_label() -> None:
     labels_N = (np.arange(1000) < 10).astype(int)
-    check_quality(Teacher(model="x"), np.eye(2)[labels_N], labels_N, ["a", "b"])
+    check_outputs(Teacher(model="x"), np.eye(2)[labels_N], labels_N, ["a", "b"])
     with pytest.raises(TeacherError, match=r"at least 0\.995 is required"):
-        check_quality(Teacher(model="x"), np.tile([1.0, 0.0], (1000, 1)), labels_N, ["a", "b"])
+        check_outputs(Teacher(model="x"), np.tile([1.0, 0.0], (1000, 1)), labels_N, ["a", "b"])
 
 
 @pytest.mark.parametrize("labels", [("NEGATIVE", "Positive"), ("LABEL_0", "LABEL_1")])

@@ -65,7 +65,7 @@ def test_the_logits_are_those_of_the_live_teacher(teacher: Pretrained, tokens: T
             live = model(**rows.batch(sample).inputs).logits.numpy()
         assert rows.teacher_logits(sample) == pytest.approx(live, abs=1e-5)
         assert len(transfer.logits(split)) == len(rows) == len(transfer.logits(split).all())
-    assert torch.equal(rows.batch(sample).teacher_logits_BxC, torch.from_numpy(rows.teacher_logits(sample)))
+    assert torch.equal(rows.batch(sample).teacher_logits_AxC, torch.from_numpy(rows.teacher_logits(sample)))
 
 
 def test_rows_are_labelled_once(teacher: Pretrained, tokens: TokenSet, paths: StoragePaths) -> None:

@@ -15,15 +15,16 @@ import torch.multiprocessing
 from torch import nn
 from transformers import DebertaConfig, DebertaForSequenceClassification
 
-from kdray.data.rows import Batch
 from kdray.data.tokens import TokenSet
 from kdray.data.transfer_set import TransferSet
 from kdray.errors import JobError, SpecError
 from kdray.evaluation.outputs import compute_logits
 from kdray.evaluation.quality import student_quality
-from kdray.losses.distillation import Distillation, Loss
+from kdray.losses.distillation import Distillation, Loss, Targets
+from kdray.losses.softmax import SOFTMAX
 from kdray.models.pretrained import Pretrained
 from kdray.slots.job import NOTE, Instruction, Report, Worker
+from kdray.tasks.task import Outputs
 from kdray.training.checkpoint import CheckpointManager, Position, RunningSums
 from kdray.training.fit import TrainingPlan, fit
 from kdray.training.precision import autocast_dtype
@@ -48,8 +49,8 @@ class Trainer:
         return Recipe().with_dotted({"student.depth": 2, "student.dropout": 0.1}).student.build(self.source.model(), 0)
 
     def fit(self, model: nn.Module, training: Training = TRAINING, seed: int = 0, **changes: Any) -> Iterator[Report]:
-        def loss_of(logits: torch.Tensor, batch: Batch) -> Loss:
-            return DISTILLATION.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
+        def loss_of(outputs: torch.Tensor, targets: Targets) -> Loss:
+            return DISTILLATION.loss(outputs, targets, SOFTMAX)
 
         rows = self.transfer.rows(self.tokens, "train")
         worker = changes.pop("worker", Worker())
@@ -130,7 +131,7 @@ def test_the_reported_loss_is_the_mean_over_all_rows(trainer: Trainer) -> None:
     batch = rows.batch(np.arange(len(rows)))
     with torch.inference_mode():
         logits = model(**batch.inputs).logits
-        expected = DISTILLATION.loss(logits, batch.teacher_logits_BxC, batch.labels_B).total_B.mean()
+        expected = DISTILLATION.loss(logits, Targets(batch.gold, batch.teacher_logits_AxC), SOFTMAX).total_A.mean()
     training = Training(epochs=1, batch_size=48, learning_rate=1e-30, precision="fp32", weight_decay=0)
     (report,) = trainer.fit(model, training)
     assert report["train_loss"] == pytest.approx(float(expected), rel=1e-5)
@@ -318,10 +319,11 @@ def _train(trial_inputs: TrialInputs, worker: Worker) -> tuple[list[Report], nn.
     validation = trial_inputs.rows("validation", worker)
 
     def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
-        return student_quality(trial_inputs.task, compute_logits(model, validation, 32, worker, None), validation)
+        student = Outputs(compute_logits(model, validation, 32, worker, None))
+        return student_quality(trial_inputs.task, student, Outputs(validation.teacher_logits()), validation)
 
-    def loss_of(logits: torch.Tensor, batch: Batch) -> Loss:
-        return recipe.distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
+    def loss_of(outputs: torch.Tensor, targets: Targets) -> Loss:
+        return recipe.distillation.loss(outputs, targets, SOFTMAX)
 
     rows = trial_inputs.rows("train", worker)
     plan = TrainingPlan(rows=rows, training=training, loss_of=loss_of, evaluate=evaluate, seed=0)
@@ -358,6 +360,6 @@ def test_the_number_of_evaluations_is_known_before_the_training(rows: int, per_e
 def test_a_rank_without_rows_adds_nothing_to_the_loss() -> None:
     sums = RunningSums()
     loss = Loss(torch.ones(1), {"hard": torch.tensor(0.7)})
-    sums.add(loss, 1, torch.tensor(1.0))
-    sums.add(loss, 0, torch.tensor(1.0))
+    sums.add(loss, 1, 1, torch.tensor(1.0))
+    sums.add(loss, 0, 0, torch.tensor(1.0))
     assert (sums.rows, float(sums.norm), float(sums.terms["hard"])) == (1, 2.0, pytest.approx(0.7))

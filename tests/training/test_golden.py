@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from kdray.data.rows import Batch, Rows
+from kdray.data.rows import Rows
 from kdray.data.tokens import TokenSet
 from kdray.evaluation.outputs import compute_logits
 from kdray.evaluation.quality import student_quality
-from kdray.losses.distillation import Distillation, Loss
+from kdray.losses.distillation import Distillation, Loss, Targets
+from kdray.losses.softmax import SOFTMAX
 from kdray.models.pretrained import Pretrained
 from kdray.models.transformer import TransformerStudent
 from kdray.slots.job import Worker
+from kdray.tasks.task import Outputs
 from kdray.tasks.text_classification import TextClassification
 from kdray.training.fit import TrainingPlan, fit
 from kdray.training.settings import Training
@@ -42,7 +44,7 @@ GOLDEN = {
 def with_teacher_logits(rows: Rows) -> Rows:
     """The rows with the logits of a teacher that is always right, and less certain for each following row."""
     size_N = 3.0 - 2.5 * np.arange(len(rows)) / len(rows)
-    return rows.with_logits(np.stack([np.where(rows.labels == label, size_N, -size_N) for label in (0, 1)], axis=1))
+    return rows.with_logits(np.stack([np.where(rows.gold == label, size_N, -size_N) for label in (0, 1)], axis=1))
 
 
 def train_20_steps(source: Pretrained, tokens: TokenSet, task: TextClassification) -> dict[str, float]:
@@ -51,11 +53,12 @@ def train_20_steps(source: Pretrained, tokens: TokenSet, task: TextClassificatio
     model = TransformerStudent(depth=2).build(source.model(), seed=0)
     distillation = Distillation(temperature=3.0, alpha=0.6, logit_mse=0.05)
 
-    def loss_of(logits: Tensor, batch: Batch) -> Loss:
-        return distillation.loss(logits, batch.teacher_logits_BxC, batch.labels_B)
+    def loss_of(outputs: Tensor, targets: Targets) -> Loss:
+        return distillation.loss(outputs, targets, SOFTMAX)
 
     def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
-        return student_quality(task, compute_logits(model, validation, 32, Worker(), None), validation)
+        student = Outputs(compute_logits(model, validation, 32, Worker(), None))
+        return student_quality(task, student, Outputs(validation.teacher_logits()), validation)
 
     training = Training(epochs=4, batch_size=64, learning_rate=1e-2, precision="fp32")
     plan = TrainingPlan(rows=train, training=training, loss_of=loss_of, evaluate=evaluate, seed=0)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -16,6 +15,7 @@ from kdray.models.pretrained import Pretrained
 from kdray.slots.job import Report, Worker
 from kdray.slots.local import LocalSlots
 from kdray.storage.paths import StoragePaths
+from kdray.tasks.task import Outputs
 from kdray.training.trial import EvaluateStudent, Recipe, Trial, TrialInputs
 
 TIMES = ("examples_per_s", "train_seconds", "eval_seconds")
@@ -172,10 +172,10 @@ def test_a_recipe_with_a_wrong_setting_is_refused(recipe: Recipe, changes: dict[
 
 def test_quality_compares_the_student_with_its_teacher(trial_inputs: TrialInputs) -> None:
     rows = trial_inputs.rows("validation", Worker())
-    teacher_logits = rows.teacher_logits(np.arange(len(rows)))
-    same = student_quality(trial_inputs.task, teacher_logits, rows)
+    teacher = Outputs(rows.teacher_logits())
+    same = student_quality(trial_inputs.task, teacher, teacher, rows)
     assert (same["agreement"], same["retention"]) == (1, 1)
-    opposite = student_quality(trial_inputs.task, -teacher_logits, rows)
+    opposite = student_quality(trial_inputs.task, Outputs(-teacher.logits_AxC), teacher, rows)
     assert opposite["agreement"] == 0
     assert opposite["accuracy"] == pytest.approx(1 - same["accuracy"])
     assert opposite["retention"] == pytest.approx(opposite["accuracy"] / same["accuracy"])

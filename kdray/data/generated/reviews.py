@@ -1,6 +1,6 @@
-"""Labelled sentences that a seeded generator writes, for sweeps that download nothing.
+"""Generated reviews: labelled sentences, for text classification.
 
-A generated review has one to three clauses. They say what its writer thinks of a film, and other things, too:
+A review has one to three clauses. They say what its writer thinks of a film, and other things, too:
 
     critics call the plot superb but not very funny dialogue .            (negative)
     i do not think the cast is silly , the music should be rather good .  (positive)
@@ -9,22 +9,19 @@ The label depends on several effects that combine, so that the number of layers 
 degree ("hardly", "very"), negation of a word, negation of a clause ("i do not think ..."), expectations that are not
 met ("should be"), opinions of other people, which do not count, and the higher weight of what follows "but".
 
-The training labels are the votes of one simulated annotator, who is wrong more often where the opinion is weak; the
-other splits have the true labels. A teacher that has seen many votes learns the true labels, and its soft targets give
-a student the strength of each opinion. `kdray.data.splits` checks the rows, and `kdray.data.tokens` tokenises them.
+The training labels are the votes of one simulated annotator, who is wrong more often where the opinion is weak. A
+teacher's soft targets give a student the strength of each opinion.
 """
 
 import math
 import random
-import zlib
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import Literal
 
 from pydantic import Field
 
-from kdray.settings import Settings
-
-Split: TypeAlias = Literal["train", "validation", "test"]
+from kdray.data.generated.drawing import GeneratedRows, Split, is_right
 
 LABELS = ("negative", "positive")
 NEGATIVE, POSITIVE = LABELS
@@ -70,44 +67,36 @@ class Opinion:
     score: float
 
 
-class GeneratedReviews(Settings):
-    """Generated reviews: the same seed gives the same rows in every process, and no two splits share a sentence."""
+class GeneratedReviews(GeneratedRows):
+    """Reviews of films with the label negative or positive, for text classification."""
 
-    train_rows: int = Field(16_000, ge=2)
-    validation_rows: int = Field(2000, ge=2)
-    test_rows: int = Field(2000, ge=2)
+    kind: Literal["reviews"] = Field("reviews", exclude=True)
+    """Not written: sweeps that were started when there was no other generator have settings without a kind."""
     sureness: float = Field(1.6, gt=0)
     """How sure the annotator is: the vote on a review of strength s is right with probability
     1 / (1 + exp(-sureness * s))."""
-    seed: int = 0
 
     def rows(self, split: Split) -> dict[str, list[str]]:
         """The columns `text` and `label` of one split; no sentence occurs twice."""
-        # The seed is a text: it gives the same numbers in every process, which hash() of a text would not.
-        draw = random.Random(f"{split} {self.seed}")  # noqa: S311 - words, no secrets
-        row_count = {"train": self.train_rows, "validation": self.validation_rows, "test": self.test_rows}[split]
-        scores: dict[str, float] = {}
-        while len(scores) < row_count:
-            review = _review(draw)
-            if split_of(review.text) == split and abs(review.score) > MINIMUM_STRENGTH:
-                scores[review.text] = review.score
-        # An infinite sureness gives the true labels. It draws as many random numbers, one for each row.
+        draw = self.random_of(split)
+        reviews = self.distinct(split, partial(_clear_review, draw), lambda review: review.text)
         sureness = self.sureness if split == "train" else math.inf
-        return {"text": list(scores), "label": [_vote(draw, score, sureness) for score in scores.values()]}
-
-
-def split_of(text: str) -> Split:
-    """The only split that may contain this sentence.
-
-    It depends on the sentence alone, so that the size of one split has no influence on the others.
-    """
-    return ("train", "train", "validation", "test")[zlib.crc32(text.encode()) % 4]
+        return {
+            "text": [review.text for review in reviews],
+            "label": [_vote(draw, review.score, sureness) for review in reviews],
+        }
 
 
 def _vote(draw: random.Random, score: float, sureness: float) -> str:
     """The label that the annotator gives to a review with this score."""
     right, wrong = (POSITIVE, NEGATIVE) if score > 0 else (NEGATIVE, POSITIVE)
-    return right if draw.random() < 1 / (1 + math.exp(-sureness * abs(score))) else wrong
+    return right if is_right(draw, abs(score), sureness) else wrong
+
+
+def _clear_review(draw: random.Random) -> Opinion | None:
+    """A review; None if its opinion is too weak to tell a label."""
+    review = _review(draw)
+    return review if abs(review.score) > MINIMUM_STRENGTH else None
 
 
 def _review(draw: random.Random) -> Opinion:

@@ -1,0 +1,70 @@
+"""Distribution: what the outputs of a model mean, and so how two models, or a model and the gold, are compared.
+
+Each kind is a file of its own: `softmax`, `sigmoid`, `value`. A task names the one that its outputs have.
+Shapes: A answers, C outputs.
+"""
+
+from typing import Protocol, Self
+
+import numpy as np
+from torch import Tensor, nn
+
+
+class Distribution(Protocol):
+    """The terms of the loss for one kind of outputs, each with one value for each answer."""
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """The names in `Distillation` that have a meaning for these outputs."""
+        ...
+
+    def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float) -> Tensor:
+        """How much the student's outputs differ from the teacher's (A)."""
+        ...
+
+    def hard_loss(self, student_AxC: Tensor, gold: Tensor) -> Tensor:
+        """How much the student's outputs differ from the gold (A); 0 for an answer without gold."""
+        ...
+
+    def start_training(self, model: nn.Module) -> Self:
+        """Change the head in place, so that the model answers in the units that it is trained in.
+
+        Returns the distribution of this model in training.
+        """
+        ...
+
+    def end_training(self, model: nn.Module) -> None:
+        """Undo `start_training`: the model answers in the units of the data again."""
+        ...
+
+    def for_data_units(self) -> Self:
+        """The distribution of a model that answers in the units of the data."""
+        ...
+
+    def in_data_units(self, outputs_AxC: np.ndarray) -> np.ndarray:
+        """The outputs of a model in training, in the units of the data (A x C)."""
+        ...
+
+
+class Unchanged:
+    """For a distribution whose outputs are trained as they are."""
+
+    def start_training(self, model: nn.Module) -> Self:
+        """Change nothing."""
+        return self
+
+    def end_training(self, model: nn.Module) -> None:
+        """Change nothing."""
+
+    def for_data_units(self) -> Self:
+        """The distribution itself."""
+        return self
+
+    def in_data_units(self, outputs_AxC: np.ndarray) -> np.ndarray:
+        """The outputs themselves."""
+        return outputs_AxC
+
+
+def mean_squared_difference(student_AxC: Tensor, teacher_AxC: Tensor) -> Tensor:
+    """The squared difference of the outputs, mean over the outputs (A) (Ba and Caruana 2014, arXiv:1312.6184)."""
+    return (student_AxC - teacher_AxC).square().mean(dim=-1)

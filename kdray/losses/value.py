@@ -1,0 +1,78 @@
+"""Value: the only output of an answer is a number in the units of the data.
+
+A model is trained on standardised numbers, because learning rates that fit scores of 0 to 1 do not fit prices. Before
+the training its head is changed so that it answers in standardised units, and after it so that it answers in the units
+of the data: a saved model needs no further step. Shapes: A answers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Value:
+    """The terms of the loss for numbers: squared differences in standardised units. See `Distribution`."""
+
+    mean: float
+    """The mean of the gold of the training rows."""
+    spread: float
+    """The standard deviation of the gold of the training rows."""
+
+    settings = frozenset({"alpha"})
+
+    @classmethod
+    def of(cls, gold_A: np.ndarray) -> "Value":
+        """The distribution for training rows with this gold; nan stands for no gold."""
+        known = gold_A[np.isfinite(gold_A)].astype(np.float64)
+        return cls(float(known.mean()), float(known.std()) or 1.0)
+
+    def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float) -> Tensor:
+        """The squared difference from the teacher; the temperature has no meaning for a number."""
+        return (student_AxC - self._standardised(teacher_AxC)).square().mean(dim=-1)
+
+    def hard_loss(self, student_AxC: Tensor, gold: Tensor) -> Tensor:
+        """The squared difference from the gold (A); nan stands for no gold."""
+        has_gold_A = gold.isfinite()
+        expected_A = self._standardised(gold.nan_to_num(self.mean)).to(student_AxC.dtype)
+        return (student_AxC[:, 0] - expected_A).square() * has_gold_A
+
+    def start_training(self, model: nn.Module) -> "Value":
+        """Let the head answer in standardised units: (w x + b - mean) / spread.
+
+        A head without a bias, as many decoders have, cannot add the mean again after the training. It is trained on
+        numbers that are divided by the spread only.
+        """
+        head = _head(model)
+        with torch.no_grad():
+            head.weight.div_(self.spread)
+            if head.bias is None:
+                return Value(0.0, self.spread)
+            head.bias.sub_(self.mean).div_(self.spread)
+        return self
+
+    def end_training(self, model: nn.Module) -> None:
+        """Let the head answer in the units of the data: (w x + b) * spread + mean."""
+        head = _head(model)
+        with torch.no_grad():
+            head.weight.mul_(self.spread)
+            if head.bias is not None:
+                head.bias.mul_(self.spread).add_(self.mean)
+
+    def for_data_units(self) -> "Value":
+        """Squared differences in the units of the data."""
+        return Value(0.0, 1.0)
+
+    def in_data_units(self, outputs_AxC: np.ndarray) -> np.ndarray:
+        """The outputs of a model in training, in the units of the data (A x 1)."""
+        return (outputs_AxC * self.spread + self.mean).astype(np.float32)
+
+    def _standardised(self, values: Tensor) -> Tensor:
+        return (values - self.mean) / self.spread
+
+
+def _head(model: nn.Module) -> nn.Linear:
+    """The last linear layer with one output."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1][-1]

@@ -1,0 +1,40 @@
+"""Counts: how much each row adds to some sums, and the metrics that are functions of these sums.
+
+A metric of many rows is seldom the mean of a metric of each row, but most are functions of counts: accuracy of the
+number of right answers, F1 of the numbers of right, given and expected ones. Counts of rows can be added on any number
+of workers, and drawn again by a bootstrap, without the outputs that they were made of.
+
+Shapes: N rows, K counts.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from scipy import sparse
+
+MetricOfCounts: TypeAlias = Callable[[np.ndarray], np.ndarray]
+"""A function of summed counts (... x K) that gives values (...)."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a task."""
+
+    name: str
+    direction: Literal["maximize", "minimize"] = "maximize"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The counts of the rows of one model."""
+
+    counts_NxK: sparse.csr_array
+    metrics: Mapping[str, MetricOfCounts]
+    """Name of a metric -> its value for summed counts."""
+
+    def values(self) -> dict[str, float]:
+        """The metrics of all rows."""
+        sums_K = np.asarray(self.counts_NxK.sum(axis=0), np.float64)
+        return {name: float(metric(sums_K)) for name, metric in self.metrics.items()}

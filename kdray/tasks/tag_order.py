@@ -1,0 +1,102 @@
+"""The tags of a task in order: from the training rows, with the scheme that they are in.
+
+Shapes: N sentences, A words.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kdray.data.gold import SeveralLabels
+from kdray.data.tables import short_list
+from kdray.data.task_data import CheckedTable, LabelOrder
+from kdray.errors import DataError
+from kdray.tasks.label_order import order_names
+from kdray.tasks.spans import find_impossible
+from kdray.tasks.tag_schemes import OUTSIDE, PLAIN, Scheme, TagSet, recognise, wrong_tags
+
+
+def order_tags(train: Sequence[CheckedTable], given: Sequence[str] | None, scheme: Scheme | None) -> LabelOrder:
+    """The tags of the training tables in order. `given` are their names in the order of their numbers, if known.
+
+    Raises DataError for a tag that is outside of the scheme, and if all words have the same tag.
+    """
+    gold = [part.gold for part in train if isinstance(part.gold, SeveralLabels)]
+    order = order_names((name for each in gold for name in each.names), given, None)
+    tags_A = np.concatenate([_numbers(each, order) for each in gold])
+    starts_N1 = np.cumsum([0, *(length for each in gold for length in np.diff(each.starts))])
+    found = [order.labels[number] for number in np.unique(tags_A)]
+    scheme = scheme or _recognise(train, order.labels, tags_A, starts_N1)
+    _check_tags(train, order, scheme)
+    if len(found) < 2:
+        raise DataError(
+            f"{train[0].where}: all {len(tags_A):,} words have the tag {found[0]!r}; at least two are needed. Check "
+            "the column of the tags (task.label)."
+        )
+    if given is None:
+        complete = scheme.complete({scheme.split(name)[1] or name for name in found if _is_typed(scheme, name)})
+        order = LabelOrder(complete, {name: number for number, name in enumerate(complete)})
+        tags_A = np.concatenate([_numbers(each, order) for each in gold])
+    tags = TagSet(scheme, order.labels)
+    notes = [_describe(scheme, tags)]
+    if impossible := find_impossible(tags, tags_A, starts_N1):
+        notes.append(f"{train[0].where}: {impossible.describe(scheme, len(starts_N1) - 1)}")
+    return LabelOrder(order.labels, order.numbers, tuple(notes), may_be_new=_with_known_types(scheme, order, found))
+
+
+def scheme_of(labels: Sequence[str]) -> Scheme:
+    """The scheme of these tags. BIO and IOB1 have the same tags, and spans are read in the same way in both."""
+    return recognise(labels, np.zeros(0, np.int64), np.zeros(1, np.int64))
+
+
+def _numbers(gold: SeveralLabels, order: LabelOrder) -> np.ndarray:
+    return np.array([order.numbers.get(name, 0) for name in gold.by_code], np.int64)[gold.codes]
+
+
+def _recognise(
+    train: Sequence[CheckedTable], names: Sequence[str], tags_A: np.ndarray, starts_N1: np.ndarray
+) -> Scheme:
+    try:
+        scheme = recognise(names, tags_A, starts_N1)
+    except ValueError as error:
+        raise DataError(f"{train[0].where}: {error} (task.label).") from None
+    if scheme is PLAIN:
+        raise DataError(
+            f"{train[0].where}: the tags {short_list(list(names), 5)} make no spans: none of them is such as B-person. "
+            "If each word has a tag of its own, such as its part of speech, say --set task.scheme=plain; numbers need "
+            "their names (task.labels)."
+        )
+    return scheme
+
+
+def _check_tags(train: Sequence[CheckedTable], order: LabelOrder, scheme: Scheme) -> None:
+    """Raise DataError, with file and row, for the first tag that is outside of the scheme."""
+    wrong = wrong_tags(scheme, order.labels)
+    for part in train:
+        if isinstance(part.gold, SeveralLabels):
+            known = {name: number for name, number in order.numbers.items() if order.labels[number] not in wrong}
+            if unknown := part.gold.unknown(known):
+                row, name = unknown
+                number = order.numbers.get(name)
+                problem = wrong.get(order.labels[number] if number is not None else name, f"tag {name!r} has no name")
+                raise DataError(
+                    f"{part.where}, row {row + 1}: {problem}. Correct the tag, or say the scheme (task.scheme)."
+                )
+
+
+def _is_typed(scheme: Scheme, name: str) -> bool:
+    return name != OUTSIDE or not scheme.has_spans
+
+
+def _with_known_types(scheme: Scheme, order: LabelOrder, found: Sequence[str]) -> frozenset[str]:
+    """The tags that the training rows lack, although they have their type."""
+    if not scheme.has_spans:
+        return frozenset()
+    types = {scheme.split(name)[1] for name in found}
+    return frozenset(name for name in order.labels if scheme.split(name)[1] in types) | {OUTSIDE}
+
+
+def _describe(scheme: Scheme, tags: TagSet) -> str:
+    if not scheme.has_spans:
+        return f"train: {len(tags.types)} plain tags, one for each word."
+    return f"train: tags of the scheme {scheme.name} for {len(tags.types)} types: {short_list(list(tags.types), 10)}."
