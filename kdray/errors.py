@@ -4,7 +4,7 @@
     ├── Refused                      found before anything starts: correct the input, nothing is lost (exit code 2)
     │   ├── SpecError (ValueError)       a setting, a name in `space`, an option
     │   ├── DataError (ValueError)       a folder, a file, a column, a cell, a label
-    │   ├── TeacherError (ValueError)    no weights, accuracy near chance, labels that differ from the data's
+    │   ├── TeacherError (ValueError)    no weights, quality near chance,  labels that differ from the data's
     │   ├── StorageError (OSError)       a path or bucket that cannot be used, a name that is already used
     │   └── ResourceError (RuntimeError) more workers, CPUs or GPUs than the machine or cluster has
     ├── JobError (RuntimeError)      one job on a slot failed; the sweep continues without it

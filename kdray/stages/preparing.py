@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from kdray.data.splits import Splits, load_splits
+from kdray.data.tables import short_list
 from kdray.data.truncation import describe_truncation
 from kdray.models.pretrained import Pretrained
 from kdray.models.student_sources import BySource, StudentSource, load_student_sources
@@ -50,4 +51,4 @@ def _describe_rows(splits: Splits) -> str:
     rows = (
         f"{len(splits.train):,} rows to train on, {len(splits.validation):,} to validate, {len(splits.test):,} to test"
     )
-    return f"{rows}; labels {', '.join(splits.labels)}"
+    return f"{rows}; labels {short_list(splits.labels)}" if splits.labels else rows

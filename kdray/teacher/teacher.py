@@ -233,7 +233,7 @@ def _check_labels(teacher: Teacher, task: Task, folder: Path, labels: tuple[str,
     is_same = [name.casefold() for name in outputs] == [name.casefold() for name in labels]
     is_unnamed = len(outputs) == len(labels) and all(name == f"LABEL_{i}" for i, name in enumerate(outputs))
     is_ordered_by_user = teacher.labels is not None and sorted(outputs) == sorted(labels)
-    # Outputs without names may be in any order. Only the validation accuracy shows it, in `check_quality`.
+    # Outputs without names may be in any order. Only the quality on the validation rows shows it, in `check_quality`.
     if is_same or is_ordered_by_user or is_unnamed:
         return
     where = "teacher.labels" if teacher.labels else f"teacher.model {folder}"
