@@ -24,6 +24,7 @@ from kdray.slots.ray_internals import (
     address_file,
     address_to_join,
     is_head_of_local_ray,
+    job_config,
     node_groups,
     print_no_worker_logs,
     requires_token,
@@ -197,6 +198,7 @@ def _start_or_join(address: str | None, started: ExitStack) -> None:
         with restore_handlers():
             ray.init(
                 **{"address": address, **options},
+                job_config=job_config(),
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,

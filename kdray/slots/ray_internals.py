@@ -5,6 +5,7 @@ changed one of them.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 
 import grpc
 import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.utils import get_ray_address_file
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without types
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
@@ -63,6 +66,27 @@ def address_to_join(address: str | None) -> str | None:
 def address_file() -> Path:
     """The file from which Ray takes the address of a cluster if neither the call nor RAY_ADDRESS gives one."""
     return Path(get_ray_address_file(None))
+
+
+def job_config() -> JobConfig | None:
+    """A job whose workers import modules from the folders that this process imports from, and from no others.
+
+    Ray would let workers import from the working directory of this process before all other places, also where this
+    process does not: a stranger's unpacked folder with a `torch.py` in it would run in each worker. None, which is
+    Ray's default, for a job that was submitted to a cluster with a working directory of its own.
+    """
+    if RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ:
+        return None
+    known = {os.path.abspath(each) for each in sys.path}  # the working directory may be "" there
+    folders = (os.path.dirname(os.path.realpath(sys.argv[0])), os.path.abspath(os.path.curdir))
+    return _JobWithoutFolders(_py_driver_sys_path=[folder for folder in folders if folder in known])
+
+
+class _JobWithoutFolders(JobConfig):
+    """A job to which Ray adds no folder by itself, as to one with a working directory that was submitted with it."""
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
 
 
 def refresh_authentication() -> None:

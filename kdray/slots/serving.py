@@ -25,6 +25,7 @@ from ray.train.torch import get_device
 from ray.util.placement_group import get_current_placement_group
 
 from kdray.errors import KDRayError, StorageError
+from kdray.safe_text.log_lines import SafeFormatter
 from kdray.slots.board_state import Assignment, Member, SentInstruction
 from kdray.slots.environment import DriverEnvironment
 from kdray.slots.job import Instruction, Job, Worker
@@ -185,7 +186,10 @@ def _pickle(error: KDRayError) -> bytes:
 
 
 def _redirect_output(path: Path) -> None:
-    """Append what this process writes to stdout and stderr to the slot's log in the sweep's folder."""
+    """Append what this process writes to stdout and stderr to the slot's log in the sweep's folder.
+
+    Log records lose their secrets and control characters there. What a library prints is written as it is.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Whoever can write into the storage could put a link there, to any file that this user may change.
@@ -197,3 +201,8 @@ def _redirect_output(path: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    # Python would print a record as it is: with texts of the data, and with addresses from the errors of libraries.
+    handler = logging.StreamHandler()
+    handler.setFormatter(SafeFormatter())
+    logging.root.addHandler(handler)
+    logging.captureWarnings(True)

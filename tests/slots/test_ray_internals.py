@@ -1,6 +1,8 @@
 """The private parts of Ray that kdray uses exist and are unchanged. A new version of Ray fails here first."""
 
 import inspect
+import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -21,6 +23,7 @@ from kdray.slots.ray_internals import (
     address_to_join,
     is_retryable,
     is_start_timeout,
+    job_config,
     print_no_worker_logs,
     refresh_authentication,
 )
@@ -113,3 +116,27 @@ def test_timeouts_startup_failures_and_ray_errors_are_retryable(wrap: type[Excep
     assert (is_start_timeout(failed), is_retryable(failed)) == (False, True)
     assert is_retryable(wrap(ray.exceptions.RayError("its node died")))
     assert not is_retryable(wrap(ValueError("a bug in kdray")))
+
+
+def test_workers_import_from_the_folders_of_the_driver_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray adds the working directory, and the script's folder, unless a job has a working directory of its own."""
+    source = inspect.getsource(ray_worker.connect)
+    assert source.count("job_config._runtime_env_has_working_dir()") == 2
+    assert "job_config._py_driver_sys_path.extend(code_paths)" in source
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "bin" / "kdray")])
+    for path, expected in (
+        (["/usr/lib"], []),
+        ([str(tmp_path / "bin")], [str(tmp_path / "bin")]),
+        ([""], [str(tmp_path)]),
+        ([str(tmp_path / "bin"), str(tmp_path)], [str(tmp_path / "bin"), str(tmp_path)]),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(sys, "path", path)
+            job = job_config()
+        assert job is not None
+        assert job._py_driver_sys_path == expected
+        assert job._runtime_env_has_working_dir()
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert job_config() is None

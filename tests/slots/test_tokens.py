@@ -124,3 +124,41 @@ def test_a_token_file_that_others_can_read_is_closed_with_a_note(home: Path) -> 
     (note,) = notes
     assert note.startswith(f"{token}: its mode was 644 and is 600 now.")
     assert "secret" not in note
+
+
+IMPORT_IN_WORKER = """
+import sys
+from pathlib import Path
+import ray
+from kdray.slots import cluster
+if sys.argv[2] == "ray's own":
+    cluster.job_config = lambda: None
+info = cluster.connect("local", False, Path(sys.argv[1]))
+try:
+    print(ray.get(ray.remote(num_cpus=0)(lambda: __import__("colorsys").__file__).remote(), timeout=60))
+finally:
+    info.close()
+"""
+"""Prints from which file a worker imports a module that nothing has imported before."""
+
+
+@pytest.mark.parametrize(("paths", "is_hostile"), [("kdray's", False), ("ray's own", True)])
+def test_a_module_in_the_working_directory_is_not_imported_by_a_worker(
+    home: Path, tmp_path: Path, paths: str, is_hostile: bool
+) -> None:
+    """The second case shows that the attack is real."""
+    stranger, script = tmp_path / "stranger", tmp_path / "bin" / "script.py"
+    for file, text in ((stranger / "colorsys.py", "hostile = True"), (script, IMPORT_IN_WORKER)):
+        file.parent.mkdir()
+        file.write_text(text)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "logs"), paths],
+        cwd=stranger,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout.splitlines()[-1] == str(stranger / "colorsys.py")) is is_hostile
