@@ -16,6 +16,7 @@ from kdray.storage.bucket_copies import open_for_reading
 from kdray.storage.mirror import url_of
 from kdray.storage.names import check_links
 from kdray.storage.paths import StoragePaths, storage_path, sweep_paths
+from kdray.storage.sqlite_files import check_sqlite
 from kdray.tracking.page import ui_command, ui_environment
 from kdray.tracking.sync import SyncResult, send_spool
 
@@ -61,6 +62,7 @@ def ui(
                 f"{paths.tracking_database} here. Run this command on that machine, or open your MLflow server."
             )
         check_links(paths.tracking_database, paths.storage)
+        check_sqlite(paths.tracking_database)
         stderr_console.print(f"MLflow on http://127.0.0.1:{port} for {storage}; Ctrl-C ends it.", markup=False)
         command = ui_command(paths.storage, port)
         server = subprocess.run(command, check=False, env=ui_environment())  # noqa: S603 - a list of words, no shell

@@ -5,6 +5,7 @@ In reading order:
 - `paths`           every path of a storage and of a sweep
 - `names`           names from files and buckets: which path a name may give, which links are followed
 - `trust`           addresses from files: which of them may be used
+- `sqlite_files`    the files beside a SQLite database that SQLite obeys
 - `safe_json`       JSON that somebody else may have written: within limits
 - `files`           writes files and folders atomically; scratch folders; fingerprints
 - `records`         small JSON files as frozen pydantic models

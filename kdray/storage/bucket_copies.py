@@ -16,6 +16,7 @@ from pathlib import Path
 from kdray.errors import StorageError
 from kdray.storage.mirror import delete, download, fetch, fetch_growing, send, url_of
 from kdray.storage.paths import SweepPaths
+from kdray.storage.safe_json import read_regular_file
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def sync_with_bucket(paths: SweepPaths, note: Callable[[str], None]) -> Iterator
         fetch_growing(paths.journal)
         # If the target files differ, another session has run since and has sent the calls of the local spool. If they
         # are equal, the local spool may have calls that are not yet in the bucket.
-        same_session = _read_text(paths.tracking_target) == _read_text(fetch(paths.tracking_target))
+        same_session = _content(paths.tracking_target) == _content(fetch(paths.tracking_target))
         (fetch_growing if same_session else fetch)(paths.spool)
     else:
         # The sweep was deleted from the bucket, so its local files are deleted, too: fetch does that.
@@ -81,8 +82,8 @@ def open_for_reading(paths: SweepPaths) -> Iterator[SweepPaths]:
             raise StorageError(str(error).replace(str(copies.root), url)) from None
 
 
-def _read_text(file: Path) -> str:
-    return file.read_text() if file.exists() else ""
+def _content(file: Path) -> bytes:
+    return read_regular_file(file) if file.exists() else b""
 
 
 @dataclass

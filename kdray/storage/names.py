@@ -4,7 +4,8 @@
 or a folder chooses the names in it, and a name such as `../../.bashrc` must not choose where kdray writes.
 
 A symbolic link in a folder of kdray may come from outside as well (a copied or unpacked folder keeps its links).
-`check_links` refuses the links that lead out of the folder, before something is written or deleted below it.
+`check_links` refuses the links that lead out of the folder, before something is written or deleted below it. It also
+refuses pipes, sockets and devices: who opens a pipe waits until another process opens it, too.
 """
 
 import os
@@ -64,11 +65,14 @@ def has_wildcard(name: str) -> bool:
 def check_links(folder: Path, root: Path) -> None:
     """Raise StorageError if something below `folder`, or `folder` itself, is a symbolic link that leads out of `root`.
 
-    Links that stay inside are followed. A missing folder has no links.
+    Links that stay inside are followed. Also raises it for what is no regular file, folder or link. A missing folder
+    has no links.
     """
     inside = root.resolve()
-    for path in [folder] if folder.is_symlink() else _links_below(folder):
-        if not _leads_into(path, inside):
+    for path in [folder] if folder.is_symlink() else _odd_entries_below(folder):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise StorageError(f"{path}: is no regular file. kdray reads and writes regular files only; remove it.")
+        if path.is_symlink() and not _leads_into(path, inside):
             raise StorageError(
                 f"{path}: is a link to {printable(path.readlink())}, outside of {root}. kdray follows no such link, "
                 "because it would read, write or delete files there. Remove the link, or put the folder in its place."
@@ -86,22 +90,22 @@ def check_regular_files(folder: Path, root: Path | None = None) -> None:
             f"{folder}: leads out of {root} through a link. kdray follows no such link. Put the folder itself there."
         )
     check_links(folder, folder)
-    for path in folder.rglob("*"):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise StorageError(f"{path}: is no regular file. kdray reads regular files only; remove it.")
 
 
-def _links_below(folder: Path) -> Iterator[Path]:
-    """The symbolic links below this folder. Reads its folders only, because the kind of an entry is part of them."""
+def _odd_entries_below(folder: Path) -> Iterator[Path]:
+    """The symbolic links below this folder, and what is neither a regular file nor a folder.
+
+    Reads the folders only, because the kind of an entry is part of them.
+    """
     folders = [str(folder)]
     while folders:
         # Another process may delete a folder meanwhile.
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folders.pop()) as entries:
             for entry in entries:
-                if entry.is_symlink():
-                    yield Path(entry.path)
-                elif entry.is_dir(follow_symlinks=False):
+                if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False):
+                    yield Path(entry.path)
 
 
 def _leads_into(link: Path, folder: Path) -> bool:

@@ -32,7 +32,7 @@ from kdray.safe_text.escaping import printable
 from kdray.storage.bucket import BucketObject
 from kdray.storage.mirror import url_of
 from kdray.storage.names import check_links
-from kdray.storage.paths import display_path
+from kdray.storage.paths import StoragePaths, display_path
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +91,14 @@ def own_sweep(path: Path, note: Callable[[str], None]) -> Iterator[None]:
     """Own a sweep, whose `owner.json` is `path`, for the block. `note` receives a message if a dead owner is replaced.
 
     Raises StorageError if another driver owns the sweep, or takes it over during the block, and if a link in the
-    sweep's folder leads out of the storage.
+    sweep's folder leads out of the storage, or a link in the storage's cache out of the cache.
     """
     try:
         # Here, because this file is the first that a command writes into the folder of a sweep.
         check_links(path.parent, path.parent.parent)
+        # The cache itself may be a link, to a disk that has room for it.
+        cache = StoragePaths(path.parent.parent).cache.resolve()
+        check_links(cache, cache)
         ownership = _take_ownership(path, note)
     except OSError as error:
         if isinstance(error, StorageError):

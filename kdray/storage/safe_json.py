@@ -8,7 +8,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kdray.errors import StorageError
 from kdray.safe_text.escaping import printable
@@ -25,16 +25,23 @@ REMEDY = "Restore it, or start over with --fresh."
 def read_regular_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """The content of a small file. Raises StorageError if it cannot be read, is no regular file, or is too long."""
     try:
-        # Without O_NONBLOCK, opening a named pipe waits until somebody writes into it.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise StorageError(f"{path}: is not a regular file. {REMEDY}")
+        with open_regular_file(path) as file:
             check_size(os.fstat(file.fileno()).st_size, path, max_bytes)
             return file.read(max_bytes)
     except StorageError:
         raise
     except OSError as error:
         raise StorageError(f"{path}: not a readable file ({error.strerror}). {REMEDY}") from None
+
+
+def open_regular_file(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises StorageError if it is no regular file, and OSError if it cannot be opened."""
+    # Without O_NONBLOCK, opening a named pipe waits until somebody writes into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StorageError(f"{path}: is not a regular file. {REMEDY}")
+    return os.fdopen(descriptor, "rb")
 
 
 def parse_json(text: bytes, source: object) -> Any:

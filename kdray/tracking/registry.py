@@ -19,6 +19,7 @@ from kdray.errors import TrackingError
 from kdray.safe_text.secrets import mask_secrets
 from kdray.storage.names import check_links
 from kdray.storage.paths import StoragePaths
+from kdray.storage.sqlite_files import check_sqlite_address
 from kdray.tracking.content import tags_of
 from kdray.tracking.sender import describe_error, limit_requests
 from kdray.tracking.settings import Tracking
@@ -50,8 +51,12 @@ class Registry:
     """
 
     def __init__(self, model: str, tracking: Tracking, paths: StoragePaths) -> None:
-        """Open no connection yet. Raises StorageError if the database of the storage is a link to another place."""
+        """Open no connection yet.
+
+        Raises StorageError if the database of the storage, or a file beside it, leads to another place.
+        """
         check_links(paths.tracking_database, paths.storage)
+        check_sqlite_address(tracking.uri_in(paths))
         self.model, self.uri = model, tracking.uri_in(paths)
         self._tracking, self._paths = tracking, paths
         self._open_client: Any = None
@@ -118,8 +123,8 @@ class Registry:
         run = self._client.get_run(run_id)
         if not self._tracking.may_write_to(str(run.info.artifact_uri), self._paths):
             raise TrackingError(
-                f"MLflow at {self.uri} names {run.info.artifact_uri} for the files of the student, which is outside of "
-                "the storage, so nothing is sent there. Name a server with --tracking-uri."
+                f"MLflow at {self.uri} names {run.info.artifact_uri} for the files of the student, which is, or leads, "
+                "outside of the storage, so nothing is sent there. Name a server with --tracking-uri."
             )
         # A folder for these weights only: a sweep may choose another student later, and the files of a version in the
         # registry must never change.

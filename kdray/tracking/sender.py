@@ -27,6 +27,7 @@ from kdray.safe_text.secrets import mask_secrets
 from kdray.storage.mirror import fetch
 from kdray.storage.names import check_links, check_regular_files
 from kdray.storage.paths import SweepPaths
+from kdray.storage.sqlite_files import check_sqlite_address
 from kdray.tracking.content import Point, RunContent, TrackedRun
 from kdray.tracking.database import make_database
 from kdray.tracking.page import columns_of, shared_view
@@ -66,9 +67,10 @@ class Sender:
     ) -> None:
         """`lock` guards `runs`, which other threads change. `runs` must have the sweep's own run before `send`.
 
-        Raises StorageError if the database of the storage is a link to another place.
+        Raises StorageError if the database of the storage, or a file beside it, leads to another place.
         """
         check_links(paths.tracking_database, paths.storage)
+        check_sqlite_address(tracking.uri_in(paths))
         self.uri = tracking.uri_in(paths)
         self.sent = SentCounts()
         self.is_connected = False
@@ -242,7 +244,10 @@ class Sender:
             return str(error)
         place = str(self._client.get_run(run_id).info.artifact_uri)
         if not self._tracking.may_write_to(place, self._paths):
-            return f"the database {self._paths.tracking_database} names {place} for it, which is outside of the storage"
+            return (
+                f"the database {self._paths.tracking_database} names {place} for it, which is, or leads, outside "
+                "of the storage"
+            )
         return None
 
     def _count(self, run: TrackedRun, metrics: int = 0) -> None:

@@ -5,9 +5,11 @@ from urllib.parse import unquote, urlparse
 
 from pydantic import Field, field_validator
 
+from kdray.errors import StorageError
 from kdray.safe_text.escaping import printable
 from kdray.safe_text.secrets import has_secret
 from kdray.settings import Settings
+from kdray.storage.names import check_links
 from kdray.storage.paths import StoragePaths
 from kdray.storage.trust import is_below
 
@@ -76,15 +78,28 @@ class Tracking(Settings):
         """Whether files may be sent to this place, which the MLflow store names for a run.
 
         A server, or a database that the user named, decides for itself. A SQLite file in the storage may have been
-        written by somebody else, so it names a place in the storage, or nothing is sent.
+        written by somebody else, so it names a place in the storage without a link that leads out of it, or nothing is
+        sent: MLflow writes through the links of files that exist already.
         """
         if not is_below(self.uri_in(storage), storage.storage):
             return True
         url = urlparse(artifact_uri)
+        # MLflow takes a path without a scheme as it stands, with everything that would be a query in a URI.
+        if (
+            url.scheme not in ("", "file")
+            or url.netloc
+            or set(artifact_uri) & set("?#;\\")
+            or not artifact_uri.isprintable()
+        ):
+            return False
         place = Path(unquote(url.path))
-        return (
-            url.scheme in ("", "file") and not url.netloc and place.resolve().is_relative_to(storage.storage.resolve())
-        )
+        if not place.is_absolute() or not place.resolve().is_relative_to(storage.storage.resolve()):
+            return False
+        try:
+            check_links(place, storage.storage)
+        except StorageError:
+            return False
+        return True
 
 
 def default_uri(storage: StoragePaths) -> str:

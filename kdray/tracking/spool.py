@@ -18,6 +18,7 @@ from kdray.safe_text.escaping import printable
 from kdray.safe_text.secrets import has_secret
 from kdray.storage.files import read_json, write_json
 from kdray.storage.paths import SweepPaths
+from kdray.storage.safe_json import open_regular_file
 from kdray.storage.trust import AddressKind, accept_address, check_address
 from kdray.tracking.content import RunContent
 from kdray.tracking.settings import Tracking
@@ -58,7 +59,8 @@ class Spool:
 
         Raises StorageError for a change that would send a folder outside of the sweep's folder.
         """
-        text = self._path.read_bytes()
+        with open_regular_file(self._path) as file:
+            text = file.read()
         length = text.rfind(b"\n") + 1  # bytes of complete lines
         if length < len(text):
             os.ftruncate(self._file, length)

@@ -18,7 +18,7 @@ from kdray.search.settings import Search
 from kdray.slots.pool import SlotSettings
 from kdray.stages.shipping import Outcome
 from kdray.storage import bucket_copies
-from kdray.storage.bucket import FOLDER
+from kdray.storage.bucket import FOLDER, BucketObject
 from kdray.storage.bucket_copies import open_for_reading, sync_with_bucket
 from kdray.storage.mirror import MIRROR_VARIABLE, mirror_of, send
 from kdray.storage.paths import SweepPaths, storage_path, sweep_paths
@@ -312,3 +312,12 @@ def test_the_error_that_ended_the_sweep_is_raised_although_the_last_copy_fails(
 
     with pytest.raises(KeyboardInterrupt):
         interrupt()
+
+
+def test_a_target_that_is_no_text_is_copied_as_it_is(bucket: str) -> None:
+    paths = sweep_paths(f"{bucket}/films")
+    for path, content in ((paths.settings, b"{}"), (paths.tracking_target, b"\xff\xfe")):
+        BucketObject(f"{bucket}/films/{path.relative_to(paths.root)}").write(content)
+    paths.root.mkdir(parents=True)
+    with sync_with_bucket(paths, lambda note: None):
+        assert paths.tracking_target.read_bytes() == b"\xff\xfe"

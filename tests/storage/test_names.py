@@ -1,5 +1,8 @@
 """Names from a bucket or a file lead to a file below their folder, or are refused; so are links that lead out of it."""
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,30 @@ def test_a_folder_that_is_itself_a_link_out_is_refused(tmp_path: Path) -> None:
     (tmp_path / "storage" / "sweep").symlink_to(tmp_path)
     with pytest.raises(StorageError, match="is a link"):
         check_links(tmp_path / "storage" / "sweep", tmp_path / "storage")
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_link_to_a_pipe(path: Path) -> None:
+    os.mkfifo(path.parents[2] / "pipe")
+    path.symlink_to(path.parents[2] / "pipe")
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(os.path.relpath(path))  # the path of a socket is limited to some 100 bytes
+
+
+@pytest.mark.parametrize("make", [make_pipe, make_link_to_a_pipe, make_socket])
+def test_a_pipe_and_a_socket_are_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """Who opens a pipe waits until another process opens it, too."""
+    sweep = tmp_path / "sweep"
+    (sweep / "ledger").mkdir(parents=True)
+    make(sweep / "ledger" / "journal.log")
+    with pytest.raises(StorageError, match=r"journal\.log: is no regular file\. .* remove it"):
+        check_links(sweep, tmp_path)
 
 
 def test_links_in_a_large_folder_are_found_in_a_moment(tmp_path: Path) -> None:

@@ -328,6 +328,22 @@ def test_a_link_out_of_the_storage_is_refused_before_anything_is_written(tmp_pat
     assert list(target.iterdir()) == [] if is_folder else target.read_text() == "precious"
 
 
+def test_the_cache_may_be_a_link_and_nothing_in_it_leads_elsewhere(tmp_path: Path) -> None:
+    sweep, disk = tmp_path / "storage" / "tiny", tmp_path / "disk"
+    (disk / "transfers").mkdir(parents=True)
+    sweep.mkdir(parents=True)
+    (tmp_path / "storage" / "cache").symlink_to(disk)
+    with own_sweep(sweep / "owner.json", lambda note: None):
+        pass
+    (tmp_path / "precious").mkdir()
+    (disk / "transfers" / "0a1b").symlink_to(tmp_path / "precious")
+    with (
+        pytest.raises(StorageError, match=r"transfers/0a1b: is a link to .*precious, outside of .*disk\."),
+        own_sweep(sweep / "owner.json", lambda note: None),
+    ):
+        pass
+
+
 def test_the_log_is_not_written_through_a_link(tmp_path: Path) -> None:
     paths = SweepPaths(tmp_path / "storage", "tiny")
     paths.logs.mkdir(parents=True)

@@ -99,6 +99,13 @@ def test_a_folder_outside_of_the_sweep_is_refused(paths: SweepPaths) -> None:
         spool.read()
 
 
+def test_a_pipe_in_place_of_the_spool_is_a_sentence(paths: SweepPaths) -> None:
+    paths.spool.parent.mkdir(parents=True)
+    os.mkfifo(paths.spool)
+    with Spool(paths) as spool, pytest.raises(StorageError, match=r"spool\.jsonl: is not a regular file"):
+        spool.read()
+
+
 # The address of the store ---------------------------------------------------------------------------------------------
 
 SERVER = "http://mlflow.example.com:5000"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from typer.testing import CliRunner
 
 from kdray.cli.app import app
@@ -12,7 +13,7 @@ from kdray.errors import StorageError, TrackingError
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.storage import trust
 from kdray.storage.files import write_json
-from kdray.storage.paths import SweepPaths
+from kdray.storage.paths import StoragePaths, SweepPaths
 from kdray.tracking.database import make_database
 from kdray.tracking.registry import Registry
 from kdray.tracking.settings import Tracking, default_uri
@@ -128,6 +129,10 @@ def test_links_and_pipes_in_a_folder_are_not_published(paths: SweepPaths, kind: 
     with paths.spool.open("a") as spool:
         spool.write('{"run": null, "artifacts": {"report": "report"}}\n')
     code, out, err = kdray("sync", paths.root, "--tracking-uri", default_uri(paths))
+    if kind == "a pipe":  # it could stop each reader for ever, so the command does not begin
+        assert code == 2
+        assert f"{report / 'pipe'}: is no regular file" in err
+        return
     assert code == 0, err
     assert f"Left out: {report}: " in out
     assert artifacts_of(paths) == set()
@@ -144,6 +149,38 @@ def test_a_database_of_somebody_else_does_not_choose_where_files_go(paths: Sweep
     sweep.trials(0)
     sweep.end()
     assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("name", ["art?/../../elsewhere", "art#/../../elsewhere", "art/../../elsewhere", "art;/x"])
+def test_a_place_that_mlflow_reads_in_another_way_is_refused(tmp_path: Path, scheme: str, name: str) -> None:
+    """MLflow takes a path with a question mark as it stands, where a URI ends before the question mark."""
+    storage = StoragePaths(tmp_path / "storage")
+    assert Tracking().may_write_to(f"{scheme}{storage.storage}/mlartifacts/1", storage)
+    assert not Tracking().may_write_to(f"{scheme}{storage.storage}/{name}", storage)
+    assert not Tracking().may_write_to("storage/mlartifacts", storage)
+
+
+@pytest.mark.parametrize("kind", ["a file", "a folder"])
+def test_nothing_is_written_through_a_link_among_the_artifacts(paths: SweepPaths, tmp_path: Path, kind: str) -> None:
+    """MLflow copies into a file that exists, also if it is a link to another file."""
+    private = tmp_path.parent / f"{tmp_path.name}-private"
+    private.mkdir()
+    (private / "report.md").write_text("private")
+    place = paths.storage / "mlartifacts" / "run"
+    (place / "report").mkdir(parents=True)
+    if kind == "a file":
+        (place / "report" / "report.md").symlink_to(private / "report.md")
+    else:
+        (place / "report" / "inner").symlink_to(private)
+    assert not Tracking().may_write_to(place.as_uri(), paths)
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    (source / "report.md").write_text("new")
+    (source / "inner" / "report.md").write_text("new")
+    # The attack is real: MLflow itself writes the file.
+    get_artifact_repository(place.as_uri()).log_artifacts(str(source), "report")
+    assert (private / "report.md").read_text() == "new"
 
 
 def test_a_database_of_somebody_else_does_not_choose_where_a_student_goes(paths: SweepPaths, tmp_path: Path) -> None:
