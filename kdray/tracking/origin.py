@@ -1,5 +1,6 @@
 """Where a result comes from: the user, the command, the versions and the commit."""
 
+import os
 import platform
 import shlex
 import subprocess
@@ -13,6 +14,8 @@ from kdray.storage.owner import user_name
 
 _OWN_SCOPES = ("local", "worktree")
 """The scopes of Git's settings that come from the repository itself; the others belong to the user and the machine."""
+_NO_TRANSPORT = {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1"}
+"""Git gets no object from elsewhere: a repository that lacks one may name a program as the way to get it."""
 
 
 def versions() -> dict[str, str]:
@@ -28,12 +31,13 @@ def git_commit(folder: Path) -> str | None:
     """The commit of this folder's working tree, with `-dirty` if files differ from it; None outside a repository.
 
     A repository may be a stranger's unpacked folder, whose own configuration names programs that Git runs when it
-    compares files. Such a program is not run: the monitor of files is switched off, and in a repository with filters
-    of its own the files are not compared.
+    compares files. Such a program is not run: the monitor of files is switched off, no missing object is fetched, and
+    in a repository with filters of its own the files are not compared.
     """
     commit = _git(folder, "rev-parse", "HEAD")
-    filters = _git(folder, "config", "--show-scope", "--includes", "--name-only", "--get-regexp", r"^filter\.") or ""
-    if commit is None or any(line.startswith(_OWN_SCOPES) for line in filters.splitlines()):
+    # Without a pattern: Git has settings in each repository, so no output means that it could not read them.
+    settings = _git(folder, "config", "--show-scope", "--includes", "--name-only", "--list")
+    if commit is None or settings is None or any(_is_own_filter(line) for line in settings.splitlines()):
         return commit
     # Without the submodules: each of them has a configuration of its own.
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
@@ -63,13 +67,20 @@ def source_tags() -> dict[str, str]:
     }
 
 
+def _is_own_filter(setting: str) -> bool:
+    """Whether a line with the scope and the name of a setting is that of a filter which the repository defines."""
+    scope, _, name = setting.partition("\t")
+    return scope.startswith(_OWN_SCOPES) and name.startswith("filter.")
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     """What a Git command prints, without its last line feed; None if it fails or does not end within 10 s."""
     command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
     try:
         result = subprocess.run(  # noqa: S603 - a list of words, no shell
-            command, capture_output=True, text=True, timeout=10, check=True
+            command, capture_output=True, timeout=10, check=True, env={**os.environ, **_NO_TRANSPORT}
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip() or None
+    # Names in a repository are bytes, which need not be valid text.
+    return result.stdout.decode(errors="replace").strip() or None

@@ -64,6 +64,45 @@ def test_no_program_of_the_repository_is_run(repository: Path, tmp_path: Path, s
     assert marker.exists()
 
 
+@pytest.mark.parametrize(
+    "remote",
+    [
+        {"remote.origin.url": "ext::sh -c touch% MARKER", "protocol.ext.allow": "always"},
+        {"remote.origin.url": ".", "remote.origin.uploadpack": "touch 'MARKER'; git-upload-pack"},
+        {"remote.origin.url": "ssh://a@b/c", "core.sshCommand": "touch 'MARKER'; false"},
+    ],
+    ids=["ext", "local", "ssh"],
+)
+def test_a_missing_object_is_not_fetched_by_a_program_of_the_repository(
+    repository: Path, tmp_path: Path, remote: dict[str, str]
+) -> None:
+    """Git fetches an object that is missing in a partial clone, also when it only compares files."""
+    marker = tmp_path / "was-run"
+    settings = {
+        "core.repositoryformatversion": "1",
+        "extensions.partialClone": "origin",
+        "remote.origin.promisor": "true",
+    }
+    for name, value in {**settings, **remote}.items():
+        git(repository, "config", name, value.replace("MARKER", str(marker)))
+    commit, tree = git(repository, "rev-parse", "HEAD"), git(repository, "rev-parse", "HEAD^{tree}")
+    (repository / ".git" / "objects" / tree[:2] / tree[2:]).unlink()
+    assert git_commit(repository) == commit
+    assert not marker.exists()
+    # The attack is real: Git itself runs the program.
+    subprocess.run(["git", "-C", str(repository), "status"], capture_output=True, check=False, timeout=30)
+    assert marker.exists()
+
+
+def test_names_that_are_no_text_hide_no_filter(repository: Path, tmp_path: Path) -> None:
+    (repository / ".gitattributes").write_text("*.py filter=own\n")
+    with (repository / ".git" / "config").open("ab") as file:
+        file.write(b'[filter "own"]\n\tclean = touch \'' + bytes(tmp_path / "was-run") + b'\'\n[a "\xff"]\n\tb = c\n')
+    (repository / "sweep.py").write_text("two\n")
+    assert git_commit(repository) == git(repository, "rev-parse", "HEAD")
+    assert not (tmp_path / "was-run").exists()
+
+
 def test_filters_of_the_user_are_used(repository: Path, tmp_path: Path) -> None:
     git(repository, "config", "--file", str(tmp_path / "gitconfig"), "filter.own.clean", "sed s/two/one/")
     (repository / ".gitattributes").write_text("*.py filter=own\n")
