@@ -16,6 +16,8 @@ _OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 Control characters (C0 with ESC, C1), format characters (direction of writing, zero width, tags), halves of surrogate
 pairs, line and paragraph separators.
 """
+_INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
+"""Characters of other categories that are shown as nothing or as a space, such as the Hangul fillers."""
 _JOINERS = "\u00ad\u200c\u200d"
 """Format characters that ordinary text needs: the soft hyphen, and the joiners of Persian, Hindi and emojis."""
 
@@ -41,7 +43,7 @@ def printable(value: object, max_length: int = 500) -> str:
     """A value from a file as it may stand in a sentence: visible, on one line; a long one ends with an ellipsis."""
     cut = str(value)
     cut = cut if len(cut) <= max_length else f"{cut[: max_length - 1]}…"
-    return "".join(each if each.isprintable() else _visible_character(each) for each in cut)
+    return "".join(each if each.isprintable() and each not in _INVISIBLE else _visible_character(each) for each in cut)
 
 
 def terminal_text(text: str) -> str:
@@ -94,6 +96,8 @@ def yaml_text(text: str) -> str:
 
 
 def _is_obeyed(character: str) -> bool:
+    if character in _INVISIBLE:
+        return True
     return character not in f"\n\t{_JOINERS}" and unicodedata.category(character) in _OBEYED
 
 

@@ -22,6 +22,8 @@ _WORDS = """
 """
 _SECRET_WORDS = frozenset(_WORDS.split())
 """A name with one of these words belongs to a secret."""
+_SECRET_ENDINGS = ("apikey", "passphrase", "passwd", "password", "secret", "token")
+"""Ends of words that are written together, such as PGPASSWORD."""
 _KINDS_OF_KEYS = frozenset(
     ("access", "account", "api", "encryption", "private", "secret", "shared", "signing", "subscription")
 )
@@ -94,7 +96,8 @@ def is_secret_name(name: str) -> bool:
     if words and words[-1] in _LAST_WORDS_OF_NO_SECRET:
         return False
     keys = [before for before, word in pairwise(words) if word == "key"]
-    return not _SECRET_WORDS.isdisjoint(words) or not _KINDS_OF_KEYS.isdisjoint(keys)
+    is_secret = any(word in _SECRET_WORDS or word.endswith(_SECRET_ENDINGS) for word in words)
+    return is_secret or not _KINDS_OF_KEYS.isdisjoint(keys)
 
 
 def has_secret(url: str) -> bool:
@@ -108,13 +111,20 @@ def has_secret(url: str) -> bool:
     if scheme.lower() in _SERVERS:
         return not _SERVER.fullmatch(rest)
     # After three slashes there is no host, and so no user before an `@`: the rest is the path of a file.
-    is_file = rest.startswith("/")
+    is_file = rest.startswith("/") and scheme.lower().partition("+")[0] == "sqlite"
     place, _, query = rest.partition("?")
     names = [option.partition("=")[0].lower() for option in re.split("[&;]", query) if option]
     if any(name not in _HARMLESS_OPTIONS for name in names) or "@" in query:
         return True
-    # A number sign stands in no name of a database, but it may stand in a password.
-    return not is_file and ("#" in rest or ":" in place.rpartition("@")[0])
+    user, _, host = place.rpartition("@")
+    # A number sign stands in no name of a database, and a slash in no name of a user, but both may stand in a password.
+    return not is_file and ("#" in rest or not {":", "/"}.isdisjoint(user) or _has_odd_port(host))
+
+
+def _has_odd_port(hosts: str) -> bool:
+    """Whether a port in the hosts of an address is no number: it may be a password that stands at the wrong place."""
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.partition("/")[0].split(",")]
+    return any(port and not port.isdigit() for port in ports)
 
 
 @lru_cache(maxsize=1)  # thousands of params and log lines are masked with the same environment

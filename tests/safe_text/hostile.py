@@ -10,6 +10,7 @@ HOSTILE = {
     "terminal": "\x1b]0;owned\x07\x1b[2J\x1b[1A\x9b31m",
     "carriage return": "failed\rcompleted",
     "direction": "\u202egnp.exe\u2066 \ufeff",
+    "invisible": "positive\u3164 \u115f\u1160\uffa0\u2800\u034f",
     "lines": "end\u2028next\u2029next\nkdray: all is well",
     "script": "</script><script>alert(1)</script>",
     "image": '<img src=x onerror="alert(1)"> &lt;b&gt;',

@@ -38,12 +38,21 @@ PASSWORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size
         "postgresql://anna@host/kd?connect_timeout=2&sslpassword=s3cret",
         "mysql+pymysql://anna@host/kd?passwd=s3cret",
         "sqlite:////folder/x.db?key=s3cret",
+        "oracle://anna/s3cret@host",
+        "postgresql:////anna:s3cret@host/kd",
     ],
 )
 def test_an_address_with_a_secret_is_recognised_and_masked(address: str) -> None:
     assert has_secret(address)
     assert "s3cret" not in mask_secrets(address) or "://" not in address
     assert "cret@" not in mask_secrets(f"see {address}, then") or "://" not in address
+
+
+@pytest.mark.parametrize(
+    "address", ["postgresql://anna@host:s3cret/kd", "mysql://host:s3cret", "postgresql://a@h1:5432,h2:s3cret/kd"]
+)
+def test_a_port_that_is_no_number_may_be_a_password(address: str) -> None:
+    assert has_secret(address)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +66,10 @@ def test_an_address_with_a_secret_is_recognised_and_masked(address: str) -> None
         "postgresql://anna@host:5432/kd",
         "postgresql+psycopg://anna@host/kd?connect_timeout=2&sslmode=require",
         "postgresql:///kd?host=/run/postgresql",
+        "postgresql://anna@[::1]:5432/kd",
+        "postgresql://anna@one:5432,two:5433/kd",
+        "postgresql://anna@one,[fe80::1]",
+        "postgresql://anna@host/kd:test",
         "mysql+pymysql://anna@host/kd?read_default_file=~/.my.cnf",
         "sqlite:////folder #1/anna@work/x:y.db",
         "sqlite:///relative.db?timeout=9",
@@ -82,6 +95,8 @@ def test_any_password_before_a_host_is_recognised_and_masked(password: str, sche
         ("the header was Bearer abc.def-123", "the header was Bearer ***"),
         ("{'password': 'a b', 'user': 'anna'}", "{'password': '***', 'user': 'anna'}"),
         ("db_password=abc user=anna", "db_password=*** user=anna"),
+        ("PGPASSWORD=abc PGUSER=anna GITHUBTOKEN=abc", "PGPASSWORD=*** PGUSER=anna GITHUBTOKEN=***"),
+        ("tokens=5 tokenizer=bpe PGPASSFILE=/x", "tokens=5 tokenizer=bpe PGPASSFILE=/x"),
         ('"api_key": "abc", "sort_key": "x"', '"api_key": "***", "sort_key": "x"'),
         ("unexpected token: positive", "unexpected token: positive"),
         ("pad_token_id=0, RAY_AUTH_TOKEN_PATH=/x/y", "pad_token_id=0, RAY_AUTH_TOKEN_PATH=/x/y"),
@@ -108,8 +123,9 @@ def test_long_messages_are_masked_in_linear_time(part: str) -> None:
 def test_secrets_of_the_environment_are_masked_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "blau wal/9")
     monkeypatch.setenv("SOME_DATABASE", "postgresql://anna:gelbfisch@host/x")
-    masked = mask_secrets("tried 'blau wal/9', blau%20wal%2F9 and blau+wal%2F9 with gelbfisch")
-    assert masked == "tried '***', *** and *** with ***"
+    monkeypatch.setenv("PGPASSWORD", "rotkatze")
+    masked = mask_secrets("tried 'blau wal/9', blau%20wal%2F9 and blau+wal%2F9 with gelbfisch, rotkatze")
+    assert masked == "tried '***', *** and *** with ***, ***"
 
 
 @pytest.mark.parametrize(
