@@ -32,6 +32,7 @@ from kdray.storage.owner import own_sweep
 from kdray.storage.paths import SweepPaths, storage_path, sweep_paths
 from kdray.sweep import Sweep
 from tests.cli.test_cli import CommandResult, kdray
+from tests.conftest import write_rows
 
 ONNX, INT8 = "onnx/model.onnx", "onnx/model_quantized.onnx"
 TINY: dict[str, Any] = {
@@ -296,6 +297,22 @@ def test_changed_rows_are_refused(own: SweepPaths, make_sweep: Callable[..., Swe
     assert done.code == 2
     assert "its rows differ from those that the student was trained and measured on" in " ".join(done.err.split())
     assert (own.chosen / "README.md").read_bytes() == card
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+def test_no_row_of_another_file_goes_to_the_storage(own: SweepPaths, tmp_path: Path, has_record: bool) -> None:
+    """A stranger who can write into the storage could name a private file of the user as the data."""
+    private = write_rows(tmp_path / "private")
+    with (private / "train.csv").open("a") as file:
+        file.write("a private text,positive\n")
+    settings = read_json(own.settings)
+    write_json(own.settings, {**settings, "data": {**settings["data"], "source": str(private)}})
+    if not has_record:
+        own.lineage.unlink()
+    before = set(own.cache.rglob("*"))
+    done = kdray("export", own.root)
+    assert done.code == 2
+    assert set(own.cache.rglob("*")) == before
 
 
 # With the sweep -------------------------------------------------------------------------------------------------------

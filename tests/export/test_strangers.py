@@ -129,6 +129,19 @@ def test_a_file_that_is_no_graph_is_a_sentence(own: SweepPaths, content: bytes) 
     assert "model.onnx: onnxruntime cannot load it" in done.err
 
 
+@pytest.mark.parametrize("form", ["pytorch", "onnx", "int8"])
+def test_each_form_needs_a_folder_that_is_safe_to_load(own: SweepPaths, private: Path, form: str) -> None:
+    """A form of ONNX also takes its tokenizer from the folder, and `vocab` would make it read any file."""
+    tokenizer = read_json(own.chosen / "tokenizer_config.json")
+    write_json(own.chosen / "tokenizer_config.json", {**tokenizer, "vocab": str(private)})
+    for name in ("model", "model_quantized"):
+        (own.chosen / "onnx").mkdir(exist_ok=True)
+        (own.chosen / "onnx" / f"{name}.onnx").write_bytes(b"")
+    done = kdray("predict", own.root, "good", "--form", form)
+    assert done.code == 2
+    assert "tokenizer_config.json has vocab=" in done.err
+
+
 # Texts ----------------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertForSequenceClassification
+from transformers import AutoTokenizer, BertForSequenceClassification
 
 from kdray.data.splits import Splits
 from kdray.errors import TeacherError
@@ -343,6 +343,12 @@ def test_the_states_of_a_trainer_may_have_nan(folder: Path) -> None:
         ("special_tokens_map.json", {"gguf_file": "/etc/passwd"}),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["tokenizer.4.0/../../secret.json"]}),
         ("tokenizer_config.json", {"sp_model_kwargs": {"model_file": "/etc/passwd"}}),
+        ("tokenizer_config.json", {"sudachi_kwargs": {"sudachi_config_path": "/tmp/sudachi.json"}}),
+        ("tokenizer_config.json", {"jumanpp_kwargs": {"a": "b"}}),
+        ("tokenizer_config.json", {"vocab": "/etc/passwd"}),
+        ("tokenizer_config.json", {"merges": "/etc/passwd"}),
+        ("tokenizer_config.json", {"init_inputs": ["/etc/passwd"]}),
+        ("special_tokens_map.json", {"vocab": "/etc/passwd"}),
     ],
 )
 def test_an_entry_that_makes_transformers_run_or_open_something_is_refused(
@@ -356,10 +362,28 @@ def test_an_entry_that_makes_transformers_run_or_open_something_is_refused(
         Pretrained(folder, "").model()  # also a folder that was changed after it was found
 
 
+def test_transformers_reads_a_private_file_as_the_vocabulary(folder: Path, tmp_path: Path) -> None:
+    """The attack that `vocab` is refused for: the words would be saved with the student."""
+    private = tmp_path / "private"
+    private.write_text("[UNK]\n[PAD]\nhunter2\n")
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("[UNK]\n[PAD]\nfilm\n")
+    entries = {"tokenizer_class": "BertTokenizer", "vocab": str(private)}
+    (folder / "tokenizer_config.json").write_text(json.dumps(entries))
+    assert "hunter2" in AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
+    assert "run or open something outside of this folder" in refusal(folder)
+
+
 def test_harmless_entries_of_published_models_are_accepted(folder: Path) -> None:
     edit(folder, "config.json", _attn_implementation_autoset=True, attn_implementation="sdpa", quantization_config=None)
     edit(folder, "config.json", model_max_length=int(1e30), rope_theta=10**9, task_specific_params={"a": {"b": 1}})
-    edit(folder, "tokenizer_config.json", special_tokens_map_file="/root/.cache/x", sp_model_kwargs={"alpha": 0.1})
+    edit(
+        folder,
+        "tokenizer_config.json",
+        special_tokens_map_file="/root/.cache/x",
+        sp_model_kwargs={"alpha": 0.1},
+        init_inputs=[],
+    )
     Pretrained(find_model(str(folder), None, "teacher.model"), "").model()
 
 
