@@ -9,7 +9,7 @@ from kdray.evaluation.formatting import format_metric, format_settings, format_s
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report import confirmed, controls
 from kdray.report.figures import Figures
-from kdray.report.front import front_picture
+from kdray.report.front import write_front
 from kdray.report.page import page
 from kdray.report.table import trial_cells
 from kdray.safe_text.escaping import markdown_table, markdown_text
@@ -23,7 +23,7 @@ def write_report(figures: Figures, folder: Path) -> None:
     with replace_folder(folder) as new_folder:
         (new_folder / "results.csv").write_text(results_csv(figures), encoding="utf-8")
         (new_folder / "report.md").write_text(markdown(figures), encoding="utf-8")
-        front_picture(figures).savefig(new_folder / "front.png", dpi=150)
+        write_front(figures, new_folder / "front.png")
         (new_folder / "report.html").write_text(page(figures), encoding="utf-8")
 
 

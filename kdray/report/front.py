@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
@@ -17,6 +19,18 @@ _PLAIN: dict[str, Any] = {"parse_math": False}
 """For matplotlib's texts: it reads `$...$` as mathematics, and raises an error where that cannot be read."""
 LOG_AXIS_RATIO = 12
 """The largest cost over the smallest one, above which the cost axis is logarithmic."""
+
+
+def write_front(figures: Figures, file: Path) -> None:
+    """Write the picture into this file, in the style of matplotlib's defaults.
+
+    matplotlib takes its settings from a file `matplotlibrc` in the working directory, too, which may be a stranger's
+    unpacked folder, and the setting `text.usetex` makes it run LaTeX with a text of that file.
+    """
+    # The backend is no part of the style, and none is loaded for a figure that is made without pyplot.
+    style = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with matplotlib.rc_context(style):
+        front_picture(figures).savefig(file, dpi=150)
 
 
 def front_picture(figures: Figures) -> Picture:

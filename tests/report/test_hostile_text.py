@@ -2,7 +2,11 @@
 
 import csv
 import io
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -114,3 +118,31 @@ def test_results_csv_has_no_formulas_and_no_further_rows(text: str) -> None:
 @EVERY_TEXT
 def test_the_picture_can_be_drawn(text: str) -> None:
     front_picture(figures_with(text)).savefig(io.BytesIO(), dpi=20)
+
+
+WRITE_FRONT = """
+import sys
+from pathlib import Path
+from kdray.report.front import front_picture, write_front
+from tests.report.test_report import FIGURES
+if sys.argv[1] == "own":
+    front_picture(FIGURES).savefig("front.png")
+else:
+    write_front(FIGURES, Path("front.png"))
+"""
+
+
+def test_settings_of_matplotlib_in_the_working_directory_run_no_latex(tmp_path: Path) -> None:
+    marker = tmp_path / "latex-was-run"
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    (tmp_path / "latex").write_text(f"#!/bin/sh\ntouch '{marker}'\nexit 1\n")
+    (tmp_path / "latex").chmod(0o755)
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(root)}
+    # The attack is real: a picture in matplotlib's current style runs LaTeX.
+    for style, was_run in (("default", False), ("own", True)):
+        command = [sys.executable, "-c", WRITE_FRONT, style]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=False)
+        assert (done.returncode == 0) is not was_run, done.stderr.decode()
+        assert marker.exists() is was_run
+    assert (tmp_path / "front.png").stat().st_size > 1000
