@@ -4,7 +4,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -19,8 +19,33 @@ from kdray.errors import DataError
 ROWS_START = "rows are counted from 1, without the header"
 LONGEST_ROW = 1 << 24
 """Bytes of one row. A quote that never ends makes one cell of the rest of the file."""
+FURTHER = "..."
+"""Behind the names of the columns: rows may have further cells."""
 _LONGEST_HEADER = 1 << 20
+_READ_AT_ONCE = 1 << 20
 _OTHER_DELIMITERS = ",;\t|"
+
+
+@dataclass(frozen=True)
+class Delimited:
+    """How the user says that a file is written."""
+
+    ending: str
+    """The ending of files in this format, such as `.csv`."""
+    columns: tuple[str, ...] = ()
+    """The names of the columns; none if the first row has them. The last one may be `FURTHER`."""
+    delimiter: str | None = None
+    """The character between cells; None: as usual for the ending, or recognised."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns that are read; none if the first row has them."""
+        return self.columns[:-1] if self.has_further_cells else self.columns
+
+    @property
+    def has_further_cells(self) -> bool:
+        """Whether rows may have more cells than there are names."""
+        return self.columns[-1:] == (FURTHER,)
 
 
 @dataclass(frozen=True)
@@ -32,13 +57,11 @@ class _Layout:
     has_quotes: bool
 
 
-def read_delimited(
-    file: DataFile, budget: Budget, *, columns: Sequence[str], delimiter: str | None, encoding: str | None
-) -> Table:
+def read_delimited(file: DataFile, budget: Budget, form: Delimited, encoding: str | None) -> Table:
     """Read a csv file with quotes, or a tsv or txt file without: there a quote is an ordinary character.
 
-    `columns` are the names if there is no header. Cells stay bytes: `cells` decodes them, because only there a message
-    can give the row of a byte that is not UTF-8. Raises DataError for rows with another number of cells.
+    Cells stay bytes: `cells` decodes them, because only there a message can give the row of a byte that is not UTF-8.
+    Raises DataError for rows with another number of cells.
     """
     with open_data(file, budget) as packed:
         stream, found = as_utf8(packed, encoding)
@@ -47,12 +70,13 @@ def read_delimited(
         line, end = _first_line(start)
         if not line:
             raise DataError(f"{file.where}: the file is empty. Give a file with rows, or remove it.")
-        layout = _layout(
-            file, decode_line(line, f"{file.where}, header", SET_ENCODING), tuple(columns), delimiter, notes
-        )
-        rest = start if columns else start[end:]
-        rows = cast(BinaryIO, io.BufferedReader(_Joined(rest, stream), 1 << 20))
-        return _read_rows(rows, file, layout, budget, bool(columns), notes)
+        layout = _layout(file, decode_line(line, f"{file.where}, header", SET_ENCODING), form, notes)
+        rows = _buffered(_Joined(start if form.columns else start[end:], stream))
+        if not form.has_further_cells:
+            return _read_rows(rows, file, layout, budget, bool(form.columns), notes)
+        cut = _FirstCells(rows, layout, file.where)
+        table = _read_rows(_buffered(cut), file, layout, budget, True, notes)
+        return replace(table, notes=(*table.notes, *cut.notes()))
 
 
 def decode_line(line: bytes, where: str, remedy: str = "Give it in UTF-8.") -> str:
@@ -77,15 +101,20 @@ def _first_line(data: bytes) -> tuple[bytes, int]:
     return b"", position
 
 
-def _layout(file: DataFile, line: str, columns: tuple[str, ...], delimiter: str | None, notes: list[str]) -> _Layout:
+def _layout(file: DataFile, line: str, form: Delimited, notes: list[str]) -> _Layout:
     """The layout by the settings, or recognised from the first line. Adds a note for what is recognised."""
-    usual = DELIMITERS[file.ending]
-    chosen = delimiter or _recognise(line, usual, len(columns))
-    if delimiter is None and chosen != usual:
+    usual = DELIMITERS[form.ending]
+    chosen = form.delimiter or _recognise(line, usual, len(form.names))
+    if form.delimiter is None and chosen != usual:
         notes.append(f"{file.where}: its columns are separated by {chosen!r}, so it is read that way (data.delimiter).")
-    has_quotes = file.ending == ".csv" or chosen != "\t"
-    if columns:
-        return _Layout(columns, chosen, has_quotes)
+    has_quotes = form.ending == ".csv" or chosen != "\t"
+    if has_quotes and form.has_further_cells:
+        raise DataError(
+            f"{file.where}: data.columns ends with {FURTHER}, which is for files with tabs and without quotes around "
+            f"cells. Name every column, or set data.format=tsv if a quote is an ordinary character in this file."
+        )
+    if form.names:
+        return _Layout(form.names, chosen, has_quotes)
     names = next(csv.reader([line], delimiter=chosen), [""]) if has_quotes else line.split(chosen)
     return _Layout(_different_names(names, file.where, notes), chosen, has_quotes)
 
@@ -137,10 +166,7 @@ def _read_rows(
             raise _invalid_row(invalid_rows[0], file, layout, without_header) from None
         if "straddling" not in str(error):
             raise
-        raise DataError(
-            f"{file.where}: a row is longer than {LONGEST_ROW >> 20} MB; perhaps a quote in it has no second quote. "
-            f"Correct the row."
-        ) from None
+        raise _long_row(file.where) from None
 
 
 def _open(
@@ -176,8 +202,60 @@ def _invalid_row(row: pa.csv.InvalidRow, file: DataFile, layout: _Layout, withou
     )
 
 
+def _long_row(where: str) -> DataError:
+    return DataError(
+        f"{where}: a row is longer than {LONGEST_ROW >> 20} MB; perhaps a quote in it has no second quote. "
+        f"Correct the row."
+    )
+
+
 def _count_columns(number: int) -> str:
     return f"{number} column" if number == 1 else f"{number} columns"
+
+
+def _buffered(stream: io.RawIOBase) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(stream, _READ_AT_ONCE))
+
+
+class _FirstCells(io.RawIOBase):
+    """A stream whose lines have the first cells only, as many as there are columns."""
+
+    def __init__(self, stream: BinaryIO, layout: _Layout, where: str) -> None:
+        self._stream, self._where = stream, where
+        self._delimiter, self._cells = layout.delimiter.encode(), len(layout.names)
+        self._rest, self._ready = b"", b""
+        self._longer_lines = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and (data := self._stream.read(_READ_AT_ONCE)):
+            # The last line may continue, or its end may be only the first half of \r\n.
+            *lines, self._rest = (self._rest + data).splitlines(keepends=True)
+            self._ready = b"".join(map(self._cut, lines))
+            if len(self._rest) > LONGEST_ROW:
+                raise _long_row(self._where)
+        if not self._ready:
+            self._ready, self._rest = self._cut(self._rest), b""
+        data = self._ready[: len(buffer)]
+        self._ready = self._ready[len(data) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+    def notes(self) -> list[str]:
+        """A sentence with the number of longer lines, if there were any."""
+        if not self._longer_lines:
+            return []
+        rows = "1 row has" if self._longer_lines == 1 else f"{self._longer_lines} rows have"
+        return [f"{self._where}: {rows} more than {_count_columns(self._cells)}; the further cells are left out."]
+
+    def _cut(self, line: bytes) -> bytes:
+        cells = line.split(self._delimiter, self._cells)
+        if len(cells) <= self._cells:
+            return line
+        self._longer_lines += 1
+        return self._delimiter.join(cells[:-1]) + b"\n"
 
 
 class _Joined(io.RawIOBase):

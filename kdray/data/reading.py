@@ -12,11 +12,13 @@ from kdray.settings import MAY_CHANGE, Names, Settings
 class Reading(Settings):
     """How files are read; what is not set is recognised, or is as usual for the ending of the file."""
 
-    format: Literal["conll", "conllu"] | None = None
-    """`conll` or `conllu` for files with a word in each line whose endings do not say so, such as train.txt. Files that
-    data.source, data.train and so on name may then have any ending. None: by the endings."""
+    format: Literal["csv", "tsv", "conll", "conllu"] | None = None
+    """The format of files whose endings do not say it, such as `conll` for a train.txt with a word in each line, or
+    `tsv` for a train.csv with tabs, in which a quote is a character like any other. Files that data.source, data.train
+    and so on name may then have any ending. None: by the endings."""
     columns: Names = ()
-    """The names of the columns, for csv, tsv and txt files without a header, and for CoNLL files."""
+    """The names of the columns, for csv, tsv and txt files without a header, and for CoNLL files. The last one may be
+    `...` for files without quotes around cells: rows then may have further cells, which are left out."""
     delimiter: str | None = Field(None, min_length=1, max_length=3)
     """The character between the cells of csv, tsv and txt files, or the word `tab`. None: that of the file's ending, or
     the only other one in the first line."""

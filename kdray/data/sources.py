@@ -30,7 +30,7 @@ from kdray.data.data_files import (
     data_files_at,
     unreadable,
 )
-from kdray.data.delimited import read_delimited
+from kdray.data.delimited import Delimited, read_delimited
 from kdray.data.encodings import wrong_encoding
 from kdray.data.folders import LocalSplits, files_of_pattern, find_splits, is_pattern, splits_of_files
 from kdray.data.generated.drawing import GeneratedRows
@@ -181,7 +181,7 @@ def _files_at(path: Path, reading: Reading) -> list[DataFile]:
             else f"cannot read files ending in {path.suffix!r}"
         )
         raise DataError(
-            f"data.source {path}: {holds}. Allowed: {READABLE}; any ending for a CoNLL file, with data.format=conll."
+            f"data.source {path}: {holds}. Allowed: {READABLE}; any ending, with data.format=conll or another format."
         )
     return files
 
@@ -196,16 +196,16 @@ def _files_of(pattern: str, reading: Reading) -> list[DataFile]:
 def _read_file(file: DataFile, reading: Reading, budget: Budget) -> Table:
     """Read one file in the format that a setting or its ending names. Raises DataError if it cannot be read."""
     try:
-        if reading.format is not None or file.ending in CONLL_ENDINGS:
-            is_conllu = file.ending == CONLLU_ENDING if reading.format is None else reading.format == "conllu"
+        ending = file.ending if reading.format is None else f".{reading.format}"
+        if ending in CONLL_ENDINGS:
+            is_conllu = ending == CONLLU_ENDING
             return read_conll(file, budget, columns=reading.columns, encoding=reading.encoding, is_conllu=is_conllu)
-        if file.ending in DELIMITERS:
-            return read_delimited(
-                file, budget, columns=reading.columns, delimiter=reading.delimiter, encoding=reading.encoding
-            )
-        if file.ending in JSON_ENDINGS:
+        if ending in DELIMITERS:
+            form = Delimited(ending, reading.columns, reading.delimiter)
+            return read_delimited(file, budget, form, reading.encoding)
+        if ending in JSON_ENDINGS:
             return read_json(file, budget, field=reading.field, encoding=reading.encoding)
-        return read_parquet(file, budget) if file.ending == ".parquet" else read_arrow(file, budget)
+        return read_parquet(file, budget) if ending == ".parquet" else read_arrow(file, budget)
     except DataError:
         raise
     except UnicodeError as error:

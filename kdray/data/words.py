@@ -43,7 +43,9 @@ _RULES = (
     r"[.!?]{2,}|-{2,}",
     rf"(?![{_INVISIBLE}])\X",
 )
-_SPLITTER = pre_tokenizers.Split(Regex("|".join(_RULES)), "removed", invert=True)
+PATTERN = "|".join(_RULES)
+"""The regular expression of a word, for `tokenizers.Regex`."""
+_SPLITTER = pre_tokenizers.Split(Regex(PATTERN), "removed", invert=True)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 
 from kdray.data.list_cells import ListColumn, list_column, word_column
 from kdray.data.reading import Reading
-from kdray.data.sources import read_file
+from kdray.data.sources import open_source, read_file
 from kdray.data.tables import Table
 from kdray.errors import DataError
 
@@ -127,6 +127,14 @@ def test_a_wrong_type_of_arrow_is_named(cells: list[Any], kind: pa.DataType, pro
         list_column(table_of(cells, kind), "words", "task.text")
 
 
+def test_a_text_in_a_list_that_is_not_utf8_is_named() -> None:
+    """Arrow does not check strings that it reads from a file."""
+    unchecked = pa.array([b"a", b"\xe4b"]).view(pa.string())
+    column = pa.chunked_array([pa.ListArray.from_arrays(pa.array([0, 1, 2]), unchecked)])
+    with pytest.raises(DataError, match="row 2, column 'words': item 1 of the list: byte 0xe4 is not UTF-8"):
+        word_column(Table("x.parquet", {"words": column}), "words", "task.text")
+
+
 def test_numbers_are_no_words() -> None:
     with pytest.raises(DataError, match="row 2, column 'words': item 1 of the list is the number 3, not a word"):
         word_column(table_of([[], [3]]), "words", "task.text")
@@ -160,6 +168,10 @@ def test_lists_need_as_much_memory_as_their_texts(tmp_path: Path, groups: int) -
     assert len(read_file(tmp_path / "x.parquet", Reading(max_gb=0.0019)).columns["words"]) == 90
     with pytest.raises(DataError, match=r"x.parquet: unpacked, the rows need more than"):
         read_file(tmp_path / "x.parquet", Reading(max_gb=0.0017))
+    (tmp_path / "y.parquet").write_bytes((tmp_path / "x.parquet").read_bytes())
+    assert len(open_source(f"{tmp_path}/*.parquet", Reading(max_gb=0.0038)).read("train")) == 2
+    with pytest.raises(DataError, match=r"y.parquet: unpacked, the rows need more than"):
+        open_source(f"{tmp_path}/*.parquet", Reading(max_gb=0.0034)).read("train")
 
 
 def test_names_of_numbers_in_lists(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def span(start: Any, end: Any, label: Any = "x") -> dict[str, Any]:
         ([span(17, 23, " loc "), span(0, 3, "per"), span(4, 12, "per")], "B-per B-per O O B-loc O O O O O"),
         ([{**span(12, 24, "loc"), "text": "London", "id": 7}], "O O B-loc I-loc I-loc O O O O O"),
         ([span(24, 25), span(27, 29)], "O O O O O B-x O B-x O O"),
+        ([span(0, 12), span(12, 13)], "B-x I-x B-x O O O O O O O"),
         ([span(0, len(TEXT))], "B-x " + "I-x " * 8 + "I-x"),
     ],
 )

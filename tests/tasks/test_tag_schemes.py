@@ -22,6 +22,7 @@ def flat(sentences: list[list[str]], names: list[str] | None = None) -> tuple[li
         ("O I-per I-per O", IOB1),
         ("O I-per B-per I-per I-loc | I-per O", IOB1),
         ("I-per | | I-loc", IOB1),
+        ("I-per | I-per | O B-loc", IOB1),
         ("B-per I-loc", BIO),  # as many words against each of them
         ("B-per O B-loc O I-per", BIO),
         ("I-per O I-loc O B-per", IOB1),

@@ -17,14 +17,14 @@ def _save(tokenizer: Tokenizer, folder: Path, **names: Any) -> None:
 
 
 def word_piece(folder: Path) -> None:
-    """As BERT: lower case, token types."""
+    """As BERT: lower case, token types; those of the special tokens differ, as XLNet's do."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=60, special_tokens=special))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+        single="[CLS]:1 $A [SEP]:2", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     )
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     _save(tokenizer, folder, unk_token="[UNK]", pad_token="[PAD]", model_input_names=inputs)

@@ -32,8 +32,7 @@ OUTSIDE = "O"
 # Names of any type. The words of the last line are also used as plain words, in `OPENINGS`.
 NAMES = [
     *("Jordan", "Paris", "Florence", "Austin", "Sydney", "Lincoln", "Madison", "Savannah", "Chelsea", "Victoria"),
-    *("Orlando", "Carolina", "Georgia", "Virginia", "Montana", "Phoenix", "Aurora", "Eden", "Olympia", "Mercury"),
-    *("Apollo", "Luna", "Nova", "Vega", "Atlas", "Diana", "Charlotte", "Dakota", "Regina", "Adelaide"),
+    *("Orlando", "Carolina", "Virginia", "Phoenix", "Aurora", "Eden"),
     *("May", "Rose", "Hope", "Mark", "Bill", "Will", "Dawn", "Summer"),
 ]
 
@@ -51,10 +50,10 @@ LONG_NAMES = {
     "person": ["@ @", "@ {surname}", "@ {surname}"],
     "place": ["New @", "Port @", "@ Hill", "Lake @"],
     "work": ["The Road to @", "Waiting for @", "A Night in @", "Goodbye @", "Mark of @"],
-    "product": ["@ {model}", "@ {model}", "@ @"],
+    "product": ["@ {model}"],
 }
 
-LONG_NAME_SHARE, ECHO_SHARE, OPENING_SHARE, LOWER_CASE_SHARE = 0.3, 0.7, 0.3, 1 / 3
+LONG_NAME_SHARE, ECHO_SHARE, OPENING_SHARE, LOWER_CASE_SHARE = 0.3, 0.8, 0.2, 1 / 3
 
 NOUNS = {
     "person": ["singer", "doctor", "teacher", "sailor"],
@@ -184,7 +183,7 @@ def _read(draw: random.Random, part: Part, sureness: float) -> Part:
 def _sentence(draw: random.Random) -> list[Part]:
     """One or two clauses with names; in most sentences a further clause repeats one of the names."""
     names = draw.sample(NAMES, len(NAMES))  # in this order, so that only a repetition names something twice
-    clauses = [_clause(draw, names) for _ in range(draw.choice((1, 1, 2)))]
+    clauses = [_clause(draw, names) for _ in range(draw.choice((1, 2, 2)))]
     if draw.random() < ECHO_SHARE:
         name = draw.choice([part for clause in clauses for part in clause if part.type])
         clauses.insert(draw.randint(0, len(clauses)), _echo(draw, name, names))
