@@ -106,7 +106,8 @@ def _apply_changes(settings: S, changes: Mapping[str, Any], root: Settings, pref
     for name, value in changes.items():
         head, _, rest = name.partition(".")
         if head not in kind.model_fields or (rest and not isinstance(values.get(head), Settings | dict)):
-            known = {**dotted_values(root), **dict.fromkeys(prefix + field for field in kind.model_fields)}
+            others = (name for name in dotted_values(root) if kind is type(settings) or not name.startswith(prefix))
+            known = dict.fromkeys((*others, *(prefix + field for field in kind.model_fields)))
             unknown = prefix + name
             hint = did_you_mean(unknown, known, listed=_candidates(unknown, known))
             raise SpecError(f"{unknown}: no such setting; {hint}")
@@ -131,12 +132,15 @@ def _kind_after(settings: S, changes: Mapping[str, Any], prefix: str) -> tuple[t
 
     If a change names another kind, its settings have their defaults, except those that were given and that it also has.
     """
-    kinds, kind = type(settings).kinds(), changes.get("kind")
-    if not kinds or kind is None or kind == getattr(settings, "kind", None):
+    kinds = type(settings).kinds()
+    if not kinds:
         return type(settings), {name: getattr(settings, name) for name in type(settings).model_fields}
-    if kind not in kinds:
+    own_kind = getattr(settings, "kind", None)
+    kind = changes.get("kind", own_kind)
+    if not isinstance(kind, str) or kind not in kinds:
         raise SpecError(f"{prefix}kind: got {kind!r}; {did_you_mean(str(kind), kinds)}")
-    given = settings.model_fields_set - {"kind"}
+    # Only what was given: a default that is handed on as a value would stay when a later change names another kind.
+    given = settings.model_fields_set if kind == own_kind else settings.model_fields_set - {"kind"}
     other: Any = kinds[kind]
     return other, {name: getattr(settings, name) for name in other.model_fields if name in given}
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
+import numpy as np
 from optuna.distributions import distribution_to_json, json_to_distribution
 from pydantic import Field, model_validator
 
@@ -81,10 +82,8 @@ class Sweep(Settings):
         return self._for_another_task(changes).with_dotted(others | {"space": unchanged | domains})
 
     def _for_another_task(self, changes: Mapping[str, Any]) -> Self:
-        """The sweep itself; if the task becomes another one, a copy that calls its quality metric `quality` again."""
-        task = changes.get("task")
-        kind = changes.get("task.kind", getattr(task, "kind", self.task.kind))
-        if kind == self.task.kind:
+        """The sweep itself; if the task changes, a copy that calls its quality metric `quality` again."""
+        if not any(name.partition(".")[0] == "task" for name in changes):
             return self
         copy = self.model_copy()
         copy._rename_metric(self.task.quality.name, QUALITY)
@@ -138,6 +137,7 @@ class Sweep(Settings):
                 "space 'student.revision': all students of a sweep are built from one revision of a checkpoint. Set "
                 "student.revision, and run one sweep for each revision."
             )
+        self._check_distillation()
         self._name_quality()
         # The data are not read yet, so the labels are unknown; `check_classes` checks again with them.
         quality = self.task.metric_names(None)
@@ -149,6 +149,22 @@ class Sweep(Settings):
                 f"retention), because early stopping compares trials by it; got {first!r}."
             )
         return self
+
+    def _check_distillation(self) -> None:
+        """Raise SpecError for a setting of the loss that has no meaning for the outputs of the task."""
+        # The gold decides the units of the outputs, not their kind.
+        meaningful = self.task.distribution(np.zeros(1)).settings
+        for name, field in Distillation.model_fields.items():
+            if name in meaningful:
+                continue
+            remedy = (
+                f"has no meaning for {self.task.name}. Leave it out; with a meaning: "
+                f"{', '.join(f'distillation.{each}' for each in sorted(meaningful))}."
+            )
+            if f"distillation.{name}" in self.space:
+                raise SpecError(f"space 'distillation.{name}': it {remedy}")
+            if (value := getattr(self.distillation, name)) != field.default:
+                raise SpecError(f"distillation.{name}: got {value:g}; it {remedy}")
 
     def _name_quality(self) -> None:
         """Write the name of the task's quality metric where it is called `quality`.
@@ -171,6 +187,11 @@ class Sweep(Settings):
             self._check_metric(f"search.objectives {name!r}", name, metrics, condition)
         # A constraint is checked before any training, so only the metrics of an architecture are allowed.
         for name in self.search.constraints:
+            if name in metrics and name not in ARCHITECTURE_METRICS:
+                raise SpecError(
+                    f"search.constraints {name!r}: it is known only after the training, and constraints are checked "
+                    f"before it. Allowed: {', '.join(ARCHITECTURE_METRICS)}; a rule on the quality is part of choose."
+                )
             self._check_metric(f"search.constraints {name!r}", name, ARCHITECTURE_METRICS, condition)
         for name in self.choose.metrics:
             self._check_metric(f"choose {name!r}", name, metrics, condition)

@@ -8,6 +8,7 @@ import csv
 import logging
 import random
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from kdray.tracking.settings import Tracking
 from kdray.training.settings import Training
 from kdray.training.trial import Recipe, TrialInputs
 from tests.storage.bucket_server import BucketServer
+from tests.task_inputs import make_inputs
 
 # On a busy machine a single example may take seconds, which says nothing about the code.
 hypothesis.settings.register_profile("kdray", deadline=None)
@@ -175,6 +177,12 @@ def transfer(teacher: Pretrained, tokens: TokenSet, storage: StoragePaths, slots
 @pytest.fixture(scope="session")
 def trial_inputs(task: TextClassification, teacher: Pretrained, tokens: TokenSet, transfer: TransferSet) -> TrialInputs:
     return TrialInputs(task=task, source=teacher, tokens=tokens, transfer=transfer)
+
+
+@pytest.fixture(scope="session")
+def inputs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TrialInputs]:
+    """A function that gives the inputs of a trial of another task, by its kind in `task_inputs.KINDS`."""
+    return cache(lambda kind: make_inputs(kind, StoragePaths(tmp_path_factory.mktemp(kind))))
 
 
 @pytest.fixture(scope="session")

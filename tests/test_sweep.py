@@ -11,8 +11,13 @@ from ray import tune
 from kdray.choice.rule import Choose
 from kdray.data.splits import Splits
 from kdray.errors import SpecError
+from kdray.losses.distillation import Distillation
 from kdray.search.settings import Search, at_least, at_most
 from kdray.sweep import Sweep
+from kdray.tasks.multi_label import MultiLabel
+from kdray.tasks.regression import Regression
+from kdray.tasks.text_classification import TextClassification
+from kdray.tasks.token_classification import TokenClassification
 
 MakeSweep = Callable[..., Sweep]
 
@@ -164,3 +169,129 @@ def test_params_have_every_setting_and_domain(make_sweep: MakeSweep) -> None:
     assert params["space.student.depth"] == [1, 2]
     assert "0" in str(params["space.distillation.alpha"])
     assert {"training.learning_rate", "distillation.temperature", "teacher.above_chance", "seed"} <= set(params)
+
+
+# Tasks ----------------------------------------------------------------------------------------------------------------
+
+OTHER_TASKS = {
+    "token_classification": ("span_f1", "tokens"),
+    "multi_label": ("macro_f1", "text"),
+    "regression": ("pearson", "text"),
+}
+"""Kind -> the quality metric of the task, and the default of its setting `text`."""
+
+
+@pytest.mark.parametrize("kind", OTHER_TASKS)
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_task_can_be_changed(make_sweep: MakeSweep, kind: str, whole: bool) -> None:
+    """Objectives and rule then have its quality, settings that both tasks have stay, and others have their defaults."""
+    changes = {"task": {"kind": kind, "max_length": 16}} if whole else {"task.kind": kind}
+    quality, text = OTHER_TASKS[kind]
+    sweep = make_sweep().with_changes(changes)
+    assert (sweep.task.kind, sweep.task.text, sweep.task.max_length) == (kind, text, 16)
+    assert sweep.search.objectives == (quality, "latency_ms")
+    assert sweep.choose.best == quality
+    back = sweep.with_changes({"task.kind": "text_classification", "task.text": "text", "task.label": "label"})
+    assert back.identity() == make_sweep().identity()
+
+
+def test_defaults_of_the_first_task_stay_defaults_after_any_change(make_sweep: MakeSweep) -> None:
+    changed = make_sweep().with_changes({"task.max_length": 32}).with_changes({"task.kind": "token_classification"})
+    assert (changed.task.text, changed.task.max_length) == ("tokens", 32)
+    given = make_sweep().with_changes({"task.text": "body"}).with_changes({"task.kind": "token_classification"})
+    assert given.task.text == "body"
+
+
+def test_plain_tags_have_another_quality(make_sweep: MakeSweep) -> None:
+    sweep = make_sweep(task=TokenClassification()).with_changes({"task.scheme": "plain"})
+    assert sweep.search.objectives == ("token_accuracy", "latency_ms")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"task.kind": "regresion"}, "task.kind: got 'regresion'; did you mean 'regression'? Allowed: multi_label"),
+        ({"task.kind": ["regression"]}, "task.kind: got ['regression']"),
+        ({"task": {"kind": {}}}, "task.kind: got {}; Allowed: multi_label, regression, text_classification"),
+        ({"task": 3}, "task: got 3"),
+        ({"task.kind": "regression", "task.labels": "a,b"}, "task.labels: no such setting; did you mean 'task.label'?"),
+        ({"task.separator": ","}, "task.separator: no such setting"),
+        ({"task.kind": "regression", "task.range": [5, 0]}, "task.range: got (5.0, 0.0); give the smallest"),
+        ({"task.kind": "multi_label", "task.label": "[a]"}, "task.label: got one column, 'a'"),
+        ({"task.kind": "multi_label", "task.label": "[a,b]", "task.separator": ";"}, "task.label: the names of its"),
+        ({"task.kind": "token_classification", "task.scheme": "IOE"}, "task.scheme: got 'IOE'"),
+        ({"task.kind": "token_classification", "task.pair": "b"}, "task.pair: the words of single texts are tagged"),
+        ({"task.kind": "regression", "task.pair": "label"}, "text, pair and label must be different columns"),
+    ],
+)
+def test_settings_of_tasks_are_checked(make_sweep: MakeSweep, changes: dict[str, Any], part: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_sweep().with_changes(changes)
+    assert part in str(caught.value)
+
+
+def test_columns_of_labels_are_named_in_brackets(make_sweep: MakeSweep) -> None:
+    """`--set task.label=[sad,glad]` is no JSON."""
+    for value in ("[sad, glad]", ["sad", "glad"]):
+        sweep = make_sweep().with_changes({"task.kind": "multi_label", "task.label": value})
+        assert isinstance(sweep.task, MultiLabel)
+        assert sweep.task.label == ("sad", "glad")
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        (
+            {"search": Search(objectives=("accuracy", "latency_ms"))},
+            ["search.objectives 'accuracy': regression does not measure this metric", "pearson", "spearman"],
+        ),
+        ({"choose": Choose(best="macro_f1")}, ["choose 'macro_f1': regression does not measure", "pearson"]),
+        (
+            {"search": Search(constraints={"mse": at_most(1)})},
+            ["search.constraints 'mse': it is known only after the training", "latency_ms"],
+        ),
+        ({"space": {"distillation.temperature": [1.0, 2.0]}}, ["space 'distillation.temperature': it has no meaning"]),
+        ({"space": {"distillation.logit_mse": [0.0, 0.1]}}, ["no meaning for regression", "distillation.alpha."]),
+        ({"distillation": Distillation(temperature=3)}, ["distillation.temperature: got 3; it has no meaning"]),
+        ({"distillation": Distillation(logit_mse=0.1)}, ["distillation.logit_mse: got 0.1; it has no meaning"]),
+    ],
+)
+def test_what_a_regression_does_not_have_is_refused(
+    make_sweep: MakeSweep, fields: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_sweep(task=Regression(), **fields)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+@pytest.mark.parametrize("other", [TokenClassification(), MultiLabel()])
+def test_metrics_of_another_task_are_refused_with_the_own_ones(make_sweep: MakeSweep, other: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_sweep(task=other, search=Search(objectives=("accuracy", "latency_ms")))
+    assert all(name in str(caught.value) for name in other.metric_names(None))
+    with pytest.raises(SpecError, match=r"choose 'pearson': .* does not measure this metric"):
+        make_sweep(task=other, choose=Choose(best="pearson"))
+    # Both have probabilities, which a temperature softens.
+    make_sweep(task=other, space={"distillation.temperature": [1.0, 2.0], "distillation.logit_mse": [0.0, 0.1]})
+
+
+def test_a_searched_temperature_can_be_fixed_for_a_regression(make_sweep: MakeSweep) -> None:
+    sweep = make_sweep(space={"distillation.temperature": [1.0, 2.0], "student.depth": [1, 2]})
+    changed = sweep.with_changes({"task.kind": "regression", "distillation.temperature": 2})
+    assert set(changed.space) == {"student.depth"}
+
+
+def test_a_task_survives_json(make_sweep: MakeSweep) -> None:
+    for task in (TokenClassification(scheme="BIOES"), MultiLabel(label=("a", "b")), Regression(range=(0, 5))):
+        identity = json.loads(json.dumps(make_sweep(task=task).identity()))
+        sweep = Sweep.from_identity(identity)
+        assert sweep.task == task
+        assert sweep.identity() == identity
+
+
+def test_a_sweep_of_text_classification_has_the_identity_that_it_had_before_other_tasks(make_sweep: MakeSweep) -> None:
+    """Its folder has no kind, and such a sweep goes on."""
+    identity = make_sweep().identity()
+    assert identity["task"] == {"text": "text", "pair": None, "max_length": 16, "label": "label", "labels": None}
+    assert identity["search"]["objectives"] == ["accuracy", "latency_ms"]
+    assert Sweep.from_identity(identity).task == TextClassification(max_length=16)

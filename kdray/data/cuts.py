@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from kdray.data.gold import gold_codes, rows_of_labels, strata
+from kdray.data.gold import only_gold, rows_of_labels, strata
 from kdray.errors import DataError
 
 
@@ -14,10 +14,10 @@ def cut_split(
 ) -> tuple[pa.Table, pa.Table]:
     """Cut a fraction of the rows off; the rest and the cut rows, both with the shares of the labels.
 
-    Raises DataError if the cut rows do not have at least two labels.
+    Raises DataError if the cut rows do not have at least two different answers.
     """
     cut, rest = draw_rows(table, round(fraction * table.num_rows), seed, leave=1)
-    if cut.num_rows == 0 or gold_codes(cut["label"]).max() == 0:
+    if cut.num_rows == 0 or only_gold(cut, labels):
         raise DataError(
             f"{where}: {_describe_few_rows(table, fraction, labels, role)} (data.{role}_fraction). Give more rows, or "
             f"a {role} split."
@@ -49,9 +49,11 @@ def draw_rows(table: pa.Table, count: int, seed: int, leave: int = 0) -> tuple[p
 
 
 def _describe_few_rows(table: pa.Table, fraction: float, labels: Sequence[str], role: str) -> str:
-    """Why no two labels could be cut off: too few rows, or all but one label have a single row."""
+    """Why no two answers could be cut off: too few rows, or all but one label have a single row."""
     if round(fraction * table.num_rows) < 2 or not labels:
         return f"train's {table.num_rows} rows are too few to cut {fraction:.0%} off for {role}"
+    if pa.types.is_nested(table["label"].type):
+        return f"the rows that were cut from train's {table.num_rows} rows for {role} would all have the same labels"
     counts = rows_of_labels(table["label"], len(labels))
     single = ", ".join(repr(labels[label]) for label in np.flatnonzero(counts == 1).tolist())
     return (

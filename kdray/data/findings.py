@@ -61,7 +61,8 @@ def describe_findings(splits: Mapping[str, pa.Table], labels: Sequence[str]) -> 
     notes += _similar_labels(labels)
     notes += _missing_words(labels)
     notes += _rare_labels(list(rows.values()), labels)
-    notes += [note for split in (VALIDATION, TEST) for note in _absent_labels(rows[split], labels)]
+    notes += _labels_never_learnt(rows[TRAIN], labels)
+    notes += [note for split in (VALIDATION, TEST) for note in _absent_labels(rows[split], rows[TRAIN], labels)]
     return notes
 
 
@@ -84,7 +85,7 @@ def _count_labels(table: pa.Table, labels: int) -> np.ndarray:
 
 def _whole_texts(table: pa.Table) -> pa.ChunkedArray:
     if pa.types.is_nested(table["text"].type):
-        return pc.binary_join(table["text"], "\t")
+        return pc.binary_join(table["text"], pa.scalar("\t", pa.large_string()))
     if "pair" not in table.column_names:
         return table["text"]
     # The length comes first: without it ("a", "bc") and ("ab", "c") would be one text.
@@ -108,7 +109,7 @@ def _blank_texts(rows: Mapping[str, _Rows]) -> Iterator[str]:
 def _texts(table: pa.Table) -> pa.ChunkedArray:
     """The first texts of the rows; the words of a text are joined."""
     text = table["text"]
-    return pc.binary_join(text, " ") if pa.types.is_nested(text.type) else text
+    return pc.binary_join(text, pa.scalar(" ", pa.large_string())) if pa.types.is_nested(text.type) else text
 
 
 def _rows_in_train(train: _Rows, split: _Rows) -> Iterator[str]:
@@ -139,7 +140,7 @@ def _common_texts(validation: _Rows, test: _Rows) -> Iterator[str]:
 
 
 def _contradictions(train: _Rows, labels: Sequence[str]) -> Iterator[str]:
-    """Texts that occur with several labels."""
+    """Texts that occur with several labels, or with different lists of labels, or numbers."""
     pairs = np.unique(_text_and_label(train))
     texts, counts = np.unique(pairs // _GOLD, return_counts=True)
     contradictory = texts[counts > 1]
@@ -148,18 +149,28 @@ def _contradictions(train: _Rows, labels: Sequence[str]) -> Iterator[str]:
     is_affected = np.isin(train.codes, contradictory)
     if is_affected.all():
         raise DataError(
-            "train: each of its texts occurs with several labels, so nothing can be learnt. Check task.text and "
-            "task.label."
+            f"train: each of its texts occurs with {_different_gold(train, labels)}, so nothing can be learnt. Check "
+            "task.text and task.label."
         )
     first = int(np.flatnonzero(is_affected)[0])
     same_text = np.flatnonzero(train.codes == train.codes[first])
     _, different = np.unique(train.gold[same_text], return_index=True)
     cells = sorted(train.table["label"].take(pa.array(same_text[different])).to_pylist())
-    names = [str(name) for name in with_names(cells, labels)]
+    names = [short_repr(name) for name in with_names(cells, labels)]
     yield (
-        f"train: {len(contradictory)} texts occur with several labels, in {int(is_affected.sum())} of "
-        f"{len(train.codes)} rows, for example {train.example(first)} with {_list(names)}; they are used."
+        f"train: {len(contradictory)} texts occur with {_different_gold(train, labels)}, in {int(is_affected.sum())} "
+        f"of {len(train.codes)} rows, for example {train.example(first)} with {short_list(names, _LISTED)}; they are "
+        "used."
     )
+
+
+def _different_gold(rows: _Rows, labels: Sequence[str]) -> str:
+    """What several rows with the same text have."""
+    if not labels:
+        return "different numbers"
+    if not pa.types.is_nested(rows.table["label"].type):
+        return "several labels"
+    return "different tags" if pa.types.is_nested(rows.table["text"].type) else "different labels"
 
 
 def _duplicates(train: _Rows) -> Iterator[str]:
@@ -207,8 +218,23 @@ def _rare_labels(splits: Sequence[_Rows], labels: Sequence[str]) -> Iterator[str
         )
 
 
-def _absent_labels(split: _Rows, labels: Sequence[str]) -> Iterator[str]:
-    absent = [label for label, count in zip(labels, split.counts, strict=True) if not count]
+def _labels_never_learnt(train: _Rows, labels: Sequence[str]) -> Iterator[str]:
+    """Labels of a multi-label task that hold nowhere, such as a column of zeros."""
+    column = train.table["label"].type
+    if not pa.types.is_nested(column) or pa.types.is_nested(train.table["text"].type):
+        return
+    absent = [label for label, count in zip(labels, train.counts, strict=True) if not count]
+    if absent:
+        yield (
+            f"train: {len(absent)} of {len(labels)} labels hold for no row: {_list(absent)}; no student can learn "
+            "them, and each counts as F1 0 in macro F1."
+        )
+
+
+def _absent_labels(split: _Rows, train: _Rows, labels: Sequence[str]) -> Iterator[str]:
+    # Tags that are nowhere in the data complete the types of spans, and are no oversight.
+    is_expected = train.counts > 0 if pa.types.is_nested(split.table["text"].type) else np.ones(len(labels), bool)
+    absent = [labels[number] for number in np.flatnonzero((split.counts == 0) & is_expected).tolist()]
     if absent:
         yield (
             f"{split.role}: {len(absent)} of {len(labels)} labels have no rows: {_list(absent)}; its figures say "

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 UNLABELLED = -1
-"""The label of a row without a label, in datasets that give names to the numbers of their labels."""
+"""The label of a row without a label, in datasets that give names to the numbers of their labels, and in test splits of
+benchmarks, whose gold is secret."""
 NUMBER_STRATA = 10
 """Numbers are divided into so many groups of equal size, from which rows are drawn evenly."""
 
@@ -27,6 +28,15 @@ class Gold(Protocol):
     @property
     def names(self) -> frozenset[str]:
         """The names of all labels that occur; empty for numbers."""
+        ...
+
+    @property
+    def has_minus_one(self) -> bool:
+        """Whether -1 is the gold of a row."""
+        ...
+
+    def is_hidden(self, may_be_minus_one: bool) -> bool:
+        """Whether no row has gold; unless `may_be_minus_one`, -1 is no gold."""
         ...
 
     def missing(self, numbers: Mapping[str, int]) -> np.ndarray:
@@ -58,6 +68,15 @@ class OneLabel:
     def names(self) -> frozenset[str]:
         """See `Gold`."""
         return frozenset(name for name in self.by_code if name is not None)
+
+    @property
+    def has_minus_one(self) -> bool:
+        """See `Gold`."""
+        return str(UNLABELLED) in self.names
+
+    def is_hidden(self, may_be_minus_one: bool) -> bool:
+        """See `Gold`."""
+        return not self.names - (set() if may_be_minus_one else {str(UNLABELLED)})
 
     def missing(self, numbers: Mapping[str, int]) -> np.ndarray:
         """See `Gold`."""
@@ -91,6 +110,8 @@ class SeveralLabels:
     """The place of the first label of each row in `codes`, and at the end their number (N + 1)."""
     absent: np.ndarray
     """Whether the row has no list, not even an empty one (N, bool)."""
+    is_set: bool = False
+    """Whether the order of the labels of a row has no meaning, and a label counts once."""
 
     def __len__(self) -> int:
         return len(self.absent)
@@ -99,6 +120,15 @@ class SeveralLabels:
     def names(self) -> frozenset[str]:
         """See `Gold`."""
         return frozenset(self.by_code)
+
+    @property
+    def has_minus_one(self) -> bool:
+        """See `Gold`."""
+        return str(UNLABELLED) in self.names
+
+    def is_hidden(self, may_be_minus_one: bool) -> bool:
+        """See `Gold`."""
+        return not self.names - (set() if may_be_minus_one else {str(UNLABELLED)})
 
     def missing(self, numbers: Mapping[str, int]) -> np.ndarray:
         """See `Gold`. If no row of the table has any label, its labels are unknown."""
@@ -114,8 +144,17 @@ class SeveralLabels:
 
     def numbered(self, numbers: Mapping[str, int]) -> pa.Array:
         """See `Gold`."""
-        flat = np.array([numbers[name] for name in self.by_code], np.int64)[self.codes]
-        return pa.LargeListArray.from_arrays(self.starts.astype(np.int64), pa.array(flat, pa.int64()))
+        flat, starts = np.array([numbers[name] for name in self.by_code], np.int64)[self.codes], self.starts
+        if self.is_set:
+            # Rows with the same labels are equal then, in whatever order their cells name them.
+            rows = np.repeat(np.arange(len(self)), np.diff(starts))
+            order = np.lexsort((flat, rows))
+            rows, flat = rows[order], flat[order]
+            is_first = np.ones(len(flat), bool)
+            is_first[1:] = (np.diff(rows) > 0) | (np.diff(flat) > 0)
+            rows, flat = rows[is_first], flat[is_first]
+            starts = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=len(self)))))
+        return pa.LargeListArray.from_arrays(starts.astype(np.int64), pa.array(flat, pa.int64()))
 
 
 @dataclass(frozen=True)
@@ -132,6 +171,16 @@ class Numbers:
     def names(self) -> frozenset[str]:
         """See `Gold`."""
         return frozenset()
+
+    @property
+    def has_minus_one(self) -> bool:
+        """See `Gold`."""
+        return bool((self.values == UNLABELLED).any())
+
+    def is_hidden(self, may_be_minus_one: bool) -> bool:
+        """See `Gold`."""
+        known = self.values[~np.isnan(self.values)]
+        return not len(known) or (not may_be_minus_one and bool((known == UNLABELLED).all()))
 
     def missing(self, numbers: Mapping[str, int]) -> np.ndarray:
         """See `Gold`."""
@@ -150,8 +199,23 @@ def gold_codes(column: pa.ChunkedArray) -> np.ndarray:
     """A number for each row: the same for rows with the same gold (N, int64)."""
     if pa.types.is_nested(column.type):
         # Arrow cannot dictionary-encode lists, so each list is written as text first.
-        column = pc.binary_join(pc.cast(column, pa.large_list(pa.large_string())), ",")
+        column = pc.binary_join(pc.cast(column, pa.large_list(pa.large_string())), pa.scalar(",", pa.large_string()))
     return pc.dictionary_encode(pa.concat_arrays(column.chunks)).indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def only_gold(table: pa.Table, labels: Sequence[str]) -> str | None:
+    """What all answers of a split are, for a message; None if there are two different ones, or no answers.
+
+    A row of words has as many answers as words; any other row has one.
+    """
+    column, what = table["label"], "row"
+    if pa.types.is_nested(table["text"].type):
+        column, what = pc.list_flatten(column), "word"
+    if not len(column) or gold_codes(column).max() > 0:
+        return None
+    gold = with_names([column[0].as_py()], labels)[0]
+    kind = "tag" if what == "word" else "labels" if isinstance(gold, list) else "label" if labels else "number"
+    return f"all {len(column):,} {what}s have the {kind} {gold!r}"
 
 
 def strata(column: pa.ChunkedArray) -> np.ndarray:
@@ -171,7 +235,10 @@ def strata(column: pa.ChunkedArray) -> np.ndarray:
 def rows_of_labels(column: pa.ChunkedArray, count: int) -> np.ndarray:
     """The number of rows with each of `count` labels (C); a label that a row has twice counts once."""
     rows, labels = _pairs(column)
-    return np.bincount(np.unique(np.stack([rows, labels]), axis=1)[1], minlength=count)
+    if not pa.types.is_nested(column.type):
+        return np.bincount(labels, minlength=count)
+    # One number for a pair: numpy finds the different pairs of two columns much more slowly.
+    return np.bincount(np.unique(rows * count + labels) % count, minlength=count)
 
 
 def first_row_with(column: pa.ChunkedArray, label: int) -> int:

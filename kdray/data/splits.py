@@ -20,7 +20,7 @@ from kdray.data.cuts import cut_split, draw_rows
 from kdray.data.data_files import READABLE
 from kdray.data.findings import describe_findings
 from kdray.data.generated.generators import NameOrGenerator
-from kdray.data.gold import UNLABELLED, first_row_with, gold_codes, rows_of_labels, with_names
+from kdray.data.gold import UNLABELLED, first_row_with, only_gold, rows_of_labels, with_names
 from kdray.data.reading import Reading
 from kdray.data.rows import TEST, TRAIN, VALIDATION
 from kdray.data.sources import Source, open_source
@@ -98,23 +98,15 @@ def load_splits(data: Data, task: TaskData) -> Splits:
     row and the column.
     """
     source = open_source(data.source, data, data.config, data.revision)
-    roles = _find_splits(source, data)
-    tables = {role: [table for split in splits for table in source.read(split)] for role, splits in roles.items()}
-    class_names = next((names for table in tables[TRAIN] if (names := task.class_names(table))), None)
-    # Only a test split may lack the gold.
-    checked = {role: [task.read(table, class_names, role == TEST) for table in some] for role, some in tables.items()}
-    order = task.order_labels(checked[TRAIN], class_names)
-    labels, numbers = order.labels, order.numbers
-    notes = [*(note for some in tables.values() for table in some for note in table.notes), *order.notes]
-    notes += [note for parts in checked.values() for part in parts for note in part.notes]
-    if TEST in checked and _is_unlabelled(checked[TEST], numbers):
-        # Test splits of public benchmarks often come without labels, or with -1 everywhere.
-        notes.append(f"{checked[TEST][0].where}: its rows have no labels, so it is not used.")
-        del checked[TEST]
+    checked, order, notes = _read_tables(source, data, task)
+    labels = order.labels
     rows: dict[str, pa.Table] = {}
     for role, parts in checked.items():  # train comes first: the other splits are compared with it
-        rows[role] = _join_tables(parts, numbers, notes)
-        _check_labels(rows[role], order, rows[TRAIN], role, parts)
+        rows[role] = _join_tables(parts, order, notes)
+        _check_answers(rows[role], labels, role, parts)
+        _check_labels(rows[role], order, rows[TRAIN], parts)
+        if role != TRAIN:
+            notes += task.describe_gold(parts, checked[TRAIN], order)
     _cut_missing_splits(rows, data, labels, source.where, notes)
     if data.max_rows:
         rows = {role: draw_rows(table, data.max_rows, data.seed)[0] for role, table in rows.items()}
@@ -127,6 +119,25 @@ def load_splits(data: Data, task: TaskData) -> Splits:
         notes=tuple(notes),
         key=fingerprint(labels, {role: _content_digest(table) for role, table in rows.items()}),
     )
+
+
+def _read_tables(
+    source: Source, data: Data, task: TaskData
+) -> tuple[dict[str, list[CheckedTable]], LabelOrder, list[str]]:
+    """The checked tables of each role, without a test split that has no labels; the labels; and notes."""
+    roles = _find_splits(source, data)
+    tables = {role: [table for split in splits for table in source.read(split)] for role, splits in roles.items()}
+    class_names = next((names for table in tables[TRAIN] if (names := task.class_names(table))), None)
+    # Only a test split may lack the gold.
+    checked = {role: [task.read(table, class_names, role == TEST) for table in some] for role, some in tables.items()}
+    order = task.order_labels(checked[TRAIN], class_names)
+    notes = [*(note for some in tables.values() for table in some for note in table.notes), *order.notes]
+    notes += [note for parts in checked.values() for part in parts for note in part.notes]
+    if TEST in checked and _is_unlabelled(checked[TEST], checked[TRAIN], order.numbers):
+        # Test splits of public benchmarks often come without labels, or with -1 everywhere.
+        notes.append(f"{checked[TEST][0].where}: its rows have no labels, so it is not used.")
+        del checked[TEST]
+    return checked, order, notes
 
 
 def _find_splits(source: Source, data: Data) -> dict[str, tuple[str, ...]]:
@@ -172,22 +183,19 @@ def _find_split(source: Source, role: str, name: str | tuple[str, ...] | None) -
     return names
 
 
-def _is_unlabelled(test: list[CheckedTable], numbers: Mapping[str, int]) -> bool:
-    """Whether no row of the test split has gold: no such column, or only empty cells and labels of -1.
+def _is_unlabelled(test: list[CheckedTable], train: list[CheckedTable], numbers: Mapping[str, int]) -> bool:
+    """Whether no row of the test split has gold: no such column, or only empty cells and -1.
 
-    If train has a label -1, then -1 is a label like any other.
+    If train has -1, then -1 is a label or a number like any other.
     """
-    no_label = set() if str(UNLABELLED) in numbers else {str(UNLABELLED)}
+    may_be_minus_one = str(UNLABELLED) in numbers or any(part.gold and part.gold.has_minus_one for part in train)
     has_rows = any(len(part.texts) for part in test)  # a split without rows is an error, not an unlabelled split
-    return has_rows and all(
-        part.gold is None or (part.gold.names <= no_label if part.gold.names else part.gold.missing(numbers).all())
-        for part in test
-    )
+    return has_rows and all(part.gold is None or part.gold.is_hidden(may_be_minus_one) for part in test)
 
 
-def _join_tables(parts: list[CheckedTable], numbers: Mapping[str, int], notes: list[str]) -> pa.Table:
+def _join_tables(parts: list[CheckedTable], order: LabelOrder, notes: list[str]) -> pa.Table:
     """One table of the rows of a split. Leave out rows without gold, and add a note with their count."""
-    gold = [_numbered_gold(part, numbers) for part in parts]
+    gold = [_numbered_gold(part, order) for part in parts]
     is_missing = np.concatenate([missing for _, missing in gold])
     columns = {"id": pa.array(np.arange(len(is_missing))), "text": pa.chunked_array([part.texts for part in parts])}
     if parts[0].pairs is not None:
@@ -199,50 +207,57 @@ def _join_tables(parts: list[CheckedTable], numbers: Mapping[str, int], notes: l
     return table.filter(pa.array(~is_missing))
 
 
-def _numbered_gold(part: CheckedTable, numbers: Mapping[str, int]) -> tuple[pa.Array, np.ndarray]:
+def _numbered_gold(part: CheckedTable, order: LabelOrder) -> tuple[pa.Array, np.ndarray]:
     """The column `label` of one table, and which rows have no gold. Raises DataError for a label without a number."""
     if part.gold is None:
         raise DataError(f"{part.where}: no label column, but other files of this split have one.")
-    if unknown := part.gold.unknown(numbers):
+    if unknown := part.gold.unknown(order.numbers):
         row, name = unknown
+        where = f"{part.where}, row {row + 1}: label {short_repr(name)}"
+        if not set(order.numbers) <= set(order.labels):
+            # The labels are names that the user gives to the numbers 0, 1, ... in the data.
+            raise DataError(
+                f"{where} has no name: task.labels has {len(order.labels)}, for the numbers 0 to "
+                f"{len(order.labels) - 1}. Correct the row, or name every number."
+            )
         raise DataError(
-            f"{part.where}, row {row + 1}: label {short_repr(name)} is neither in task.labels nor in train, which "
-            f"has {short_list(list(numbers))}. Correct the row, or name every label in task.labels."
+            f"{where} is neither in task.labels nor in train, which has {short_list(list(order.numbers))}. Correct the "
+            "row, or name every label in task.labels."
         )
-    return part.gold.numbered(numbers), part.gold.missing(numbers)
+    return part.gold.numbered(order.numbers), part.gold.missing(order.numbers)
 
 
-def _check_labels(table: pa.Table, order: LabelOrder, train: pa.Table, role: str, parts: list[CheckedTable]) -> None:
-    """Raise DataError if a split is empty, has one answer only, or has a label that train does not have.
-
-    A test split of one answer is accepted.
-    """
-    where, labels = parts[0].where, order.labels
+def _check_answers(table: pa.Table, labels: Sequence[str], role: str, parts: list[CheckedTable]) -> None:
+    """Raise DataError if a split is empty, or has one answer only. A test split of one answer is accepted."""
+    where = parts[0].where
     if table.num_rows == 0:
+        count = sum(len(part.texts) for part in parts)
+        problem = f"none of its {count} rows has a label (task.label)" if count else "the split has no rows"
         raise DataError(
-            f"{where}: the split has no rows. Give a split with rows; or leave it out, and kdray cuts it from train."
+            f"{where}: {problem}. Give a split with labelled rows; or leave it out, and kdray cuts it from train."
         )
-    column = table["label"]
-    if role != TEST and gold_codes(column).max() == 0:
-        only = with_names([column[0].as_py()], labels)[0]
-        raise DataError(
-            f"{where}: all {table.num_rows} rows have the label {only!r}; at least two are needed. "
-            f"Check the label column (task.label)."
-        )
+    if role != TEST and (only := only_gold(table, labels)):
+        raise DataError(f"{where}: {only}; at least two are needed. Check the label column (task.label).")
+
+
+def _check_labels(table: pa.Table, order: LabelOrder, train: pa.Table, parts: list[CheckedTable]) -> None:
+    """Raise DataError if a split has a label that train does not have."""
+    labels = order.labels
     if not labels:
         return
-    counts, counts_in_train = (rows_of_labels(each, len(labels)) for each in (column, train["label"]))
+    counts, counts_in_train = (rows_of_labels(each["label"], len(labels)) for each in (table, train))
     may_be_new = np.array([name in order.may_be_new for name in labels])
     unseen = np.flatnonzero((counts > 0) & (counts_in_train == 0) & ~may_be_new)
-    if len(unseen):
-        # The id is the row number in all files of the split together; the message needs the row in its own file.
-        row, part = table["id"][first_row_with(column, int(unseen[0]))].as_py(), 0
-        while row >= len(parts[part].texts):
-            row, part = row - len(parts[part].texts), part + 1
-        raise DataError(
-            f"{parts[part].where}, row {row + 1}: label {labels[unseen[0]]!r} does not occur in train, so no model can "
-            f"learn it. Add such rows to train, or remove them here."
-        )
+    if not len(unseen):
+        return
+    # The id is the row number in all files of the split together; the message needs the row in its own file.
+    row, part = table["id"][first_row_with(table["label"], int(unseen[0]))].as_py(), 0
+    while row >= len(parts[part].texts):
+        row, part = row - len(parts[part].texts), part + 1
+    raise DataError(
+        f"{parts[part].where}, row {row + 1}: label {labels[unseen[0]]!r} does not occur in train, so no model can "
+        f"learn it. Add such rows to train, or remove them here."
+    )
 
 
 def _cut_missing_splits(
@@ -252,7 +267,8 @@ def _cut_missing_splits(
     for role, fraction in ((VALIDATION, data.validation_fraction), (TEST, data.test_fraction)):
         if role not in rows:
             rows[TRAIN], rows[role] = cut_split(rows[TRAIN], fraction, data.seed, labels, where=where, role=role)
-            notes.append(f"{where}: {rows[role].num_rows} rows were cut from train for {role}, by label.")
+            by = "by label" if labels else "by value"
+            notes.append(f"{where}: {rows[role].num_rows} rows were cut from train for {role}, {by}.")
 
 
 def _content_digest(table: pa.Table) -> str:

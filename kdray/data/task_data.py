@@ -93,6 +93,15 @@ class TaskData(Protocol):
         """
         ...
 
+    def describe_gold(
+        self, parts: Sequence[CheckedTable], train: Sequence[CheckedTable], order: LabelOrder
+    ) -> Sequence[str]:
+        """One sentence for each kind of oddity in the gold of the tables of another split than train.
+
+        `order_labels` does it for train.
+        """
+        ...
+
     def encode(self, tokenizer: Any, columns: TextColumns) -> Encoded:
         """Encode rows. Raises SpecError for a tokenizer that the task cannot use."""
         ...

@@ -42,15 +42,21 @@ class Value:
     def start_training(self, model: nn.Module) -> "Value":
         """Let the head answer in standardised units: (w x + b - mean) / spread.
 
+        A new head stays as it is. Its answers are near 0, and in the units of the data that may be 1000 standard
+        deviations away from every number: no training of a few epochs would come back from there.
         A head without a bias, as many decoders have, cannot add the mean again after the training. It is trained on
         numbers that are divided by the spread only.
         """
         head = _head(model)
         with torch.no_grad():
-            head.weight.div_(self.spread)
             if head.bias is None:
+                head.weight.div_(self.spread)
                 return Value(0.0, self.spread)
-            head.bias.sub_(self.mean).div_(self.spread)
+            # transformers draws heads with a bias of 0, which no trained head has. If one had it, only the beginning
+            # of its training would be another one.
+            if head.bias.any():
+                head.weight.div_(self.spread)
+                head.bias.sub_(self.mean).div_(self.spread)
         return self
 
     def end_training(self, model: nn.Module) -> None:

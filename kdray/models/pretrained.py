@@ -121,9 +121,7 @@ def import_model(folder: Path, task: Task, head: Head, paths: StoragePaths, seed
     fewer positions than `task.max_length`.
     """
     labels, order = list(head.labels), list(head.outputs or head.labels)
-    # The name of the first task is not in the key, so that models of earlier versions are found.
-    kind = () if task.head == "ForSequenceClassification" and task.has_one_answer else task.cache_key
-    key = fingerprint(weights_fingerprint(folder), labels, order, seed, *kind)
+    key = fingerprint(weights_fingerprint(folder), labels, order, seed, *task.model_key)
 
     def make(target: Path) -> None:
         torch.manual_seed(seed)

@@ -3,6 +3,9 @@
 - `counts`                Counts: what each row adds to some sums, and the metrics that are functions of these sums
 - `answers`               what a model answers, for people: lines and columns
 - `heads`                 which class of transformers loads a model with the head of a task
+- `label_figures`         F1 and the number of the gold, of each label
+- `serving`               how MLflow's pyfunc answers for a model
+- `usage`                 Python code for the model card
 - `task`                  Task: everything that the rest of kdray needs from a task
 - `kinds`                 all tasks: the one list of them
 - `texts`                 TextTask: one answer for a text, or for a pair of texts
@@ -12,6 +15,7 @@
 - `multi_label`           MultiLabel: any number of labels for a text or a pair of texts
 - `token_classification`  TokenClassification: a tag for each word of a text
 - `tag_order`             the order of the tags, from the training rows
+- `scheme_difference`     what the tags of one scheme are in another one
 - `span_answers`          the spans that a tagger finds, for people
 - `confusion`             the confusion matrix of one class for each row as counts: accuracy, macro F1, MCC
 - `text_classification`   TextClassification: one label for a text or a pair of texts

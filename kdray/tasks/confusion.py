@@ -37,12 +37,16 @@ def macro_f1(confusion_CxC: np.ndarray) -> np.ndarray:
 
     This is scikit-learn's f1_score(average="macro", zero_division=0), which knows only the classes that occur.
     """
+    occurs_C = confusion_CxC.sum(axis=-1) + confusion_CxC.sum(axis=-2) > 0
+    return class_f1(confusion_CxC).sum(axis=-1) / occurs_C.sum(axis=-1)
+
+
+def class_f1(confusion_CxC: np.ndarray) -> np.ndarray:
+    """F1 = 2 TP / (2 TP + FP + FN) of each class (... x C); 0 for a class that is neither a label nor an answer."""
     right_C = np.diagonal(confusion_CxC, axis1=-2, axis2=-1)
     # TP + FN is the number of labels of a class, TP + FP is the number of answers.
     labels_and_answers_C = confusion_CxC.sum(axis=-1) + confusion_CxC.sum(axis=-2)
-    occurs_C = labels_and_answers_C > 0
-    f1_C = np.divide(2 * right_C, labels_and_answers_C, out=np.zeros_like(right_C), where=occurs_C)
-    return f1_C.sum(axis=-1) / occurs_C.sum(axis=-1)
+    return np.divide(2 * right_C, labels_and_answers_C, out=np.zeros_like(right_C), where=labels_and_answers_C > 0)
 
 
 def mcc(confusion_CxC: np.ndarray) -> np.ndarray:

@@ -24,6 +24,15 @@ class Metric:
 
     name: str
     direction: Literal["maximize", "minimize"] = "maximize"
+    heading: str = ""
+    """What a table calls it; empty: the words of `name`."""
+    noun: str = ""
+    """What a sentence calls it, where that is not the heading."""
+    hub: str = ""
+    """Its name on the Hugging Face hub; empty: the hub has none."""
+    is_share: bool = True
+    """Whether 1 is its best value, as of shares and correlations: people give their differences in points of 0.01.
+    False for a value in the units of the data."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,11 @@ class Counts:
     metrics: Mapping[str, MetricOfCounts]
     """Name of a metric -> its value for summed counts."""
 
+    def sums(self) -> np.ndarray:
+        """The counts of all rows together (K, float64)."""
+        return np.asarray(self.counts_NxK.sum(axis=0), np.float64)
+
     def values(self) -> dict[str, float]:
         """The metrics of all rows."""
-        sums_K = np.asarray(self.counts_NxK.sum(axis=0), np.float64)
+        sums_K = self.sums()
         return {name: float(metric(sums_K)) for name, metric in self.metrics.items()}

@@ -22,4 +22,5 @@ def read_thresholds(config: Any) -> np.ndarray | None:
     values = getattr(config, NAME, None)
     if not isinstance(values, list) or not all(isinstance(value, float) and 0 < value < 1 for value in values):
         return None
-    return np.array(values)
+    # A configuration from outside may have thresholds of another model.
+    return np.array(values) if len(values) == config.num_labels else None

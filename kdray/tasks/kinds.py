@@ -28,7 +28,7 @@ def task_of(settings: Any) -> Any:
     if not isinstance(settings, Mapping):
         return settings
     kind = settings.get("kind", next(iter(KINDS)))
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise SpecError(f"task.kind: got {kind!r}; {did_you_mean(str(kind), KINDS)}")
     return KINDS[kind](**settings)
 

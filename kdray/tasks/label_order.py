@@ -2,11 +2,21 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from kdray.data.task_data import LabelOrder
 
 WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
 """A whole number that fits into 64 bits."""
+
+
+@dataclass(frozen=True)
+class LabelDifference:
+    """How the labels of a model differ from those of the data, where that is more than their names and order."""
+
+    sentence: str
+    meanings: tuple[str, ...] | None = None
+    """For each output of the model the label of the data that it means; None if they do not correspond."""
 
 
 def order_names(found: Iterable[str], given: Sequence[str] | None, class_names: Sequence[str] | None) -> LabelOrder:
@@ -23,7 +33,7 @@ def order_names(found: Iterable[str], given: Sequence[str] | None, class_names: 
     elif order is None:
         order = sorted(found)
     numbers = {name: number for number, name in enumerate(order)}
-    if found <= {str(number) for number in range(len(order))} and not found <= set(order):
-        # The data contain the numbers 0, 1, ..., and the user gives their names.
+    if all(WHOLE_NUMBER.fullmatch(name) for name in found) and not found & set(order):
+        # The data contain the numbers 0, 1, ..., and the user gives their names. A larger number has no name.
         numbers = {str(number): number for number in range(len(order))}
     return LabelOrder(tuple(order), numbers)

@@ -53,6 +53,11 @@ def label_f1(sums: np.ndarray, label: int) -> np.ndarray:
     return _f1(right_C[..., label], answered_C[..., label], gold_C[..., label])
 
 
+def label_support(sums: np.ndarray) -> np.ndarray:
+    """The number of rows that have each label (... x C), of summed counts (... x K)."""
+    return _label_sums(sums)[2]
+
+
 def subset_accuracy(sums: np.ndarray) -> np.ndarray:
     """The share of rows whose labels are all right, of summed counts (... x K)."""
     return np.asarray(sums[..., -2] / sums[..., -1])

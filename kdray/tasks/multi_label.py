@@ -5,11 +5,11 @@ Shapes: N rows, C labels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from scipy.special import expit
 
 from kdray.data.gold import SeveralLabels
@@ -23,14 +23,36 @@ from kdray.losses.sigmoid import SIGMOID, Sigmoid
 from kdray.settings import Names
 from kdray.tasks.answers import PREDICTED, probability_columns
 from kdray.tasks.counts import Counts, Metric
+from kdray.tasks.label_figures import LabelFigures, label_figures
 from kdray.tasks.label_order import order_names
-from kdray.tasks.label_sets import LABEL_SET_METRICS, average_precision, label_set_counts, same_set_share
+from kdray.tasks.label_sets import (
+    LABEL_SET_METRICS,
+    average_precision,
+    label_f1,
+    label_set_counts,
+    label_support,
+    same_set_share,
+)
+from kdray.tasks.serving import Serving
 from kdray.tasks.task import GoldRows, Outputs
 from kdray.tasks.texts import TextTask, check_columns
 from kdray.tasks.thresholds import common_threshold, label_thresholds, threshold_margins
+from kdray.tasks.usage import classifier_code, onnx_classifier_code
 
-MICRO_F1, MACRO_F1 = Metric("micro_f1"), Metric("macro_f1")
-SUBSET_ACCURACY, AVERAGE_PRECISION = Metric("subset_accuracy"), Metric("average_precision")
+MICRO_F1, MACRO_F1 = Metric("micro_f1", hub="f1"), Metric("macro_f1", hub="f1")
+SUBSET_ACCURACY, AVERAGE_PRECISION = Metric("subset_accuracy", hub="accuracy"), Metric("average_precision")
+_SHOW_LABELS = (
+    "probabilities = model(**inputs).logits.sigmoid()",
+    "names, thresholds = model.config.id2label, model.config.thresholds",
+    "for row in probabilities.tolist():",
+    "    print({names[n]: round(p, 4) for n, p in enumerate(row) if p > thresholds[n]})",
+)
+_SHOW_LABELS_OF_LOGITS = (
+    'config = json.load(open("config.json"))',
+    'probabilities = 1 / (1 + np.exp(-session.run(["logits"], inputs)[0][0].astype(float)))',
+    'names, thresholds = config["id2label"], config["thresholds"]',
+    "print({names[str(n)]: round(p, 4) for n, p in enumerate(probabilities.tolist()) if p > thresholds[n]})",
+)
 
 
 @dataclass(frozen=True)
@@ -51,11 +73,18 @@ class SetAnswer:
         return {PREDICTED: ",".join(self.labels)} | probability_columns(self.probabilities)
 
 
+def _split_list(value: Any) -> Any:
+    """The names in the text `[a,b,c]` of a command line."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        return tuple(name.strip() for name in value[1:-1].split(","))
+    return value
+
+
 class MultiLabel(TextTask):
     """The columns to read, the labels, their thresholds, and the maximum length of a text."""
 
     kind: Literal["multi_label"] = "multi_label"
-    label: str | tuple[str, ...] = Field("label", min_length=1)
+    label: Annotated[str | tuple[str, ...], BeforeValidator(_split_list)] = Field("label", min_length=1)
     """The name of the column with the labels of a row: a list, or a text with a separator; or the names of several
     columns, one for each label, with 1 where it holds and 0 where not."""
     separator: str | None = Field(None, min_length=1)
@@ -68,6 +97,7 @@ class MultiLabel(TextTask):
 
     problem_type: ClassVar[str | None] = "multi_label_classification"
     metrics_without_counts: ClassVar[tuple[Metric, ...]] = (AVERAGE_PRECISION,)
+    agreement_meaning: ClassVar[str] = "the share of rows with exactly the same predicted labels"
 
     @property
     def name(self) -> str:
@@ -79,9 +109,15 @@ class MultiLabel(TextTask):
         check_columns(text=self.text, pair=self.pair, label=self.label)
         if self.labels is not None and len(set(self.labels)) < max(2, len(self.labels)):
             raise ValueError(f"labels must be at least two different names, got {', '.join(self.labels)}.")
+        if not isinstance(self.label, str) and len(self.label) < 2:
+            raise ValueError(
+                f"MultiLabel.label: got one column, {self.label[0]!r}. Give one column for each label, such as [a,b]; "
+                "a single label of 0 and 1 is a text classification (task.kind)."
+            )
         if not isinstance(self.label, str) and (self.separator or self.labels):
             raise ValueError(
-                "label: the names of its columns are the labels. Leave out separator and labels, or name one column."
+                "MultiLabel.label: the names of its columns are the labels. Leave out separator and labels, or name "
+                "one column."
             )
         return self
 
@@ -92,7 +128,7 @@ class MultiLabel(TextTask):
         if may_lack_gold and table.column(first) is None:
             return CheckedTable(where=table.where, gold=None, **texts)
         gold, notes = self._read_labels(table, class_names)
-        return CheckedTable(where=table.where, gold=gold, notes=notes, **texts)
+        return CheckedTable(where=table.where, gold=replace(gold, is_set=True), notes=notes, **texts)
 
     def _read_labels(self, table: Table, class_names: Sequence[str] | None) -> tuple[SeveralLabels, tuple[str, ...]]:
         if not isinstance(self.label, str):
@@ -113,9 +149,16 @@ class MultiLabel(TextTask):
         return table.class_names.get(self.label) if isinstance(self.label, str) else None
 
     def order_labels(self, train: Sequence[CheckedTable], class_names: Sequence[str] | None) -> LabelOrder:
-        """See `TaskData`."""
+        """See `TaskData`. Raises DataError for fewer than two labels."""
         given = self.labels if isinstance(self.label, str) else self.label
-        return order_names((name for part in train if part.gold for name in part.gold.names), given, class_names)
+        order = order_names((name for part in train if part.gold for name in part.gold.names), given, class_names)
+        if len(order.labels) < 2:
+            found = f"{order.labels[0]!r} is the only label" if order.labels else "no row has a label"
+            raise DataError(
+                f"{train[0].where}: {found}; at least two are needed. Check the label column (task.label); a "
+                "label that is given or not is a text classification (task.kind)."
+            )
+        return order
 
     @property
     def quality(self) -> Metric:
@@ -148,6 +191,28 @@ class MultiLabel(TextTask):
     def agreement(self, student: Outputs, teacher: Outputs) -> float:
         """The share of rows with the same labels."""
         return same_set_share(_margins(student), _margins(teacher))
+
+    def predicts(self, labels: Sequence[str]) -> str:
+        """See `Task`."""
+        return f"any number of {len(labels)} labels, also none: {', '.join(labels)}"
+
+    def label_figures(self, outputs: Outputs, rows: GoldRows) -> dict[str, LabelFigures]:
+        """See `Task`."""
+        sums_K = self.counts(outputs, rows).sums()
+        f1_C = np.array([label_f1(sums_K, label) for label in range(len(rows.labels))])
+        return label_figures(rows.labels, f1_C, label_support(sums_K))
+
+    def pytorch_code(self, labels: Sequence[str]) -> str:
+        """See `Task`."""
+        return classifier_code(self.max_length, self.pair is not None, _SHOW_LABELS)
+
+    def onnx_code(self, file: str) -> str:
+        """See `Task`."""
+        return onnx_classifier_code(file, self.max_length, self.pair is not None, _SHOW_LABELS_OF_LOGITS)
+
+    def serving(self, labels: Sequence[str]) -> Serving:
+        """See `Task`: the labels above their thresholds, while transformers would give all of them."""
+        return Serving({"labels": [{"label": "string", "score": "double"}]}, {"answers": "labels"})
 
     def chance(self, rows: GoldRows) -> float:
         """The macro F1 of giving every label to every text."""

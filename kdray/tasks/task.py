@@ -22,6 +22,12 @@ from kdray.settings import Settings
 from kdray.tasks.answers import Answer
 from kdray.tasks.counts import Counts, Metric
 from kdray.tasks.heads import HEADS
+from kdray.tasks.label_figures import LabelFigures
+from kdray.tasks.label_order import LabelDifference
+from kdray.tasks.serving import Serving
+
+LARGEST_LOGIT_DIFFERENCE = 0.01
+"""The allowed difference of a logit in a float32 graph. Rounding alone stays far below it."""
 
 
 class GoldRows(Protocol):
@@ -70,6 +76,8 @@ class Task(Settings):
     """Whether an example has one answer that is right or wrong; then McNemar's test compares two models."""
     metrics_without_counts: ClassVar[tuple[Metric, ...]] = ()
     """The metrics that are no functions of counts."""
+    agreement_meaning: ClassVar[str] = "the share of rows with the same predicted label"
+    """What `agreement` is, for a sentence."""
 
     kind: str
     """Which task this is; `KINDS` has all of them."""
@@ -93,7 +101,12 @@ class Task(Settings):
 
     @property
     def cache_key(self) -> tuple[Any, ...]:
-        """What token ids and imported models of this task depend on, besides rows, labels, model and `max_length`."""
+        """What token ids of this task depend on, besides rows, tokenizer and `max_length`."""
+        return (self.name,)
+
+    @property
+    def model_key(self) -> tuple[Any, ...]:
+        """What imported models of this task depend on, besides their weights, labels and seed."""
         return (self.name,)
 
     # Data: see `kdray.data.task_data.TaskData`
@@ -109,6 +122,12 @@ class Task(Settings):
     def order_labels(self, train: Sequence[CheckedTable], class_names: Sequence[str] | None) -> LabelOrder:
         """See `TaskData`."""
         raise NotImplementedError
+
+    def describe_gold(
+        self, parts: Sequence[CheckedTable], train: Sequence[CheckedTable], order: LabelOrder
+    ) -> Sequence[str]:
+        """See `TaskData`."""
+        return ()
 
     def encode(self, tokenizer: Any, columns: TextColumns) -> Encoded:
         """See `TaskData`."""
@@ -128,6 +147,10 @@ class Task(Settings):
         """The label names in the config in this folder, in the order of the outputs; LABEL_0, ... if it has none."""
         names = AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
         return tuple(str(names[output]) for output in sorted(names))
+
+    def label_difference(self, outputs: Sequence[str], labels: Sequence[str]) -> LabelDifference | None:
+        """How a model with the labels `outputs` differs from these labels; None if only in their names and order."""
+        return None
 
     def head_settings(self, labels: Sequence[str]) -> dict[str, Any]:
         """The settings of a configuration of transformers for a head with these labels."""
@@ -204,6 +227,13 @@ class Task(Settings):
         """
         return None
 
+    def other_units(self, outputs: Outputs, rows: GoldRows) -> str | None:
+        """That a model answers in other units than those of the data, as a part of a sentence; None if it does not.
+
+        Its quality need not show it, but a student could not learn from its answers and the gold together.
+        """
+        return None
+
     def answers(self, outputs: Outputs, columns: TextColumns, labels: Sequence[str]) -> Sequence[Answer]:
         """The answer for each text: `outputs` are those of the answers to these texts, in `TextColumns`."""
         raise NotImplementedError
@@ -215,6 +245,44 @@ class Task(Settings):
     def columns_of(self, texts: Sequence[str], pairs: Sequence[str] | None) -> TextColumns:
         """The columns that `encode` reads, of texts to predict."""
         return {"text": texts} if pairs is None else {"text": texts, "pair": pairs}
+
+    def texts_to_predict(self, table: Table) -> tuple[list[Any], list[str] | None]:
+        """The texts of a file, for `columns_of`, and the second texts of pairs; `table` has these columns.
+
+        Raises DataError, with file, row and column, for a cell that is no text.
+        """
+        raise NotImplementedError
+
+    # What is published with a model
+
+    def predicts(self, labels: Sequence[str]) -> str:
+        """What a model predicts, as the end of a sentence: "one of 2 labels: negative, positive"."""
+        raise NotImplementedError
+
+    @property
+    def counted(self) -> str:
+        """What `LabelFigures.count` counts: "rows"."""
+        return "rows"
+
+    def label_figures(self, outputs: Outputs, rows: GoldRows) -> dict[str, LabelFigures] | None:
+        """Label, or type of spans -> its figures; None for a task without labels. All outputs must be finite."""
+        return None
+
+    def pytorch_code(self, labels: Sequence[str]) -> str:
+        """Python code that predicts an example with plain transformers, in the folder of the model."""
+        raise NotImplementedError
+
+    def onnx_code(self, file: str) -> str:
+        """Python code that predicts an example with the ONNX graph in this file, in the folder of the model."""
+        raise NotImplementedError
+
+    def allowed_difference(self, outputs: Outputs) -> float:
+        """The largest difference of an output from these that rounding in float32 may explain."""
+        return LARGEST_LOGIT_DIFFERENCE
+
+    def serving(self, labels: Sequence[str]) -> Serving:
+        """How MLflow's pyfunc answers for a model."""
+        raise NotImplementedError
 
     # For all tasks
 

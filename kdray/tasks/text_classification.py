@@ -4,7 +4,7 @@ Shapes: N rows, C classes.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -18,13 +18,22 @@ from kdray.data.task_data import CheckedTable, LabelOrder, TextColumns
 from kdray.losses.softmax import SOFTMAX, Softmax
 from kdray.settings import Names
 from kdray.tasks.answers import PREDICTED, PROBABILITY, ClassAnswer, probability_columns
-from kdray.tasks.confusion import confusion_counts
+from kdray.tasks.confusion import class_f1, confusion_counts
 from kdray.tasks.counts import Counts, Metric
+from kdray.tasks.label_figures import LabelFigures, label_figures
 from kdray.tasks.label_order import order_names
+from kdray.tasks.serving import Serving
 from kdray.tasks.task import GoldRows, Outputs
 from kdray.tasks.texts import TextTask, check_columns
+from kdray.tasks.usage import classifier_code, onnx_classifier_code
 
-ACCURACY, MACRO_F1, MCC = Metric("accuracy"), Metric("macro_f1"), Metric("mcc")
+ACCURACY, MACRO_F1 = Metric("accuracy", hub="accuracy"), Metric("macro_f1", hub="f1")
+MCC = Metric("mcc", heading="MCC", hub="matthews_correlation")
+_SHOW_CLASS = (
+    "probabilities = model(**inputs).logits.softmax(dim=-1)",
+    "print([(model.config.id2label[int(row.argmax())], round(float(row.max()), 4)) for row in probabilities])",
+)
+_SHOW_LOGITS = ('print(session.run(["logits"], inputs)[0][0].tolist())',)
 
 
 class TextClassification(TextTask):
@@ -45,6 +54,11 @@ class TextClassification(TextTask):
     def name(self) -> str:
         """See `Task`."""
         return "text classification"
+
+    @property
+    def model_key(self) -> tuple[Any, ...]:
+        """Nothing more: models that were imported when there was no other task are found again."""
+        return ()
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -106,6 +120,27 @@ class TextClassification(TextTask):
     def answer_columns(self, labels: Sequence[str]) -> tuple[str, ...]:
         """See `Task`."""
         return (PREDICTED, PROBABILITY, *probability_columns(dict.fromkeys(labels, 0.0)))
+
+    def predicts(self, labels: Sequence[str]) -> str:
+        """See `Task`."""
+        return f"one of {len(labels)} labels: {', '.join(labels)}"
+
+    def label_figures(self, outputs: Outputs, rows: GoldRows) -> dict[str, LabelFigures]:
+        """See `Task`."""
+        confusion_CxC = self.counts(outputs, rows).sums().reshape(len(rows.labels), len(rows.labels))
+        return label_figures(rows.labels, class_f1(confusion_CxC), confusion_CxC.sum(axis=1))
+
+    def pytorch_code(self, labels: Sequence[str]) -> str:
+        """See `Task`."""
+        return classifier_code(self.max_length, self.pair is not None, _SHOW_CLASS)
+
+    def onnx_code(self, file: str) -> str:
+        """See `Task`."""
+        return onnx_classifier_code(file, self.max_length, self.pair is not None, _SHOW_LOGITS)
+
+    def serving(self, labels: Sequence[str]) -> Serving:
+        """See `Task`."""
+        return Serving({"label": "string", "score": "double"})
 
     def chance(self, rows: GoldRows) -> float:
         """The share of the most frequent label."""

@@ -19,6 +19,12 @@ class TextTask(Task):
             "pairs": text_column(table, self.pair, "task.pair") if self.pair else None,
         }
 
+    def texts_to_predict(self, table: Table) -> tuple[list[Any], list[str] | None]:
+        """See `Task`."""
+        columns = self.read_texts(table)
+        pairs = columns["pairs"]
+        return columns["texts"].to_pylist(), None if pairs is None else pairs.to_pylist()
+
     def encode(self, tokenizer: Any, columns: TextColumns) -> Encoded:
         """Tokenise the texts, truncated to `max_length`.
 

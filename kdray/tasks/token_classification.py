@@ -13,24 +13,41 @@ import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
 
+from kdray.data.cells import text_column
+from kdray.data.list_cells import word_column
 from kdray.data.tables import Table
 from kdray.data.tagged_texts import read_tagged_spans, read_tagged_words
 from kdray.data.task_data import CheckedTable, Encoded, LabelOrder, TextColumns
-from kdray.data.words import Words, split_words
+from kdray.data.words import PATTERN, Words, split_words
 from kdray.losses.softmax import SOFTMAX, Softmax
 from kdray.settings import Names
 from kdray.tasks.answers import PREDICTED
 from kdray.tasks.counts import Counts, Metric
+from kdray.tasks.label_figures import LabelFigures, label_figures
+from kdray.tasks.label_order import LabelDifference
+from kdray.tasks.scheme_difference import scheme_difference
+from kdray.tasks.serving import Serving
 from kdray.tasks.span_answers import SpanAnswer, span_answers
-from kdray.tasks.span_metrics import count_sentences, macro_f1, micro_f1, precision, recall, word_accuracy
-from kdray.tasks.tag_order import order_tags, scheme_of
-from kdray.tasks.tag_schemes import PLAIN, SCHEMES, TagSet
+from kdray.tasks.span_metrics import (
+    count_sentences,
+    macro_f1,
+    micro_f1,
+    precision,
+    recall,
+    type_f1,
+    type_support,
+    word_accuracy,
+)
+from kdray.tasks.tag_order import describe_impossible, order_tags, recognise_scheme, scheme_of
+from kdray.tasks.tag_schemes import PLAIN, SCHEMES, Scheme, TagSet
 from kdray.tasks.task import GoldRows, Outputs, Task
 from kdray.tasks.texts import check_columns
+from kdray.tasks.usage import onnx_tag_code, span_code, tag_code
 from kdray.tasks.windows import count_tokens, encode_words, load_word_tokenizer
 
-SPAN_F1, MACRO_F1, TOKEN_ACCURACY = Metric("span_f1"), Metric("macro_f1"), Metric("token_accuracy")
-PRECISION, RECALL = Metric("precision"), Metric("recall")
+SPAN_F1, MACRO_F1 = Metric("span_f1", hub="f1"), Metric("macro_f1", hub="f1")
+TOKEN_ACCURACY = Metric("token_accuracy", hub="accuracy")
+PRECISION, RECALL = Metric("precision", hub="precision"), Metric("recall", hub="recall")
 _FUNCTIONS = {
     SPAN_F1.name: micro_f1,
     MACRO_F1.name: macro_f1,
@@ -59,6 +76,7 @@ class TokenClassification(Task):
 
     head: ClassVar[str] = "ForTokenClassification"
     pipeline: ClassVar[str] = "token-classification"
+    agreement_meaning: ClassVar[str] = "the share of words with the same predicted tag"
 
     @property
     def name(self) -> str:
@@ -69,7 +87,9 @@ class TokenClassification(Task):
     def _check_settings(self) -> Self:
         check_columns(text=self.text, label=self.label)
         if self.pair is not None:
-            raise ValueError("pair: the words of single texts are tagged, not those of pairs. Leave out pair.")
+            raise ValueError(
+                "TokenClassification.pair: the words of single texts are tagged, not those of pairs. Leave out pair."
+            )
         if self.labels is not None and len(set(self.labels)) < max(2, len(self.labels)):
             raise ValueError(f"labels must be at least two different tags, got {', '.join(self.labels)}.")
         return self
@@ -87,7 +107,24 @@ class TokenClassification(Task):
 
     def order_labels(self, train: Sequence[CheckedTable], class_names: Sequence[str] | None) -> LabelOrder:
         """See `TaskData`. Raises DataError for tags that are outside of the scheme, and where no word has a tag."""
-        return order_tags(train, self.labels or class_names, SCHEMES[self.scheme] if self.scheme else None)
+        return order_tags(train, self.labels or class_names, self._given_scheme)
+
+    def describe_gold(
+        self, parts: Sequence[CheckedTable], train: Sequence[CheckedTable], order: LabelOrder
+    ) -> Sequence[str]:
+        """See `TaskData`: tags at impossible places."""
+        return describe_impossible(parts, order, self._given_scheme or recognise_scheme(train, order))
+
+    @property
+    def _given_scheme(self) -> Scheme | None:
+        return SCHEMES[self.scheme] if self.scheme else None
+
+    def _tag_set(self, labels: Sequence[str]) -> TagSet:
+        return TagSet(self._given_scheme or scheme_of(labels), tuple(labels))
+
+    def label_difference(self, outputs: Sequence[str], labels: Sequence[str]) -> LabelDifference | None:
+        """See `Task`: the tags are in different schemes."""
+        return scheme_difference(outputs, labels)
 
     def tokenizer(self, folder: Path) -> Any:
         """See `Task`."""
@@ -119,7 +156,7 @@ class TokenClassification(Task):
 
     def counts(self, outputs: Outputs, rows: GoldRows) -> Counts:
         """See `Task`."""
-        tags = TagSet(scheme_of(rows.labels), rows.labels)
+        tags = self._tag_set(rows.labels)
         counts_NxK = count_sentences(tags, outputs.logits_AxC.argmax(axis=1), rows.gold, rows.example_starts)
         names = self.metric_names(rows.labels)
         return Counts(counts_NxK.astype(np.float64), {name: _FUNCTIONS[name] for name in names})
@@ -137,6 +174,47 @@ class TokenClassification(Task):
         words = [split_words(text) if isinstance(text, str) else Words.of_list(text) for text in texts]
         return {"text": [list(each.texts) for each in words], WORDS: words}
 
+    def texts_to_predict(self, table: Table) -> tuple[list[Any], None]:
+        """See `Task`. A column with lists has the words of the texts."""
+        if _has_texts(table, self.text):
+            return text_column(table, self.text, "task.text").to_pylist(), None
+        words = word_column(table, self.text, "task.text")
+        return pa.LargeListArray.from_arrays(pa.array(words.starts, pa.int64()), words.values).to_pylist(), None
+
+    def predicts(self, labels: Sequence[str]) -> str:
+        """See `Task`."""
+        tags = self._tag_set(labels)
+        what = f"spans of {len(tags.types)} types" if tags.scheme.has_spans else f"one of {len(labels)} tags a word"
+        return f"{what}: {', '.join(tags.types)}"
+
+    @property
+    def counted(self) -> str:
+        """Spans; of plain tags words."""
+        return "words" if self.scheme == PLAIN.name else "spans"
+
+    def label_figures(self, outputs: Outputs, rows: GoldRows) -> dict[str, LabelFigures]:
+        """See `Task`: of the types of spans; of plain tags those of the tags."""
+        types = self._tag_set(rows.labels).types
+        sums_K = self.counts(outputs, rows).sums()
+        f1_T = np.array([type_f1(sums_K, number) for number in range(len(types))])
+        return label_figures(types, f1_T, type_support(sums_K))
+
+    def pytorch_code(self, labels: Sequence[str]) -> str:
+        """See `Task`."""
+        # The pipeline of transformers groups words by the prefixes B and I only.
+        can_be_grouped = self._tag_set(labels).scheme.meanings.keys() == {"B", "I"}
+        return span_code(self.max_length) if can_be_grouped else tag_code(self.max_length)
+
+    def onnx_code(self, file: str) -> str:
+        """See `Task`."""
+        return onnx_tag_code(file, self.max_length)
+
+    def serving(self, labels: Sequence[str]) -> Serving:
+        """See `Task`: the spans, while the pyfunc of transformers would join the labels of the tokens by commas."""
+        span = {"text": "string", "start": "long", "end": "long", "label": "string", "score": "double"}
+        settings = {"answers": "spans", "word_pattern": PATTERN, "has_spans": self._tag_set(labels).scheme.has_spans}
+        return Serving({"spans": [span]}, settings)
+
     def answer_columns(self, labels: Sequence[str]) -> tuple[str, ...]:
         """See `Task`."""
         return (PREDICTED,)
@@ -144,12 +222,12 @@ class TokenClassification(Task):
     def answers(self, outputs: Outputs, columns: TextColumns, labels: Sequence[str]) -> list[SpanAnswer]:
         """The spans of each text; of plain tags, each word is a span."""
         probabilities_AxC = torch.softmax(torch.from_numpy(outputs.logits_AxC), dim=-1).numpy()
-        return span_answers(probabilities_AxC, columns[WORDS], TagSet(scheme_of(labels), tuple(labels)))
+        return span_answers(probabilities_AxC, columns[WORDS], self._tag_set(labels))
 
 
 def _has_texts(table: Table, name: str) -> bool:
     """Whether the cells of this column are texts; False for lists, and where there is no such column."""
     column = table.column(name)
     if isinstance(column, list):
-        return any(isinstance(cell, str) for cell in column[:1])
+        return isinstance(next((cell for cell in column if cell is not None), None), str)
     return column is not None and not pa.types.is_nested(column.type)

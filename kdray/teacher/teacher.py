@@ -3,7 +3,7 @@
 The training loop is `training.fit`, the same as for students. `transfer` writes the teacher's outputs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from kdray.storage.mirror import delete, fetch
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.kept_thresholds import write_thresholds
 from kdray.tasks.task import Outputs, Task
+from kdray.teacher.labels import check_head, check_labels
 from kdray.training.fit import TrainingPlan, fit
 from kdray.training.precision import autocast_dtype
 from kdray.training.settings import Training
@@ -67,8 +68,8 @@ def obtain_source(teacher: Teacher, task: Task, splits: Splits, paths: StoragePa
     """Find or create the teacher before any fine-tuning, and copy it into the storage's cache.
 
     Raises TeacherError if there is no such model, or if it has no safetensors weights. If it is not fine-tuned here, it
-    must also have a trained head and the data's labels. Raises SpecError if the model cannot read the task's longest
-    texts.
+    must also have a trained head for the task and the data's labels. Raises SpecError if the model cannot read the
+    task's longest texts.
     """
     if isinstance(teacher.model, FreshTransformer):
         if teacher.training is None:
@@ -80,7 +81,8 @@ def obtain_source(teacher: Teacher, task: Task, splits: Splits, paths: StoragePa
     if teacher.training is not None:
         _refuse_training(folder)
         return import_model(folder, task, Head(splits.labels), paths, seed)
-    _check_labels(teacher, task, folder, splits.labels)
+    check_head(task, folder, splits.labels)
+    check_labels(splits.labels, teacher.labels, task, folder)
     # Labels such as LABEL_0, or the data's names in another case, give no new order of the outputs.
     outputs = teacher.labels if sorted(teacher.labels or ()) == sorted(splits.labels) else None
     return import_model(folder, task, Head(splits.labels, outputs, must_be_trained=True), paths, seed)
@@ -168,7 +170,7 @@ class FineTune:
 
 
 def check_quality(teacher: Teacher, task: Task, outputs: Outputs, validation: Rows) -> None:
-    """Raise TeacherError if the teacher is near chance on the validation rows, or has exchanged outputs.
+    """Raise TeacherError if the teacher is near chance on the validation rows, has exchanged outputs, or other units.
 
     Outputs are exchanged if another order of them makes the quality of an already fine-tuned teacher much higher. The
     error then names that order.
@@ -180,16 +182,16 @@ def check_quality(teacher: Teacher, task: Task, outputs: Outputs, validation: Ro
     best, order = task.exchanged_outputs(outputs, validation) or (quality, [])
     is_exchanged = teacher.training is None and best >= required and best > quality + EXCHANGED_GAIN
     if quality >= required and not is_exchanged:
+        if teacher.training is None and (problem := task.other_units(outputs, validation)):
+            raise TeacherError(
+                f"the teacher's validation {metric} is {quality:.3f}, but {problem}. Fine-tune the teacher, "
+                "Teacher(..., training=Training()); or give the data in its units."
+            )
         return
     near = f", near chance ({chance:.3f} for answers that do not depend on the text)" if not quality >= required else ""
     problem = f"the teacher's validation {metric} is {quality:.3f}{near}"
     if is_exchanged:
-        names = validation.labels
-        meaning = dict(zip(names, (names[label] for label in order), strict=True))
-        # The setting has one name for each output of the original model, so the order starts from teacher.labels.
-        # Names that are not the data's (LABEL_0, another case) did not reorder the outputs.
-        outputs_in_order = teacher.labels if teacher.labels and sorted(teacher.labels) == sorted(names) else names
-        said = ",".join(meaning[name] for name in outputs_in_order)
+        said = _said_order(teacher, validation.labels, order)
         raise TeacherError(
             f"{problem}, but would be {best:.3f} if its outputs meant, in order, {said}: teacher and data "
             f"disagree about the order of the labels. Say --set teacher.labels={said}."
@@ -198,6 +200,15 @@ def check_quality(teacher: Teacher, task: Task, outputs: Outputs, validation: Ro
         f"{problem}; at least {required:.3f} is required (teacher.above_chance={teacher.above_chance}). "
         f"Fine-tune it (longer), or give a teacher of this task."
     )
+
+
+def _said_order(teacher: Teacher, names: Sequence[str], order: Sequence[int]) -> str:
+    """The value of `teacher.labels` with which the outputs have this order (the label of each output)."""
+    meaning = dict(zip(names, (names[label] for label in order), strict=True))
+    # The setting has one name for each output of the original model, so the order starts from teacher.labels.
+    # Names that are not the data's (LABEL_0, another case) did not reorder the outputs.
+    outputs_in_order = teacher.labels if teacher.labels and sorted(teacher.labels) == sorted(names) else names
+    return ",".join(meaning[name] for name in outputs_in_order)
 
 
 def _obtain_fresh_source(
@@ -224,29 +235,3 @@ def _refuse_training(folder: Path) -> None:
             f"teacher.training: the answer of a {family} model for a text depends on the padding behind the text, and "
             f"kdray trains in padded batches. Fine-tune {folder} elsewhere, and leave out teacher.training."
         )
-
-
-def _check_labels(teacher: Teacher, task: Task, folder: Path, labels: tuple[str, ...]) -> None:
-    """Raise TeacherError if the outputs of an already fine-tuned teacher are not the data's labels, in their order."""
-    with loading_errors(folder):
-        outputs = teacher.labels or task.model_labels(folder)
-    is_same = [name.casefold() for name in outputs] == [name.casefold() for name in labels]
-    is_unnamed = len(outputs) == len(labels) and all(name == f"LABEL_{i}" for i, name in enumerate(outputs))
-    is_ordered_by_user = teacher.labels is not None and sorted(outputs) == sorted(labels)
-    # Outputs without names may be in any order. Only the quality on the validation rows shows it, in `check_quality`.
-    if is_same or is_ordered_by_user or is_unnamed:
-        return
-    where = "teacher.labels" if teacher.labels else f"teacher.model {folder}"
-    difference = f"{where}: the teacher's labels are {', '.join(outputs)}; the data's are {', '.join(labels)}."
-    if len(outputs) != len(labels):
-        raise TeacherError(
-            f"{difference} Their number differs: fine-tune the teacher, Teacher(..., training=Training())."
-        )
-    if {name.casefold() for name in outputs} == {name.casefold() for name in labels}:
-        spelling = {name.casefold(): name for name in labels}
-        order = ",".join(spelling[name.casefold()] for name in outputs)
-        raise TeacherError(f"{difference} Only the order differs: say --set teacher.labels={order}.")
-    raise TeacherError(
-        f"{difference} Say what each output means in the data's words, in the teacher's order, such as "
-        f"--set teacher.labels={','.join(labels)}."
-    )

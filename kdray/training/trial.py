@@ -5,7 +5,7 @@ each evaluation.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -153,14 +153,22 @@ def read_reports(student: Path) -> tuple[Report, ...]:
 
 @dataclass(frozen=True)
 class EvaluateStudent:
-    """The job that loads a finished student from its folder and evaluates it on one split, in float32."""
+    """The job that loads a finished student from its folder and evaluates it on one split, in float32.
+
+    The first report has the metrics. With `by_label`, there is one more report for each label, with the keys `label`,
+    `f1` and `count`: see `LabelFigures`.
+    """
 
     inputs: TrialInputs
     student: Pretrained
     split: str
+    by_label: bool = False
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
         inputs, model = self.inputs, self.student.model().to(worker.device)
         student = inputs.student_outputs(model, self.split, worker)
-        teacher = inputs.teacher_outputs(self.split, worker)
-        yield student_quality(inputs.task, student, teacher, inputs.rows(self.split, worker))
+        teacher, rows = inputs.teacher_outputs(self.split, worker), inputs.rows(self.split, worker)
+        yield student_quality(inputs.task, student, teacher, rows)
+        if self.by_label and student.are_finite:
+            for label, figures in (inputs.task.label_figures(student, rows) or {}).items():
+                yield {"label": label, **asdict(figures)}

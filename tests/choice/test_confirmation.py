@@ -3,6 +3,7 @@
 Letters: N rows, C classes.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,8 @@ from kdray.stages.reading import read_figures
 from kdray.storage.files import read_json
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
-from kdray.tasks.task import Outputs
+from kdray.tasks.regression import MSE, Regression
+from kdray.tasks.task import Outputs, Task
 from kdray.tasks.text_classification import TextClassification
 from kdray.tracking.settings import Tracking
 from kdray.training.trial import Recipe, Trial, TrialInputs
@@ -71,6 +73,8 @@ def searched(number: int, accuracy: float, **costs: float) -> TrialRecord:
 
 class FakeTestRows:
     """Test rows with a teacher that is right on nine of ten, and students of any given accuracy."""
+
+    task: Task = TextClassification()
 
     def __init__(self, rows: int = ROWS) -> None:
         self.random = np.random.default_rng(0)
@@ -104,9 +108,31 @@ class FakeTestRows:
             failed={},
             teacher=Outputs(self.teacher_NxC),
             rows=self,  # type: ignore[arg-type]
-            task=TextClassification(),
+            task=self.task,
         )
         return reach_verdict(answers, candidates, rule, {"latency_ms": 2.0})
+
+
+class FakeNumberRows(FakeTestRows):
+    """Test rows with numbers. Students and teacher differ from them by noise with a given standard deviation."""
+
+    task = Regression()
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+        self.gold, self.labels = self.random.normal(size=ROWS), ()
+        self.example_starts = np.arange(ROWS + 1)
+        self.teacher_NxC = self.logits(0.3)
+
+    def logits(self, accuracy: float) -> np.ndarray:
+        """Numbers (N x 1) with noise of this standard deviation."""
+        return (self.gold + accuracy * self.random.normal(size=ROWS))[:, None].astype(np.float32)
+
+
+def searched_number(number: int, pearson: float, mse: float, **costs: float) -> TrialRecord:
+    """A completed trial of a search with these metrics on the validation rows."""
+    metrics = {"step": 9, "pearson": pearson, "mse": mse, "retention": 1.0}
+    return replace(searched(number, 0.9, **costs), history=(metrics,))
 
 
 @pytest.fixture
@@ -138,7 +164,7 @@ def test_search_without_gain_is_reported(fake_rows: FakeTestRows) -> None:
     assert all(gain.difference.low < 0 < gain.difference.high for gain in verdict.gains)
     text = " ".join(verdict.sentences)
     assert text.count("no gain is shown") == 2
-    assert "Due to distillation: +0.0 points (95%: -" in text
+    assert "Due to distillation: accuracy +0.0 points (95%: -" in text
 
 
 def test_gain_is_reported_with_its_interval(fake_rows: FakeTestRows) -> None:
@@ -159,7 +185,7 @@ def test_loss_against_a_control_is_reported(fake_rows: FakeTestRows) -> None:
         [searched(1, 0.9)],
         by_accuracy(),
     )
-    assert verdict.sentences[2].startswith("Due to the search: -15.0 points (95%: -")
+    assert verdict.sentences[2].startswith("Due to the search: accuracy -15.0 points (95%: -")
     assert verdict.sentences[2].endswith(
         "over the same student with default distillation; the chosen student is worse."
     )
@@ -202,6 +228,45 @@ def test_chosen_student_is_compared_with_the_next_candidate(fake_rows: FakeTestR
     assert verdict.against.trial == 2
     assert verdict.against.only_chosen == verdict.against.only_other
     assert verdict.against.p == pytest.approx(1.0)
+
+
+def test_the_sentences_of_numbers_are_about_their_correlation() -> None:
+    verdict = FakeNumberRows().verdict(
+        {(1, "candidate"): (0.4, 0.4), (2, "candidate"): (0.8, 0.8), (1, "labels only"): (0.8, 0.8)},
+        [searched_number(1, 0.95, 0.15), searched_number(2, 0.9, 0.15)],
+        Choose(best="pearson", retention=0.5),
+    )
+    assert verdict.metric == "pearson"
+    chosen, confirmed, gain, excess, against = verdict.sentences
+    assert "Its Pearson correlation is 0.9" in chosen
+    assert "which the search did not use: Pearson correlation 0.9" in confirmed
+    assert gain.startswith("Due to distillation: Pearson correlation +1")
+    assert " points (95%: +" in gain
+    assert "the Pearson correlation of trial 1 was " in excess
+    assert re.search(
+        r"the Pearson correlation of the chosen student is \d+\.\d points higher \(approximate random", against
+    )
+
+
+def test_less_of_a_minimized_quality_is_a_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Regression, "quality", MSE)
+    verdict = FakeNumberRows().verdict(
+        {(1, "candidate"): (0.5, 0.5), (2, "candidate"): (0.8, 0.8), (1, "labels only"): (0.8, 0.8)},
+        [searched_number(1, 0.9, 0.2), searched_number(2, 0.9, 0.5)],
+        Choose(best="mse", retention=0.1),
+    )
+    (student, control, _) = verdict.confirmed
+    assert student.metric.estimate == pytest.approx(0.25, rel=0.1)
+    # The teacher's error over the student's: more than 1 would mean that the student is better.
+    assert student.retention.estimate == pytest.approx(student.metrics["retention"], rel=0.05)
+    assert 0.1 < control.retention.high < student.retention.low < 1
+    assert verdict.gains[0].difference.high < 0
+    assert re.fullmatch(
+        r"Due to distillation: MSE -0\.\d+ \(95%: -0\.\d+ to -0\.\d+\) over the same student trained on labels only\.",
+        verdict.sentences[2],
+    )
+    assert re.search(r"the MSE of trial 1 was 0\.0\d+ lower: the best of many trials is over", verdict.sentences[3])
+    assert re.search(r"the MSE of the chosen student is 0\.\d+ lower \(approximate", verdict.sentences[4])
 
 
 def test_small_number_of_test_rows_is_reported() -> None:
@@ -264,6 +329,16 @@ def test_each_architecture_of_the_front_has_two_controls(recipe: Recipe) -> None
         (2, "default distillation", 5, 1),
     ]
     assert controls_of_front([records[4]], ("accuracy",), recipe.with_dotted, seed=5) == []
+
+
+def test_of_a_minimized_metric_the_smaller_value_has_the_controls(recipe: Recipe) -> None:
+    """Both trials have two layers; the third objective keeps them both on the front."""
+    records = [
+        replace(searched_number(number, pearson, mse), params={"student.depth": 2})
+        for number, pearson, mse in ((1, 0.9, 0.5), (2, 0.8, 0.4))
+    ]
+    runs = controls_of_front(records, ("mse", "latency_ms", "pearson"), recipe.with_dotted, seed=5)
+    assert [run.trial for run in runs] == [2, 2]
 
 
 def test_stored_logits_are_those_of_the_trained_student(

@@ -18,7 +18,6 @@ from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, Pre
 
 from kdray.errors import ExportError, TeacherError
 from kdray.evaluation.measuring import Latency, measure_model
-from kdray.export.exporting import LARGEST_LOGIT_DIFFERENCE
 from kdray.export.forms import OnnxModel
 from kdray.export.graphs import write_onnx
 from kdray.models.families import FAMILIES, depends_on_padding, reason_against
@@ -26,6 +25,7 @@ from kdray.models.fresh import word_tokenizer
 from kdray.models.pretrained import Head, Pretrained, find_model, import_model, outline, save_model
 from kdray.models.transformer import TransformerStudent
 from kdray.storage.paths import StoragePaths
+from kdray.tasks.task import LARGEST_LOGIT_DIFFERENCE
 from kdray.tasks.text_classification import TextClassification
 
 LAYERS = 4
