@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from kdray.choice.rule import Choose
 from kdray.evaluation.formatting import format_metrics, heading
 from kdray.evaluation.measuring import CPU_METRICS, SPEEDUP_METRICS
-from kdray.evaluation.pareto import dominates
+from kdray.evaluation.pareto import direction, dominates
+from kdray.evaluation.quality import retention
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.tasks.counts import Metric
 
 CLOCK_METRICS = (*CPU_METRICS, *CPU_METRICS.values(), *SPEEDUP_METRICS)
 """The metrics that depend on the machine and on how they are measured: comparable under the same conditions only."""
@@ -62,8 +64,8 @@ class RegisteredFigures(BaseModel):
         # Two students of one shape are equally fast. A difference between their latencies is noise of two measurements.
         if all(figures.get(name) == other.student.get(name) for name in SHAPE_METRICS):
             figures |= {name: other.student[name] for name in CLOCK_METRICS if name in other.student}
-        teacher_quality = other.teacher[other.metric]
-        figures["retention"] = figures[other.metric] / teacher_quality if teacher_quality else 0.0
+        metric = Metric(other.metric, direction(other.metric))
+        figures["retention"] = retention(metric, figures[other.metric], other.teacher[other.metric])
         for speedup, latency in SPEEDUP_METRICS.items():
             if latency in figures:
                 figures[speedup] = other.teacher[latency] / figures[latency]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from kdray.choice.reruns import Rerun, Role, control_recipes
-from kdray.choice.rule import front_trials
+from kdray.choice.rule import front_trials, signed
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.models.transformer import TransformerStudent
 from kdray.training.trial import Recipe
@@ -37,13 +37,13 @@ def controls_of_front(
 ) -> list[Rerun]:
     """The reruns that are the controls of the front of these objectives, two for each architecture.
 
-    The first objective is a quality metric, of which more is better. `recipe_of` makes a recipe of searched settings,
-    and `seed` is the seed of the search.
+    The first objective is a quality metric. `recipe_of` makes a recipe of searched settings, and `seed` is the seed of
+    the search.
     """
     numbers = front_trials(records, objectives)
     on_front = [record for record in records if record.number in numbers]
     best_of_shape: dict[TransformerStudent, TrialRecord] = {}
-    for record in sorted(on_front, key=lambda record: (-record.metrics[objectives[0]], record.number)):
+    for record in sorted(on_front, key=lambda record: (signed(record, objectives[0]), record.number)):
         best_of_shape.setdefault(recipe_of(record.params).student.shape, record)
     return [
         Rerun(trial=record.number, role=role, seed=seed, recipe=recipe)

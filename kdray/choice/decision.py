@@ -7,6 +7,7 @@ from kdray.choice.reruns import Confirm
 from kdray.choice.rule import Choose
 from kdray.choice.verdict import Verdict
 from kdray.settings import Settings
+from kdray.tasks.label_figures import LabelFigures
 
 
 class DecisionSettings(Settings):
@@ -37,3 +38,6 @@ class Decision(BaseModel):
     """The confirmed figures; None where the sweep has no confirmation."""
     measured: dict[str, dict[str, float]] | None = None
     """Split -> the metrics of the shipped student. None until the student is in `chosen/`."""
+    by_label: dict[str, LabelFigures] | None = None
+    """Label, or type of spans -> the figures of the shipped student on the test rows. None for a task without labels,
+    and in a record of an earlier version of kdray."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from kdray.errors import SpecError, did_you_mean
-from kdray.evaluation.formatting import format_metric, heading
+from kdray.evaluation.formatting import format_metric, noun
 from kdray.evaluation.pareto import MINIMIZED, QUALITY, direction, knee_distances, pareto_front
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.settings import Settings
@@ -24,7 +24,7 @@ class Choose(Settings):
     """The rule: the smallest student that keeps enough of the teacher's quality, the best within limits, or the knee.
 
     `Choose()`: the smallest latency of the students that keep 97 % of the teacher's quality, else the best quality.
-    `Choose(best="accuracy", at_most={"latency_ms": 5, "size_mb": 30})`: the best accuracy within these limits.
+    `Choose(at_most={"latency_ms": 5, "size_mb": 30})`: the best quality within these limits.
     `Choose(knee=True)`: the knee of the front. Beyond the knee, a gain in quality costs more than before it.
     """
 
@@ -88,7 +88,7 @@ class Choose(Settings):
         for name, limit in self.at_most.items():
             if metrics[name] > limit:
                 value, most = format_metric(name, metrics[name]), format_metric(name, limit)
-                misses.append(f"has {heading(name)} {value} (the rule allows at most {most})")
+                misses.append(f"has {noun(name)} {value} (the rule allows at most {most})")
         return misses
 
     def rank(self, records: Sequence[TrialRecord], knee_scores: Mapping[int, float] | None = None) -> list[TrialRecord]:
@@ -120,7 +120,7 @@ class Choose(Settings):
     def _sort_key(self, record: TrialRecord, first: str) -> tuple[float, ...]:
         # Between equal trials all compared metrics decide, so the first trial is always on their Pareto front. A sweep
         # keeps the weights of that front only: without this, a chosen student could have no weights.
-        return (*(_signed(record, name) for name in (first, self.best, *self.compared)), record.number)
+        return (*(signed(record, name) for name in (first, self.best, *self.compared)), record.number)
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,8 @@ def apply_rule(
     return Choice(best.number, False, sentence + _compare_with_teacher(best, rule, teacher))
 
 
-def _signed(record: TrialRecord, name: str) -> float:
+def signed(record: TrialRecord, name: str) -> float:
+    """The value of a metric with the sign that makes less better."""
     return record.metrics[name] if direction(name) == "minimize" else -record.metrics[name]
 
 
@@ -194,7 +195,7 @@ def _describe_requirements(rule: Choose, students: int) -> str:
     if rule.retention is not None:
         parts.append(f"{keep} at least {100 * rule.retention:g}% of the teacher's quality")
     for name, limit in rule.at_most.items():
-        parts.append(f"{have} {heading(name)} of at most {format_metric(name, limit)}")
+        parts.append(f"{have} {noun(name)} of at most {format_metric(name, limit)}")
     return " and ".join(parts)
 
 
@@ -208,17 +209,17 @@ def _describe_candidates(rule: Choose, enough: int, total: int, kind: str) -> st
 
 def _describe_advantage(record: TrialRecord, rule: Choose) -> str:
     if rule.knee:
-        return f"is the closest to the knee of the front of {heading(rule.best)} over {heading(rule.cost)}"
+        return f"is the closest to the knee of the front of {noun(rule.best)} over {noun(rule.cost)}"
     if rule.smallest is None:
-        return f"has the best {heading(rule.best)}"
+        return f"has the best {noun(rule.best)}"
     smallest = format_metric(rule.smallest, record.metrics[rule.smallest])
-    return f"has the smallest {heading(rule.smallest)} of these ({smallest})"
+    return f"has the smallest {noun(rule.smallest)} of these ({smallest})"
 
 
 def _describe_fallback(rule: Choose) -> str:
     if rule.at_most:
-        return f"the student with the best {heading(rule.best)} of those that exceed the fewest limits"
-    return f"the student with the best {heading(rule.best)}"
+        return f"the student with the best {noun(rule.best)} of those that exceed the fewest limits"
+    return f"the student with the best {noun(rule.best)}"
 
 
 def _compare_with_teacher(record: TrialRecord, rule: Choose, teacher: Mapping[str, float]) -> str:
@@ -228,4 +229,4 @@ def _compare_with_teacher(record: TrialRecord, rule: Choose, teacher: Mapping[st
     if rule.best not in teacher:
         return f"It {share} and {speed}."
     ours, theirs = format_metric(rule.best, metrics[rule.best]), format_metric(rule.best, teacher[rule.best])
-    return f"Its {heading(rule.best)} is {ours} (teacher: {theirs}); it {share} and {speed}."
+    return f"Its {noun(rule.best)} is {ours} (teacher: {theirs}); it {share} and {speed}."

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from kdray.choice.reruns import Rerun, Role
 from kdray.choice.rule import Choice, Choose, apply_rule
 from kdray.data.rows import Rows
-from kdray.evaluation.formatting import format_interval, format_points, heading
+from kdray.evaluation.formatting import format_difference, format_distance, format_interval, noun
+from kdray.evaluation.pareto import direction
 from kdray.evaluation.quality import student_quality
 from kdray.evaluation.randomisation import randomisation_test
 from kdray.evaluation.statistics import (
@@ -57,7 +58,7 @@ class Gain(BaseModel):
 
     over: Role
     difference: Interval
-    """In the task's quality metric; above zero if the chosen student is better."""
+    """The task's quality metric of the chosen student minus that of the control."""
 
 
 class PairedTest(BaseModel):
@@ -194,6 +195,9 @@ class _ConfirmedFigures:
         outputs = self._outputs(record.number, role)
         count_metric = self._count_metric(outputs)
         teacher = self._answers.teacher
+        # As in `quality.retention`: more than 1 means that the student is better.
+        is_minimized = self._task.quality.direction == "minimize"
+        ratio = (self._teacher_metric, count_metric) if is_minimized else (count_metric, self._teacher_metric)
         metrics_of_seeds = [student_quality(self._task, each, teacher, self._rows) for each in outputs]
         metrics = {name: float(np.mean([each[name] for each in metrics_of_seeds])) for name in metrics_of_seeds[0]}
         return ConfirmedStudent(
@@ -201,7 +205,7 @@ class _ConfirmedFigures:
             role=role,
             seeds=len(outputs),
             metric=bootstrap_interval(count_metric),
-            retention=bootstrap_ratio(count_metric, self._teacher_metric),
+            retention=bootstrap_ratio(*ratio),
             metrics=metrics,
             misses=self._rule.misses({**record.metrics, **metrics}),
         )
@@ -241,9 +245,9 @@ def _describe(verdict: Verdict, choice: Choice) -> list[str]:
         retention = format_interval("retention", winner.retention)
         sentences.append(
             f"Trial {winner.trial} was trained again with {seeds} and measured on {verdict.rows:,} test rows, which "
-            f"the search did not use: {verdict.metric} {metric}, retention {retention}."
+            f"the search did not use: {noun(verdict.metric)} {metric}, retention {retention}."
         )
-        sentences += [_describe_gain(gain) for gain in verdict.gains]
+        sentences += [_describe_gain(verdict.metric, gain) for gain in verdict.gains]
     elif not any(student.role == "candidate" for student in verdict.confirmed):
         sentences.append(
             "The choice could not be confirmed, because no candidate could be trained again. The figures are those of "
@@ -255,7 +259,7 @@ def _describe(verdict: Verdict, choice: Choice) -> list[str]:
         sentences.append(_describe_test(verdict, verdict.against))
     if verdict.rows < FEW_ROWS:
         sentences.append(
-            f"With {verdict.rows} test rows the intervals are wide: a difference of one point cannot be detected."
+            f"With {verdict.rows} test rows the intervals are wide: a small difference cannot be detected."
         )
     if verdict.failed:
         sentences.append(f"{len(verdict.failed)} of the runs of the confirmation failed; report.md gives the reasons.")
@@ -266,9 +270,9 @@ def _describe_test(verdict: Verdict, test: PairedTest | ExchangeTest) -> str:
     compared = f"Compared with trial {test.trial}, the next candidate, by the first seed of each:"
     if isinstance(test, ExchangeTest):
         return (
-            f"{compared} the {heading(verdict.metric)} of the chosen student is {100 * abs(test.difference):.1f} "
-            f"points {'higher' if test.difference >= 0 else 'lower'} (approximate randomisation test with {test.shuffles:,} "
-            f"shuffles: p = {test.p:.2g})."
+            f"{compared} the {noun(verdict.metric)} of the chosen student is "
+            f"{format_distance(verdict.metric, test.difference, 0)} {'higher' if test.difference >= 0 else 'lower'} "
+            f"(approximate randomisation test with {test.shuffles:,} shuffles: p = {test.p:.2g})."
         )
     return (
         f"{compared} {test.only_chosen} rows are right only for the chosen student, {test.only_other} only for trial "
@@ -277,22 +281,24 @@ def _describe_test(verdict: Verdict, test: PairedTest | ExchangeTest) -> str:
 
 
 def _describe_excess(verdict: Verdict, excess: float) -> str:
-    before = f"In the search, on the validation rows, the {verdict.metric} of trial {verdict.chosen} was"
-    points = f"{100 * abs(excess):.1f} points"
-    if excess > 0:
-        return f"{before} {points} higher: the best of many trials is overestimated, and the rows differ."
-    return f"{before} {points} lower, so it was not overestimated."
+    before = f"In the search, on the validation rows, the {noun(verdict.metric)} of trial {verdict.chosen} was"
+    distance = f"{format_distance(verdict.metric, excess, 0)} {'higher' if excess > 0 else 'lower'}"
+    was_better = excess < 0 if direction(verdict.metric) == "minimize" else excess > 0
+    if was_better:
+        return f"{before} {distance}: the best of many trials is overestimated, and the rows differ."
+    return f"{before} {distance}, so it was not overestimated."
 
 
-def _describe_gain(gain: Gain) -> str:
+def _describe_gain(metric: str, gain: Gain) -> str:
     cause, control = {
         "labels only": ("distillation", "the same student trained on labels only"),
         "default distillation": ("the search", "the same student with default distillation"),
     }[gain.over]
-    if gain.difference.low > 0:
+    is_higher, is_lower = gain.difference.low > 0, gain.difference.high < 0
+    is_better, is_worse = (is_lower, is_higher) if direction(metric) == "minimize" else (is_higher, is_lower)
+    remark = "; no gain is shown"
+    if is_better:
         remark = ""
-    elif gain.difference.high < 0:
+    elif is_worse:
         remark = "; the chosen student is worse"
-    else:
-        remark = "; no gain is shown"
-    return f"Due to {cause}: {format_points(gain.difference)} over {control}{remark}."
+    return f"Due to {cause}: {noun(metric)} {format_difference(metric, gain.difference)} over {control}{remark}."

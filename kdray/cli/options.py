@@ -109,8 +109,16 @@ class RuleGroup:
     retention: Annotated[
         float | None, typer.Option(help="Smallest share of the teacher's quality that the student must keep.")
     ] = None
-    smallest: Annotated[str | None, typer.Option(help="Cost to minimise.", metavar="COST")] = None
-    best: Annotated[str | None, typer.Option(help="Quality metric to maximise.", metavar="METRIC")] = None
+    smallest: Annotated[
+        str | None, typer.Option(help="Cost to minimise among the students that are good enough.", metavar="COST")
+    ] = None
+    best: Annotated[
+        str | None,
+        typer.Option(
+            help="Metric to make best within the limits, or where no student is good enough; quality: the task's own.",
+            metavar="METRIC",
+        ),
+    ] = None
     at_most: Annotated[
         list[str] | None, typer.Option(help="Upper limit of a cost; repeatable.", metavar="COST=VALUE")
     ] = None

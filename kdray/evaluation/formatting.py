@@ -10,6 +10,7 @@ from typing import Any
 
 from kdray.evaluation.statistics import Interval
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.tasks.kinds import task_metrics
 
 _SHORT_HEADINGS = {
     "student.depth": "depth",
@@ -32,10 +33,11 @@ _METRIC_FORMATS: dict[str, tuple[str, Callable[[float], str]]] = {
     "cpu_speedup": ("CPU speed-up", lambda value: f"{value:.1f} x"),
     "parameters": ("parameters", lambda value: f"{_three_digits(value / 1e6)} M"),
     "size_mb": ("size", lambda value: f"{_three_digits(value)} MB"),
-    "macro_f1": ("macro F1", lambda value: f"{value:.4f}"),
-    "mcc": ("MCC", lambda value: f"{value:.4f}"),
 }
-"""A metric -> its heading, and the function that writes its value with the unit."""
+"""A metric that no task defines -> its heading, and the function that writes its value with the unit."""
+_TASK_METRICS = task_metrics()
+_SPELLINGS = {"f1": "F1"}
+"""A word in the name of a metric -> how it is written in a heading."""
 
 
 def settings_in_order(names: Iterable[str]) -> list[str]:
@@ -53,14 +55,30 @@ def headings(names: Iterable[str]) -> dict[str, str]:
 
 def heading(metric: str) -> str:
     """The name of a metric for people: "p95 latency" for latency_p95_ms."""
-    return _METRIC_FORMATS[metric][0] if metric in _METRIC_FORMATS else metric.replace("_", " ")
+    if metric in _METRIC_FORMATS:
+        return _METRIC_FORMATS[metric][0]
+    if metric in _TASK_METRICS and _TASK_METRICS[metric].heading:
+        return _TASK_METRICS[metric].heading
+    return " ".join(_SPELLINGS.get(word, word) for word in metric.split("_"))
+
+
+def noun(metric: str) -> str:
+    """The name of a metric in a sentence: "Pearson correlation", where a heading is only "Pearson"."""
+    return (_TASK_METRICS[metric].noun if metric in _TASK_METRICS else "") or heading(metric)
+
+
+def has_points(metric: str) -> bool:
+    """Whether people give a difference of this metric in points of 0.01; False for a value in the units of the data."""
+    return metric in ("retention", "agreement") or (metric in _TASK_METRICS and _TASK_METRICS[metric].is_share)
 
 
 def format_metric(metric: str, value: float | None) -> str:
     """A metric's value, rounded, with its unit; a dash if there is no value, or if it is not a number."""
     if value is None or math.isnan(value):
         return "-"
-    return _METRIC_FORMATS[metric][1](value) if metric in _METRIC_FORMATS else f"{value:.4f}"
+    if metric in _METRIC_FORMATS:
+        return _METRIC_FORMATS[metric][1](value)
+    return f"{value:.4f}" if has_points(metric) else _four_digits(value)
 
 
 def format_interval(metric: str, interval: Interval) -> str:
@@ -69,10 +87,23 @@ def format_interval(metric: str, interval: Interval) -> str:
     return f"{format_metric(metric, interval.estimate)} ({interval.level:.0%}: {low} to {high})"
 
 
-def format_points(difference: Interval) -> str:
-    """A difference of two shares in percentage points, with its interval: +0.2 points (95%: -0.8 to +1.2)."""
-    estimate, low, high = (100 * value for value in (difference.estimate, difference.low, difference.high))
-    return f"{estimate:+.1f} points ({difference.level:.0%}: {low:+.1f} to {high:+.1f})"
+def format_difference(metric: str, difference: Interval) -> str:
+    """A difference of two values of a metric, with its interval: +0.2 points (95%: -0.8 to +1.2).
+
+    A metric in the units of the data has no points: its difference is +0.0213 (95%: -0.0104 to +0.0521).
+    """
+    values = (difference.estimate, difference.low, difference.high)
+    points = has_points(metric)
+    estimate, low, high = (
+        f"{100 * value:+.1f}" if points else f"{_sign(value)}{_four_digits(abs(value))}" for value in values
+    )
+    return f"{estimate}{' points' if points else ''} ({difference.level:.0%}: {low} to {high})"
+
+
+def format_distance(metric: str, first: float, second: float) -> str:
+    """How far apart two values of a metric are: 1.2 points, or 0.0213 for a metric in the units of the data."""
+    distance = abs(first - second)
+    return f"{100 * distance:.1f} points" if has_points(metric) else _four_digits(distance)
 
 
 def format_setting(value: Any) -> str:
@@ -129,6 +160,15 @@ def _unique_heading(name: str, last_parts: Counter[str]) -> str:
     """The last part of a dotted name, or the whole name if another setting has the same last part."""
     last_part = name.rpartition(".")[2]
     return last_part.replace("_", " ") if last_parts[last_part] == 1 else name
+
+
+def _sign(value: float) -> str:
+    return "-" if value < 0 else "+"
+
+
+def _four_digits(value: float) -> str:
+    """Four digits that count, with zeros at the end where needed; all digits before the point of a large number."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
 
 
 def _three_digits(value: float) -> str:

@@ -6,6 +6,7 @@ In reading order:
 - `figures`     Figures: all values that a report shows
 - `table`       the table of trials on a terminal
 - `confirmed`   the table of the confirmed students
+- `labels`      the table of the labels
 - `controls`    the table of the controls
 - `front`       the plot of the Pareto front as a picture
 - `plots`       the interactive plots of the page

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from kdray.choice.verdict import ConfirmedStudent, Verdict
-from kdray.evaluation.formatting import format_interval
+from kdray.evaluation.formatting import format_interval, heading
 
 
 def about(verdict: Verdict) -> str:
@@ -16,7 +16,7 @@ def about(verdict: Verdict) -> str:
 
 def titles(verdict: Verdict) -> list[str]:
     """The titles of the columns."""
-    return ["student", "seeds", verdict.metric, "retention", "rule not satisfied"]
+    return ["student", "seeds", heading(verdict.metric), "retention", "rule not satisfied"]
 
 
 def rows(verdict: Verdict) -> Iterator[tuple[bool, list[str]]]:

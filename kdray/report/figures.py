@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 
 from kdray.choice.controls import Control
 from kdray.choice.verdict import Verdict
+from kdray.evaluation.formatting import noun
 from kdray.evaluation.measuring import COST_METRICS, CPU_METRICS
+from kdray.evaluation.pareto import direction
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.tasks.label_figures import LabelFigures
+from kdray.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Figures:
     teacher: Mapping[str, float]
     """The teacher's metrics and costs, under the same names as those of a trial."""
     records: Sequence[TrialRecord]
+    objectives: Sequence[str]
+    task: Task
     front: Sequence[int] = ()
     """The numbers of the trials on the Pareto front."""
     chosen: int | None = None
@@ -32,7 +38,6 @@ class Figures:
     """The controls of the front, on the validation rows."""
     verdict: Verdict | None = None
     """The result of the confirmation."""
-    objectives: Sequence[str] = ("accuracy", "latency_ms")
     searched: Sequence[str] = field(default=())
     """The dotted names of the searched settings."""
     importances: Mapping[str, float] = field(default_factory=dict)
@@ -43,16 +48,39 @@ class Figures:
     """The command, the commit and the versions of the last session."""
     conditions: str = ""
     """How the costs were measured, and on which hardware."""
+    by_label: Mapping[str, LabelFigures] = field(default_factory=dict)
+    """Label -> the figures of the shipped student on the test rows; empty for a task without labels."""
 
     @property
     def quality(self) -> str:
         """The first objective that is a quality metric."""
-        return next((name for name in self.objectives if name not in COST_METRICS), "accuracy")
+        return next((name for name in self.objectives if name not in COST_METRICS), self.objectives[0])
+
+    @property
+    def is_quality_minimized(self) -> bool:
+        """Whether a smaller value of `quality` is better."""
+        return direction(self.quality) == "minimize"
 
     @property
     def cost(self) -> str:
         """The first objective that is a cost."""
         return next((name for name in self.objectives if name in COST_METRICS), "latency_ms")
+
+    @property
+    def task_metrics(self) -> list[str]:
+        """The metrics of the task, which the teacher was measured by; empty before it is measured."""
+        return [name for name in self.teacher if name not in COST_METRICS]
+
+    @property
+    def terms(self) -> str:
+        """What retention and agreement are, in words."""
+        student, teacher = "the student's", "the teacher's"
+        quality = self.task.quality
+        first, second = (teacher, student) if quality.direction == "minimize" else (student, teacher)
+        return (
+            f"Retention is {first} {noun(quality.name)} divided by {second}. The agreement of student and teacher is "
+            f"{self.task.agreement_meaning}."
+        )
 
     @property
     def columns(self) -> list[str]:
@@ -76,9 +104,16 @@ class Figures:
 
     def by_quality(self) -> list[TrialRecord]:
         """The trials, the best quality first; trials that failed or have no quality are last."""
-        return sorted(self.records, key=lambda record: (-self._sort_value(record), record.number))
+        return sorted(self.records, key=lambda record: (self._sort_value(record), record.number))
+
+    def worst_quality(self, records: Sequence[TrialRecord]) -> float:
+        """The worst quality of these trials; 0 if there are none."""
+        values = [record.metrics[self.quality] for record in records]
+        return (max if self.is_quality_minimized else min)(values, default=0.0)
 
     def _sort_value(self, record: TrialRecord) -> float:
         value = record.metrics.get(self.quality, math.nan)
         # NaN is neither smaller nor larger than any number, so it would leave the order undefined.
-        return -math.inf if record.state == "failed" or math.isnan(value) else value
+        if record.state == "failed" or math.isnan(value):
+            return math.inf
+        return value if self.is_quality_minimized else -value

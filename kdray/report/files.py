@@ -7,7 +7,7 @@ from pathlib import Path
 from kdray.choice.verdict import Verdict
 from kdray.evaluation.formatting import format_metric, format_settings, format_status, heading, headings, shorten
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.report import confirmed, controls
+from kdray.report import confirmed, controls, labels
 from kdray.report.figures import Figures
 from kdray.report.front import write_front
 from kdray.report.page import page
@@ -62,9 +62,14 @@ def markdown(figures: Figures) -> str:
             _teacher_table(figures, chosen),
             markdown_text(f"Settings of trial {chosen.number:03d}: {format_settings(chosen.params)}."),
         ]
+        parts.append(figures.terms)
         parts += [markdown_text(f"Measured: {figures.conditions}.")] if figures.conditions else []
     if figures.verdict is not None:
         parts += ["## Confirmed", *_confirmation(figures.verdict)]
+    if figures.by_label:
+        label_rows = [cells for _, cells in labels.rows(figures)]
+        table = markdown_table(labels.titles(figures), label_rows)
+        parts += [f"## {labels.TITLE}", markdown_text(labels.about(figures)), table]
     on_front = [record for record in figures.by_quality() if figures.place(record)]
     objectives = markdown_text(" and ".join(heading(name) for name in figures.objectives))
     parts += [
@@ -86,9 +91,10 @@ def markdown(figures: Figures) -> str:
 
 def _teacher_table(figures: Figures, chosen: TrialRecord) -> str:
     teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
+    qualities = (figures.quality, *figures.task_metrics, "retention", "agreement")
     rows = [
         [heading(name), format_metric(name, teacher.get(name)), format_metric(name, chosen.metrics.get(name))]
-        for name in dict.fromkeys((*figures.columns, "macro_f1", "mcc", "agreement", *figures.costs))
+        for name in dict.fromkeys((*qualities, *figures.columns, *figures.costs))
         if name in chosen.metrics
     ]
     return markdown_table(["", "teacher", f"trial {chosen.number:03d}"], rows)
@@ -102,7 +108,7 @@ def _confirmation(verdict: Verdict) -> list[str]:
 
 def _controls(figures: Figures) -> list[str]:
     table = markdown_table(controls.titles(figures), [cells for _, cells in controls.rows(figures)])
-    return [controls.ABOUT, table, *_bullets(controls.failures(figures))]
+    return [controls.about(figures), table, *_bullets(controls.failures(figures))]
 
 
 def _bullets(lines: Sequence[str]) -> list[str]:

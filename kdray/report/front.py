@@ -45,10 +45,12 @@ def front_picture(figures: Figures) -> Picture:
             x, y, s=size, marker=group.marker, facecolors=fill, edgecolors=edge, label=group.label, zorder=group.order
         )
     axes.plot(*front_line(figures), color=FRONT, linewidth=1.2, alpha=0.6, zorder=2)
+    # On the side of the front where no student is: below it if less of the quality is better.
+    offset = (-7, -13) if figures.is_quality_minimized else (-7, 7)
     for record in _front_records(figures):
         name = one_line(f"{record.number:03d}  {_depth_label(record)}")
         point = (record.metrics[figures.cost], record.metrics[figures.quality])
-        axes.annotate(name, point, (-7, 7), textcoords="offset points", fontsize=8, ha="right", color=FRONT, **_PLAIN)
+        axes.annotate(name, point, offset, textcoords="offset points", fontsize=8, ha="right", color=FRONT, **_PLAIN)
     _draw_teacher(figures, axes)
     if needs_log_axis(figures):
         axes.set_xscale("log")
@@ -58,13 +60,15 @@ def front_picture(figures: Figures) -> Picture:
         axes.set_xlim(left=0)
     axes.margins(0.1)
     axes.set_xlabel(one_line(axis_title(figures.cost)), **_PLAIN)
-    axes.set_ylabel(one_line(axis_title(figures.quality)), **_PLAIN)
+    axes.set_ylabel(one_line(quality_title(figures)), **_PLAIN)
     title = one_line(f"{figures.name}: {heading(figures.quality)} over {heading(figures.cost)}")
     axes.set_title(title, loc="left", weight="bold", **_PLAIN)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", framealpha=0.9, edgecolor="none")
+        # Where no student is: at a high cost with a bad quality.
+        corner = "upper right" if figures.is_quality_minimized else "lower right"
+        axes.legend(loc=corner, framealpha=0.9, edgecolor="none")
     return picture
 
 
@@ -131,6 +135,11 @@ def axis_title(metric: str) -> str:
         "throughput_per_s": " (examples/s)",
     }.get(metric.removeprefix("cpu_"), "")
     return heading(metric) + unit
+
+
+def quality_title(figures: Figures) -> str:
+    """The heading of the quality for an axis; it says so if less of it is better."""
+    return heading(figures.quality) + (" (less is better)" if figures.is_quality_minimized else "")
 
 
 def _front_records(figures: Figures) -> list[TrialRecord]:

@@ -21,7 +21,7 @@ from kdray.evaluation.formatting import (
     shorten,
 )
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.report import confirmed, controls, plots
+from kdray.report import confirmed, controls, labels, plots
 from kdray.report.figures import Figures
 from kdray.report.table import teacher_cells, trial_cells
 from kdray.safe_text.escaping import visible
@@ -31,7 +31,7 @@ PLOTS: tuple[tuple[str, str, Callable[[Figures], go.Figure | None]], ...] = (
         "Quality and cost",
         "Every trial on the validation rows. No trial is better than those on the front in one objective without being "
         "worse in another. Crosses: the controls of the front, on the validation rows. Squares: the students that were "
-        "trained again, on the test rows, with 95% intervals. Point at a trial to see its settings.",
+        "trained again, on the test rows; their bars are 95% intervals. Point at a trial to see its settings.",
         plots.front_plot,
     ),
     ("Retention and speed-up", "The dotted line is the teacher's quality (100%).", plots.speed_plot),
@@ -55,9 +55,9 @@ PLOTS: tuple[tuple[str, str, Callable[[Figures], go.Figure | None]], ...] = (
 )
 """Title, caption and plot, in the order of the page."""
 
-QUALITY_TILES = ("accuracy", "macro_f1", "mcc", "retention", "agreement", "speedup")
+STUDENT_TILES = ("retention", "agreement", "speedup")
 COST_TILES = ("latency_ms", "cpu_latency_ms", "parameters", "size_mb")
-"""The figures of the chosen student in the first section of the page."""
+"""The figures of the chosen student in the first section of the page, behind the metrics of its task."""
 
 
 def page(figures: Figures) -> str:
@@ -68,15 +68,15 @@ def page(figures: Figures) -> str:
     )
     chosen = next((record for record in figures.records if record.number == figures.chosen), None)
     verdict = figures.verdict
-    winner = verdict.winner if verdict else None
     drawn = [(title, caption, plot(figures)) for title, caption, plot in PLOTS]
     return template.render(
         figures=figures,
         summary=_summary(figures),
         plotly_js=get_plotlyjs(),
         tiles=list(_chosen_tiles(figures, chosen)) if chosen else [],
-        tiles_caption="On the test rows, averaged over the seeds." if winner else "On the validation rows.",
+        tiles_caption=_tiles_caption(figures),
         confirmed=_confirmed_section(verdict) if verdict else None,
+        labels=_labels_section(figures) if figures.by_label else None,
         controls=_controls_section(figures) if figures.controls else None,
         plots=[(title, caption, _html(plot)) for title, caption, plot in drawn if plot is not None],
         time_tiles=list(_time_tiles(figures)),
@@ -112,11 +112,27 @@ def _confirmed_section(verdict: Verdict) -> TableSection:
 def _controls_section(figures: Figures) -> TableSection:
     return TableSection(
         title=controls.TITLE,
-        caption=controls.ABOUT,
+        caption=controls.about(figures),
         titles=controls.titles(figures),
         rows=list(controls.rows(figures)),
         failures=controls.failures(figures),
     )
+
+
+def _labels_section(figures: Figures) -> TableSection:
+    return TableSection(
+        title=labels.TITLE,
+        caption=labels.about(figures),
+        titles=labels.titles(figures),
+        rows=list(labels.rows(figures)),
+        failures=(),
+    )
+
+
+def _tiles_caption(figures: Figures) -> str:
+    is_confirmed = figures.verdict is not None and figures.verdict.winner is not None
+    rows = "On the test rows, averaged over the seeds." if is_confirmed else "On the validation rows."
+    return f"{rows} {figures.terms}"
 
 
 def _html(plot: go.Figure) -> str:
@@ -142,7 +158,8 @@ def _chosen_tiles(figures: Figures, chosen: TrialRecord) -> Iterable[tuple[str, 
         # The teacher's other metrics are of the validation rows and not comparable with figures of the test rows.
         teacher = {name: teacher[name] for name in figures.costs if name in teacher}
         teacher[figures.verdict.metric] = figures.verdict.teacher.estimate
-    for name in (*QUALITY_TILES, *(name for name in COST_TILES if name in figures.costs)):
+    costs = [name for name in COST_TILES if name in figures.costs]
+    for name in dict.fromkeys((figures.quality, *figures.task_metrics, *STUDENT_TILES, *costs)):
         if name in metrics:
             teacher_value = f" (teacher {format_metric(name, teacher[name])})" if name in teacher else ""
             yield format_metric(name, metrics[name]), heading(name) + teacher_value

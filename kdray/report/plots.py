@@ -1,11 +1,13 @@
 """The interactive plots of the page; their captions are in `page`. A plot that has nothing to show is None."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
+from kdray.choice.verdict import ConfirmedStudent
 from kdray.evaluation.formatting import (
+    format_count,
     format_interval,
     format_metric,
     format_setting,
@@ -28,6 +30,7 @@ from kdray.report.front import (
     drawable_trials,
     front_line,
     needs_log_axis,
+    quality_title,
     trial_groups,
 )
 from kdray.safe_text.escaping import html_text
@@ -40,7 +43,7 @@ TEMPERATURE, ALPHA = "distillation.temperature", "distillation.alpha"
 
 def front_plot(figures: Figures) -> go.Figure:
     """Quality over cost: every trial, the teacher, the controls, and the confirmed figures."""
-    plot = _plot(axis_title(figures.cost), axis_title(figures.quality))
+    plot = _plot(axis_title(figures.cost), quality_title(figures))
     x, y = front_line(figures)
     plot.add_scatter(x=x, y=y, mode="lines", line={"color": FRONT, "width": 1}, hoverinfo="skip", showlegend=False)
     for group in trial_groups(figures):
@@ -88,7 +91,8 @@ def parallel_plot(figures: Figures) -> go.Figure | None:
     ]
     dimensions += [_axis(heading(name), [r.metrics[name] for r in records]) for name in (figures.cost, figures.quality)]
     quality = [record.metrics[figures.quality] for record in records]
-    plot = go.Figure(go.Parcoords(line={"color": quality, "colorscale": "Viridis"}, dimensions=dimensions))
+    line = {"color": quality, "colorscale": "Viridis", "reversescale": figures.is_quality_minimized}
+    plot = go.Figure(go.Parcoords(line=line, dimensions=dimensions))
     plot.update_layout(template="plotly_white", height=380, margin={"l": 60, "r": 60, "t": 50, "b": 30})
     return plot
 
@@ -113,7 +117,7 @@ def importance_plot(figures: Figures) -> go.Figure | None:
 
 def curves_plot(figures: Figures) -> go.Figure | None:
     """Quality at each evaluation of each trial; a trial that early stopping ended has crosses."""
-    plot = _plot("epoch", axis_title(figures.quality))
+    plot = _plot("epoch", quality_title(figures))
     for record in figures.records:
         history = [m for m in record.history if {"epoch", figures.quality} <= m.keys()]
         if history:
@@ -154,6 +158,7 @@ def map_plot(figures: Figures) -> go.Figure | None:
             "size": 14,
             "color": quality,
             "colorscale": "Viridis",
+            "reversescale": figures.is_quality_minimized,
             "showscale": True,
             "colorbar": {"title": html_text(heading(figures.quality))},
             "line": {"color": "white", "width": 1},
@@ -167,9 +172,10 @@ def _plot(x: str, y: str) -> go.Figure:
     plot.update_layout(
         template="plotly_white",
         height=430,
-        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        # The legend grows upwards into the margin, so that its second row does not cover the plot.
+        margin={"l": 60, "r": 20, "t": 60, "b": 50},
         hoverlabel={"align": "left"},
-        legend={"orientation": "h", "y": 1.08},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     )
     plot.update_xaxes(title=html_text(x))
     plot.update_yaxes(title=html_text(y))
@@ -179,14 +185,13 @@ def _plot(x: str, y: str) -> go.Figure:
 def _add_failed(plot: go.Figure, figures: Figures) -> None:
     """Add the failed trials at the cost of their architecture.
 
-    They have no quality, so they are drawn at the lowest quality of the other trials.
+    They have no quality, so they are drawn at the worst quality of the other trials.
     """
     failed = [record for record in figures.records if record.state == "failed" and figures.cost in record.costs]
-    qualities = [record.metrics[figures.quality] for record in drawable_trials(figures)]
     if failed:
         plot.add_scatter(
             x=[record.costs[figures.cost] for record in failed],
-            y=[min(qualities, default=0.0)] * len(failed),
+            y=[figures.worst_quality(drawable_trials(figures))] * len(failed),
             mode="markers",
             name="failed",
             marker={"color": "#c0392b", "symbol": "x", "size": 9},
@@ -222,33 +227,51 @@ def _add_controls(plot: go.Figure, figures: Figures) -> None:
 
 
 def _add_confirmed(plot: go.Figure, figures: Figures) -> None:
-    """Add the confirmed candidates and controls with their intervals; these figures are of the test rows."""
+    """Add the confirmed candidates and controls; these figures are of the test rows.
+
+    They have intervals of the task's own quality metric only, not of another metric that the search was for.
+    """
     if figures.verdict is None:
         return
     costs = _cost_of_trials(figures)
+    quality, has_intervals = figures.quality, figures.verdict.metric == figures.quality
     for role, color in {"candidate": CHOSEN, **CONTROL_COLORS}.items():
-        students = [each for each in figures.verdict.confirmed if each.role == role and each.trial in costs]
+        students = [
+            each
+            for each in figures.verdict.confirmed
+            if each.role == role and each.trial in costs and quality in each.metrics
+        ]
         if students:
             plot.add_scatter(
                 x=[costs[each.trial] for each in students],
-                y=[each.metric.estimate for each in students],
+                y=[each.metrics[quality] for each in students],
                 mode="markers",
                 name=f"{'confirmed' if role == 'candidate' else role} (test)",
                 hoverinfo="text",
                 marker={"color": color, "symbol": "square-open", "size": 10},
-                text=[
-                    f"<b>trial {each.trial:03d}, {each.role}</b><br>"
-                    f"{each.seeds} seeds: {format_interval(figures.verdict.metric, each.metric)}"
-                    for each in students
-                ],
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "thickness": 1,
-                    "array": [each.metric.high - each.metric.estimate for each in students],
-                    "arrayminus": [each.metric.estimate - each.metric.low for each in students],
-                },
+                text=[_confirmed_text(each, quality, has_intervals) for each in students],
+                error_y=_error_bars(students) if has_intervals else None,
             )
+
+
+def _confirmed_text(student: ConfirmedStudent, quality: str, has_interval: bool) -> str:
+    value = format_metric(quality, student.metrics[quality])
+    figure = format_interval(quality, student.metric) if has_interval else value
+    return (
+        f"<b>trial {student.trial:03d}, {student.role}</b><br>"
+        f"{format_count(student.seeds, 'seed')}: {html_text(heading(quality))} {figure}"
+    )
+
+
+def _error_bars(students: Sequence[ConfirmedStudent]) -> dict[str, Any]:
+    """The intervals of the task's own quality metric, for plotly."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "thickness": 1,
+        "array": [each.metric.high - each.metric.estimate for each in students],
+        "arrayminus": [each.metric.estimate - each.metric.low for each in students],
+    }
 
 
 def _cost_of_trials(figures: Figures) -> dict[int, float]:

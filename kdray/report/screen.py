@@ -29,6 +29,7 @@ from kdray.evaluation.formatting import (
     format_setting,
     format_settings,
     format_status,
+    heading,
     shorten,
 )
 from kdray.evaluation.formatting import headings as headings_of
@@ -36,8 +37,8 @@ from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.safe_text.escaping import one_line, terminal_text
 from kdray.storage.records import read_record, write_record
 
-_TRIAL_METRICS = ("accuracy", "retention", "latency_ms", "speedup")
-"""The metrics in the line of a trial."""
+_OTHER_METRICS = ("retention", "latency_ms", "speedup")
+"""The metrics in the line of a trial, behind its quality."""
 _COUNTED_STATES: tuple[State, ...] = ("running", "stopped", "failed")
 _BAR_WIDTH = 40  # characters
 _OTHER_LINES = 8  # of the live display, for everything but the rows of the trials
@@ -62,8 +63,13 @@ class Screen(Protocol):
     def progress(self, text: str, done: float, total: float) -> None:
         """Show that `done` of `total` in this stage are complete; `text` names what is counted."""
 
-    def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
-        """Show the trials, their number in the whole search if it is known (`budget`), and the best trial so far."""
+    def trials(
+        self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None, quality: str
+    ) -> None:
+        """Show the trials, their number in the whole search if it is known (`budget`), and the best trial so far.
+
+        `quality` is the name of the metric that the trials are compared by.
+        """
 
 
 class NullScreen:
@@ -85,7 +91,9 @@ class NullScreen:
     def progress(self, text: str, done: float, total: float) -> None:
         """See Screen."""
 
-    def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
+    def trials(
+        self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None, quality: str
+    ) -> None:
         """See Screen."""
 
 
@@ -117,18 +125,20 @@ class PlainScreen(NullScreen):
             self._quarters[text] = quarter
             self._print(f"  {text}: {_format_amount(done)} of {_format_amount(total)}")
 
-    def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
+    def trials(
+        self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None, quality: str
+    ) -> None:
         """Print each trial that has started or ended since the last call, and a new best trial."""
         for record in records:
             if record.state != "running" and record.number not in self._ended_trials:
                 self._ended_trials.add(record.number)
-                self._print(f"  {_trial_line(record)}  [{_trial_counts(records, budget)}]")
+                self._print(f"  {_trial_line(record, quality)}  [{_trial_counts(records, budget)}]")
             elif record.state == "running" and record.number not in self._started_trials:
                 self._started_trials.add(record.number)
                 self._print(f"  trial {record.number:03d} begins: {format_settings(record.params)}")
         if best is not None and best.number != self._best:
             self._best = best.number
-            self._print(f"  best so far: trial {best.number:03d}: {format_metrics(best.metrics, _TRIAL_METRICS)}")
+            self._print(f"  best so far: trial {best.number:03d}: {_format_result(best, quality)}")
 
     def _print(self, text: str) -> None:
         seconds = int(time.monotonic() - self._start)
@@ -146,6 +156,7 @@ class LiveScreen:
         self._records: tuple[TrialRecord, ...] = ()
         self._budget: int | None = None
         self._best: TrialRecord | None = None
+        self._quality = ""
         # Transient: at the end the display disappears, and only the lines of the stages and the notes stay.
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=5, transient=True)
 
@@ -172,9 +183,11 @@ class LiveScreen:
         """Set the text and the length of the progress bar."""
         self._progress = (one_line(text), done, total)
 
-    def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
+    def trials(
+        self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None, quality: str
+    ) -> None:
         """Set the trials to display."""
-        self._records, self._budget, self._best = tuple(records), budget, best
+        self._records, self._budget, self._best, self._quality = tuple(records), budget, best, quality
 
     def _end_stage(self, style: str, mark: str) -> None:
         if self._stage is not None:
@@ -205,12 +218,12 @@ class LiveScreen:
         counts = _trial_counts(self._records, self._budget)
         parts.append(_progress_bar(ended, self._budget, counts) if self._budget else Text(f"  {counts}"))
         if self._best is not None:
-            metrics = format_metrics(self._best.metrics, _TRIAL_METRICS)
-            best = one_line(f"trial {self._best.number:03d}: {metrics}; {format_settings(self._best.params)}")
+            result = _format_result(self._best, self._quality)
+            best = one_line(f"trial {self._best.number:03d}: {result}; {format_settings(self._best.params)}")
             parts.append(Padding(Text.assemble(("best so far  ", "bold"), best), (0, 0, 0, 2)))
         # rich cuts a display that is higher than the terminal, so only as many rows as fit are drawn.
         rows = max(4, self._console.height - _OTHER_LINES)
-        parts.append(Padding(_trial_table(_latest_trials(self._records, rows)), (1, 0, 0, 2)))
+        parts.append(Padding(_trial_table(_latest_trials(self._records, rows), self._quality), (1, 0, 0, 2)))
         return parts
 
 
@@ -254,9 +267,11 @@ class StageTimer(NullScreen):
         """See Screen."""
         self._screen.progress(text, done, total)
 
-    def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
+    def trials(
+        self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None, quality: str
+    ) -> None:
         """See Screen."""
-        self._screen.trials(records, budget, best)
+        self._screen.trials(records, budget, best, quality)
 
     def _end_stage(self) -> None:
         if self._stage:
@@ -298,8 +313,12 @@ def _trial_counts(records: Sequence[TrialRecord], budget: int | None) -> str:
     return ", ".join(parts) + (f", about {format_duration(left)} left" if left else "")
 
 
-def _trial_line(record: TrialRecord) -> str:
-    result = format_metrics(record.metrics, _TRIAL_METRICS) if record.history else ""
+def _format_result(record: TrialRecord, quality: str) -> str:
+    return format_metrics(record.metrics, dict.fromkeys((quality, *_OTHER_METRICS)))
+
+
+def _trial_line(record: TrialRecord, quality: str) -> str:
+    result = _format_result(record, quality) if record.history else ""
     return f"trial {record.number:03d} {shorten(format_status(record), 120)}" + (f": {result}" if result else "")
 
 
@@ -321,10 +340,11 @@ def _latest_trials(records: Sequence[TrialRecord], most: int) -> list[TrialRecor
     return (running + ended)[:most]
 
 
-def _trial_table(records: Sequence[TrialRecord]) -> Table:
+def _trial_table(records: Sequence[TrialRecord], quality: str) -> Table:
     names = headings_of(records[0].params) if records else {}
+    columns = list(dict.fromkeys((quality, "retention", "latency_ms")))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
-    for title in ("trial", *names.values(), "epoch", "accuracy", "retention", "latency"):
+    for title in ("trial", *names.values(), "epoch", *map(heading, columns)):
         table.add_column(Text(one_line(title)), justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True, overflow="ellipsis", ratio=1, min_width=10)
     for record in records:
@@ -334,7 +354,7 @@ def _trial_table(records: Sequence[TrialRecord]) -> Table:
             # Text, not str: rich would read brackets in a value as markup.
             *(Text(one_line(format_setting(record.params.get(name)))) for name in names),
             f"{metrics['epoch']:g}" if "epoch" in metrics else "-",
-            *(format_metric(name, metrics.get(name)) for name in ("accuracy", "retention", "latency_ms")),
+            *(format_metric(name, metrics.get(name)) for name in columns),
             Text(one_line(format_status(record)), style=_STYLES[record.state]),
         )
     return table

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdray.choice.rule import front_trials
+from kdray.choice.rule import front_trials, signed
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.search.ledger import Ledger
 from kdray.settings import dotted_values
@@ -12,7 +12,7 @@ from kdray.stages.session import Session
 from kdray.storage.mirror import delete, list_bucket
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
-from kdray.tracking.ids import save_run_ids, sweep_key, sweep_run_id
+from kdray.tracking.ids import save_run_ids, sweep_run_id, tracked_sweep
 from kdray.tracking.mlflow_tracker import open_tracker
 from kdray.tracking.origin import git_commit, versions
 from kdray.tracking.tracker import Tracker
@@ -68,12 +68,17 @@ class Bookkeeper:
         if record.state != "running":
             save_run_ids(self._ledger, tracker.run_ids())
             self._delete_dominated_students(record)
-        if record.state == "completed" and (self._best is None or self._rank(record) > self._rank(self._best)):
+        if record.state == "completed" and (self._best is None or self._rank(record) < self._rank(self._best)):
             self._best = record
 
     def _rank(self, record: TrialRecord) -> tuple[float, int]:
-        """The first objective, and for equal trials the order of their numbers: the earlier trial is the better one."""
-        return record.metrics[self._sweep.search.objectives[0]], -record.number
+        """Smaller for a better trial: by the first objective, and of equal trials the earlier one is better."""
+        return signed(record, self._quality), record.number
+
+    @property
+    def _quality(self) -> str:
+        """The metric that the trials of the search are compared by."""
+        return self._sweep.search.objectives[0]
 
     def _delete_dominated_students(self, ended: TrialRecord) -> None:
         """Delete the checkpoint of an ended trial, and the students of trials that are no longer on a front.
@@ -103,7 +108,7 @@ class Bookkeeper:
         self._objective_front = front
 
     def _refresh_screen(self) -> None:
-        self.session.screen.trials(self._ledger.records(), self._sweep.search.trials, self._best)
+        self.session.screen.trials(self._ledger.records(), self._sweep.search.trials, self._best, self._quality)
 
 
 def remove_siblings(folder: Path) -> None:
@@ -118,7 +123,7 @@ def open_sweep_run(sweep: Sweep, paths: SweepPaths, ledger: Ledger, note: Callab
 
     `note` receives messages for the user.
     """
-    tracker = open_tracker(sweep.tracking, paths, sweep_key(ledger), note)
+    tracker = open_tracker(sweep.tracking, paths, tracked_sweep(ledger), note)
     commit = git_commit(Path.cwd())
     tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.display_name, **versions()}
     tags |= {"mlflow.source.git.commit": commit} if commit else {}

@@ -9,6 +9,7 @@ from kdray.choice.reruns import planned_reruns
 from kdray.choice.rule import apply_rule, front_trials
 from kdray.choice.verdict import Verdict
 from kdray.errors import StorageError, SweepFailed
+from kdray.evaluation.pareto import direction
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.search.importance import setting_importances
 from kdray.stages.session import Session
@@ -62,12 +63,13 @@ def student_to_ship(sweep: Sweep, paths: SweepPaths, record: TrialRecord, verdic
     """
     if verdict is not None and verdict.winner is not None:
         metric = verdict.metric
+        best = min if direction(metric) == "minimize" else max
         # The reruns of the controls are no students to ship.
         candidates_only = sweep.confirm.model_copy(update={"controls": False})
         runs = planned_reruns(candidates_only, [record], sweep.recipe_of, sweep.seed)
         # Reruns that failed have no weights.
         trained = [student for run in runs if fetch(student := paths.rerun(run.key)).exists()]
-        return max(trained, key=lambda student: float(read_reports(student)[-1][metric]))
+        return best(trained, key=lambda student: float(read_reports(student)[-1][metric]))
     student = fetch(paths.student(record.number))
     if not student.exists():
         raise StorageError(

@@ -5,9 +5,9 @@ from typing import Any
 
 from kdray.choice.decision import Decision
 from kdray.choice.rule import Choose
-from kdray.errors import StorageError, first_line
-from kdray.safe_text.escaping import printable
+from kdray.errors import StorageError
 from kdray.search.claim import read_ledger, read_settings
+from kdray.stages.reading import unreadable_settings
 from kdray.storage.paths import SweepPaths, display_path
 from kdray.storage.records import read_record
 from kdray.sweep import Sweep
@@ -47,10 +47,7 @@ def _sweep_of(identity: Mapping[str, Any], paths: SweepPaths, **fields: Any) -> 
     try:
         return Sweep.from_identity(identity, **fields)
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
-        raise StorageError(
-            f"{paths.settings}: does not hold the settings of a sweep that this version can read "
-            f"({printable(first_line(error), 300)}). Restore it, or start over with --fresh."
-        ) from error
+        raise unreadable_settings(paths, error) from error
 
 
 def change_rule(rule: Choose, changes: Mapping[str, Any]) -> Choose:

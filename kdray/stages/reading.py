@@ -7,16 +7,22 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from kdray.choice.decision import Decision
+from kdray.errors import StorageError, first_line
 from kdray.evaluation.costs import CostConditions
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
 from kdray.report.screen import StageTimes
+from kdray.safe_text.escaping import printable
 from kdray.search.claim import read_ledger, read_settings
 from kdray.storage.paths import SweepPaths
 from kdray.storage.records import FIGURES, read_record, read_value
+from kdray.tasks.kinds import AnyTask
+from kdray.tasks.task import Task
 
 ORIGIN = TypeAdapter(dict[str, str])
 """The content of origin.json."""
+TASK: TypeAdapter[Task] = TypeAdapter(AnyTask)
+"""The task in sweep.json."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,28 @@ class SweepRecords:
             controls=self.decision.controls,
             verdict=self.decision.confirmation,
             objectives=settings["search"]["objectives"],
+            task=TASK.validate_python(settings.get("task", {})),
             searched=list(settings["space"]),
             importances=self.decision.importances,
             times=self.times.root,
             origin=self.origin,
             conditions=self.conditions,
+            by_label=self.decision.by_label or {},
         )
+
+
+def unreadable_settings(paths: SweepPaths, error: Exception) -> StorageError:
+    """The error for a sweep.json that has settings which no sweep of this version has."""
+    return StorageError(
+        f"{paths.settings}: does not hold the settings of a sweep that this version can read "
+        f"({printable(first_line(error), 300)}). Restore it, or start over with --fresh."
+    )
 
 
 def read_figures(paths: SweepPaths) -> Figures:
     """The figures of a finished or running sweep, from its files. Raises StorageError if there is no sweep."""
-    return SweepRecords.read(paths).figures(paths.name, read_settings(paths), read_ledger(paths).records())
+    settings, records, trials = read_settings(paths), SweepRecords.read(paths), read_ledger(paths).records()
+    try:
+        return records.figures(paths.name, settings, trials)
+    except (ValueError, TypeError) as error:  # of settings that no task has
+        raise unreadable_settings(paths, error) from error

@@ -137,6 +137,7 @@ def _registry_entry(student: Shipped, figures: Figures) -> RegistryEntry:
     tags = {
         "kdray.sweep": paths.name,
         "kdray.trial": str(figures.chosen),
+        "kdray.task": student.task.name,
         "kdray.teacher": lineage.teacher,
         "kdray.data": lineage.data,
         "kdray.rule": rule.model_dump_json(),

@@ -124,6 +124,7 @@ def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_n
         tags = {
             "kdray.role": run.role,
             "kdray.of_trial": str(run.trial),
+            "kdray.task": sweep.task.name,
             "kdray.teacher": sweep.teacher.display_name,
         }
         record = log.record(run, result, figures)

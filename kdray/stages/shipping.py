@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from kdray.choice.decision import Decision
 from kdray.errors import NoStudent
+from kdray.evaluation.formatting import format_metric, noun
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.export.card import write_card
 from kdray.export.shipped import Shipped, copy_forms
@@ -23,6 +24,7 @@ from kdray.storage.mirror import delete, fetch
 from kdray.storage.names import check_regular_files
 from kdray.storage.paths import SweepPaths
 from kdray.storage.records import write_record
+from kdray.tasks.label_figures import LabelFigures
 from kdray.training.trial import EvaluateStudent
 
 
@@ -63,9 +65,9 @@ def ship(session: Session, lessons: Lessons, decision: Decision) -> Decision:
         copy_student_files(weights, folder)
         # If the weights are the same as before, the forms that were exported from them stay valid.
         copy_forms(fetch(paths.chosen), folder)
-    measured = _measure(session, lessons, record)
+    measured, by_label = _measure(session, lessons, record)
     sentences = (*decision.sentences, _describe_test(session, lessons, decision, measured["test"]))
-    decision = decision.model_copy(update={"sentences": sentences, "measured": measured})
+    decision = decision.model_copy(update={"sentences": sentences, "measured": measured, "by_label": by_label})
     write_record(paths.choice, decision)
     tracker.sweep(
         metrics={
@@ -107,15 +109,18 @@ def write_results(session: Session, decision: Decision, lineage: Lineage, record
     return Results(figures, student)
 
 
-def _measure(session: Session, lessons: Lessons, record: TrialRecord) -> dict[str, dict[str, float]]:
-    """Measure the student in `chosen/`. Returns its metrics by split."""
+def _measure(
+    session: Session, lessons: Lessons, record: TrialRecord
+) -> tuple[dict[str, dict[str, float]], dict[str, LabelFigures] | None]:
+    """Measure the student in `chosen/`. Returns its metrics by split, and the figures by label on the test rows."""
     inputs = lessons.inputs.of(session.sweep.recipe_of(record.params).student)
     student = Pretrained(session.paths.chosen, weights_fingerprint(session.paths.chosen))
     measured: dict[str, dict[str, float]] = {}
     for split in ("validation", "test"):
-        # The job gives one report: the metrics.
-        (measured[split],) = session.slots.run(EvaluateStudent(inputs, student, split), f"examine-{split}")
-    return measured
+        job = EvaluateStudent(inputs, student, split, by_label=split == "test")
+        measured[split], *labels = session.slots.run(job, f"examine-{split}")
+    figures = {str(report["label"]): LabelFigures(report["f1"], report["count"]) for report in labels}
+    return measured, figures or None
 
 
 def _describe_test(session: Session, lessons: Lessons, decision: Decision, test: Mapping[str, float]) -> str:
@@ -124,7 +129,8 @@ def _describe_test(session: Session, lessons: Lessons, decision: Decision, test:
     confirmed = decision.confirmation is not None and decision.confirmation.winner is not None
     seed = "Of the seeds of this student, the best one on the validation rows is shipped. " if confirmed else ""
     rows = len(lessons.inputs.teacher.tokens.rows("test").example_starts) - 1
+    value = format_metric(metric, test[metric])
     return (
-        f"{seed}On {rows:,} test rows, which were not used to choose it: {metric} {test[metric]:.4f}, "
+        f"{seed}On {rows:,} test rows, which were not used to choose it: {noun(metric)} {value}, "
         f"{test['retention']:.1%} of the teacher's."
     )

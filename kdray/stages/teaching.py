@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from kdray.evaluation.formatting import format_metric, noun
 from kdray.models.lineage import Lineage
 from kdray.models.pretrained import Pretrained
 from kdray.models.student_sources import BySource, refuse_students_of
@@ -78,6 +79,7 @@ def _show_epochs(screen: Screen, sweep: Sweep) -> Callable[[Report], None]:
         if report.keys() == {NOTE}:
             screen.note(report[NOTE])
             return
-        screen.progress(f"epochs of the teacher ({quality} {report[quality]:.4f})", report["epoch"], epochs)
+        figure = f"{noun(quality)} {format_metric(quality, report[quality])}"
+        screen.progress(f"epochs of the teacher ({figure})", report["epoch"], epochs)
 
     return show

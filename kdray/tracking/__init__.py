@@ -15,4 +15,5 @@ In reading order:
 - `database`         creates the default SQLite database of a storage
 - `registry`         the versions of a registered model, and its alias `champion`
 - `mlflow_model`     writes a student as an MLflow model
+- `served_student`   the script that MLflow runs to answer texts, without kdray
 """

@@ -1,12 +1,28 @@
-"""What the ledger stores about MLflow: the key in a tag of all runs of the sweep, and the ids of the runs."""
+"""What the ledger knows about the sweep in MLflow: the key in a tag of all its runs, their ids, and the quality."""
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from kdray.search.ledger import Ledger
 from kdray.tracking.tracker import RunNumber
 
 _KEY, _RUN = "mlflow_key", "mlflow_run"
+
+
+@dataclass(frozen=True)
+class TrackedSweep:
+    """A sweep, as a tracker knows it."""
+
+    key: str
+    """The value of a tag that all runs of the sweep have."""
+    quality: str
+    """The name of the metric that the trials are compared by."""
+
+
+def tracked_sweep(ledger: Ledger) -> TrackedSweep:
+    """The sweep of this ledger. Early stopping compares its trials by the first objective."""
+    return TrackedSweep(key=sweep_key(ledger), quality=ledger.objectives[0])
 
 
 def sweep_key(ledger: Ledger) -> str:

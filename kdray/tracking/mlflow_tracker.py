@@ -20,6 +20,7 @@ from kdray.storage.mirror import url_of
 from kdray.storage.paths import SweepPaths, display_path
 from kdray.storage.trust import accept_address
 from kdray.tracking.content import STATUS, RunContent, TrackedRun, params_of, points_of, tags_of, trial_content
+from kdray.tracking.ids import TrackedSweep
 from kdray.tracking.origin import source_tags
 from kdray.tracking.page import page_path
 from kdray.tracking.sender import Sender, describe_error
@@ -36,25 +37,25 @@ _FAILURES_BEFORE_NOTE = 2  # a single failed request that succeeds a second late
 
 
 def open_tracker(
-    tracking: Tracking, paths: SweepPaths, key: str, note: Callable[[str], None] = lambda sentence: None
+    tracking: Tracking, paths: SweepPaths, sweep: TrackedSweep, note: Callable[[str], None] = lambda sentence: None
 ) -> Tracker:
     """The tracker for this sweep. It opens no connection before `start_sweep`.
 
-    All runs of the sweep have `key` in a tag, in every session. `note` receives sentences for the user.
+    All runs of the sweep have its key in a tag, in every session. `note` receives sentences for the user.
     """
-    return MlflowTracker(tracking, paths, key, note) if tracking.enabled else NullTracker()
+    return MlflowTracker(tracking, paths, sweep, note) if tracking.enabled else NullTracker()
 
 
 class MlflowTracker:
     """Keeps the runs of one sweep in an MLflow store up to date."""
 
-    def __init__(self, tracking: Tracking, paths: SweepPaths, key: str, note: Callable[[str], None]) -> None:
+    def __init__(self, tracking: Tracking, paths: SweepPaths, sweep: TrackedSweep, note: Callable[[str], None]) -> None:
         self.uri = tracking.uri_in(paths)
         self._tracking, self._paths, self._note = tracking, paths, note
         self._changed = threading.Condition()
         """Guards the state below, and wakes the thread."""
         self._runs: dict[RunNumber, TrackedRun] = {}
-        self._sender = Sender(tracking, paths, key, self._runs, self._changed)
+        self._sender = Sender(tracking, paths, sweep, self._runs, self._changed)
         self._spool: Spool | None = None
         self._waiting: dict[RunNumber, None] = {}
         """The runs with unsent changes, in the order of sending; a dict because Python has no ordered set."""

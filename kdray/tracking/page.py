@@ -8,12 +8,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from kdray.evaluation.formatting import settings_in_order
+from kdray.evaluation.pareto import direction
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.storage.paths import StoragePaths
 from kdray.tracking.settings import default_uri
 
-_METRICS = ("accuracy", "retention", "latency_ms", "speedup", "parameters")
-"""The metrics with a column, in this order."""
+_OTHER_METRICS = ("retention", "latency_ms", "speedup", "parameters")
+"""The metrics with a column, in this order, behind the metric that the trials are compared by."""
 
 
 def ui_command(storage: Path, port: int = 5000) -> list[str]:
@@ -50,12 +51,15 @@ def page_path(experiment_id: str, sweep: str) -> str:
     return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={quote(sweep)}&workflowType=machine_learning"
 
 
-def columns_of(record: TrialRecord) -> tuple[str, ...]:
-    """The columns that this trial has values for: the metrics to compare, the searched settings, the status."""
+def columns_of(record: TrialRecord, quality: str) -> tuple[str, ...]:
+    """The columns that this trial has values for: the metrics to compare, the searched settings, the status.
+
+    `quality` is the name of the metric that the trials are compared by.
+    """
     metrics = record.metrics
     # On a CPU slot both latencies are the same number, which needs one column only.
     on_cpu = ("cpu_latency_ms",) if metrics.get("cpu_latency_ms") != metrics.get("latency_ms") else ()
-    names = [name for name in (*_METRICS, *on_cpu) if name in metrics]
+    names = [name for name in dict.fromkeys((quality, *_OTHER_METRICS, *on_cpu)) if name in metrics]
     return (
         *_columns("metrics", names),
         *_columns("params", settings_in_order(record.params)),
@@ -63,8 +67,8 @@ def columns_of(record: TrialRecord) -> tuple[str, ...]:
     )
 
 
-def shared_view(sweep: str, columns: Sequence[str]) -> tuple[str, str]:
-    """Name and value of the experiment's tag that defines the view: the trials of this sweep, the best retention first.
+def shared_view(sweep: str, columns: Sequence[str], quality: str) -> tuple[str, str]:
+    """Name and value of the experiment's tag that defines the view: the trials of this sweep, the best quality first.
 
     It has the format that the Share button of MLflow's UI stores. Without it the UI sorts by time and shows only the
     sweep's own run, with the trials folded below it.
@@ -75,8 +79,8 @@ def shared_view(sweep: str, columns: Sequence[str]) -> tuple[str, str]:
         "columnOrder": order,
         "columnWidths": {"0": 50, "attributes.`Run Name`": 220, "runDateAndNestInfo": 140, "duration": 90, **widths},
         "searchFilter": f"tags.`kdray.sweep` = '{sweep}' and tags.`kdray.role` = 'search'",
-        "orderByKey": "metrics.`retention`",
-        "orderByAsc": False,
+        "orderByKey": f"metrics.`{quality}`",
+        "orderByAsc": direction(quality) == "minimize",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",

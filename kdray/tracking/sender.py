@@ -30,6 +30,7 @@ from kdray.storage.paths import SweepPaths
 from kdray.storage.sqlite_files import check_sqlite_address
 from kdray.tracking.content import Point, RunContent, TrackedRun
 from kdray.tracking.database import make_database
+from kdray.tracking.ids import TrackedSweep
 from kdray.tracking.page import columns_of, shared_view
 from kdray.tracking.settings import Tracking, default_uri
 from kdray.tracking.tracker import RunNumber
@@ -61,7 +62,7 @@ class Sender:
         self,
         tracking: Tracking,
         paths: SweepPaths,
-        key: str,
+        sweep: TrackedSweep,
         runs: dict[RunNumber, TrackedRun],
         lock: AbstractContextManager[Any],
     ) -> None:
@@ -79,7 +80,7 @@ class Sender:
         """When the store last received something (time.monotonic)."""
         self.is_uploading = False
         """Whether files are being sent. That may take longer than `patience_s`; a dead store ends it by a timeout."""
-        self._tracking, self._paths, self._key = tracking, paths, key
+        self._tracking, self._paths, self._sweep = tracking, paths, sweep
         self._artifacts = tracking.artifacts_in(paths)
         self._scratch = paths.spool.with_name(".database")
         self._own_database = paths.tracking_database if self.uri == default_uri(paths) else None
@@ -139,13 +140,14 @@ class Sender:
     def add_columns(self, record: TrialRecord) -> None:
         """Let the sweep's page have the columns that this trial has values for."""
         # A trial has fewer metrics before its first evaluation, so the longest tuple is the complete one.
-        self._columns = max(columns_of(record), self._columns, key=len)
+        self._columns = max(columns_of(record, self._sweep.quality), self._columns, key=len)
 
     def write_page(self) -> None:
         """Write the view of the sweep's page into the store, if it has new columns."""
         columns = self._columns
         if len(columns) > self._columns_written:
-            self._client.set_experiment_tag(self.experiment_id, *shared_view(self._paths.name, columns))
+            view = shared_view(self._paths.name, columns, self._sweep.quality)
+            self._client.set_experiment_tag(self.experiment_id, *view)
             self._columns_written = len(columns)
 
     def _open_experiment(self) -> Experiment:
@@ -166,7 +168,11 @@ class Sender:
         token = None
         while True:
             page = self._client.search_runs(
-                [self.experiment_id], f"tags.`kdray.key` = '{self._key}'", ViewType.ACTIVE_ONLY, 1000, page_token=token
+                [self.experiment_id],
+                f"tags.`kdray.key` = '{self._sweep.key}'",
+                ViewType.ACTIVE_ONLY,
+                1000,
+                page_token=token,
             )
             for run in page:
                 trial = run.data.tags.get("kdray.trial")
@@ -203,7 +209,7 @@ class Sender:
         return remaining
 
     def _create_run(self, run: TrackedRun) -> Run:
-        tags = {"kdray.key": self._key, "kdray.sweep": self._paths.name}
+        tags = {"kdray.key": self._sweep.key, "kdray.sweep": self._paths.name}
         if run.number is not None:
             tags |= {"kdray.trial": str(run.number), "mlflow.parentRunId": str(self._runs[None].run_id)}
         with self._lock:

@@ -19,7 +19,7 @@ from kdray.storage.mirror import list_bucket
 from kdray.storage.owner import own_sweep
 from kdray.storage.paths import SweepPaths, display_path
 from kdray.tracking.content import STATUS, RunContent, TrackedRun, trial_content
-from kdray.tracking.ids import save_run_ids, sweep_key, sweep_run_id
+from kdray.tracking.ids import save_run_ids, sweep_run_id, tracked_sweep
 from kdray.tracking.sender import Sender, SentCounts, describe_error
 from kdray.tracking.settings import Tracking
 from kdray.tracking.spool import Spool, TrackingTarget
@@ -75,7 +75,7 @@ def _send_to(
         tracking = target.tracking_at(uri, paths)
         ledger = open_ledger(paths)
         runs = _desired_runs(paths, ledger, changes, killed=target.ending is None)
-        sender = Sender(tracking, paths, sweep_key(ledger), runs, threading.RLock())
+        sender = Sender(tracking, paths, tracked_sweep(ledger), runs, threading.RLock())
         for record in ledger.records():
             sender.add_columns(record)
         try:

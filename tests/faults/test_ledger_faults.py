@@ -64,7 +64,9 @@ class ActingScreen(NullScreen):
         """Store the note."""
         self.notes.append(text)
 
-    def trials(self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None) -> None:
+    def trials(
+        self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None, quality: str
+    ) -> None:
         """Call `act` if enough trials have ended."""
         if self._ended and sum(record.state != "running" for record in records) >= self._ended:
             self._ended = 0

@@ -18,6 +18,7 @@ from kdray.report.front import front_picture
 from kdray.report.page import page
 from kdray.report.screen import LiveScreen, PlainScreen, Screen
 from kdray.report.table import table
+from kdray.tasks.label_figures import LabelFigures
 from tests.report.test_report import FIGURES, RECORDS, TEACHER
 from tests.safe_text.hostile import HOSTILE, assert_no_control_characters, html_tags, markdown_tags
 
@@ -49,6 +50,7 @@ def figures_with(text: str) -> Figures:
             Control(trial=2, role="default distillation", metrics={"accuracy": 0.84}),
         ],
         objectives=("accuracy", "latency_ms", f"metric {text}"),
+        by_label={text: LabelFigures(f1=0.5, count=3)},
     )
 
 
@@ -65,7 +67,7 @@ def show_everything(screen: Screen, text: str) -> None:
     screen.stage(text)
     screen.note(f"labels {text}")
     screen.progress(text, 1, 1)
-    screen.trials([*running, *records[1:]], 24, records[1])
+    screen.trials([*running, *records[1:]], 24, records[1], f"metric {text}")
 
 
 @EVERY_TEXT

@@ -12,12 +12,15 @@ from kdray.choice.controls import Control
 from kdray.evaluation.formatting import format_metric, format_setting, headings
 from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.losses.distillation import Distillation
-from kdray.report.controls import ABOUT, ROLES, TITLE
+from kdray.report.controls import ROLES, TITLE
+from kdray.report.controls import about as about_controls
 from kdray.report.figures import Figures
 from kdray.report.files import markdown, results_csv, write_report
 from kdray.report.page import page
 from kdray.report.plots import front_plot
 from kdray.report.table import table
+from kdray.tasks.regression import Regression
+from kdray.tasks.text_classification import TextClassification
 
 TEACHER = {"accuracy": 0.887, "latency_ms": 8.2, "parameters": 22_713_986.0}
 
@@ -56,6 +59,8 @@ FIGURES = Figures(
     "tiny",
     TEACHER,
     RECORDS,
+    objectives=("accuracy", "latency_ms"),
+    task=TextClassification(),
     front=(0, 1, 2),
     chosen=2,
     sentences=("Trial 002 is the fastest that keeps 95 %.",),
@@ -120,7 +125,9 @@ def test_brackets_in_names_are_not_markup():
 
 def test_sweep_without_results_has_a_table_and_a_report(tmp_path: Path):
     failed = TrialRecord(0, dict(RECORDS[0].params), "failed", error="out of memory")
-    figures = Figures("none", {}, [failed], searched=tuple(failed.params))
+    figures = Figures(
+        "none", {}, [failed], ("accuracy", "latency_ms"), TextClassification(), searched=tuple(failed.params)
+    )
     assert any("failed: out of memory" in line for line in printed_table(figures))
     write_report(figures, tmp_path / "report")
     assert "out of memory" in (tmp_path / "report" / "report.md").read_text()
@@ -188,9 +195,11 @@ def test_what_is_not_a_number_is_a_dash():
 
 
 def test_the_text_about_controls_has_the_defaults_of_distillation():
-    assert "default distillation (T 2, alpha 0.5, " in ABOUT
+    assert "default distillation (T 2, alpha 0.5, " in about_controls(FIGURES)
     defaults = Distillation()
-    assert f"(T {defaults.temperature:g}, alpha {defaults.alpha:g}, " in ABOUT
+    assert f"(T {defaults.temperature:g}, alpha {defaults.alpha:g}, " in about_controls(FIGURES)
+    numbers = about_controls(replace(FIGURES, task=Regression()))
+    assert "default distillation (alpha 0.5, " in numbers
 
 
 def test_writing_again_replaces_the_report_folder(tmp_path: Path):

@@ -42,10 +42,10 @@ def test_open_screen_is_plain_on_a_pipe_and_live_on_a_terminal():
 def test_plain_screen_prints_the_start_and_the_end_of_each_trial_once():
     def show(screen: PlainScreen) -> None:
         screen.stage("Search")
-        screen.trials([RUNNING], 24, None)
-        screen.trials([RUNNING], 24, None)
+        screen.trials([RUNNING], 24, None, "accuracy")
+        screen.trials([RUNNING], 24, None, "accuracy")
         for _ in range(2):
-            screen.trials([COMPLETED, FAILED], 24, COMPLETED)
+            screen.trials([COMPLETED, FAILED], 24, COMPLETED, "accuracy")
 
     started, completed, failed, best = plain_lines(show)[1:]
     assert started == "  trial 000 begins: depth 2, T 3.14, alpha 0.70, lr 1.9e-4"
@@ -68,7 +68,7 @@ def test_live_screen_shows_stages_the_best_trial_and_failed_trials(monkeypatch: 
         screen.progress("epochs", 1, 3)
         screen.note("validation cut from train")
         screen.stage("Search")
-        screen.trials([COMPLETED, FAILED, replace(RUNNING, number=2)], 24, COMPLETED)
+        screen.trials([COMPLETED, FAILED, replace(RUNNING, number=2)], 24, COMPLETED, "accuracy")
         with console.capture() as capture:
             console.print(screen._render())
     display = capture.get()
@@ -79,6 +79,26 @@ def test_live_screen_shows_stages_the_best_trial_and_failed_trials(monkeypatch: 
     assert "validation cut from train" in output
     assert "✓ Teacher" in output
     assert "✓ Search" in output
+
+
+@pytest.mark.parametrize(
+    ("quality", "value", "text"), [("span_f1", 0.5123, "span F1 0.5123"), ("mse", 1.5, "MSE 1.500")]
+)
+def test_both_screens_show_the_metric_that_the_trials_are_compared_by(quality: str, value: float, text: str):
+    trial = replace(COMPLETED, history=({"epoch": 3.0, quality: value, "retention": 0.971},))
+    lines = plain_lines(lambda screen: screen.trials([trial], 24, trial, quality))
+    assert f"trial 000 completed: {text}, retention 97.1%" in lines[0]
+    assert lines[1].startswith(f"  best so far: trial 000: {text}")
+    console = Console(file=io.StringIO(), force_terminal=True, width=140, height=40, color_system=None)
+    with LiveScreen(console) as screen:
+        screen.stage("Search")
+        screen.trials([trial], 24, trial, quality)
+        with console.capture() as capture:
+            console.print(screen._render())
+    title, row = [" ".join(line.split()) for line in capture.get().splitlines() if line.strip()][-2:]
+    name, number = text.rsplit(" ", 1)
+    assert title == f"trial depth T alpha lr epoch {name} retention latency status"
+    assert row.startswith(f"000 2 3.14 0.70 1.9e-4 3 {number} 97.1% 1.60 ms completed")
 
 
 def test_live_screen_marks_a_stage_that_ended_with_an_error():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ray import tune
 
+from kdray.choice.rule import front_trials
 from kdray.errors import DataError, JobError, ResourceError, SpecError
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.search.ledger import Ledger
@@ -121,9 +122,22 @@ def test_two_sessions_of_cmaes_give_the_table_of_one_session(tmp_path: Path) -> 
     assert "stopped" in {record.state for record in whole}
 
 
-def test_the_sampler_learns(tmp_path: Path) -> None:
+def make_error_job(number: int, params: dict[str, Any]) -> Job:
+    """A job of three evaluations of errors, which are smaller where the accuracy would be better."""
+
+    def job(worker: Worker) -> Iterator[dict[str, Any]]:
+        for epoch in (1, 2, 3):
+            yield {"mse": 1 - accuracy(params), "epoch": epoch, "step": epoch}
+            if worker.must_stop():
+                return
+
+    return job
+
+
+@pytest.mark.parametrize(("quality", "make_job"), [("accuracy", make_training_job), ("mse", make_error_job)])
+def test_the_sampler_learns(tmp_path: Path, quality: str, make_job: Callable[[int, dict[str, Any]], Job]) -> None:
     one = {"student.depth": [2], "distillation.alpha": tune.uniform(0, 1), "training.learning_rate": [1e-4]}
-    records = run(make_planner(tmp_path, space=one, trials=40, objectives=("accuracy",)))
+    records = run(make_planner(tmp_path, space=one, trials=40, objectives=(quality,)), make_job)
     late = [abs(record.params["distillation.alpha"] - 0.6) for record in records[20:]]
     assert sum(late) / len(late) < 0.15
 
@@ -229,6 +243,17 @@ def test_early_stopping_stops_jobs_and_compares_equal_architectures_only(tmp_pat
         same_depth = [record for record in records if record.params["student.depth"] == depth]
         best = max(same_depth, key=lambda record: accuracy(record.params))
         assert best.state == "completed"
+
+
+def test_early_stopping_stops_the_larger_errors(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"stopping": {}, "sampler": "random", "objectives": ("mse", "latency_ms")}
+    records = run(make_planner(tmp_path, trials=30, **settings), make_error_job)
+    assert sum(record.state == "stopped" for record in records) > 8
+    for depth in (1, 2, 3, 4):
+        same_depth = [record for record in records if record.params["student.depth"] == depth]
+        assert max(same_depth, key=lambda record: accuracy(record.params)).state == "completed"
+    front = front_trials(records, ("mse", "latency_ms"))
+    assert {record.params["student.depth"] for record in records if record.number in front} == {1, 2, 3, 4}
 
 
 def test_an_interrupted_trial_is_the_first_of_the_next_session(tmp_path: Path) -> None:

@@ -29,11 +29,15 @@ def test_no_trial_is_stopped_between_rungs_or_among_too_few() -> None:
     assert halving.can_continue(trial(9, 0.1, 0.1), [trial(n, 0.9, 0.9) for n in range(6)], "accuracy")
 
 
-def test_equal_trials_all_continue_and_a_lower_loss_is_better() -> None:
+def test_equal_trials_all_continue() -> None:
     assert Halving().can_continue(trial(9, 0.5), [trial(n, 0.5) for n in range(9)], "accuracy")
-    peers = [TrialRecord(n, {}, history=({"loss": 0.1 * (n + 1)},)) for n in range(3)]
-    assert Halving().can_continue(TrialRecord(9, {}, history=({"loss": 0.05},)), peers, "loss")
-    assert not Halving().can_continue(TrialRecord(9, {}, history=({"loss": 0.9},)), peers, "loss")
+
+
+@pytest.mark.parametrize("metric", ["loss", "mse", "mae"])
+def test_less_of_a_minimized_metric_is_better(metric: str) -> None:
+    peers = [TrialRecord(n, {}, history=({metric: 0.1 * (n + 1)},)) for n in range(3)]
+    assert Halving().can_continue(TrialRecord(9, {}, history=({metric: 0.05},)), peers, metric)
+    assert not Halving().can_continue(TrialRecord(9, {}, history=({metric: 0.9},)), peers, metric)
 
 
 def test_a_trial_is_compared_at_the_same_number_of_evaluations() -> None:

@@ -67,7 +67,7 @@ def test_a_finished_sweep_is_read_from_its_folder(original: Sweep, finished: Swe
 
 def test_another_rule_chooses_without_training_a_trial_again(paths: SweepPaths) -> None:
     trials, confirmation = modification_times(paths.root / "trials"), modification_times(paths.root / "confirmation")
-    done = choose(paths, "--at-most", "latency_ms=1e9", "--best", "accuracy")
+    done = choose(paths, "--at-most", "latency_ms=1e9", "--best", "quality")
     assert done.exit_code == 0, done.output
     figures = read_figures(paths)
     assert figures.verdict is not None

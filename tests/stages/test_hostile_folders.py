@@ -74,6 +74,9 @@ CHANGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "sweep.json",
         replaced(["space", "student.depth"], {"name": "CategoricalDistribution", "attributes": {"choices": [[1]]}}),
     ),
+    "a task that does not exist": ("sweep.json", replaced(["task"], {"kind": "x"})),
+    "a task with a wrong setting": ("sweep.json", replaced(["task"], {"max_length": "x"})),
+    "a task that is no task": ("sweep.json", replaced(["task"], [1])),
     "the id": ("sweep.json", replaced(["id"], {"a": 1})),
 }
 

@@ -123,6 +123,7 @@ def test_a_version_records_its_origin(sweeps: RegisteredSweeps) -> None:
     tags, lineage = version.tags, read_json(paths.lineage)
     assert {name: tags[f"kdray.{name}"] for name in lineage} == lineage
     assert (tags["kdray.sweep"], tags["kdray.trial"]) == ("depth-1", "0")
+    assert tags["kdray.task"] == "text classification"
     assert Choose(**json.loads(tags["kdray.rule"])) == SMALLEST
     assert "16 tokens each, 1 thread, float32" in tags["kdray.measured"]
     figures, verdict = json.loads(tags["kdray.figures"]), sweeps.outcomes[2].figures.verdict
@@ -287,6 +288,25 @@ def test_a_champion_is_compared_with_the_newer_teacher() -> None:
     beside = figures_with().beside(poorer)
     assert (beside["retention"], beside["speedup"]) == (1.0, 3.0)
     assert RegisteredFigures.read(poorer.tags()) == poorer
+
+
+def test_less_of_a_minimized_metric_is_a_better_champion() -> None:
+    """The retention of an error is the teacher's over the student's."""
+    good, bad = (
+        RegisteredFigures(
+            metric="mse",
+            student={**STUDENT, "mse": mse, "retention": 0.5 / mse},
+            teacher={"mse": 0.5, "latency_ms": 10.0},
+            teacher_weights="t",
+            test_rows="r",
+            measured="on one CPU",
+        )
+        for mse in (0.6, 0.8)
+    )
+    assert bad.beside(good)["retention"] == pytest.approx(0.625)
+    rule = Choose(best="mse", retention=0.5, smallest=None)
+    assert ChampionComparison(rule, good, bad).objection() is None
+    assert "no better on the same test rows: MSE 0.8000" in (ChampionComparison(rule, bad, good).objection() or "")
 
 
 def test_an_invalid_name_of_a_registered_model_is_refused() -> None:

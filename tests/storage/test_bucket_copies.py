@@ -110,7 +110,7 @@ class InterruptingScreen(RecordingScreen):
         super().__init__()
         self.ended = ended
 
-    def trials(self, records: Any, total: int | None, best: Any) -> None:
+    def trials(self, records: Any, total: int | None, best: Any, quality: str) -> None:
         if sum(record.state != "running" for record in records) == self.ended:
             raise KeyboardInterrupt
 
@@ -211,9 +211,9 @@ def test_sweep_ends_with_the_bucket_in_the_message_when_the_bucket_is_deleted(
     class BucketDeletingScreen(InterruptingScreen):
         """Deletes the bucket once, when `ended` trials have ended."""
 
-        def trials(self, records: Any, total: int | None, best: Any) -> None:
+        def trials(self, records: Any, total: int | None, best: Any, quality: str) -> None:
             try:
-                super().trials(records, total, best)
+                super().trials(records, total, best, quality)
             except KeyboardInterrupt:
                 bucket_server.files.rm(bucket.removesuffix("/team"), recursive=True)
                 self.ended = -1

@@ -13,7 +13,7 @@ from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.search.ledger import Ledger
 from kdray.storage.files import write_json
 from kdray.storage.paths import SweepPaths
-from kdray.tracking.ids import save_run_ids, sweep_key, sweep_run_id
+from kdray.tracking.ids import save_run_ids, sweep_run_id, tracked_sweep
 from kdray.tracking.mlflow_tracker import open_tracker
 from kdray.tracking.settings import Tracking
 from kdray.tracking.tracker import Ending
@@ -29,7 +29,7 @@ class ScriptedSweep:
         self.paths, self.said, self.longest_call_s = paths, list[str](), 0.0
         write_json(paths.settings, {"search": {"objectives": ["accuracy"]}, "space": {}})
         self.ledger = Ledger.open(paths.journal, paths.name, ["accuracy"])
-        self.tracker = open_tracker(tracking, paths, sweep_key(self.ledger), self.said.append)
+        self.tracker = open_tracker(tracking, paths, tracked_sweep(self.ledger), self.said.append)
         self._timed(lambda: self.tracker.start_sweep({"search.trials": 3}, {}, sweep_run_id(self.ledger)))
         for record in self.ledger.records():
             self.tell(record)

@@ -14,6 +14,7 @@ from mlflow.entities import Run
 from kdray.errors import SpecError
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.storage.paths import StoragePaths, SweepPaths
+from kdray.tracking.ids import TrackedSweep
 from kdray.tracking.mlflow_tracker import open_tracker
 from kdray.tracking.origin import source_tags, versions
 from kdray.tracking.page import ui_command
@@ -50,9 +51,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StoragePaths:
     return StoragePaths(tmp_path_factory.mktemp("storage"))
 
 
-def make_tracker(store: StoragePaths, experiment: str) -> Tracker:
+def make_tracker(store: StoragePaths, experiment: str, quality: str = "accuracy") -> Tracker:
     """The tracker of the sweep `quickstart`; each test has its own experiment, whose name is also the sweep's key."""
-    return open_tracker(Tracking(experiment=experiment), SweepPaths(store.storage, "quickstart"), experiment)
+    return open_tracker(
+        Tracking(experiment=experiment), SweepPaths(store.storage, "quickstart"), TrackedSweep(experiment, quality)
+    )
 
 
 def start_sweep(store: StoragePaths, experiment: str, records: list[TrialRecord], run_id: str | None = None) -> Tracker:
@@ -254,7 +257,7 @@ def test_artifacts_of_a_sweep_with_another_database_are_in_the_storage(tmp_path:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     paths, tracking = SweepPaths(tmp_path / "storage", "quickstart"), Tracking(uri=f"sqlite:///{tmp_path}/team.db")
-    tracker = open_tracker(tracking, paths, "key")
+    tracker = open_tracker(tracking, paths, TrackedSweep("key", "accuracy"))
     tracker.start_sweep({}, {})
     tracker.end_sweep("finished")
     experiment = MlflowClient(str(tracking.uri)).get_experiment_by_name("kdray")
@@ -263,20 +266,23 @@ def test_artifacts_of_a_sweep_with_another_database_are_in_the_storage(tmp_path:
     assert not list((tmp_path / "here").iterdir())
 
 
-def test_the_page_of_the_sweep_lists_its_trials_with_the_best_first(store: StoragePaths):
+@pytest.mark.parametrize(("quality", "best"), [("span_f1", "2"), ("mse", "1")])
+def test_the_page_of_the_sweep_lists_its_trials_with_the_best_first(store: StoragePaths, quality: str, best: str):
     """It lists neither controls nor the sweep's own run, below which the UI would fold the trials."""
-    tracker = start_sweep(store, "best first", [])
-    for number, retention, role in ((1, 0.8, "search"), (2, 0.9, "search"), (3, 1.0, "labels only")):
-        history = ({"epoch": 1.0, "step": 1.0, "accuracy": retention, "retention": retention},)
+    tracker = make_tracker(store, f"best {quality} first", quality)
+    tracker.start_sweep({}, TAGS)
+    for number, value, role in ((1, 0.8, "search"), (2, 0.9, "search"), (3, 0.85, "labels only")):
+        history = ({"epoch": 1.0, "step": 1.0, quality: value, "retention": 0.9},)
         tracker.trial(trial(number=number, history=history), SETTINGS, TAGS | {"kdray.role": role})
     tracker.end_sweep("finished")
     client = MlflowClient(default_uri(store))
-    experiment = client.get_experiment_by_name("best first")
+    experiment = client.get_experiment_by_name(f"best {quality} first")
     assert experiment is not None
     view = json.loads(experiment.tags["mlflow.sharedViewState.quickstart"])
     order = f"{view['orderByKey']} {'ASC' if view['orderByAsc'] else 'DESC'}"
     runs = client.search_runs([experiment.experiment_id], view["searchFilter"], order_by=[order])
-    assert [run.data.tags["kdray.trial"] for run in runs] == ["2", "1"]
+    assert [run.data.tags["kdray.trial"] for run in runs] == [best, "1" if best == "2" else "2"]
+    assert view["selectedColumns"][0] == f"metrics.`{quality}`"
 
 
 def test_more_values_than_one_call_accepts_are_written_in_several_calls(store: StoragePaths):
@@ -309,7 +315,9 @@ def test_a_dead_server_delays_nothing_and_is_reported_once(silent: bool, tmp_pat
             listener.listen()  # connections are accepted, but no request is answered
         uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
         paths, notes = SweepPaths(tmp_path, "quickstart"), list[str]()
-        tracker = open_tracker(Tracking(uri=uri, timeout_s=1, patience_s=4), paths, "key", notes.append)
+        tracker = open_tracker(
+            Tracking(uri=uri, timeout_s=1, patience_s=4), paths, TrackedSweep("key", "accuracy"), notes.append
+        )
         start = time.monotonic()
         tracker.start_sweep({}, {})
         for number in range(100):
@@ -328,7 +336,9 @@ def test_a_dead_server_delays_nothing_and_is_reported_once(silent: bool, tmp_pat
 
 def test_a_run_that_the_store_refuses_delays_neither_the_other_runs_nor_the_end(store: StoragePaths):
     paths, notes = SweepPaths(store.storage, "refused"), list[str]()
-    tracker = open_tracker(Tracking(experiment="refused", patience_s=3), paths, "refused", notes.append)
+    tracker = open_tracker(
+        Tracking(experiment="refused", patience_s=3), paths, TrackedSweep("refused", "accuracy"), notes.append
+    )
     tracker.start_sweep({"search.trials": 24}, {})
     for record in (trial(7), trial(8, costs={"no$name": 1.0}), trial(9)):
         tracker.trial(record, SETTINGS, TAGS)
@@ -366,7 +376,8 @@ def test_changes_that_a_server_missed_are_sent_when_it_answers_again(
 
 
 def test_tracking_can_be_disabled_and_an_unknown_store_is_refused(tmp_path: Path):
-    assert isinstance(open_tracker(Tracking(enabled=False), SweepPaths(tmp_path, "quickstart"), "key"), NullTracker)
+    sweep = TrackedSweep("key", "accuracy")
+    assert isinstance(open_tracker(Tracking(enabled=False), SweepPaths(tmp_path, "quickstart"), sweep), NullTracker)
     with pytest.raises(SpecError, match=r"Tracking\.uri: MLflow has no store at 'ftp://x'; allowed: http://"):
         Tracking(uri="ftp://x")
 
