@@ -85,7 +85,7 @@ def predict(
         list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; - reads lines of standard input.")
     ] = None,
 ) -> None:
-    """Classify texts with the chosen student: print label, probability and text of each, or read and write a file."""
+    """Predict with the chosen student: print the answer to each text before the text, or read and write a file."""
     with exit_on_error():
         # Either texts or --file, and --to together with --file only.
         if bool(texts) == bool(options.file) or bool(options.file) != bool(options.to):

@@ -9,5 +9,5 @@ In reading order:
 - `checks`         compares a form with PyTorch on the test rows, and measures its size and speed
 - `exporting`      all steps of `kdray export`
 - `card`           the model card: README.md in the student's folder
-- `prediction`     predicts the labels of new texts and files
+- `prediction`     predicts for new texts and files
 """

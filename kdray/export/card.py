@@ -3,7 +3,7 @@
 Users publish the card with the folder, so it must not contain paths of this machine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from kdray.data.generated.generators import OLDEST
 from kdray.data.sources import HUB_NAME
-from kdray.evaluation.formatting import format_metric, format_setting, heading
+from kdray.evaluation.formatting import format_metric, format_setting, heading, noun
 from kdray.evaluation.statistics import Interval
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.export.checks import EXPORT_FILE, ExportResult, read_export_result
@@ -21,11 +21,10 @@ from kdray.report import confirmed
 from kdray.report.figures import Figures
 from kdray.safe_text.escaping import Markdown, markdown_code, markdown_table, markdown_text, yaml_text
 from kdray.settings import dotted_values, names_that_may_change
+from kdray.tasks.kept_thresholds import read_thresholds
 from kdray.training.trial import Recipe
 
 FILE = "README.md"
-HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "mcc": "matthews_correlation"}
-"""Name of a metric here -> its name on the Hugging Face hub."""
 
 
 def write_card(student: Shipped, figures: Figures) -> None:
@@ -45,21 +44,22 @@ def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
         f"---\n{_metadata(student, figures, measured, data)}\n---",
         f"# {markdown_text(figures.name)}",
         f"A small model for {student.task.name}, distilled from {teacher} on {markdown_text(data)} with kdray. It "
-        f"predicts one of {len(labels)} labels: {markdown_text(', '.join(labels))}.",
+        f"predicts {markdown_text(student.task.predicts(labels))}.",
         "\n".join(map(markdown_text, figures.sentences)),
         "## Usage",
-        _code_block(_pytorch_code(student)),
+        _code_block(student.task.pytorch_code(labels)),
         *_onnx_parts(student, exported),
         "## Quality",
-        _quality_table(figures, chosen, measured, exported),
-        "Agreement is the share of rows with the same predicted label as the teacher's. Retention is the student's "
-        f"{heading(student.task.quality.name)} divided by the teacher's.",
+        _quality_table(student, figures, chosen, exported),
+        f"Agreement compares the student with the teacher: it is {student.task.agreement_meaning}. Retention is the "
+        f"student's {noun(student.task.quality.name)} divided by the teacher's.",
         *_interval_note(exported),
+        *_label_parts(student, labels),
         *_confirmed_parts(figures),
         "## Costs",
         _cost_table(figures, chosen),
         *([markdown_text(f"Measured: {figures.conditions}.")] if figures.conditions else []),
-        *_form_parts(exported),
+        *_form_parts(student, exported),
         "## Settings",
         f"The model is the student of trial {chosen.number} (number of trials in the sweep: {len(figures.records)}). "
         "The settings of this trial that influence its metrics, fixed and searched ones:",
@@ -70,7 +70,8 @@ def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
 
 def _metadata(student: Shipped, figures: Figures, measured: Mapping[str, Mapping[str, float]], data: str) -> str:
     """The YAML block at the start of the card, which model hubs read."""
-    pipeline = student.task.name.replace(" ", "-")
+    pipeline, task = student.task.pipeline, student.task.name.replace(" ", "-")
+    hub_names = {metric.name: metric.hub for metric in student.task.metrics(None) if metric.hub}
     split = "test" if "test" in measured else "validation"
     results = [
         EvalResult(
@@ -78,40 +79,22 @@ def _metadata(student: Shipped, figures: Figures, measured: Mapping[str, Mapping
             dataset_type=yaml_text(data),
             dataset_name=yaml_text(data),
             dataset_split=split,
-            metric_type=HUB_METRICS[name],
+            metric_type=hub_names[name],
             metric_name=heading(name),
             metric_value=round(value, 6),
         )
         for name, value in measured.get(split, {}).items()
-        if name in HUB_METRICS
+        if name in hub_names
     ]
     card = ModelCardData(
         library_name="transformers",
         pipeline_tag=pipeline,
-        tags=[pipeline, "knowledge-distillation", "kdray"],
-        metrics=[result.metric_type for result in results] or None,
+        tags=list(dict.fromkeys([pipeline, task, "knowledge-distillation", "kdray"])),
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         model_name=yaml_text(figures.name) if results else None,
         eval_results=results or None,
     )
     return str(card.to_yaml()).strip()
-
-
-def _pytorch_code(student: Shipped) -> str:
-    """Python code that loads the model with transformers and predicts two texts."""
-    pairs = 'pairs = ["second text of the first pair", "second text of the second pair"]\n' if student.task.pair else ""
-    arguments = "texts, pairs" if student.task.pair else "texts"
-    return f"""import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-folder = "."  # the folder of this file
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
-texts = ["one text", "another text"]
-{pairs}options = {{"truncation": True, "max_length": {student.task.max_length}, "padding": True}}
-inputs = tokenizer({arguments}, **options, return_tensors="pt")
-with torch.inference_mode():
-    probabilities = model(**inputs).logits.softmax(dim=-1)
-print([(model.config.id2label[int(row.argmax())], round(float(row.max()), 4)) for row in probabilities])"""
 
 
 def _onnx_parts(student: Shipped, exported: ExportResult | None) -> list[str]:
@@ -121,33 +104,15 @@ def _onnx_parts(student: Shipped, exported: ExportResult | None) -> list[str]:
     form = exported.figures_of("int8") or exported.figures_of("onnx")
     if form is None:
         return []
-    return ["Without PyTorch, with onnxruntime:", _code_block(_onnx_code(student, FILES[form.form]))]
+    return ["Without PyTorch, with onnxruntime:", _code_block(student.task.onnx_code(FILES[form.form]))]
 
 
-def _onnx_code(student: Shipped, file: str) -> str:
-    """Python code that loads the ONNX file and prints the logits of one text."""
-    pair = ', "its second text"' if student.task.pair else ""
-    return f"""import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
-
-tokenizer = Tokenizer.from_file("tokenizer.json")
-tokenizer.enable_truncation({student.task.max_length})
-text = tokenizer.encode("one text"{pair})
-session = onnxruntime.InferenceSession("{file}")
-values = {{"input_ids": text.ids, "attention_mask": text.attention_mask, "token_type_ids": text.type_ids}}
-inputs = {{entry.name: np.array([values[entry.name]]) for entry in session.get_inputs()}}
-print(session.run(["logits"], inputs)[0][0].tolist())"""
-
-
-def _quality_table(
-    figures: Figures, chosen: TrialRecord, measured: Mapping[str, Mapping[str, float]], exported: ExportResult | None
-) -> str:
-    intervals = _pytorch_intervals(exported)
-    validation = measured.get("validation", chosen.metrics)
-    test = measured.get("test", {})
+def _quality_table(student: Shipped, figures: Figures, chosen: TrialRecord, exported: ExportResult | None) -> str:
+    intervals, metrics = _pytorch_intervals(exported), student.task.metric_names(None)
+    measured = student.decision.measured or {}
+    validation, test = measured.get("validation", chosen.metrics), measured.get("test", {})
     teacher = {"retention": 1.0, **figures.teacher}  # retention is a share of the teacher's quality
-    names = [name for name in (*HUB_METRICS, "agreement", "retention") if name in validation]
+    names = [name for name in (*metrics, "agreement", "retention") if name in validation]
     rows = [
         [
             heading(name),
@@ -196,7 +161,31 @@ def _cost_table(figures: Figures, chosen: TrialRecord) -> str:
     return markdown_table(["cost", "teacher", "student"], rows)
 
 
-def _form_parts(exported: ExportResult | None) -> list[str]:
+def _label_parts(student: Shipped, labels: Sequence[str]) -> list[str]:
+    """The figures of each label, and its threshold if it has one; empty where there is neither."""
+    by_label, thresholds_C = student.decision.by_label or {}, read_thresholds(student.model.config())
+    columns: dict[str, Mapping[str, str]] = {}
+    notes = []
+    if by_label:
+        counted = student.task.counted
+        columns["F1, test"] = {label: f"{figures.f1:.4f}" for label, figures in by_label.items()}
+        columns[f"{counted}, test"] = {label: f"{figures.count:,}" for label, figures in by_label.items()}
+        notes.append(f"The F1 of each label on the test rows, and the number of {counted} that have it there.")
+    if thresholds_C is not None:
+        thresholds = zip(labels, thresholds_C, strict=True)
+        columns["threshold"] = {label: f"{threshold:.4f}" for label, threshold in thresholds}
+        notes.append(
+            "A label is predicted where its probability is above its threshold. The thresholds are the best ones on "
+            "the validation rows; config.json has them as `thresholds`."
+        )
+    if not columns:
+        return []
+    names = next(iter(columns.values()))
+    rows = [[markdown_text(name), *(column.get(name, "-") for column in columns.values())] for name in names]
+    return [" ".join(notes), markdown_table(["label", *columns], rows)]
+
+
+def _form_parts(student: Shipped, exported: ExportResult | None) -> list[str]:
     if exported is None or len(exported.forms) + len(exported.missing) < 2:
         return []
     quality = next(iter(exported.forms[0].metrics))
@@ -209,7 +198,7 @@ def _form_parts(exported: ExportResult | None) -> list[str]:
         "throughput",
         heading(quality),
         "agreement with PyTorch",
-        "largest logit difference from PyTorch",
+        "largest output difference from PyTorch",
     ]
     rows = [
         [
@@ -228,9 +217,9 @@ def _form_parts(exported: ExportResult | None) -> list[str]:
         for form in exported.forms
     ]
     introduction = (
-        f"The forms of the model, measured on the same machine. The columns {heading(quality)} and agreement (the "
-        f"share of rows with the same predicted label) are from the {exported.rows:,} {markdown_text(exported.split)} "
-        f"rows. Conditions: {markdown_text(exported.conditions)}."
+        f"The forms of the model, measured on the same machine. The columns {heading(quality)} and agreement "
+        f"({student.task.agreement_meaning}) are from the {exported.rows:,} {markdown_text(exported.split)} rows. "
+        f"Conditions: {markdown_text(exported.conditions)}."
     )
     missing = [markdown_text(f"Not available: {form}, because {reason}.") for form, reason in exported.missing.items()]
     return [introduction, markdown_table(titles, rows), *missing]

@@ -59,7 +59,7 @@ class FormFigures:
     agreement: float = 1.0
     """How far the answers are those of PyTorch, see `Task.agreement`."""
     largest_difference: float = 0.0
-    """The largest absolute difference of a logit from PyTorch's."""
+    """The largest absolute difference of an output from PyTorch's."""
     difference: Interval | None = None
     """The difference of the task's quality metric from PyTorch's on the same rows; None in a record of an earlier
     version of kdray."""
@@ -104,7 +104,7 @@ def read_export_result(file: Path) -> ExportResult | None:
 
 
 class FormChecker:
-    """Measures the forms of one student. PyTorch must be the first: the other forms are compared with its logits."""
+    """Measures the forms of one student. PyTorch must be the first: the other forms are compared with its outputs."""
 
     def __init__(self, student: Shipped, rows: Rows, split: str) -> None:
         self._student, self._rows, self._split = student, rows, split
@@ -135,6 +135,13 @@ class FormChecker:
             largest_difference=float(np.abs(outputs.logits_AxC - expected.logits_AxC).max()),
             difference=_difference(task, outputs, expected, self._rows),
         )
+
+    @property
+    def allowed_difference(self) -> float:
+        """See `Task.allowed_difference`. Raises LookupError before PyTorch is measured."""
+        if self._pytorch is None:
+            raise LookupError("PyTorch is not measured yet")
+        return self._student.task.allowed_difference(self._pytorch)
 
     def result(self, forms: list[FormFigures], missing: dict[str, str]) -> ExportResult:
         """The result of the export: the figures of the exported forms, and the reasons for the missing ones."""

@@ -25,8 +25,6 @@ from kdray.storage.files import replace_folder, write_json
 
 ONNX_FORMS: tuple[Form, ...] = ("onnx", "int8")
 FORM_NAMES = {"onnx": "ONNX", "int8": "ONNX in int8"}
-LARGEST_LOGIT_DIFFERENCE = 0.01
-"""The allowed difference of a logit in a float32 graph. Rounding alone stays far below it."""
 
 
 def export_forms(student: Shipped, forms: Sequence[Form], figures: Figures, screen: Screen) -> ExportResult:
@@ -107,7 +105,7 @@ def _export_form(form: Form, student: Shipped, checker: FormChecker, place: Path
     """Write the form into the folder `place` and measure it. Raises ExportError as `_export_graph` and `write_int8`."""
     graph, file = (place / Path(FILES[name]).name for name in ("onnx", form))
     # int8 is made from the float32 graph. That graph is checked even if only int8 is requested, because the limit for
-    # the difference of a logit cannot be applied to int8.
+    # the difference of an output cannot be applied to int8.
     if not graph.exists():
         figures = _export_graph(student, checker, graph)
         if form == "onnx":
@@ -123,11 +121,12 @@ def _export_graph(student: Shipped, checker: FormChecker, graph: Path) -> FormFi
     """
     write_onnx(student.model, graph)
     figures = checker.measure("onnx", OnnxModel(graph, student.latency.threads), graph)
-    if not figures.largest_difference <= LARGEST_LOGIT_DIFFERENCE:  # not `>`, which would let NaN pass
+    if not figures.largest_difference <= checker.allowed_difference:  # not `>`, which would let NaN pass
         graph.unlink()
         raise ExportError(
-            f"the ONNX graph does not answer as the student does: a logit is off by {figures.largest_difference:.3g}, "
-            f"and {figures.agreement:.1%} of the answers are the same"
+            "the ONNX graph does not answer as the student does: an output is off by "
+            f"{figures.largest_difference:.3g}, and the agreement ({student.task.agreement_meaning}) is "
+            f"{figures.agreement:.1%}"
         )
     return figures
 

@@ -3,7 +3,7 @@
 The file names are those that transformers, optimum and transformers.js expect: model.safetensors, onnx/model.onnx and
 onnx/model_quantized.onnx.
 
-In tensor names: B texts of a batch, C labels.
+In tensor names: B texts of a batch, L tokens, C outputs.
 """
 
 import importlib.util
@@ -77,8 +77,11 @@ class OnnxModel(nn.Module):
         self._input_names = [entry.name for entry in self._session.get_inputs()]
 
     def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
-        """Compute the logits, B x C. A missing input (token types) is zeros, which is the default of transformers."""
+        """Compute the logits, B x C or B x L x C.
+
+        A missing input (token types) is zeros, which is the default of transformers.
+        """
         zeros = torch.zeros_like(inputs["input_ids"])
         arrays = {name: inputs.get(name, zeros).numpy() for name in self._input_names}
-        (logits_BxC,) = self._session.run(["logits"], arrays)
-        return SequenceClassifierOutput(logits=torch.from_numpy(logits_BxC))
+        (logits,) = self._session.run(["logits"], arrays)
+        return SequenceClassifierOutput(logits=torch.from_numpy(logits))

@@ -1,4 +1,4 @@
-"""Predicts labels with a chosen student: for some texts, for lines of standard input, or for a file.
+"""Predicts with a chosen student: for some texts, for lines of standard input, or for a file.
 
 `data.sources` reads files, `data.cells` checks cells, and `export.forms` loads the student in the requested form.
 
@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from kdray.data.cells import text_column
 from kdray.data.data_files import READABLE
 from kdray.data.delimited import decode_line
 from kdray.data.reading import Reading
@@ -58,9 +57,9 @@ class Predictor:
         return Outputs(self._logits(columns, on_progress), self._thresholds_C)
 
     def answers(
-        self, texts: Sequence[str], pairs: Sequence[str] | None, on_progress: Callable[[int], None] = lambda done: None
+        self, texts: Sequence[Any], pairs: Sequence[str] | None, on_progress: Callable[[int], None] = lambda done: None
     ) -> Iterator[Answer]:
-        """Predict the answer for each text.
+        """Predict the answer for each text; a tagger also accepts lists of words as texts.
 
         `pairs` are the second texts, None for single texts. `on_progress` receives the number of complete texts.
         """
@@ -168,8 +167,8 @@ def predict_file(
     task = predictor.student.task
     with _names_of_options():
         table = _read_table(source, reading.model_copy(update={"columns": columns}))
-        texts = _read_texts(table, task.text)
-        pairs = _read_texts(table, task.pair) if task.pair else None
+        _check_columns(table, [name for name in (task.text, task.pair) if name])
+        texts, pairs = task.texts_to_predict(table)
     if not texts:
         raise DataError(f"{source}: no rows in it. Give a file with at least one text.")
     new_columns: dict[str, list[Any]] = {name: [] for name in task.answer_columns(predictor.labels)}
@@ -236,22 +235,33 @@ def _names_of_options() -> Iterator[None]:
         raise DataError(message) from None
 
 
-def _read_texts(table: Table, name: str) -> list[str]:
-    if table.column(name) is None:
-        raise DataError(
-            f"{table.where}: no column {name!r}, which this student reads; the file has the columns "
-            f"{', '.join(table.columns)}. {table.hint}Rename the column with the texts; a file without a header needs "
-            f"--columns."
-        )
-    return list(text_column(table, name, "task.text").to_pylist())
+def _check_columns(table: Table, names: Sequence[str]) -> None:
+    """Raise DataError if one of these columns is missing."""
+    for name in names:
+        if table.column(name) is None:
+            raise DataError(
+                f"{table.where}: no column {name!r}, which this student reads; the file has the columns "
+                f"{', '.join(table.columns)}. {table.hint}Rename the column with the texts; a file without a header "
+                f"needs --columns."
+            )
 
 
 def _cells(column: Column) -> list[Any]:
     """The cells as Python values. Other columns than the texts may contain invalid characters, which are replaced."""
     # JSON may contain half of a surrogate pair, such as a cut emoji, which cannot be encoded.
-    if isinstance(column, list):
-        return [cell.encode(errors="replace").decode() if isinstance(cell, str) else cell for cell in column]
-    return [cell.decode(errors="replace") if isinstance(cell, bytes) else cell for cell in column.to_pylist()]
+    return [_valid_cell(cell) for cell in (column if isinstance(column, list) else column.to_pylist())]
+
+
+def _valid_cell(cell: Any) -> Any:
+    if isinstance(cell, str):
+        return cell.encode(errors="replace").decode()
+    if isinstance(cell, bytes):
+        return cell.decode(errors="replace")
+    if isinstance(cell, list):
+        return [_valid_cell(item) for item in cell]
+    if isinstance(cell, dict):
+        return {_valid_cell(key): _valid_cell(value) for key, value in cell.items()}
+    return cell
 
 
 def _without_formulas(columns: Mapping[str, Sequence[Any]]) -> tuple[dict[str, list[Any]], str | None]:
@@ -268,9 +278,15 @@ def _without_formulas(columns: Mapping[str, Sequence[Any]]) -> tuple[dict[str, l
 
 
 def _write_csv(file: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write the columns; a cell with a list or an object is written as JSON."""
     with file.open("w", newline="", encoding="utf-8") as stream:
         # `_without_formulas` has seen the cells before, unless the user wants them raw.
-        write_csv(stream, [list(columns), *zip(*columns.values(), strict=True)], raw=True)
+        rows = ([_csv_cell(cell) for cell in row] for row in zip(*columns.values(), strict=True))
+        write_csv(stream, [list(columns), *rows], raw=True)
+
+
+def _csv_cell(cell: Any) -> Any:
+    return json.dumps(cell, ensure_ascii=False, default=str) if isinstance(cell, list | dict) else cell
 
 
 def _write_jsonl(file: Path, columns: Mapping[str, Sequence[Any]]) -> None:

@@ -215,7 +215,7 @@ def test_a_graph_with_other_answers_is_deleted_in_every_form(
     done = kdray("export", own.root, *(word for form in forms for word in ("--form", form)))
     assert done.code == 1
     for form in forms:
-        assert f"{form}: the ONNX graph does not answer as the student does: a logit is off by" in done.err
+        assert f"{form}: the ONNX graph does not answer as the student does: an output is off by" in done.err
     assert [path.name for path in (own.chosen / "onnx").iterdir()] == [EXPORT_FILE]
 
 

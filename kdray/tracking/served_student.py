@@ -1,0 +1,227 @@
+"""A student that MLflow's pyfunc serves: it loads the student with transformers and answers texts in a DataFrame.
+
+MLflow copies this file into the folder of the model and runs it there, where kdray is not installed: it must import
+nothing of kdray. `mlflow_model` writes such folders.
+
+Shapes: N texts, C outputs, A words.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from tokenizers import Regex, pre_tokenizers
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+
+BATCH = 32
+"""Texts in one forward pass."""
+
+
+class TextModel:
+    """A student that answers for a text, or for a pair of texts, as a whole."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        ).eval()
+        self._max_length = settings["max_length"]
+
+    def logits(self, texts: Sequence[str], pairs: Sequence[str] | None) -> np.ndarray:
+        """The outputs for these texts (N x C)."""
+        parts = []
+        for start in range(0, len(texts), BATCH):
+            rows = slice(start, start + BATCH)
+            inputs = self.tokenizer(
+                list(texts[rows]),
+                None if pairs is None else list(pairs[rows]),
+                truncation=True,
+                max_length=self._max_length,
+                padding=True,
+                return_tensors="pt",
+            )
+            with torch.inference_mode():
+                parts.append(self.model(**inputs).logits.numpy())
+        return np.concatenate(parts)
+
+
+class Number(TextModel):
+    """The answer is a number."""
+
+    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None) -> pd.DataFrame:
+        """The column `score` with the number of each text."""
+        return pd.DataFrame({"score": self.logits(texts, pairs)[:, 0].astype(float)})
+
+
+class Labels(TextModel):
+    """The answer is the labels whose probabilities are above their thresholds, which config.json has."""
+
+    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None) -> pd.DataFrame:
+        """The column `labels`: for each text a list of objects with label and score, the most probable one first."""
+        names, thresholds_C = self.model.config.id2label, self.model.config.thresholds
+        cells = []
+        for logits_C in self.logits(texts, pairs).astype(float):
+            scores_C = 1 / (1 + np.exp(-logits_C))
+            given = [label for label in np.argsort(-scores_C) if scores_C[label] > thresholds_C[label]]
+            cells.append([{"label": names[int(label)], "score": float(scores_C[label])} for label in given])
+        return pd.DataFrame({"labels": cells})
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a text that the model reads at once."""
+
+    text: int
+    """The number of the text."""
+    inputs: dict[str, list[int]]
+    places: list[int]
+    """The first token of each word that this window answers; these words follow each other."""
+    first_word: int
+
+
+class Spans:
+    """The answer is the spans of a text, or the tags of its words if the tags make no spans."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.model = AutoModelForTokenClassification.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        ).eval()
+        self._splitter = pre_tokenizers.Split(Regex(settings["word_pattern"]), "removed", invert=True)
+        self._max_length, self._has_spans = settings["max_length"], settings["has_spans"]
+        self.tokenizer.padding_side = "right"  # the places of the words are counted from the left
+        self._special = self._special_tokens()
+
+    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None) -> pd.DataFrame:
+        """The column `spans`: for each text a list of objects with text, start, end, label and score."""
+        words = [self._splitter.pre_tokenize_str(text) for text in texts]
+        tags: list[list[str]] = [["O"] * len(each) for each in words]
+        scores = [np.zeros(len(each)) for each in words]
+        # An empty list of words has nothing to answer, and some tokenizers refuse it.
+        with_words = [number for number, each in enumerate(words) if each]
+        windows = [
+            window for number in with_words for window in self._windows(number, [word for word, _ in words[number]])
+        ]
+        for start in range(0, len(windows), BATCH):
+            batch = windows[start : start + BATCH]
+            for window, probabilities_LxC in zip(batch, self._probabilities(batch), strict=True):
+                for word, place in enumerate(window.places, window.first_word):
+                    tags[window.text][word] = self.model.config.id2label[int(probabilities_LxC[place].argmax())]
+                    scores[window.text][word] = probabilities_LxC[place].max()
+        return pd.DataFrame({"spans": [self._spans(*each) for each in zip(texts, words, tags, scores, strict=True)]})
+
+    def _spans(
+        self, text: str, words: Sequence[Any], tags: Sequence[str], scores_A: np.ndarray
+    ) -> list[dict[str, Any]]:
+        spans = []
+        for first, end, label in _groups(tags, self._has_spans):
+            (start, _), (_, after) = words[first][1], words[end - 1][1]
+            score = float(scores_A[first:end].mean())
+            spans.append({"text": text[start:after], "start": start, "end": after, "label": label, "score": score})
+        return spans
+
+    def _probabilities(self, windows: Sequence[Window]) -> np.ndarray:
+        """The probabilities of the tags of each token (windows x L x C)."""
+        inputs = {name: [window.inputs[name] for window in windows] for name in windows[0].inputs}
+        with torch.inference_mode():
+            padded = self.tokenizer.pad(inputs, return_tensors="pt", return_attention_mask=True)
+            logits = self.model(**padded).logits
+        return np.asarray(logits.softmax(dim=-1).numpy())
+
+    def _windows(self, text: int, words: Sequence[str]) -> Iterator[Window]:
+        """The windows of a text, as in the training. `kdray.tasks.windows` explains them."""
+        encoded = self.tokenizer(list(words), is_split_into_words=True, add_special_tokens=False, verbose=False)
+        word_ids = encoded.word_ids()
+        ids: list[int] = []
+        firsts: list[int] = []
+        for word in range(len(words)):
+            firsts.append(len(ids))
+            # A word without any token is read as an unknown one.
+            start, end = bisect_left(word_ids, word), bisect_right(word_ids, word)
+            ids += encoded["input_ids"][start:end] or [self._unknown()]
+        before, behind, types = self._special
+        for begin, end, first_word, end_word in _cut(firsts, len(ids), self._max_length - len(before) - len(behind)):
+            inputs = {"input_ids": [*before, *ids[begin:end], *behind]}
+            if "token_type_ids" in self.tokenizer.model_input_names:
+                middle = [types[len(before)]] * (end - begin)
+                inputs["token_type_ids"] = [*types[: len(before)], *middle, *types[len(types) - len(behind) :]]
+            places = [first - begin + len(before) for first in firsts[first_word:end_word]]
+            yield Window(text, inputs, places, first_word)
+
+    def _special_tokens(self) -> tuple[list[int], list[int], list[int]]:
+        """The special tokens before and behind a text, and the token types of a text with one word."""
+        encoded = self.tokenizer(["a"], is_split_into_words=True, return_token_type_ids=True)
+        inner = [place for place, word in enumerate(encoded.word_ids()) if word is not None]
+        ids = encoded["input_ids"]
+        return ids[: inner[0]], ids[inner[-1] + 1 :], encoded["token_type_ids"]
+
+    def _unknown(self) -> int:
+        names = ("unk_token_id", "mask_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "pad_token_id")
+        return next((token for name in names if (token := getattr(self.tokenizer, name, None)) is not None), 0)
+
+
+def _cut(firsts: Sequence[int], size: int, room: int) -> Iterator[tuple[int, int, int, int]]:
+    """First token, the token behind the last one, first word, and the word behind the last one of each window."""
+    if size <= room:
+        yield 0, size, 0, len(firsts)
+        return
+    context, word = room // 4, 0
+
+    def begin_at(word: int) -> int:
+        return firsts[bisect_left(firsts, firsts[word] - context)]
+
+    while word < len(firsts):
+        begin, end_word = begin_at(word), len(firsts)
+        if begin + room < size:
+            end_word = max(bisect_right(firsts, begin + room - context) - 1, word + 1)
+            while end_word < len(firsts) and begin_at(end_word) == begin:
+                end_word += 1
+        yield begin, min(begin + room, size), word, end_word
+        word = end_word
+
+
+def _groups(tags: Sequence[str], has_spans: bool) -> Iterator[tuple[int, int, str]]:
+    """First word, the word behind the last one, and label of each span; each word by itself if there are no spans.
+
+    Tags are read as by seqeval's default mode: where they contradict each other, a new span begins.
+    """
+    if not has_spans:
+        yield from ((word, word + 1, tag) for word, tag in enumerate(tags))
+        return
+    first, before, label = 0, "O", ""
+    for word, tag in enumerate([*tags, "O"]):
+        prefix, _, kind = tag.partition("-")
+        continues = prefix in ("I", "E", "L") and before in ("B", "I") and kind == label
+        if not continues and before != "O":
+            yield first, word, label
+        if not continues:
+            first = word
+        before, label = prefix, kind
+
+
+ANSWERS: dict[str, Any] = {"number": Number, "labels": Labels, "spans": Spans}
+"""The setting `answers` -> what answers."""
+
+
+class ServedStudent(mlflow.pyfunc.PythonModel):
+    """The model that MLflow loads."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the student from the folder of the model."""
+        settings = dict(context.model_config)
+        self._student = ANSWERS[settings["answers"]](Path(context.artifacts["student"]), settings)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+        """Answer texts, in the only column or in the column text, which has second texts in text_pair beside it."""
+        if "text_pair" in model_input:
+            return self._student.answer(model_input["text"].tolist(), model_input["text_pair"].tolist())
+        return self._student.answer(model_input.iloc[:, 0].tolist(), None)
+
+
+mlflow.models.set_model(ServedStudent())
