@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from kdray import Data, Sweep, Teacher, Training
+from kdray.data.generated import generators
 from kdray.settings import dotted_values
+from kdray.tasks import kinds
 
 ROOT = Path(__file__).parents[1]
 USER_DOCUMENTS = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))]
@@ -111,7 +113,9 @@ def setting_names() -> set[str]:
     # The optional parts are given, because a part that is None has no settings.
     teacher = Teacher(model="folder", training=Training())
     sweep = Sweep(name="example", data=Data(source="folder"), teacher=teacher, space={"student.depth": [1]})
-    names = set(dotted_values(sweep))
+    tasks = [{"task.kind": kind} for kind in kinds.KINDS]
+    sources = [{"data.source": {"kind": kind}} for kind in generators.KINDS]
+    names = {name for changes in (*tasks, *sources) for name in dotted_values(sweep.with_changes(changes))}
     return names | {name[: dot.start()] for name in names for dot in re.finditer(r"\.", name)}
 
 
