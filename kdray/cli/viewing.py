@@ -1,6 +1,9 @@
 """`kdray show`, `kdray sync` and `kdray ui`: a sweep's table, its unsent MLflow changes, MLflow's user interface."""
 
+import os
+import signal
 import subprocess
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -11,6 +14,7 @@ from kdray.errors import StorageError
 from kdray.report.screen import open_screen
 from kdray.report.table import table
 from kdray.safe_text.escaping import terminal_text
+from kdray.slots.interrupts import handle_signals
 from kdray.stages.reading import read_figures
 from kdray.storage.bucket_copies import open_for_reading
 from kdray.storage.mirror import url_of
@@ -64,9 +68,22 @@ def ui(
         check_links(paths.tracking_database, paths.storage)
         check_sqlite(paths.tracking_database)
         stderr_console.print(f"MLflow on http://127.0.0.1:{port} for {storage}; Ctrl-C ends it.", markup=False)
-        command = ui_command(paths.storage, port)
-        server = subprocess.run(command, check=False, env=ui_environment())  # noqa: S603 - a list of words, no shell
-        raise typer.Exit(server.returncode)
+        raise typer.Exit(_run_server(ui_command(paths.storage, port)))
+
+
+def _run_server(command: list[str]) -> int:
+    """Run the server until it ends, and return its exit code. A signal to this process ends all its processes."""
+    with handle_signals():
+        # A session of its own: the server starts further processes, which must not outlive it.
+        server = subprocess.Popen(  # noqa: S603 - a list of words, no shell
+            command, env=ui_environment(), start_new_session=True
+        )
+        try:
+            return server.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
 
 
 def describe_sync(sweep: str, result: SyncResult | None) -> list[str]:

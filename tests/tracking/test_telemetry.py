@@ -37,17 +37,13 @@ def test_the_choice_of_the_user_stays() -> None:
 
 
 def test_mlflows_server_runs_no_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    started: list[dict[str, str]] = []
-
-    def run(command: list[str], check: bool, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        started.append(env)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr("kdray.cli.viewing.subprocess.run", run)
+    seen = tmp_path / "environment.json"
+    script = f"import json, os, pathlib; pathlib.Path({str(seen)!r}).write_text(json.dumps(dict(os.environ)))"
+    monkeypatch.setattr("kdray.cli.viewing.ui_command", lambda storage, port: [sys.executable, "-c", script])
     assert kdray("ui", tmp_path).code == 0
     name = MLFLOW_SERVER_ENABLE_JOB_EXECUTION.name
     assert MLFLOW_SERVER_ENABLE_JOB_EXECUTION.get() is True  # MLflow's own default
-    monkeypatch.setenv(name, started[0][name])
+    monkeypatch.setenv(name, json.loads(seen.read_text())[name])
     assert MLFLOW_SERVER_ENABLE_JOB_EXECUTION.get() is False
     monkeypatch.setenv(name, "true")
     assert ui_environment()[name] == "true"
