@@ -96,7 +96,6 @@ class MultiLabel(TextTask):
     """Whether each label has a threshold of its own, or all have one."""
 
     problem_type: ClassVar[str | None] = "multi_label_classification"
-    metrics_without_counts: ClassVar[tuple[Metric, ...]] = (AVERAGE_PRECISION,)
     agreement_meaning: ClassVar[str] = "the share of rows with exactly the same predicted labels"
 
     @property

@@ -84,15 +84,13 @@ def word_accuracy(counts_K: np.ndarray) -> np.ndarray:
 
 
 SPAN_METRICS: Mapping[str, MetricOfCounts] = {
-    "f1": micro_f1,
+    "span_f1": micro_f1,
     "macro_f1": macro_f1,
     "precision": precision,
     "recall": recall,
     "token_accuracy": word_accuracy,
 }
-"""The metrics of tags with spans."""
-PLAIN_METRICS: Mapping[str, MetricOfCounts] = {"accuracy": word_accuracy, "macro_f1": macro_f1}
-"""The metrics of plain tags."""
+"""The metrics that are functions of summed counts; of plain tags, macro F1 and the accuracy have a meaning."""
 
 
 def _units(tags: TagSet, tags_A: np.ndarray, starts_N1: np.ndarray, strict: bool) -> Spans:

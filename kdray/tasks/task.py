@@ -74,8 +74,6 @@ class Task(Settings):
     """The pipeline of transformers for this task."""
     has_one_answer: ClassVar[bool] = False
     """Whether an example has one answer that is right or wrong; then McNemar's test compares two models."""
-    metrics_without_counts: ClassVar[tuple[Metric, ...]] = ()
-    """The metrics that are no functions of counts."""
     agreement_meaning: ClassVar[str] = "the share of rows with the same predicted label"
     """What `agreement` is, for a sentence."""
 
@@ -205,7 +203,7 @@ class Task(Settings):
         raise NotImplementedError
 
     def values_without_counts(self, outputs: Outputs, rows: GoldRows) -> dict[str, float]:
-        """The values of `metrics_without_counts`."""
+        """Name -> value of the metrics that are no functions of counts."""
         return {}
 
     def agreement(self, student: Outputs, teacher: Outputs) -> float:

@@ -28,16 +28,7 @@ from kdray.tasks.label_order import LabelDifference
 from kdray.tasks.scheme_difference import scheme_difference
 from kdray.tasks.serving import Serving
 from kdray.tasks.span_answers import SpanAnswer, span_answers
-from kdray.tasks.span_metrics import (
-    count_sentences,
-    macro_f1,
-    micro_f1,
-    precision,
-    recall,
-    type_f1,
-    type_support,
-    word_accuracy,
-)
+from kdray.tasks.span_metrics import SPAN_METRICS, count_sentences, type_f1, type_support
 from kdray.tasks.tag_order import describe_impossible, order_tags, recognise_scheme, scheme_of
 from kdray.tasks.tag_schemes import PLAIN, SCHEMES, Scheme, TagSet
 from kdray.tasks.task import GoldRows, Outputs, Task
@@ -48,13 +39,6 @@ from kdray.tasks.windows import count_tokens, encode_words, load_word_tokenizer
 SPAN_F1, MACRO_F1 = Metric("span_f1", hub="f1"), Metric("macro_f1", hub="f1")
 TOKEN_ACCURACY = Metric("token_accuracy", hub="accuracy")
 PRECISION, RECALL = Metric("precision", hub="precision"), Metric("recall", hub="recall")
-_FUNCTIONS = {
-    SPAN_F1.name: micro_f1,
-    MACRO_F1.name: macro_f1,
-    PRECISION.name: precision,
-    RECALL.name: recall,
-    TOKEN_ACCURACY.name: word_accuracy,
-}
 WORDS = "words"
 """The column, of texts to predict, with the places of their words."""
 
@@ -159,7 +143,7 @@ class TokenClassification(Task):
         tags = self._tag_set(rows.labels)
         counts_NxK = count_sentences(tags, outputs.logits_AxC.argmax(axis=1), rows.gold, rows.example_starts)
         names = self.metric_names(rows.labels)
-        return Counts(counts_NxK.astype(np.float64), {name: _FUNCTIONS[name] for name in names})
+        return Counts(counts_NxK.astype(np.float64), {name: SPAN_METRICS[name] for name in names})
 
     def agreement(self, student: Outputs, teacher: Outputs) -> float:
         """The share of words with the same tag."""
