@@ -65,6 +65,22 @@ class Unchanged:
         return outputs_AxC
 
 
+def output_layer(model: nn.Module, outputs: int) -> nn.Linear:
+    """The layer of the head that gives the outputs: the model's last linear layer with so many of them."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == outputs][
+        -1
+    ]
+
+
+def is_new(head: nn.Linear) -> bool:
+    """Whether the head was drawn, not trained: transformers draws heads with a bias of 0, which no trained head has.
+
+    A head without a bias counts as trained. If a trained head had a bias of 0, only the beginning of its training would
+    be another one.
+    """
+    return head.bias is not None and not head.bias.any()
+
+
 def mean_squared_difference(student_AxC: Tensor, teacher_AxC: Tensor) -> Tensor:
     """The squared difference of the outputs, mean over the outputs (A) (Ba and Caruana 2014, arXiv:1312.6184)."""
     return (student_AxC - teacher_AxC).square().mean(dim=-1)

@@ -1,14 +1,20 @@
 """Sigmoid: each of C labels holds or does not hold, and its output is the logit of the probability that it holds.
 
-Shapes: A answers, C labels.
+A new head begins with the shares of the labels in the training rows. Shapes: A answers, C labels.
 """
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
-from kdray.losses.distribution import Unchanged
+from kdray.losses.distribution import Unchanged, is_new, output_layer
 
 
+@dataclass(frozen=True, eq=False)
 class Sigmoid(Unchanged):
     """The terms of the loss for logits of independent labels. See `Distribution`.
 
@@ -16,7 +22,16 @@ class Sigmoid(Unchanged):
     rates then fit 3 labels and 300.
     """
 
+    log_odds_C: np.ndarray | None = None
+    """The logarithm of (rows with the label + 1) / (rows without it + 1), of the training rows; None: unknown."""
+
     settings = frozenset({"temperature", "alpha", "logit_mse"})
+
+    @classmethod
+    def of(cls, gold_AxC: np.ndarray) -> "Sigmoid":
+        """The distribution for training rows with these labels (1: holds, 0: does not hold, -1: unknown)."""
+        with_label_C, without_C = (gold_AxC == 1).sum(axis=0), (gold_AxC == 0).sum(axis=0)
+        return cls(np.log((with_label_C + 1) / (without_C + 1)))
 
     def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float) -> Tensor:
         """T² times the divergence KL(teacher_T ‖ student_T) of a label's two outcomes, where x_T = sigmoid(x / T).
@@ -38,5 +53,15 @@ class Sigmoid(Unchanged):
         )
         return loss_AxC.mean(dim=-1) * has_gold_A
 
+    def start_training(self, model: nn.Module) -> Self:
+        """Let a new head answer with the share of each label (Lin et al. 2017, arXiv:1708.02002, section 3.3).
 
-SIGMOID = Sigmoid()
+        Otherwise it begins with a probability of one half for each label. Where most labels are rare, hundreds of steps
+        then go into nothing but making all probabilities small, and a short training learns nothing else.
+        """
+        if self.log_odds_C is not None:
+            head = output_layer(model, len(self.log_odds_C))
+            if is_new(head):
+                with torch.no_grad():
+                    head.bias.copy_(torch.from_numpy(self.log_odds_C))
+        return self

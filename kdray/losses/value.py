@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdray.losses.distribution import is_new, output_layer
+
 
 @dataclass(frozen=True)
 class Value:
@@ -47,21 +49,19 @@ class Value:
         A head without a bias, as many decoders have, cannot add the mean again after the training. It is trained on
         numbers that are divided by the spread only.
         """
-        head = _head(model)
+        head = output_layer(model, 1)
         with torch.no_grad():
             if head.bias is None:
                 head.weight.div_(self.spread)
                 return Value(0.0, self.spread)
-            # transformers draws heads with a bias of 0, which no trained head has. If one had it, only the beginning
-            # of its training would be another one.
-            if head.bias.any():
+            if not is_new(head):
                 head.weight.div_(self.spread)
                 head.bias.sub_(self.mean).div_(self.spread)
         return self
 
     def end_training(self, model: nn.Module) -> None:
         """Let the head answer in the units of the data: (w x + b) * spread + mean."""
-        head = _head(model)
+        head = output_layer(model, 1)
         with torch.no_grad():
             head.weight.mul_(self.spread)
             if head.bias is not None:
@@ -77,8 +77,3 @@ class Value:
 
     def _standardised(self, values: Tensor) -> Tensor:
         return (values - self.mean) / self.spread
-
-
-def _head(model: nn.Module) -> nn.Linear:
-    """The last linear layer with one output."""
-    return [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1][-1]

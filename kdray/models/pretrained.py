@@ -18,6 +18,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from kdray.errors import SpecError, TeacherError, first_line
+from kdray.losses.distribution import output_layer
 from kdray.models.checks import check_folder, check_safety, check_size, check_tokenizer, loading_errors
 from kdray.models.folders import FILES, weights_fingerprint
 from kdray.storage.files import fingerprint, replace_folder
@@ -225,8 +226,7 @@ def _check_positions(imported: Pretrained, max_length: int, folder: Path) -> Non
 
 def _reorder_outputs(model: PreTrainedModel, order: list[int]) -> None:
     """Permute the outputs of the head: the new output i is the old output order[i]."""
-    # The head's last layer is the last Linear with one row for each label.
-    head = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(order)][-1]
+    head = output_layer(model, len(order))
     with torch.no_grad():
         head.weight.copy_(head.weight[order].clone())
         if head.bias is not None:

@@ -19,7 +19,7 @@ from kdray.data.separated_cells import separated_column
 from kdray.data.tables import Table
 from kdray.data.task_data import CheckedTable, LabelOrder, TextColumns
 from kdray.errors import DataError
-from kdray.losses.sigmoid import SIGMOID, Sigmoid
+from kdray.losses.sigmoid import Sigmoid
 from kdray.settings import Names
 from kdray.tasks.answers import PREDICTED, probability_columns
 from kdray.tasks.counts import Counts, Metric
@@ -170,7 +170,7 @@ class MultiLabel(TextTask):
 
     def distribution(self, gold: np.ndarray) -> Sigmoid:
         """See `Task`."""
-        return SIGMOID
+        return Sigmoid.of(gold)
 
     def choose_thresholds(self, logits_AxC: np.ndarray, rows: GoldRows) -> np.ndarray | None:
         """See `Task`."""

@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torch import nn
 
 from kdray.losses.distillation import Distillation, Targets
-from kdray.losses.sigmoid import SIGMOID
+from kdray.losses.sigmoid import Sigmoid
 
+SIGMOID = Sigmoid()
 A, C = 5, 3
 LOGITS = arrays(np.float64, (A, C), elements=st.floats(-8, 8))
 GOLD = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1]])
@@ -104,3 +106,22 @@ def test_extreme_logits_stay_finite_and_keep_their_size() -> None:
     assert SIGMOID.soft_loss(student, teacher, 1.0).item() == pytest.approx(200)
     assert SIGMOID.hard_loss(student, torch.tensor([[0]])).item() == pytest.approx(200)
     assert torch.isfinite(SIGMOID.soft_loss(100 * student, 100 * teacher, 0.1)).all()
+
+
+LABELS = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 1], [-1, -1, -1]])
+
+
+def test_a_new_head_begins_with_the_share_of_each_label() -> None:
+    head = nn.Linear(4, 3)
+    nn.init.zeros_(head.bias)
+    Sigmoid.of(LABELS).start_training(nn.Sequential(nn.Linear(4, 4), head))
+    # One row is added with each label, and one without it; the row without gold does not count.
+    torch.testing.assert_close(head.bias.detach().sigmoid(), torch.tensor([2 / 5, 1 / 5, 4 / 5]))
+
+
+def test_a_trained_head_and_a_head_without_a_bias_stay_as_they_are() -> None:
+    trained, without_bias = nn.Linear(4, 3), nn.Linear(4, 3, bias=False)
+    before = trained.bias.detach().clone(), without_bias.weight.detach().clone()
+    for head in (trained, without_bias):
+        Sigmoid.of(LABELS).start_training(nn.Sequential(head))
+    torch.testing.assert_close((trained.bias, without_bias.weight), before)
