@@ -26,13 +26,13 @@ from machine import machine, print_result
 
 from kdray import FreshTransformer, SlotSettings, TextClassification
 from kdray.data.batches import epoch_batches
-from kdray.data.generated.reviews import GeneratedReviews
 from kdray.data.rows import Rows
 from kdray.data.tokens import TokenSet, tokenise
 from kdray.data.transfer_set import TransferSet
 from kdray.slots.cluster import connect
 from kdray.slots.job import Report, Worker
 from kdray.slots.ray_slots import RaySlots, open_slots
+from kdray.sources.generated.reviews import GeneratedReviews
 from kdray.storage.paths import StoragePaths
 
 TOKENS = 128

@@ -3,10 +3,6 @@
 from .choice.reruns import Confirm
 from .choice.rule import Choose
 from .cli.running import main
-from .data.generated.mentions import GeneratedMentions
-from .data.generated.moods import GeneratedMoods
-from .data.generated.pairs import GeneratedPairs
-from .data.generated.reviews import GeneratedReviews
 from .data.splits import Data
 from .evaluation.measuring import Latency
 from .losses.distillation import Distillation
@@ -15,6 +11,10 @@ from .models.transformer import TransformerStudent
 from .search.settings import Search, at_least, at_most
 from .search.stopping import Halving
 from .slots.pool import SlotSettings
+from .sources.generated.mentions import GeneratedMentions
+from .sources.generated.moods import GeneratedMoods
+from .sources.generated.pairs import GeneratedPairs
+from .sources.generated.reviews import GeneratedReviews
 from .sweep import Sweep
 from .tasks.multi_label import MultiLabel
 from .tasks.regression import Regression

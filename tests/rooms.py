@@ -20,6 +20,7 @@ ORDER = [
     "settings",
     "storage",
     "slots",
+    "sources",
     "data",
     "losses",
     "tasks",

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from kdray.data.generated.mentions import GeneratedMentions
-from kdray.data.generated.moods import GeneratedMoods
-from kdray.data.generated.pairs import GeneratedPairs
 from kdray.data.splits import Data, load_splits
 from kdray.data.tokens import tokenise
 from kdray.models.fresh import FreshTransformer
 from kdray.slots.local import LocalSlots
+from kdray.sources.generated.mentions import GeneratedMentions
+from kdray.sources.generated.moods import GeneratedMoods
+from kdray.sources.generated.pairs import GeneratedPairs
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.multi_label import MultiLabel
 from kdray.tasks.regression import Regression

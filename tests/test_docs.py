@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from kdray import Data, Sweep, Teacher, Training
-from kdray.data.generated import generators
 from kdray.settings import dotted_values
+from kdray.sources.generated import generators
 from kdray.tasks import kinds
 
 ROOT = Path(__file__).parents[1]

@@ -15,9 +15,6 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from kdray.choice.reruns import Confirm
-from kdray.data.generated.mentions import GeneratedMentions
-from kdray.data.generated.moods import GeneratedMoods
-from kdray.data.generated.pairs import GeneratedPairs
 from kdray.data.splits import Data, load_splits
 from kdray.evaluation.measuring import Latency
 from kdray.models.fresh import FreshTransformer
@@ -25,6 +22,9 @@ from kdray.report.screen import NullScreen
 from kdray.run import RunOptions, run
 from kdray.search.settings import Search
 from kdray.slots.pool import SlotSettings
+from kdray.sources.generated.mentions import GeneratedMentions
+from kdray.sources.generated.moods import GeneratedMoods
+from kdray.sources.generated.pairs import GeneratedPairs
 from kdray.stages.shipping import Outcome
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep

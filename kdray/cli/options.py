@@ -15,8 +15,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from kdray.data.memory import DEFAULT_MAX_GB
 from kdray.search.ledger_storage import ledger_url
+from kdray.sources.memory import DEFAULT_MAX_GB
 from kdray.storage.trust import accept_address
 
 DEFAULT_STORAGE = "results"

@@ -11,8 +11,6 @@ import typer
 
 from kdray.cli.exits import exit_on_error, log_to, open_log_of
 from kdray.cli.options import MaxGB, PredictGroup, SweepFolder, SweepLedger, SweepServer
-from kdray.data.memory import DEFAULT_MAX_GB
-from kdray.data.reading import Reading
 from kdray.errors import ExportError, SpecError, did_you_mean
 from kdray.evaluation.formatting import format_count, format_metric, heading
 from kdray.export.checks import ExportResult
@@ -30,6 +28,8 @@ from kdray.export.shipped import Shipped, read_shipped
 from kdray.report.screen import open_screen
 from kdray.safe_text.escaping import one_line, terminal_text
 from kdray.slots.interrupts import handle_signals
+from kdray.sources.memory import DEFAULT_MAX_GB
+from kdray.sources.reading import Reading
 from kdray.stages.reading import read_figures
 from kdray.stages.registering import register_finished
 from kdray.storage.bucket_copies import sync_with_bucket

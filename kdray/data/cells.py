@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kdray.data.encodings import describe_bad_byte
 from kdray.data.gold import UNLABELLED, OneLabel
-from kdray.data.tables import Column, Table, short_list, short_repr
 from kdray.errors import DataError, did_you_mean
+from kdray.sources.encodings import describe_bad_byte
+from kdray.sources.tables import Column, Table, short_list, short_repr
 
 WHOLE_NUMBER = re.compile(r"(-?\d+)(?:\.0+)?")
 """A whole number, with or without a fraction of zeros.

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from kdray.data.cells import cell_error, encode_column, find_column, text_problem
-from kdray.data.tables import Table, short_repr
+from kdray.sources.tables import Table, short_repr
 
 Value = TypeVar("Value")
 

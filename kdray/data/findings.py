@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from kdray.data.gold import gold_codes, rows_of_labels, with_names
 from kdray.data.rows import TEST, TRAIN, VALIDATION
-from kdray.data.tables import short_list, short_repr
 from kdray.errors import DataError
+from kdray.sources.tables import short_list, short_repr
 
 MISSING_WORDS = frozenset(("nan", "none", "null", "nil", "n/a", "na", "<na>", "#n/a", "-", "?", "undefined"))
 """What programs and people write for a value that is missing, in small letters."""

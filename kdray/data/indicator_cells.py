@@ -10,7 +10,7 @@ import numpy as np
 
 from kdray.data.distinct_cells import cell_text, read_distinct
 from kdray.data.gold import SeveralLabels
-from kdray.data.tables import Table, short_repr
+from kdray.sources.tables import Table, short_repr
 
 _TEXTS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 """The texts of an indicator, in small letters. Table libraries write 1.0 if a cell of the column is empty."""

@@ -7,7 +7,7 @@ import numpy as np
 from kdray.data.cells import cell_error
 from kdray.data.gold import SeveralLabels
 from kdray.data.list_cells import ListColumn, list_column
-from kdray.data.tables import Table, short_list
+from kdray.sources.tables import Table, short_list
 
 RULE = "a label is a name, or a whole number"
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdray.data.cells import cell_error, find_column, text_problem
-from kdray.data.tables import Column, Table, short_repr
 from kdray.errors import DataError
+from kdray.sources.tables import Column, Table, short_repr
 
 _RULE = "every cell must hold a list of texts, or a list of whole numbers"
 _REMEDY = "give the rows as JSON lines or Parquet with lists in them; words and tags also as CoNLL"

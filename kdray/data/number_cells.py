@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kdray.data.distinct_cells import cell_text, read_distinct
-from kdray.data.tables import Table, short_repr
+from kdray.sources.tables import Table, short_repr
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 # Not `float` alone: it accepts 1_000, digits of other scripts, nan and infinity.

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from kdray.data.arrow_types import check_schema
+from kdray.sources.arrow_types import check_schema
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from kdray.data.cells import text_column
 from kdray.data.gold import SeveralLabels
-from kdray.data.tables import Column, Table, short_repr
+from kdray.sources.tables import Column, Table, short_repr
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from kdray.data.cuts import cut_split, draw_rows
-from kdray.data.data_files import READABLE
 from kdray.data.findings import describe_findings
-from kdray.data.generated.generators import NameOrGenerator
 from kdray.data.gold import UNLABELLED, first_row_with, only_gold, rows_of_labels, with_names
-from kdray.data.reading import Reading
 from kdray.data.rows import TEST, TRAIN, VALIDATION
-from kdray.data.sources import Source, open_source
-from kdray.data.tables import short_list, short_repr
 from kdray.data.task_data import CheckedTable, LabelOrder, TaskData
 from kdray.errors import DataError, did_you_mean
+from kdray.sources.data_files import READABLE
+from kdray.sources.generated.generators import NameOrGenerator
+from kdray.sources.opening import Source, open_source
+from kdray.sources.reading import Reading
+from kdray.sources.tables import short_list, short_repr
 from kdray.storage.files import fingerprint
 
 ALIASES = {VALIDATION: (VALIDATION, "dev", "valid", "val"), TEST: (TEST,)}

@@ -13,9 +13,9 @@ from kdray.data.cells import cell_error, find_column, text_column
 from kdray.data.gold import SeveralLabels
 from kdray.data.label_lists import label_lists
 from kdray.data.list_cells import word_column
-from kdray.data.tables import Column, Table
 from kdray.data.task_data import CheckedTable
 from kdray.data.words import Words, split_words, tags_of_spans
+from kdray.sources.tables import Column, Table
 
 
 def read_tagged_words(table: Table, words: str, tags: str | None, class_names: Sequence[str] | None) -> CheckedTable:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import pyarrow as pa
 
 from kdray.data.gold import Gold
-from kdray.data.tables import Table
+from kdray.sources.tables import Table
 
 TextColumns: TypeAlias = Mapping[str, Sequence[Any]]
 """The columns `text` (texts, or lists of words) and `pair` (the second texts, for pairs) of some rows."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kdray.data.arrow_types import check_schema
 from kdray.data.rows import Rows
 from kdray.data.tokens import TokenSet
 from kdray.errors import StorageError
+from kdray.sources.arrow_types import check_schema
 from kdray.storage.mirror import fetch_files
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from kdray.data.rows import SPLITS
-from kdray.data.tables import short_repr
 from kdray.data.task_data import TaskData
 from kdray.data.tokens import LabelledText, TokenSet
+from kdray.sources.tables import short_repr
 
 MEASURED = 1000
 """Texts of a split that are tokenised again, without a limit: enough for a median, and a moment's work."""

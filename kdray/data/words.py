@@ -21,7 +21,7 @@ from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
 
-from kdray.data.tables import short_repr
+from kdray.sources.tables import short_repr
 
 OUTSIDE = "O"
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from kdray.data.generated.generators import OLDEST
-from kdray.data.sources import HUB_NAME
 from kdray.evaluation.formatting import format_metric, format_setting, heading, noun
 from kdray.evaluation.statistics import Interval
 from kdray.evaluation.trial_record import TrialRecord
@@ -21,6 +19,8 @@ from kdray.report import confirmed
 from kdray.report.figures import Figures
 from kdray.safe_text.escaping import Markdown, markdown_code, markdown_table, markdown_text, yaml_text
 from kdray.settings import dotted_values, names_that_may_change
+from kdray.sources.generated.generators import OLDEST
+from kdray.sources.opening import HUB_NAME
 from kdray.tasks.kept_thresholds import read_thresholds
 from kdray.training.trial import Recipe
 

@@ -18,11 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from kdray.data.data_files import READABLE
-from kdray.data.delimited import decode_line
-from kdray.data.reading import Reading
-from kdray.data.sources import read_file
-from kdray.data.tables import Column, Table
 from kdray.data.task_data import TextColumns
 from kdray.errors import DataError, SpecError
 from kdray.evaluation.outputs import evaluation_mode
@@ -30,6 +25,11 @@ from kdray.export.forms import Form, open_form
 from kdray.export.shipped import Shipped
 from kdray.safe_text.escaping import printable
 from kdray.safe_text.spreadsheet import csv_cell, is_formula, write_csv
+from kdray.sources.data_files import READABLE
+from kdray.sources.delimited import decode_line
+from kdray.sources.opening import read_file
+from kdray.sources.reading import Reading
+from kdray.sources.tables import Column, Table
 from kdray.storage.files import replace_file
 from kdray.tasks.answers import Answer
 from kdray.tasks.kept_thresholds import read_thresholds

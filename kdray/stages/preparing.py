@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from kdray.data.splits import Splits, load_splits
-from kdray.data.tables import short_list
 from kdray.data.truncation import describe_truncation
 from kdray.models.pretrained import Pretrained
 from kdray.models.student_sources import BySource, StudentSource, load_student_sources
 from kdray.report.screen import Screen
 from kdray.search.ledger import Ledger
+from kdray.sources.tables import short_list
 from kdray.stages.warm_start import TrialMaterial, check_unchanged, warm_start
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep

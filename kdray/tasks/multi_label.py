@@ -16,11 +16,11 @@ from kdray.data.gold import SeveralLabels
 from kdray.data.indicator_cells import indicated_labels, indicator_columns
 from kdray.data.label_lists import label_lists
 from kdray.data.separated_cells import separated_column
-from kdray.data.tables import Table
 from kdray.data.task_data import CheckedTable, LabelOrder, TextColumns
 from kdray.errors import DataError
 from kdray.losses.sigmoid import Sigmoid
 from kdray.settings import Names
+from kdray.sources.tables import Table
 from kdray.tasks.answers import PREDICTED, probability_columns
 from kdray.tasks.counts import Counts, Metric
 from kdray.tasks.label_figures import LabelFigures, label_figures

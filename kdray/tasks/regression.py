@@ -13,10 +13,10 @@ from pydantic import Field, model_validator
 
 from kdray.data.gold import Numbers
 from kdray.data.number_cells import number_column
-from kdray.data.tables import Table
 from kdray.data.task_data import CheckedTable, LabelOrder, TextColumns
 from kdray.errors import DataError
 from kdray.losses.value import Value
+from kdray.sources.tables import Table
 from kdray.tasks.answers import PREDICTED
 from kdray.tasks.correlation import NUMBER_METRICS, correlation, number_counts, spearman
 from kdray.tasks.counts import Counts, Metric

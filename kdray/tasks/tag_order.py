@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from kdray.data.gold import SeveralLabels
-from kdray.data.tables import short_list
 from kdray.data.task_data import CheckedTable, LabelOrder
 from kdray.errors import DataError
+from kdray.sources.tables import short_list
 from kdray.tasks.label_order import order_names
 from kdray.tasks.spans import find_impossible
 from kdray.tasks.tag_schemes import OUTSIDE, PLAIN, Scheme, TagSet, recognise, wrong_tags

@@ -15,10 +15,10 @@ import torch
 from pydantic import Field
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from kdray.data.tables import Table
 from kdray.data.task_data import CheckedTable, Encoded, LabelOrder, TextColumns
 from kdray.losses.distribution import Distribution
 from kdray.settings import Settings
+from kdray.sources.tables import Table
 from kdray.tasks.answers import Answer
 from kdray.tasks.counts import Counts, Metric
 from kdray.tasks.heads import HEADS

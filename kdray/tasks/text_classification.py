@@ -13,10 +13,10 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import confusion_matrix
 
 from kdray.data.cells import label_column
-from kdray.data.tables import Table
 from kdray.data.task_data import CheckedTable, LabelOrder, TextColumns
 from kdray.losses.softmax import SOFTMAX, Softmax
 from kdray.settings import Names
+from kdray.sources.tables import Table
 from kdray.tasks.answers import PREDICTED, PROBABILITY, ClassAnswer, probability_columns
 from kdray.tasks.confusion import class_f1, confusion_counts
 from kdray.tasks.counts import Counts, Metric

@@ -3,9 +3,9 @@
 from typing import Any
 
 from kdray.data.cells import text_column
-from kdray.data.tables import Table
 from kdray.data.task_data import Encoded, TextColumns
 from kdray.errors import SpecError
+from kdray.sources.tables import Table
 from kdray.tasks.task import Task
 
 

@@ -15,12 +15,12 @@ from pydantic import Field, model_validator
 
 from kdray.data.cells import text_column
 from kdray.data.list_cells import word_column
-from kdray.data.tables import Table
 from kdray.data.tagged_texts import read_tagged_spans, read_tagged_words
 from kdray.data.task_data import CheckedTable, Encoded, LabelOrder, TextColumns
 from kdray.data.words import PATTERN, Words, split_words
 from kdray.losses.softmax import SOFTMAX, Softmax
 from kdray.settings import Names
+from kdray.sources.tables import Table
 from kdray.tasks.answers import PREDICTED
 from kdray.tasks.counts import Counts, Metric
 from kdray.tasks.label_figures import LabelFigures, label_figures

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from kdray.data.indicator_cells import indicated_labels, indicator_columns
-from kdray.data.tables import Table
 from kdray.errors import DataError
+from kdray.sources.tables import Table
 
 
 def table_of(**columns: Any) -> Table:

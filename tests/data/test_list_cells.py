@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdray.data.list_cells import ListColumn, list_column, word_column
-from kdray.data.reading import Reading
-from kdray.data.sources import open_source, read_file
-from kdray.data.tables import Table
 from kdray.errors import DataError
+from kdray.sources.opening import open_source, read_file
+from kdray.sources.reading import Reading
+from kdray.sources.tables import Table
 
 WORDS = [["naïve", "b"], [], ["日本", "", "c"]]
 NUMBERS = [[3, 0], [], [1, -100, 2]]

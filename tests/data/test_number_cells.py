@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from kdray.data.number_cells import number_column
-from kdray.data.reading import Reading
-from kdray.data.sources import open_source
-from kdray.data.tables import Table
 from kdray.errors import DataError
+from kdray.sources.opening import open_source
+from kdray.sources.reading import Reading
+from kdray.sources.tables import Table
 
 
 def read(cells: Any) -> list[float | None]:

@@ -9,7 +9,7 @@ import pyarrow.parquet
 
 from kdray.storage.paths import SweepPaths
 from tests.cli.test_cli import kdray
-from tests.data.hostile import PICKLES, pickled_cells
+from tests.sources.hostile import PICKLES, pickled_cells
 
 
 def test_the_options_say_how_a_file_is_written(chosen: SweepPaths, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdray.data.reading import Reading
 from kdray.data.separated_cells import SeparatedColumn, separated_column
-from kdray.data.sources import open_source
-from kdray.data.tables import Table
 from kdray.errors import DataError
+from kdray.sources.opening import open_source
+from kdray.sources.reading import Reading
+from kdray.sources.tables import Table
 
 CELLS = [" joy,fear ,joy", None, "", "fear", "a b ,,c,"]
 LABELS = [["joy", "fear"], [], [], ["fear"], ["a b", "c"]]

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from kdray.data.generated.reviews import GeneratedReviews
 from kdray.data.splits import Data, Splits, load_splits
 from kdray.errors import DataError
+from kdray.sources.generated.reviews import GeneratedReviews
 from kdray.tasks.text_classification import TextClassification
 
 TASK = TextClassification()

@@ -13,15 +13,15 @@ import pyarrow as pa
 import pytest
 
 from kdray.data.cuts import draw_rows
-from kdray.data.generated.mentions import GeneratedMentions
-from kdray.data.generated.moods import GeneratedMoods
-from kdray.data.generated.pairs import GeneratedPairs
 from kdray.data.gold import rows_of_labels
 from kdray.data.splits import Data, Splits, load_splits
 from kdray.data.tokens import tokenise
 from kdray.data.truncation import describe_truncation
 from kdray.errors import DataError
 from kdray.models.fresh import word_tokenizer
+from kdray.sources.generated.mentions import GeneratedMentions
+from kdray.sources.generated.moods import GeneratedMoods
+from kdray.sources.generated.pairs import GeneratedPairs
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.multi_label import MultiLabel
 from kdray.tasks.regression import Regression

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from kdray.data.batches import batches_of_equal_length, epoch_batches, ordered_batches
-from kdray.data.generated.reviews import GeneratedReviews
 from kdray.data.splits import Data, Splits, load_splits
 from kdray.data.tokens import TokenSet, tokenise, tokenizer_key
 from kdray.data.truncation import describe_truncation
 from kdray.errors import TeacherError
 from kdray.models.fresh import word_tokenizer
+from kdray.sources.generated.reviews import GeneratedReviews
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.text_classification import TextClassification
 

@@ -11,9 +11,6 @@ import datasets
 import pytest
 
 from kdray.choice.reruns import Confirm
-from kdray.data.generated.mentions import GeneratedMentions
-from kdray.data.generated.moods import GeneratedMoods
-from kdray.data.generated.pairs import GeneratedPairs
 from kdray.data.splits import Data, load_splits
 from kdray.evaluation.measuring import Latency
 from kdray.export.shipped import read_shipped
@@ -21,6 +18,9 @@ from kdray.models.fresh import FreshTransformer
 from kdray.run import RunOptions, run
 from kdray.search.settings import Search
 from kdray.slots.pool import SlotSettings
+from kdray.sources.generated.mentions import GeneratedMentions
+from kdray.sources.generated.moods import GeneratedMoods
+from kdray.sources.generated.pairs import GeneratedPairs
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
 from kdray.tasks.multi_label import MultiLabel

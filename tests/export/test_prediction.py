@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from kdray.cli.app import app
 from kdray.data.cells import text_column
-from kdray.data.reading import Reading
-from kdray.data.sources import open_source
 from kdray.errors import DataError, SpecError
 from kdray.export.prediction import Predictor, check_pairs, predict_file, read_lines
 from kdray.export.shipped import read_shipped
+from kdray.sources.opening import open_source
+from kdray.sources.reading import Reading
 from kdray.storage.paths import SweepPaths
 from kdray.tasks.text_classification import TextClassification
 from tests.cli.test_cli import TERMINAL, CommandResult, kdray

@@ -7,7 +7,6 @@ import pytest
 from optuna.distributions import IntDistribution
 from ray import tune
 
-from kdray.data.generated.pairs import GeneratedPairs
 from kdray.data.splits import Data
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.models.fresh import FreshTransformer
@@ -15,6 +14,7 @@ from kdray.report.screen import NullScreen, StageTimer
 from kdray.search.ledger import Ledger
 from kdray.search.settings import Search
 from kdray.slots.local import LocalSlots
+from kdray.sources.generated.pairs import GeneratedPairs
 from kdray.stages.bookkeeping import Bookkeeper
 from kdray.stages.session import Session
 from kdray.storage.paths import SweepPaths

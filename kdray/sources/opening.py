@@ -16,10 +16,11 @@ from typing import Protocol, get_args
 
 import datasets
 
-from kdray.data.arrow_types import check_schema
-from kdray.data.columnar import read_arrow, read_parquet
-from kdray.data.conll import read_conll
-from kdray.data.data_files import (
+from kdray.errors import DataError, first_line
+from kdray.sources.arrow_types import check_schema
+from kdray.sources.columnar import read_arrow, read_parquet
+from kdray.sources.conll import read_conll
+from kdray.sources.data_files import (
     CONLL_ENDINGS,
     CONLLU_ENDING,
     DELIMITERS,
@@ -30,16 +31,15 @@ from kdray.data.data_files import (
     data_files_at,
     unreadable,
 )
-from kdray.data.delimited import Delimited, read_delimited
-from kdray.data.encodings import wrong_encoding
-from kdray.data.folders import LocalSplits, files_of_pattern, find_splits, is_pattern, splits_of_files
-from kdray.data.generated.drawing import GeneratedRows
-from kdray.data.generated.drawing import Split as GeneratedSplit
-from kdray.data.json_files import read_json
-from kdray.data.memory import Budget
-from kdray.data.reading import Reading
-from kdray.data.tables import Table, plain_table
-from kdray.errors import DataError, first_line
+from kdray.sources.delimited import Delimited, read_delimited
+from kdray.sources.encodings import wrong_encoding
+from kdray.sources.folders import LocalSplits, files_of_pattern, find_splits, is_pattern, splits_of_files
+from kdray.sources.generated.drawing import GeneratedRows
+from kdray.sources.generated.drawing import Split as GeneratedSplit
+from kdray.sources.json_files import read_json
+from kdray.sources.memory import Budget
+from kdray.sources.reading import Reading
+from kdray.sources.tables import Table, plain_table
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

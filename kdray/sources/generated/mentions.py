@@ -24,7 +24,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from kdray.data.generated.drawing import GeneratedRows, Split, is_right
+from kdray.sources.generated.drawing import GeneratedRows, Split, is_right
 
 TYPES = ("person", "place", "work", "product")
 OUTSIDE = "O"

@@ -6,12 +6,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from kdray.data import delimited
 from kdray.data.cells import text_column
-from kdray.data.reading import Reading
-from kdray.data.sources import open_source, read_file
-from kdray.data.tables import Table
 from kdray.errors import DataError
+from kdray.sources import delimited
+from kdray.sources.opening import open_source, read_file
+from kdray.sources.reading import Reading
+from kdray.sources.tables import Table
 
 TWO = 'a\t"one\nb\t"two" more\tx\n'
 SETTINGS: dict[str, Any] = {"format": "tsv", "columns": ("id", "text", "...")}

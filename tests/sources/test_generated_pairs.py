@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kdray.data.generated import pairs as generated_pairs
-from kdray.data.generated.pairs import GeneratedPairs, Scene, Word, similarity
+from kdray.sources.generated import pairs as generated_pairs
+from kdray.sources.generated.pairs import GeneratedPairs, Scene, Word, similarity
 
 SMALL = GeneratedPairs(train_rows=3000, validation_rows=3000, test_rows=50)
 

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kdray.data.arrow_types import check_schema, decoded_size, plain_column
-from kdray.data.memory import Budget
 from kdray.errors import DataError
+from kdray.sources.arrow_types import check_schema, decoded_size, plain_column
+from kdray.sources.memory import Budget
 
 Column: TypeAlias = list[Any] | pa.ChunkedArray
 """The cells of a column: a list of Python values (from JSON and generators) or an Arrow array (from all other sources).

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from kdray.data.generated.drawing import GeneratedRows
-from kdray.data.generated.generators import KINDS
-from kdray.data.generated.moods import GeneratedMoods
-from kdray.data.generated.pairs import GeneratedPairs
-from kdray.data.generated.reviews import GeneratedReviews
 from kdray.data.splits import Data
 from kdray.errors import SpecError
 from kdray.models.fresh import FreshTransformer
 from kdray.search.claim import claim_folder
 from kdray.search.space import distributions
+from kdray.sources.generated.drawing import GeneratedRows
+from kdray.sources.generated.generators import KINDS
+from kdray.sources.generated.moods import GeneratedMoods
+from kdray.sources.generated.pairs import GeneratedPairs
+from kdray.sources.generated.reviews import GeneratedReviews
 from kdray.storage.files import read_json, write_json
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from kdray.data.encodings import check_encoding
-from kdray.data.memory import DEFAULT_MAX_GB
 from kdray.settings import MAY_CHANGE, Names, Settings
+from kdray.sources.encodings import check_encoding
+from kdray.sources.memory import DEFAULT_MAX_GB
 
 
 class Reading(Settings):

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from kdray.data.encodings import likely_encoding
 from kdray.data.splits import Data, Splits, load_splits
 from kdray.errors import DataError, SpecError
+from kdray.sources.encodings import likely_encoding
 from kdray.tasks.text_classification import TextClassification
-from tests.data.kinds import (
+from tests.sources.kinds import (
     KINDS,
     ROWS,
     Kind,

@@ -4,8 +4,8 @@ from itertools import chain
 
 import pytest
 
-from kdray.data.generated.mentions import NAMES, NOUNS, OPENINGS, TYPES, GeneratedMentions
 from kdray.data.rows import SPLITS
+from kdray.sources.generated.mentions import NAMES, NOUNS, OPENINGS, TYPES, GeneratedMentions
 
 SMALL = GeneratedMentions(train_rows=1500, validation_rows=1500, test_rows=50)
 TRUE = SMALL.rows("validation")

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
-from kdray.data.memory import Budget
 from kdray.errors import DataError, first_line
+from kdray.sources.memory import Budget
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 """The usual delimiter in files with this ending."""

@@ -11,12 +11,12 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from kdray.data.arrow_types import decoded_size
-from kdray.data.data_files import DataFile, open_data
-from kdray.data.encodings import SET_ENCODING, as_utf8, describe_bad_byte
-from kdray.data.memory import Budget
-from kdray.data.tables import Table, check_width, short_repr
 from kdray.errors import DataError
+from kdray.sources.arrow_types import decoded_size
+from kdray.sources.data_files import DataFile, open_data
+from kdray.sources.encodings import SET_ENCODING, as_utf8, describe_bad_byte
+from kdray.sources.memory import Budget
+from kdray.sources.tables import Table, check_width, short_repr
 
 TOKENS, TAGS = "tokens", "tags"
 """The columns with the words and with their tags. Each column also has a number: "1", "2", ...; "-1" for the last."""

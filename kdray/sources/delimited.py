@@ -10,11 +10,11 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.csv
 
-from kdray.data.data_files import DELIMITERS, DataFile, open_data
-from kdray.data.encodings import SET_ENCODING, as_utf8, describe_bad_byte
-from kdray.data.memory import Budget
-from kdray.data.tables import Table, check_width, plain_table
 from kdray.errors import DataError
+from kdray.sources.data_files import DELIMITERS, DataFile, open_data
+from kdray.sources.encodings import SET_ENCODING, as_utf8, describe_bad_byte
+from kdray.sources.memory import Budget
+from kdray.sources.tables import Table, check_width, plain_table
 
 ROWS_START = "rows are counted from 1, without the header"
 LONGEST_ROW = 1 << 24

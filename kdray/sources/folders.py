@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdray.data.data_files import ENDINGS, DataFile, data_files_at
 from kdray.errors import DataError
+from kdray.sources.data_files import ENDINGS, DataFile, data_files_at
 
 _SAVED_DICT, _SAVED_SPLIT, _SAVED_INFO = "dataset_dict.json", "state.json", "dataset_info.json"
 """What `save_to_disk` of Hugging Face `datasets` writes beside the rows: for all splits, and twice for each split."""

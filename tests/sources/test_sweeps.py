@@ -11,7 +11,7 @@ from kdray.cli.app import app
 from kdray.models.pretrained import Pretrained
 from kdray.search.claim import describe_differences
 from kdray.sweep import Sweep
-from tests.data.kinds import KINDS, Kind, folder_for_each_split, nested_json, one_zip, saved_by_datasets, semicolons
+from tests.sources.kinds import KINDS, Kind, folder_for_each_split, nested_json, one_zip, saved_by_datasets, semicolons
 
 QUICK = (one_zip, saved_by_datasets, nested_json)
 """A sweep takes seconds, so only these run each time; all go through the same code after `load_splits`."""

@@ -22,7 +22,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import Field
 
-from kdray.data.generated.drawing import GeneratedRows, Split
+from kdray.sources.generated.drawing import GeneratedRows, Split
 
 Words: TypeAlias = tuple[str, ...]
 """Words or phrases of the same meaning."""

@@ -12,15 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from kdray.data import generated
-from kdray.data.generated.drawing import GeneratedRows, is_right
-from kdray.data.generated.generators import KINDS
-from kdray.data.generated.reviews import BAD, GOOD, LABELS, THINGS, GeneratedReviews
 from kdray.data.rows import SPLITS
-from kdray.data.sources import open_source
 from kdray.data.splits import Data
 from kdray.errors import SpecError
 from kdray.models.fresh import FreshTransformer
+from kdray.sources import generated
+from kdray.sources.generated.drawing import GeneratedRows, is_right
+from kdray.sources.generated.generators import KINDS
+from kdray.sources.generated.reviews import BAD, GOOD, LABELS, THINGS, GeneratedReviews
+from kdray.sources.opening import open_source
 from kdray.tasks.text_classification import TextClassification
 
 SMALL = GeneratedReviews(train_rows=3000, validation_rows=2000, test_rows=300)
@@ -36,7 +36,7 @@ DIGESTS = {
 
 PRINT_DIGESTS = """
 import json, zlib
-from kdray.data.generated.generators import KINDS
+from kdray.sources.generated.generators import KINDS
 digests = {}
 for kind, generator in KINDS.items():
     rows = generator(train_rows=60, validation_rows=20, test_rows=20)

@@ -12,11 +12,11 @@ from copy import copy
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdray.data.arrow_types import check_schema
-from kdray.data.data_files import DataFile, open_data
-from kdray.data.memory import Budget
-from kdray.data.tables import Table, plain_table
 from kdray.errors import DataError
+from kdray.sources.arrow_types import check_schema
+from kdray.sources.data_files import DataFile, open_data
+from kdray.sources.memory import Budget
+from kdray.sources.tables import Table, plain_table
 
 _ROWS_AT_ONCE = 4096
 _LONGEST_FIXED_VALUE = 64

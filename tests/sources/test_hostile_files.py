@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdray.data.arrow_types import check_schema, decoded_size
-from kdray.data.reading import Reading
 from kdray.data.rows import Layout, Rows
-from kdray.data.sources import read_file
 from kdray.data.splits import Data, load_splits
 from kdray.data.transfer_set import StoredLogits
 from kdray.errors import DataError
+from kdray.sources.arrow_types import check_schema, decoded_size
+from kdray.sources.opening import read_file
+from kdray.sources.reading import Reading
 from kdray.tasks.text_classification import TextClassification
-from tests.data.hostile import PICKLES, nested_in, pickled_cells
+from tests.sources.hostile import PICKLES, nested_in, pickled_cells
 
 TASK = TextClassification()
 PLACES = ["column", "struct", "list", "map", "struct in a list", "dictionary"]

@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from kdray.data.data_files import DataFile, open_data
-from kdray.data.encodings import SET_ENCODING, as_utf8, describe_bad_byte
-from kdray.data.memory import Budget
-from kdray.data.tables import Table, check_width, short_repr
 from kdray.errors import DataError, did_you_mean
+from kdray.sources.data_files import DataFile, open_data
+from kdray.sources.encodings import SET_ENCODING, as_utf8, describe_bad_byte
+from kdray.sources.memory import Budget
+from kdray.sources.tables import Table, check_width, short_repr
 
 _START = b"\xef\xbb\xbf \t\r\n"
 """What may stand before the first bracket: the byte order mark of UTF-8, and white space."""

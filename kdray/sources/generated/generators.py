@@ -5,13 +5,13 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from kdray.data.generated.drawing import GeneratedRows
-from kdray.data.generated.mentions import GeneratedMentions
-from kdray.data.generated.moods import GeneratedMoods
-from kdray.data.generated.pairs import GeneratedPairs
-from kdray.data.generated.reviews import GeneratedReviews
-from kdray.data.tables import short_repr
 from kdray.errors import did_you_mean
+from kdray.sources.generated.drawing import GeneratedRows
+from kdray.sources.generated.mentions import GeneratedMentions
+from kdray.sources.generated.moods import GeneratedMoods
+from kdray.sources.generated.pairs import GeneratedPairs
+from kdray.sources.generated.reviews import GeneratedReviews
+from kdray.sources.tables import short_repr
 
 GENERATORS: tuple[type[GeneratedRows], ...] = (GeneratedReviews, GeneratedMentions, GeneratedMoods, GeneratedPairs)
 """The first one is that of settings without a kind, as sweeps have them that were started when there was no other."""

@@ -5,8 +5,8 @@ from itertools import chain, combinations
 
 import pytest
 
-from kdray.data.generated.moods import LABELS, WORDS, GeneratedMoods
 from kdray.data.rows import SPLITS
+from kdray.sources.generated.moods import LABELS, WORDS, GeneratedMoods
 
 SMALL = GeneratedMoods(train_rows=2000, validation_rows=2500, test_rows=300)
 TRUE = SMALL.rows("validation")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from kdray.data.list_cells import word_column
-from kdray.data.reading import Reading
-from kdray.data.sources import open_source, read_file
-from kdray.data.tables import Table
 from kdray.errors import DataError, SpecError
+from kdray.sources.opening import open_source, read_file
+from kdray.sources.reading import Reading
+from kdray.sources.tables import Table
 
 Sentences = list[list[str]]
 TWO = "EU\tB-org\nrejects\tO\n\nBerlin\tB-loc\n"
