@@ -48,12 +48,13 @@ class Texts:
     rows: int
     labels: tuple[str, ...] = ("negative", "positive")
     key: str = "slot memory"
+    more_key: str | None = None
 
-    def columns(self, split: str) -> Mapping[str, Any]:
+    def blocks(self, split: str) -> Iterator[Mapping[str, Any]]:
         rows = self.rows if split == "train" else 16
         reviews, draw = GeneratedReviews(train_rows=4000).rows("train")["text"], random.Random(split)
         texts = [" ".join(draw.choices(reviews, k=16)) for _ in range(rows)]
-        return {"id": np.arange(rows), "text": texts, "label": np.arange(rows) % 2}
+        yield {"id": np.arange(rows), "text": texts, "label": np.arange(rows) % 2}
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name:
         paths, texts = StoragePaths(Path(name)), Texts(int(options.megabytes * 1e6 / BYTES_PER_ROW))
         task = TextClassification(max_length=TOKENS)
-        _, tokenizer = FreshTransformer().create(texts.columns("validation")["text"], texts.labels, task, 0)
+        _, tokenizer = FreshTransformer().create(next(texts.blocks("validation"))["text"], texts.labels, task, 0)
         tokens = tokenise(texts, task, tokenizer, paths)
         transfer = transfer_set(tokens, paths.transfer("made-up"))
         size = sum(f.stat().st_size for d in (tokens.folder, transfer.folder) for f in d.glob("train*.arrow")) / 1e6

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from kdray.errors import SpecError, did_you_mean
@@ -20,6 +20,14 @@ MAY_CHANGE: dict[str, Any] = {"may_change": True}
 
 A sweep can be resumed with another value of such a setting.
 """
+
+
+def later_field(default: Any, **constraints: Any) -> Any:
+    """A field that the records of earlier sweeps do not have.
+
+    It is left out of records and fingerprints while it has its default, so that those sweeps continue.
+    """
+    return Field(default, exclude_if=lambda value: bool(value == default), **constraints)
 
 
 class Settings(BaseModel):

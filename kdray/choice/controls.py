@@ -1,15 +1,16 @@
 """The controls of the front: each of its architectures, trained on labels only and with default distillation.
 
-They have the seed and the number of epochs of the search and are measured on the validation rows, so tables and plots
-can show them beside the trials. They prove little: there is one seed, and the best of many trials is overestimated on
-these rows. `verdict` computes what the chosen student gains from distillation and from the search.
+Where there is more text than the labelled rows, a further control sees these alone. All have the seed and the number of
+steps of the search and are measured on the validation rows, so tables and plots can show them beside the trials. They
+prove little: there is one seed, and the best of many trials is overestimated on these rows. `verdict` computes what the
+chosen student gains.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from kdray.choice.reruns import Rerun, Role, control_recipes
+from kdray.choice.reruns import ControlsOf, Rerun, Role
 from kdray.choice.rule import front_trials, signed
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.models.transformer import TransformerStudent
@@ -33,9 +34,10 @@ def controls_of_front(
     records: Sequence[TrialRecord],
     objectives: Sequence[str],
     recipe_of: Callable[[Mapping[str, object]], Recipe],
+    controls_of: ControlsOf,
     seed: int,
 ) -> list[Rerun]:
-    """The reruns that are the controls of the front of these objectives, two for each architecture.
+    """The reruns that are the controls of the front of these objectives, for each of its architectures.
 
     The first objective is a quality metric. `recipe_of` makes a recipe of searched settings, and `seed` is the seed of
     the search.
@@ -48,5 +50,5 @@ def controls_of_front(
     return [
         Rerun(trial=record.number, role=role, seed=seed, recipe=recipe)
         for record in best_of_shape.values()
-        for role, recipe in control_recipes(recipe_of(record.params), recipe_of({})).items()
+        for role, recipe in controls_of(recipe_of(record.params)).items()
     ]

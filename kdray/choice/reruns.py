@@ -7,7 +7,7 @@ Letters: A answers, C outputs.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ import numpy as np
 from pydantic import Field
 
 from kdray.errors import JobError
-from kdray.evaluation.trial_record import TrialRecord
 from kdray.losses.distillation import Distillation
 from kdray.models.pretrained import Pretrained
 from kdray.settings import Settings, identifying_values
@@ -28,9 +27,9 @@ from kdray.storage.mirror import delete, fetch
 from kdray.tasks.task import Outputs
 from kdray.training.trial import Recipe, Trial, read_reports, reports_file
 
-Role: TypeAlias = Literal["candidate", "labels only", "default distillation"]
-"""A candidate, or one of its two controls. Its lead over "labels only" is due to distillation, and its lead over
-"default distillation" is due to the search."""
+Role: TypeAlias = Literal["candidate", "labels only", "labelled rows", "default distillation"]
+"""A candidate, or one of its controls. Its lead over "labels only" is due to distillation, its lead over "labelled
+rows" is due to more text, and its lead over "default distillation" is due to the search."""
 
 ANSWERS_FILE = "test.npy"
 """The file with the logits for the test rows, beside the folder of the student's weights."""
@@ -48,6 +47,33 @@ class Confirm(Settings):
     controls: bool = True
     """Train each architecture of the front on labels only, and with default distillation, with the seed of the search;
     and train the controls of the candidates with the seeds of the confirmation."""
+
+
+@dataclass(frozen=True)
+class ControlsOf:
+    """The controls of a recipe: what they leave out shows what it brings."""
+
+    untuned: Recipe
+    """The recipe in which nothing was searched."""
+    has_more_text: Callable[[Recipe], bool]
+    """A function that says whether a student with this recipe sees more text than the labelled rows."""
+
+    def __call__(self, tuned: Recipe) -> dict[Role, Recipe]:
+        """The controls of a tuned recipe: the same student, trained in as many steps.
+
+        "labels only" keeps the other tuned settings, and sees the labelled rows alone. "labelled rows" has the tuned
+        distillation, but sees the labelled rows alone; without more text it would be the trial itself.
+        "default distillation" has the default losses and training settings, in which nothing was searched.
+        """
+        training = self.untuned.training.model_copy(update={"epochs": tuned.training.epochs})
+        fewer_rows = {"learn_from": "labelled rows"} if self.has_more_text(tuned) else {}
+        labels_only = {"distillation": tuned.distillation.labels_only(), **fewer_rows}
+        default = tuned.model_copy(update={"distillation": Distillation(), "training": training})
+        return {
+            "labels only": tuned.model_copy(update=labels_only),
+            **({"labelled rows": tuned.model_copy(update=fewer_rows)} if fewer_rows else {}),
+            "default distillation": default,
+        }
 
 
 @dataclass(frozen=True)
@@ -71,35 +97,21 @@ class Rerun:
 
 
 def planned_reruns(
-    confirm: Confirm, candidates: Sequence[TrialRecord], recipe_of: Callable[[Mapping[str, object]], Recipe], seed: int
+    confirm: Confirm, candidates: Mapping[int, Recipe], controls_of: ControlsOf | None, seed: int
 ) -> list[Rerun]:
-    """The reruns that confirm these candidates; `recipe_of` makes a recipe of searched settings.
+    """The reruns that confirm these candidates (number of a trial -> its recipe).
 
-    `seed` is the seed of the search. The reruns have the seeds after it.
+    `controls_of` None: without controls. `seed` is the seed of the search; the reruns have the seeds after it.
     """
     runs = []
-    for record in candidates:
-        tuned = recipe_of(record.params)
+    for number, tuned in candidates.items():
         recipes: dict[Role, Recipe] = {"candidate": tuned}
-        if confirm.controls:
-            recipes |= control_recipes(tuned, recipe_of({}))
+        if confirm.controls and controls_of is not None:
+            recipes |= controls_of(tuned)
         for rerun_seed in range(seed + 1, seed + 1 + confirm.seeds):
             for role, recipe in recipes.items():
-                runs.append(Rerun(trial=record.number, role=role, seed=rerun_seed, recipe=recipe))
+                runs.append(Rerun(trial=number, role=role, seed=rerun_seed, recipe=recipe))
     return runs
-
-
-def control_recipes(tuned: Recipe, untuned: Recipe) -> dict[Role, Recipe]:
-    """The two controls of a tuned recipe: the same student, trained for the same number of epochs.
-
-    "labels only" keeps the other tuned settings. "default distillation" has the default losses, and the training
-    settings of `untuned`, in which nothing was searched.
-    """
-    training = untuned.training.model_copy(update={"epochs": tuned.training.epochs})
-    return {
-        "labels only": tuned.model_copy(update={"distillation": tuned.distillation.labels_only()}),
-        "default distillation": Recipe(student=tuned.student, distillation=Distillation(), training=training),
-    }
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,10 @@ In reading order:
 - `tagged_texts`    checks rows of tagged words, and texts with spans
 - `cuts`            cuts a missing split from train, and draws fewer rows, by label
 - `findings`        says what is odd about the rows, without a change of them
+- `repeats`         says which texts repeat other texts, exactly or nearly
+- `unlabelled`      texts without labels: reads them, and leaves out those that are measured
 - `splits`          Data: the settings; the train, validation and test rows, cut from train if a split is missing
+- `copies`          the rows of a sweep with changed copies of their texts
 - `tokens`          tokenises all splits once and caches the token ids as Arrow files
 - `truncation`      says how many texts are cut at the maximum length
 - `rows`            one split of the token ids, memory-mapped; padded batches

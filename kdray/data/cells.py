@@ -42,17 +42,18 @@ def text_column(table: Table, name: str, setting: str) -> pa.Array:
         raise DataError(f"{table.where}, column {name!r}: not a column of texts ({error}).") from None
 
 
-def label_column(table: Table, name: str, class_names: Sequence[str] | None) -> OneLabel:
+def label_column(table: Table, name: str, class_names: Sequence[str] | None, may_be_empty: bool = False) -> OneLabel:
     """The label column as names. `class_names` are the names of the numbers 0, 1, ... in the dataset's own features.
 
-    Raises DataError if the column is missing, and for the first cell that is neither a name nor a whole number.
+    Raises DataError if the column is missing, and for the first cell that is neither a name nor a whole number; with
+    `may_be_empty`, a row with an empty or blank cell has no label.
     """
     codes, distinct_cells = encode_column(find_column(table, name, "task.label"))
     names = []
     # Each different value is checked once, however many rows have it.
     for code, cell in enumerate(distinct_cells):
         try:
-            names.append(_label_name(cell, class_names))
+            names.append(None if may_be_empty and _is_empty(cell) else _label_name(cell, class_names))
         except ValueError as error:
             row = int(np.flatnonzero(codes == code)[0])
             raise cell_error(table, row, name, str(error), "a label is a name or a whole number") from None
@@ -168,6 +169,10 @@ def encode_column(column: Column) -> tuple[np.ndarray, list[Any]]:
         column = column.cast(pa.large_binary())
     encoded = pc.dictionary_encode(column.combine_chunks(), null_encoding="encode")
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def _is_empty(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, str | bytes) and not cell.strip())
 
 
 def _label_name(cell: Any, class_names: Sequence[str] | None) -> str | None:

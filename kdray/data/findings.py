@@ -23,6 +23,9 @@ FEW_ROWS = 2
 """A label with so few rows is reported: it cannot be in train and in both other splits."""
 CHANCE_ROWS = 20
 """A split with fewer rows may repeat rows of train by chance, so it is not refused."""
+BLANK = r"\A[\s\p{Z}\p{C}]*\z"
+"""A text in which a model reads nothing. \\p{C}: control and format characters, such as a zero-width space; \\p{Z}: all
+kinds of spaces."""
 _LISTED = 5
 """Labels that a sentence names; the others are counted."""
 
@@ -96,8 +99,7 @@ def _whole_texts(table: pa.Table) -> pa.ChunkedArray:
 def _blank_texts(rows: Mapping[str, _Rows]) -> Iterator[str]:
     """Texts of white space and control characters only: a model reads nothing in them."""
     for split in rows.values():
-        # \p{C}: control and format characters, such as a zero-width space; \p{Z}: all kinds of spaces.
-        blank = pc.match_substring_regex(_texts(split.table), r"\A[\s\p{Z}\p{C}]*\z").to_numpy(zero_copy_only=False)
+        blank = pc.match_substring_regex(_texts(split.table), BLANK).to_numpy(zero_copy_only=False)
         found = np.flatnonzero(blank)
         if len(found) == len(blank):
             raise DataError(f"{split.role}: none of its {len(blank)} texts has a letter or a sign. Check task.text.")

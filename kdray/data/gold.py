@@ -195,6 +195,17 @@ class Numbers:
         return pa.array(self.values)
 
 
+def no_gold(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+    """The column `label`, of this type, of rows without gold: -1, nan, no list, or a list with -1 for each word."""
+    if not pa.types.is_nested(kind):
+        value = float("nan") if pa.types.is_floating(kind) else UNLABELLED
+        return pa.array(np.full(len(texts), value), kind)
+    if not pa.types.is_nested(texts.type):
+        return pa.nulls(len(texts), kind)
+    starts = np.concatenate(([0], np.cumsum(pc.list_value_length(texts).to_numpy())))
+    return pa.LargeListArray.from_arrays(starts.astype(np.int64), pa.array(np.full(starts[-1], UNLABELLED)))
+
+
 def gold_codes(column: pa.ChunkedArray) -> np.ndarray:
     """A number for each row: the same for rows with the same gold (N, int64)."""
     if pa.types.is_nested(column.type):

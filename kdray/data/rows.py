@@ -152,6 +152,10 @@ class Rows:
         """The same rows with the teacher's logits."""
         return Rows(*self._arguments[:2], logits)
 
+    def first(self, count: int) -> "Rows":
+        """The first rows, with their logits."""
+        return self if count == len(self) else Rows(*self._arguments[:3], (0, count))
+
     def part(self, start: int, stop: int) -> "Rows":
         """The rows from `start` to `stop - 1`, without logits."""
         return Rows(*self._arguments[:2], None, (start, stop))

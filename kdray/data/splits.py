@@ -7,13 +7,14 @@ A source has splits with names of its own. A split of the source has a role in t
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from kdray.data.cuts import cut_split, draw_rows
@@ -21,7 +22,9 @@ from kdray.data.findings import describe_findings
 from kdray.data.gold import UNLABELLED, first_row_with, only_gold, rows_of_labels, with_names
 from kdray.data.rows import TEST, TRAIN, VALIDATION
 from kdray.data.task_data import CheckedTable, LabelOrder, TaskData
+from kdray.data.unlabelled import NameOrUnlabelled, draw_texts, read_unlabelled, usable_texts, without_gold
 from kdray.errors import DataError, did_you_mean
+from kdray.settings import later_field
 from kdray.sources.data_files import READABLE
 from kdray.sources.generated.generators import NameOrGenerator
 from kdray.sources.opening import Source, open_source
@@ -58,7 +61,20 @@ class Data(Reading):
     max_rows: int | None = Field(None, ge=2)
     """The maximum number of rows of each split, drawn so that the shares of the labels stay; for --smoke."""
     seed: int = Field(0, ge=0)
-    """The seed of the cuts from train and of the rows that `max_rows` draws."""
+    """The seed of the cuts from train and of the rows that `max_rows` and `max_unlabelled` draw."""
+    unlabelled: NameOrUnlabelled | None = later_field(None)
+    """Texts without labels, from which the students learn by the teacher's answers: a split of the source, such as
+    `unsupervised`, or the name or the settings of another source."""
+    keep_unlabelled: bool | None = later_field(None)
+    """Whether rows of train whose label is empty are such texts, too. None: if `unlabelled` is given; otherwise they
+    are left out, with a note."""
+    max_unlabelled: int | None = later_field(None, ge=1)
+    """The maximum number of texts without labels, drawn at random. `max_rows` limits them, too."""
+
+    @property
+    def keeps_unlabelled(self) -> bool:
+        """Whether rows of train without a label are used."""
+        return self.unlabelled is not None if self.keep_unlabelled is None else self.keep_unlabelled
 
 
 @dataclass(frozen=True)
@@ -77,12 +93,27 @@ class Splits:
     notes: tuple[str, ...]
     """One sentence for everything that was done although no setting requests it."""
     key: str
-    """A fingerprint of all rows and labels."""
+    """A fingerprint of all labelled rows and labels."""
+    more_key: str | None = None
+    """A fingerprint of the texts without labels."""
+    unlabelled: datasets.Dataset | None = None
+    """Texts without labels, with the columns of the other splits; their ids follow those of train. None: no texts."""
 
     def columns(self, split: str) -> dict[str, Sequence[Any]]:
         """Name -> column, of one split."""
-        rows = {"train": self.train, "validation": self.validation, "test": self.test}[split]
+        rows = {TRAIN: self.train, VALIDATION: self.validation, TEST: self.test}[split]
         return {name: rows[name] for name in rows.column_names}
+
+    def blocks(self, split: str) -> Iterator[dict[str, Sequence[Any]]]:
+        """The columns of a split; for train also those of the texts without labels. See `tokens.TextBlocks`."""
+        yield self.columns(split)
+        if split == TRAIN and self.unlabelled is not None:
+            yield {name: self.unlabelled[name] for name in self.unlabelled.column_names}
+
+    @property
+    def text_key(self) -> str:
+        """A fingerprint of all rows, labelled or not: of everything that the trials of a sweep have in common."""
+        return self.key if self.more_key is None else fingerprint(self.key, self.more_key)
 
     def content(self, split: str) -> str:
         """A fingerprint of the texts and label names of one split; it does not depend on the other splits."""
@@ -101,8 +132,13 @@ def load_splits(data: Data, task: TaskData) -> Splits:
     checked, order, notes = _read_tables(source, data, task)
     labels = order.labels
     rows: dict[str, pa.Table] = {}
+    texts_only = [] if data.unlabelled is None else read_unlabelled(data.unlabelled, task, source, data)
     for role, parts in checked.items():  # train comes first: the other splits are compared with it
-        rows[role] = _join_tables(parts, order, notes)
+        rows[role], without_label = _join_tables(parts, order)
+        if without_label.num_rows and role == TRAIN and data.keeps_unlabelled:
+            texts_only.append(without_label)
+        elif without_label.num_rows:
+            notes.append(_left_out(parts, without_label))
         _check_answers(rows[role], labels, role, parts)
         _check_labels(rows[role], order, rows[TRAIN], parts)
         if role != TRAIN:
@@ -111,6 +147,7 @@ def load_splits(data: Data, task: TaskData) -> Splits:
     if data.max_rows:
         rows = {role: draw_rows(table, data.max_rows, data.seed)[0] for role, table in rows.items()}
     notes += describe_findings({role: rows[role] for role in (TRAIN, VALIDATION, TEST)}, labels)
+    unlabelled = _unlabelled_rows(texts_only, rows, data, notes)
     return Splits(
         train=datasets.Dataset(rows[TRAIN]),
         validation=datasets.Dataset(rows[VALIDATION]),
@@ -118,7 +155,21 @@ def load_splits(data: Data, task: TaskData) -> Splits:
         labels=labels,
         notes=tuple(notes),
         key=fingerprint(labels, {role: _content_digest(table) for role, table in rows.items()}),
+        unlabelled=None if unlabelled is None else datasets.Dataset(unlabelled),
+        more_key=None if unlabelled is None else _content_digest(unlabelled),
     )
+
+
+def _unlabelled_rows(
+    texts: Sequence[pa.Table], rows: Mapping[str, pa.Table], data: Data, notes: list[str]
+) -> pa.Table | None:
+    """The texts without labels that can be used, as rows whose ids follow those of train; None without texts."""
+    if not texts:
+        return None
+    table = usable_texts(texts, {role: rows[role] for role in (VALIDATION, TEST)}, notes)
+    limits = [limit for limit in (data.max_rows, data.max_unlabelled) if limit is not None]
+    table = draw_texts(table, min([table.num_rows, *limits]), data.seed)
+    return without_gold(table, rows[TRAIN]["label"].type, pc.max(rows[TRAIN]["id"]).as_py() + 1)
 
 
 def _read_tables(
@@ -129,7 +180,10 @@ def _read_tables(
     tables = {role: [table for split in splits for table in source.read(split)] for role, splits in roles.items()}
     class_names = next((names for table in tables[TRAIN] if (names := task.class_names(table))), None)
     # Only a test split may lack the gold.
-    checked = {role: [task.read(table, class_names, role == TEST) for table in some] for role, some in tables.items()}
+    checked = {
+        role: [task.read(table, class_names, role == TEST, role == TRAIN and data.keeps_unlabelled) for table in some]
+        for role, some in tables.items()
+    }
     order = task.order_labels(checked[TRAIN], class_names)
     notes = [*(note for some in tables.values() for table in some for note in table.notes), *order.notes]
     notes += [note for parts in checked.values() for part in parts for note in part.notes]
@@ -193,8 +247,8 @@ def _is_unlabelled(test: list[CheckedTable], train: list[CheckedTable], numbers:
     return has_rows and all(part.gold is None or part.gold.is_hidden(may_be_minus_one) for part in test)
 
 
-def _join_tables(parts: list[CheckedTable], order: LabelOrder, notes: list[str]) -> pa.Table:
-    """One table of the rows of a split. Leave out rows without gold, and add a note with their count."""
+def _join_tables(parts: list[CheckedTable], order: LabelOrder) -> tuple[pa.Table, pa.Table]:
+    """One table of the rows of a split that have gold, and the texts of those that have none."""
     gold = [_numbered_gold(part, order) for part in parts]
     is_missing = np.concatenate([missing for _, missing in gold])
     columns = {"id": pa.array(np.arange(len(is_missing))), "text": pa.chunked_array([part.texts for part in parts])}
@@ -202,9 +256,13 @@ def _join_tables(parts: list[CheckedTable], order: LabelOrder, notes: list[str])
         columns["pair"] = pa.chunked_array([part.pairs for part in parts])
     table = pa.table({**columns, "label": pa.chunked_array([labels for labels, _ in gold])})
     if not is_missing.any():
-        return table
-    notes.append(f"{parts[0].where}: {is_missing.sum()} of {len(is_missing)} rows have no label and are left out.")
-    return table.filter(pa.array(~is_missing))
+        return table, table.slice(0, 0)
+    return table.filter(pa.array(~is_missing)), table.filter(pa.array(is_missing)).drop_columns(["id", "label"])
+
+
+def _left_out(parts: list[CheckedTable], without_label: pa.Table) -> str:
+    count = sum(len(part.texts) for part in parts)
+    return f"{parts[0].where}: {without_label.num_rows} of {count} rows have no label and are left out."
 
 
 def _numbered_gold(part: CheckedTable, order: LabelOrder) -> tuple[pa.Array, np.ndarray]:

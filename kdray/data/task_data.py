@@ -74,11 +74,20 @@ class TaskData(Protocol):
         """The maximum number of tokens of one encoded row."""
         ...
 
-    def read(self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool) -> CheckedTable:
+    def read(
+        self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool, may_be_empty: bool = False
+    ) -> CheckedTable:
         """Check the cells of one table. `class_names` are for a table whose own features have none.
 
-        Raises DataError, with file, row and column, for a column that is missing and for a cell that is wrong; a table
-        without the column of the gold is accepted where `may_lack_gold`.
+        Raises DataError, with file, row and column, for a column that is missing and for a cell that is wrong. A table
+        without the column of the gold is accepted where `may_lack_gold`, and a row with an empty cell there where
+        `may_be_empty`.
+        """
+        ...
+
+    def read_texts_only(self, table: Table, names: Mapping[str, str]) -> CheckedTable:
+        """Check the texts of a table, and leave its gold out. `names` has the columns that are called otherwise than
+        in the task: text, pair. Raises DataError as `read` does.
         """
         ...
 

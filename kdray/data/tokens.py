@@ -6,15 +6,16 @@ the files.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from kdray.data.rows import SPLITS, Layout, Rows
+from kdray.data.rows import SPLITS, TRAIN, Layout, Rows
 from kdray.data.task_data import Encoded, TaskData
 from kdray.errors import TeacherError
 from kdray.storage.files import file_fingerprint, fingerprint, replace_folder, write_json
@@ -36,7 +37,7 @@ ROW_COLUMNS = ("id", "label", "length", "place")
 """The columns of a token file that are not inputs of the model."""
 
 
-class LabelledText(Protocol):
+class TextBlocks(Protocol):
     """The rows to tokenise, such as `kdray.data.splits.Splits`."""
 
     @property
@@ -49,8 +50,17 @@ class LabelledText(Protocol):
         """A fingerprint of all rows and labels."""
         ...
 
-    def columns(self, split: str) -> Mapping[str, Any]:
-        """The columns id, text, pair (for pairs of texts) and label; each can be sliced."""
+    @property
+    def more_key(self) -> str | None:
+        """A fingerprint of the blocks of train behind the first one; None: there are none."""
+        ...
+
+    def blocks(self, split: str) -> Iterator[Mapping[str, Any]]:
+        """The columns id, text, pair (for pairs of texts) and label of each block of a split; each can be sliced.
+
+        The first block has the labelled rows. Only train has further ones: the texts without labels, which may be none,
+        then the first changed copy of all these texts, the second one, and so on.
+        """
         ...
 
 
@@ -61,13 +71,33 @@ class TokenSet:
     folder: Path
     key: str
     """A fingerprint of the rows, the labels, the tokenizer and the maximum length."""
+    labelled_key: str
+    """The same for the labelled rows alone: the fine-tuning of a teacher depends on nothing else."""
     labels: tuple[str, ...]
     layout: Layout
     tokenizer_key: str
+    train_ends: tuple[int, ...]
+    """The number of encoded rows of train up to the end of each block: the labelled rows, all texts, then with one
+    copy of each of them, with two, ..."""
 
     def rows(self, split: str) -> Rows:
-        """One split, memory-mapped."""
+        """The labelled rows of one split, memory-mapped."""
+        rows = self.all_rows(split)
+        return rows if split != TRAIN else rows.first(self.train_ends[0])
+
+    def all_rows(self, split: str) -> Rows:
+        """All rows of one split, memory-mapped: for train with the texts without labels and all copies."""
         return Rows(fetch(self.folder) / f"{split}.arrow", self.layout)
+
+    def unchanged_blocks(self, split: str) -> list[Rows]:
+        """The labelled rows of a split, and for train the texts without labels; copies are left out."""
+        if split != TRAIN:
+            return [self.rows(split)]
+        return [self.rows(split), self.all_rows(split).part(*self.train_ends[:2])]
+
+    def texts(self, copies: int) -> int:
+        """The number of encoded rows that a student learns from: all texts, and so many copies of each."""
+        return self.train_ends[1 + copies]
 
     def check_tokenizer(self, tokenizer: Any, owner: str) -> None:
         """Raise TeacherError if this tokenizer gives other ids; `owner` is the model that it belongs to."""
@@ -78,44 +108,56 @@ class TokenSet:
             )
 
 
-def tokenise(splits: LabelledText, task: TaskData, tokenizer: Any, paths: StoragePaths) -> TokenSet:
-    """The token ids of these splits: read from the storage's cache, or made if they are missing or damaged there.
+def tokenise(text: TextBlocks, task: TaskData, tokenizer: Any, paths: StoragePaths) -> TokenSet:
+    """The token ids of this text: read from the storage's cache, or made if they are missing or damaged there.
 
     The cache key is the content: rows, labels, tokenizer, maximum length. Raises SpecError if the task cannot use the
     tokenizer.
     """
     own_key = tokenizer_key(tokenizer)
-    key = fingerprint(FORMAT, *task.cache_key, task.max_length, splits.key, own_key)
+    labelled_key = fingerprint(FORMAT, *task.cache_key, task.max_length, text.key, own_key)
+    key = labelled_key if text.more_key is None else fingerprint(labelled_key, text.more_key)
     folder = fetch(paths.tokens(key))
-    cached = _read(folder, key)
+    cached = _read(folder, key, labelled_key)
     # The key covers the tokenizer's data, but not its code: another version may make other ids of the same data.
     if (
         cached
         and cached.tokenizer_key == own_key
-        and all(_gives_same_ids(cached, split, splits, task, tokenizer) for split in SPLITS)
+        and all(_gives_same_ids(cached, split, text, task, tokenizer) for split in SPLITS)
     ):
         return cached
     if folder.exists():
         logger.warning("%s: incomplete, or made by another version of the tokenizer; made again.", folder)
     with replace_folder(folder) as temporary:
         padding: dict[str, int] = {}
+        train_ends: tuple[int, ...] = ()
         for split in SPLITS:
-            table = _encode_split(splits.columns(split), len(splits.labels), task, tokenizer)
-            inputs = [name for name in table.column_names if name not in ROW_COLUMNS]
+            tables = _encode_blocks(text.blocks(split), len(text.labels), task, tokenizer)
+            inputs = [name for name in tables[0].column_names if name not in ROW_COLUMNS]
             padding = {name: _padding_value(tokenizer, name) for name in inputs}
-            _write(temporary / f"{split}.arrow", table)
+            _write(temporary / f"{split}.arrow", pa.concat_tables(tables).combine_chunks())
+            if split == TRAIN:
+                train_ends = _train_ends([table.num_rows for table in tables])
         write_json(
             temporary / "meta.json",
             {
                 "files": {split: file_fingerprint(temporary / f"{split}.arrow") for split in SPLITS},
-                "labels": splits.labels,
+                "labels": text.labels,
                 "padding": padding,
                 "max_length": task.max_length,
                 "tokenizer": own_key,
+                "train_ends": train_ends,
             },
         )
-    layout = Layout(padding, task.max_length, splits.labels)
-    return TokenSet(folder=folder, key=key, labels=splits.labels, layout=layout, tokenizer_key=own_key)
+    return TokenSet(
+        folder=folder,
+        key=key,
+        labelled_key=labelled_key,
+        labels=text.labels,
+        layout=Layout(padding, task.max_length, text.labels),
+        tokenizer_key=own_key,
+        train_ends=train_ends,
+    )
 
 
 def tokenizer_key(tokenizer: Any) -> str:
@@ -132,7 +174,21 @@ def tokenizer_key(tokenizer: Any) -> str:
     return fingerprint(rules, special_tokens, tokenizer.model_input_names)
 
 
-def _encode_split(columns: Mapping[str, Any], labels: int, task: TaskData, tokenizer: Any) -> pa.Table:
+def _train_ends(rows_of_blocks: Sequence[int]) -> tuple[int, ...]:
+    """`TokenSet.train_ends`: without texts that have no labels, all texts end where the labelled rows end."""
+    ends = tuple(accumulate(rows_of_blocks))
+    return ends if len(ends) > 1 else (*ends, *ends)
+
+
+def _encode_blocks(blocks: Iterator[Mapping[str, Any]], labels: int, task: TaskData, tokenizer: Any) -> list[pa.Table]:
+    tables: list[pa.Table] = []
+    for block in blocks:
+        is_empty = len(tables) > 0 and not len(block["id"])
+        tables.append(tables[0].slice(0, 0) if is_empty else _encode_block(block, labels, task, tokenizer))
+    return tables
+
+
+def _encode_block(columns: Mapping[str, Any], labels: int, task: TaskData, tokenizer: Any) -> pa.Table:
     """The columns id, label, length and place, and a column of lists for each input of the model.
 
     There is one row for each encoded row, and one chunk for each column. Without places there is no column place.
@@ -177,11 +233,19 @@ def _lists(lists: Sequence[Sequence[int]], dtype: type[np.integer[Any]]) -> pa.L
 
 def _gold_column(cells: Sequence[Any], labels: int) -> np.ndarray | pa.FixedSizeListArray:
     """The gold of rows with one answer each: label numbers, numbers, or for each label whether it holds."""
-    if not isinstance(cells[0], list):
-        return np.asarray(cells, np.float64 if isinstance(cells[0], float) else np.int32)
+    if labels and isinstance(cells[0], list | None):
+        return _holds(cells, labels)
+    return np.asarray(cells, np.float64 if isinstance(cells[0], float) else np.int32)
+
+
+def _holds(cells: Sequence[Any], labels: int) -> pa.FixedSizeListArray:
+    """For each label whether it holds: 1 or 0, or -1 in a row without gold."""
     holds_NxC = np.zeros((len(cells), labels), np.int8)
     for row, cell in enumerate(cells):
-        holds_NxC[row, cell] = 1
+        if cell is None:
+            holds_NxC[row] = -1
+        else:
+            holds_NxC[row, cell] = 1
     return pa.FixedSizeListArray.from_arrays(pa.array(holds_NxC.ravel()), labels)
 
 
@@ -196,27 +260,32 @@ def _write(path: Path, table: pa.Table) -> None:
         writer.write_table(table)
 
 
-def _read(folder: Path, key: str) -> TokenSet | None:
+def _read(folder: Path, key: str, labelled_key: str) -> TokenSet | None:
     """The token set in this folder; None if a file is missing or is not as it was written."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         if any(file_fingerprint(folder / f"{split}.arrow") != meta["files"][split] for split in SPLITS):
             return None
+        layout = Layout(meta["padding"], meta["max_length"], tuple(meta["labels"]))
+        # Sets that were written before there were several blocks do not say where they end.
+        ends = meta.get("train_ends") or _train_ends([len(Rows(folder / f"{TRAIN}.arrow", layout))])
         return TokenSet(
             folder=folder,
             key=key,
-            labels=tuple(meta["labels"]),
-            layout=Layout(meta["padding"], meta["max_length"], tuple(meta["labels"])),
+            labelled_key=labelled_key,
+            labels=layout.labels,
+            layout=layout,
             tokenizer_key=meta["tokenizer"],
+            train_ends=tuple(ends),
         )
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _gives_same_ids(tokens: TokenSet, split: str, splits: LabelledText, task: TaskData, tokenizer: Any) -> bool:
+def _gives_same_ids(tokens: TokenSet, split: str, text: TextBlocks, task: TaskData, tokenizer: Any) -> bool:
     """Whether the tokenizer gives the cached ids for the first rows of a split."""
     rows = tokens.rows(split)
-    columns = splits.columns(split)
+    columns = next(text.blocks(split))
     if len(np.unique(rows.ids)) != len(columns["id"]):
         return False
     expected = _encode(columns, slice(0, SAMPLE), task, tokenizer).inputs["input_ids"]

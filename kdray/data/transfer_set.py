@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kdray.data.rows import Rows
+from kdray.data.rows import TRAIN, Rows
 from kdray.data.tokens import TokenSet
 from kdray.errors import StorageError
 from kdray.sources.arrow_types import check_schema
@@ -67,8 +67,13 @@ class TransferSet:
         return StoredLogits(sorted(fetch_files(self.folder).glob(f"{split}-*.arrow")))
 
     def rows(self, tokens: TokenSet, split: str) -> Rows:
-        """The token ids of a split with the teacher's logits. Raises StorageError if they have other example ids."""
-        return self.logits(split).of(tokens.rows(split))
+        """The labelled rows of a split with the teacher's logits. Raises StorageError if these have other ids."""
+        rows = self.all_rows(tokens, split)
+        return rows if split != TRAIN else rows.first(tokens.train_ends[0])
+
+    def all_rows(self, tokens: TokenSet, split: str) -> Rows:
+        """All rows of a split with the teacher's logits: for train with the texts without labels and all copies."""
+        return self.logits(split).of(tokens.all_rows(split))
 
 
 def _map_file(file: Path) -> pa.Table:

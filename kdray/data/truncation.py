@@ -1,29 +1,39 @@
 """How many texts are longer than the maximum length of a sweep, and how much of them no model reads."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from kdray.data.rows import SPLITS
+from kdray.data.rows import SPLITS, Rows
 from kdray.data.task_data import TaskData
-from kdray.data.tokens import LabelledText, TokenSet
+from kdray.data.tokens import TextBlocks, TokenSet
 from kdray.sources.tables import short_repr
 
 MEASURED = 1000
 """Texts of a split that are tokenised again, without a limit: enough for a median, and a moment's work."""
 
 
-def describe_truncation(tokens: TokenSet, splits: LabelledText, task: TaskData, tokenizer: object) -> list[str]:
-    """One sentence for each split with texts that are cut at `max_length`: how many, by how much, and an example."""
-    return [note for split in SPLITS if (note := _describe_split(tokens, splits, task, tokenizer, split))]
+def describe_truncation(tokens: TokenSet, text: TextBlocks, task: TaskData, tokenizer: object) -> list[str]:
+    """One sentence for each split with texts that are cut at `max_length`: how many, by how much, and an example.
+
+    Texts without labels have a sentence of their own; changed copies are about as long as their texts.
+    """
+    notes = []
+    for split in SPLITS:
+        for name, rows, columns in zip(
+            (split, "texts without labels"), tokens.unchanged_blocks(split), text.blocks(split), strict=False
+        ):
+            if len(rows) and (note := _describe_block(name, rows, columns, task, tokenizer)):
+                notes.append(note)
+    return notes
 
 
-def _describe_split(
-    tokens: TokenSet, splits: LabelledText, task: TaskData, tokenizer: object, split: str
-) -> str | None:
-    rows = tokens.rows(split)
+def _describe_block(name: str, rows: Rows, columns: Mapping[str, Any], task: TaskData, tokenizer: object) -> str | None:
     _, parts = np.unique(rows.ids, return_counts=True)
     if divided := int((parts > 1).sum()):
         return (
-            f"{split}: {divided:,} of {len(parts):,} texts are longer than {task.max_length} tokens (task.max_length) "
+            f"{name}: {divided:,} of {len(parts):,} texts are longer than {task.max_length} tokens (task.max_length) "
             "and are read in overlapping parts; every word is answered once."
         )
     lengths = rows.lengths
@@ -31,8 +41,7 @@ def _describe_split(
     measured = full[:MEASURED]
     if not len(measured):
         return None
-    columns = splits.columns(split)
-    texts = {name: [columns[name][int(row)] for row in measured] for name in ("text", "pair") if name in columns}
+    texts = {each: [columns[each][int(row)] for row in measured] for each in ("text", "pair") if each in columns}
     whole = np.asarray(task.lengths(tokenizer, texts))
     is_cut = whole > task.max_length
     if not is_cut.any():
@@ -42,7 +51,7 @@ def _describe_split(
     count = round(is_cut.mean() * len(full))
     about = "" if len(full) == len(measured) else "about "
     return (
-        f"{split}: {about}{count:,} of {len(lengths):,} texts are cut to {task.max_length} tokens (task.max_length); "
+        f"{name}: {about}{count:,} of {len(lengths):,} texts are cut to {task.max_length} tokens (task.max_length); "
         f"half of them lose {int(np.median(lost)):,} tokens or more, the longest {int(lost.max()):,}; for example "
         f"{short_repr(texts['text'][int(np.flatnonzero(is_cut)[0])])}."
     )

@@ -227,7 +227,7 @@ def _form_parts(student: Shipped, exported: ExportResult | None) -> list[str]:
 
 def _setting_rows(student: Shipped, chosen: TrialRecord) -> list[list[str]]:
     """Name and value of each setting that influences the metrics of the chosen trial."""
-    fixed = {name: student.settings.get(name, {}) for name in Recipe.model_fields}
+    fixed = {name: student.settings[name] for name in Recipe.model_fields if name in student.settings}
     recipe = Recipe(**fixed).with_dotted(chosen.params)
     left_out = names_that_may_change(recipe)
     return [

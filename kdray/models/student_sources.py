@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from kdray.data.tokens import LabelledText, TokenSet, tokenise
+from kdray.data.tokens import TextBlocks, TokenSet, tokenise
 from kdray.errors import TeacherError
 from kdray.models.families import GOOD, depends_on_padding
 from kdray.models.pretrained import Head, Pretrained, find_model, import_model
@@ -44,7 +44,7 @@ class StudentSource:
 def load_student_sources(
     students: Iterable[TransformerStudent],
     teacher: Pretrained,
-    splits: LabelledText,
+    text: TextBlocks,
     task: Task,
     paths: StoragePaths,
     seed: int,
@@ -56,7 +56,7 @@ def load_student_sources(
     """
 
     def tokenise_for(model: Pretrained) -> StudentSource:
-        return StudentSource(model, tokenise(splits, task, model.tokenizer(), paths))
+        return StudentSource(model, tokenise(text, task, model.tokenizer(), paths))
 
     students = list(students)
     checkpoints: dict[str, StudentSource] = {}
@@ -65,7 +65,7 @@ def load_student_sources(
         name = student.checkpoint
         if name is not None and name not in checkpoints:
             folder = find_model(name, student.revision, "student.checkpoint")
-            checkpoints[name] = tokenise_for(import_model(folder, task, Head(splits.labels), paths, seed))
+            checkpoints[name] = tokenise_for(import_model(folder, task, Head(text.labels), paths, seed))
     for source, name in ((sources.teacher, None), *((source, name) for name, source in checkpoints.items())):
         _check_students([student for student in students if student.checkpoint == name], source.model)
     return sources

@@ -11,7 +11,7 @@ from kdray.losses.distillation import Distillation
 from kdray.report.figures import Figures
 
 TITLE = "The gain from distillation and from the search, for each architecture"
-ROLES: tuple[Role, ...] = ("labels only", "default distillation")
+ROLES: tuple[Role, ...] = ("labels only", "labelled rows", "default distillation")
 
 
 def about(figures: Figures) -> str:
@@ -22,10 +22,16 @@ def about(figures: Figures) -> str:
     losses = f"{f'T {defaults.temperature:g}, ' if has_temperature else ''}alpha {defaults.alpha:g}"
     return (
         "For each architecture on the front: its best trial, and the same student trained on labels only and with "
-        f"default distillation ({losses}, the sweep's own training settings). All have the seed of the search and the "
-        "same number of epochs, and are measured on the validation rows. The trial is the best of many on these rows, "
-        "so its figure is too good; a small difference is noise."
+        f"default distillation ({losses}, the sweep's own training settings){_about_text(figures)}. All have the seed "
+        "of the search and the same number of steps, and are measured on the validation rows. The trial is the best of "
+        "many on these rows, so its figure is too good; a small difference is noise."
     )
+
+
+def _about_text(figures: Figures) -> str:
+    if "labelled rows" not in _roles(figures):
+        return ""
+    return ". The column labelled rows has the trial's own distillation, but without any other text"
 
 
 def titles(figures: Figures) -> list[str]:
@@ -35,7 +41,7 @@ def titles(figures: Figures) -> list[str]:
         *_shape_settings(figures),
         heading(figures.cost),
         f"{heading(figures.quality)}, best trial",
-        *ROLES,
+        *_roles(figures),
     ]
 
 
@@ -47,7 +53,7 @@ def rows(figures: Figures) -> Iterator[tuple[bool, list[str]]]:
     for record in sorted(records, key=lambda record: record.metrics[figures.cost]):
         shape = [format_setting(record.params.get(name)) for name in _shape_settings(figures).values()]
         metrics = [format_metric(name, record.metrics.get(name)) for name in (figures.cost, figures.quality)]
-        control_cells = [_quality_cell(figures, controls.get((record.number, role))) for role in ROLES]
+        control_cells = [_quality_cell(figures, controls.get((record.number, role))) for role in _roles(figures)]
         yield record.number == figures.chosen, [f"{record.number:03d}", *shape, *metrics, *control_cells]
 
 
@@ -56,6 +62,12 @@ def failures(figures: Figures) -> list[str]:
     return [
         f"trial {control.trial:03d}, {control.role}: {control.error}" for control in figures.controls if control.error
     ]
+
+
+def _roles(figures: Figures) -> list[Role]:
+    """The roles that the sweep has controls of: without more text there is no control that sees less."""
+    found = {control.role for control in figures.controls}
+    return [role for role in ROLES if role in found]
 
 
 def _shape_settings(figures: Figures) -> dict[str, str]:

@@ -37,7 +37,7 @@ from kdray.safe_text.escaping import html_text
 
 SYMBOLS = {"*": "star", "o": "circle", "D": "diamond"}
 """Marker of matplotlib -> symbol of plotly."""
-CONTROL_COLORS = {"labels only": CONTROL, "default distillation": "#2a9d8f"}
+CONTROL_COLORS = {"labels only": CONTROL, "labelled rows": "#8d6a9f", "default distillation": "#2a9d8f"}
 TEMPERATURE, ALPHA = "distillation.temperature", "distillation.alpha"
 
 

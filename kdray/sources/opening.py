@@ -34,7 +34,7 @@ from kdray.sources.data_files import (
 from kdray.sources.delimited import Delimited, read_delimited
 from kdray.sources.encodings import wrong_encoding
 from kdray.sources.folders import LocalSplits, files_of_pattern, find_splits, is_pattern, splits_of_files
-from kdray.sources.generated.drawing import GeneratedRows
+from kdray.sources.generated.drawing import UNLABELLED, GeneratedRows
 from kdray.sources.generated.drawing import Split as GeneratedSplit
 from kdray.sources.json_files import read_json
 from kdray.sources.memory import Budget
@@ -90,10 +90,10 @@ def open_source(
 class Generated:
     """The splits of a generator."""
 
-    splits: tuple[str, ...] = get_args(GeneratedSplit)
-
     def __init__(self, generator: GeneratedRows) -> None:
         self.where, self._generator = f"generated {generator.kind}", generator
+        more = (UNLABELLED,) if generator.unlabelled_rows else ()
+        self.splits: tuple[str, ...] = (*get_args(GeneratedSplit), *more)
 
     def parts(self, split: str) -> frozenset[str]:
         """The split itself."""
@@ -101,7 +101,8 @@ class Generated:
 
     def read(self, split: str) -> list[Table]:
         """Generate the rows of one split."""
-        columns = self._generator.rows(split)  # type: ignore[arg-type]
+        generator = self._generator
+        columns = generator.unlabelled() if split == UNLABELLED else generator.rows(split)  # type: ignore[arg-type]
         return [Table(f"{self.where}, split {split!r}", columns)]
 
 

@@ -65,8 +65,7 @@ def student_to_ship(sweep: Sweep, paths: SweepPaths, record: TrialRecord, verdic
         metric = verdict.metric
         best = min if direction(metric) == "minimize" else max
         # The reruns of the controls are no students to ship.
-        candidates_only = sweep.confirm.model_copy(update={"controls": False})
-        runs = planned_reruns(candidates_only, [record], sweep.recipe_of, sweep.seed)
+        runs = planned_reruns(sweep.confirm, {record.number: sweep.recipe_of(record.params)}, None, sweep.seed)
         # Reruns that failed have no weights.
         trained = [student for run in runs if fetch(student := paths.rerun(run.key)).exists()]
         return best(trained, key=lambda student: float(read_reports(student)[-1][metric]))

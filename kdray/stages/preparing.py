@@ -40,7 +40,7 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
     for note in describe_truncation(sources.teacher.tokens, splits, sweep.task, source.tokenizer()):
         screen.note(note)
     weights = {name: checkpoint.model.key for name, checkpoint in sources.checkpoints.items()}
-    trial_material = TrialMaterial.of(sweep, splits.key, source.key, weights)
+    trial_material = TrialMaterial.of(sweep, splits.text_key, source.key, weights)
     check_unchanged(trial_material, ledger, paths)
     if sweep.search.warm_start is not None:
         screen.note(warm_start(sweep, trial_material, ledger, paths))
@@ -51,4 +51,5 @@ def _describe_rows(splits: Splits) -> str:
     rows = (
         f"{len(splits.train):,} rows to train on, {len(splits.validation):,} to validate, {len(splits.test):,} to test"
     )
-    return f"{rows}; labels {short_list(splits.labels)}" if splits.labels else rows
+    more = "" if splits.unlabelled is None else f"; {len(splits.unlabelled):,} texts without labels"
+    return f"{rows}{more}; labels {short_list(splits.labels)}" if splits.labels else f"{rows}{more}"

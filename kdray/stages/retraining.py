@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from kdray.choice.controls import Control, controls_of_front
-from kdray.choice.reruns import Rerun, RerunResult, planned_reruns, read_answers, run_reruns
+from kdray.choice.reruns import ControlsOf, Rerun, RerunResult, planned_reruns, read_answers, run_reruns
 from kdray.choice.rule import candidates
 from kdray.choice.verdict import ConfirmationAnswers, Verdict, reach_verdict
 from kdray.data.rows import Rows
@@ -25,6 +25,7 @@ from kdray.stages.session import Session
 from kdray.stages.teaching import Lessons
 from kdray.storage.files import write_json
 from kdray.storage.records import Number, read_value
+from kdray.sweep import Sweep
 from kdray.tasks.task import Outputs
 from kdray.training.trial import Trial, read_reports
 
@@ -55,7 +56,8 @@ def train_controls(session: Session, lessons: Lessons, records: Sequence[TrialRe
     if not sweep.confirm.controls:
         return []
     session.screen.stage("Controls")
-    runs = controls_of_front(records, sweep.search.objectives, sweep.recipe_of, sweep.seed)
+    controls_of = _controls_of(sweep, lessons)
+    runs = controls_of_front(records, sweep.search.objectives, sweep.recipe_of, controls_of, sweep.seed)
     failures = _train(session, lessons, runs, "controls trained")
     return [
         Control(trial=run.trial, role=run.role, error=failures[run.key])
@@ -77,7 +79,8 @@ def confirm(
         return None
     session.screen.stage("Confirmation")
     candidate_trials = candidates(records, sweep.choose, sweep.confirm.candidates)
-    runs = planned_reruns(sweep.confirm, candidate_trials, sweep.recipe_of, sweep.seed)
+    recipes = {record.number: sweep.recipe_of(record.params) for record in candidate_trials}
+    runs = planned_reruns(sweep.confirm, recipes, _controls_of(sweep, lessons), sweep.seed)
     failures = _train(session, lessons, runs, "students trained again")
     answers = ConfirmationAnswers(
         outputs={run: answers for run in runs if (answers := read_answers(paths.rerun(run.key))) is not None},
@@ -87,6 +90,10 @@ def confirm(
         task=sweep.task,
     )
     return reach_verdict(answers, candidate_trials, sweep.choose, teacher)
+
+
+def _controls_of(sweep: Sweep, lessons: Lessons) -> ControlsOf:
+    return ControlsOf(sweep.recipe, lambda recipe: lessons.inputs.of(recipe.student).has_more_text(recipe))
 
 
 def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_name: str) -> dict[str, str]:

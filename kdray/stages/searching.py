@@ -13,7 +13,7 @@ from kdray.stages.session import Session
 from kdray.stages.teaching import Lessons
 from kdray.storage.files import write_json
 from kdray.storage.records import read_record, write_record
-from kdray.training.trial import Trial
+from kdray.training.trial import Recipe, Trial
 
 
 def measure_costs(session: Session, material: Material, lessons: Lessons) -> Costs:
@@ -38,6 +38,10 @@ def measure_costs(session: Session, material: Material, lessons: Lessons) -> Cos
     return costs
 
 
+def _evaluation_count(recipe: Recipe, lessons: Lessons) -> int:
+    return recipe.training.evaluation_count(lessons.inputs.of(recipe.student).tokens.texts(recipe.copies))
+
+
 def search(session: Session, material: Material, lessons: Lessons, costs: Costs) -> list[TrialRecord]:
     """Run trials until the budget of the search is spent. Returns all trials, also those of earlier sessions."""
     sweep, paths = session.sweep, session.paths
@@ -47,7 +51,7 @@ def search(session: Session, material: Material, lessons: Lessons, costs: Costs)
         sweep.space,
         session.ledger,
         costs=lambda params: costs.of(sweep.recipe_of(params).student),
-        evaluations=lambda params: sweep.recipe_of(params).training.evaluation_count(len(material.splits.train)),
+        evaluations=lambda params: _evaluation_count(sweep.recipe_of(params), lessons),
     )
     if planner.ignored_trials:
         session.screen.note(

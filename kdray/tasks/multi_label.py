@@ -120,7 +120,9 @@ class MultiLabel(TextTask):
             )
         return self
 
-    def read(self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool) -> CheckedTable:
+    def read(
+        self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool, may_be_empty: bool = False
+    ) -> CheckedTable:
         """See `TaskData`. Raises DataError for a separator that no cell has, too."""
         texts = self.read_texts(table)
         first = self.label if isinstance(self.label, str) else self.label[0]
@@ -142,6 +144,11 @@ class MultiLabel(TextTask):
                 "a text classification (task.kind)."
             )
         return column.labels, column.notes
+
+    @property
+    def gold_columns(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return (self.label,) if isinstance(self.label, str) else self.label
 
     def class_names(self, table: Table) -> tuple[str, ...] | None:
         """See `TaskData`."""

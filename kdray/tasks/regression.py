@@ -76,7 +76,9 @@ class Regression(TextTask):
             )
         return self
 
-    def read(self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool) -> CheckedTable:
+    def read(
+        self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool, may_be_empty: bool = False
+    ) -> CheckedTable:
         """See `TaskData`. Raises DataError for a number outside of `range`, too."""
         texts = self.read_texts(table)
         if may_lack_gold and table.column(self.label) is None:
@@ -95,6 +97,11 @@ class Regression(TextTask):
                 f"{table.where}, row {outside[0] + 1}, column {self.label!r}: {values_N[outside[0]]:g} is outside of "
                 f"the range {low:g} to {high:g} (task.range). Correct or remove that row, or change the range."
             )
+
+    @property
+    def gold_columns(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return (self.label,)
 
     def class_names(self, table: Table) -> tuple[str, ...] | None:
         """Numbers have no names."""

@@ -6,7 +6,7 @@ Shapes: N examples, A answers, C outputs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -109,9 +109,24 @@ class Task(Settings):
 
     # Data: see `kdray.data.task_data.TaskData`
 
-    def read(self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool) -> CheckedTable:
+    def read(
+        self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool, may_be_empty: bool = False
+    ) -> CheckedTable:
         """See `TaskData`."""
         raise NotImplementedError
+
+    @property
+    def gold_columns(self) -> tuple[str, ...]:
+        """The names of the columns with the gold."""
+        raise NotImplementedError
+
+    def read_texts_only(self, table: Table, names: Mapping[str, str]) -> CheckedTable:
+        """See `TaskData`."""
+        gold = {*self.gold_columns, *(table.aliases.get(name, name) for name in self.gold_columns)}
+        columns = {name: cells for name, cells in table.columns.items() if name not in gold}
+        aliases = {name: column for name, column in table.aliases.items() if column not in gold}
+        without_gold = replace(table, columns=columns, aliases=aliases)
+        return self.model_copy(update=dict(names)).read(without_gold, None, True)
 
     def class_names(self, table: Table) -> tuple[str, ...] | None:
         """See `TaskData`."""

@@ -67,13 +67,21 @@ class TextClassification(TextTask):
             raise ValueError(f"labels must be at least two different names, got {', '.join(self.labels)}.")
         return self
 
-    def read(self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool) -> CheckedTable:
+    def read(
+        self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool, may_be_empty: bool = False
+    ) -> CheckedTable:
         """See `TaskData`."""
         texts = self.read_texts(table)
         gold = None
         if not may_lack_gold or table.column(self.label) is not None:
-            gold = label_column(table, self.label, table.class_names.get(self.label, class_names))
+            names = table.class_names.get(self.label, class_names)
+            gold = label_column(table, self.label, names, may_be_empty)
         return CheckedTable(where=table.where, gold=gold, **texts)
+
+    @property
+    def gold_columns(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return (self.label,)
 
     def class_names(self, table: Table) -> tuple[str, ...] | None:
         """See `TaskData`."""

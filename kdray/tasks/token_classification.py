@@ -78,12 +78,19 @@ class TokenClassification(Task):
             raise ValueError(f"labels must be at least two different tags, got {', '.join(self.labels)}.")
         return self
 
-    def read(self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool) -> CheckedTable:
+    def read(
+        self, table: Table, class_names: Sequence[str] | None, may_lack_gold: bool, may_be_empty: bool = False
+    ) -> CheckedTable:
         """See `TaskData`. Raises DataError for words and tags of different numbers, and for wrong spans, too."""
         label = None if may_lack_gold and table.column(self.label) is None else self.label
         if _has_texts(table, self.text):
             return read_tagged_spans(table, self.text, label)
         return read_tagged_words(table, self.text, label, self.class_names(table) or class_names)
+
+    @property
+    def gold_columns(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return (self.label,)
 
     def class_names(self, table: Table) -> tuple[str, ...] | None:
         """See `TaskData`."""

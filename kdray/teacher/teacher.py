@@ -108,7 +108,7 @@ def obtain_teacher(
     """
     if teacher.training is None:
         return start.source
-    key = fingerprint(start.source.key, start.tokens.key, identifying_values(teacher.training), start.seed)
+    key = fingerprint(start.source.key, start.tokens.labelled_key, identifying_values(teacher.training), start.seed)
     fine_tuned = Pretrained(paths.teacher(key), key)
     if not fetch(fine_tuned.folder).exists():
         job = FineTune(start=start, training=teacher.training, target=fine_tuned.folder, threads=pool.threads_alone)
@@ -215,8 +215,11 @@ def _obtain_fresh_source(
     model: FreshTransformer, task: Task, splits: Splits, paths: StoragePaths, seed: int
 ) -> Pretrained:
     """Create a Transformer with random weights, and a tokenizer for the training rows, in the storage's cache."""
-    texts = [*splits.train["text"], *(splits.train["pair"] if "pair" in splits.train.column_names else ())]
-    key = fingerprint("fresh", model.model_dump(), splits.key, list(splits.labels), seed, len(texts))
+    # More text gives the tokenizer more words.
+    parts = [splits.train] if splits.unlabelled is None else [splits.train, splits.unlabelled]
+    texts = [text for part in parts for name in ("text", "pair") if name in part.column_names for text in part[name]]
+    more = () if splits.more_key is None else (splits.more_key,)
+    key = fingerprint("fresh", model.model_dump(), splits.key, list(splits.labels), seed, len(texts), *more)
 
     def make(target: Path) -> None:
         # The words of a task that answers for each word are separated already.

@@ -112,7 +112,7 @@ def obtain_transfer_set(
     jobs = {
         f"{split}-{start:09d}.arrow": LabelShard(labelling=labelling, split=split, start=start, folder=folder)
         for split in SPLITS
-        for start in range(0, len(tokens.rows(split)), shard_rows)
+        for start in range(0, len(tokens.all_rows(split)), shard_rows)
     }
     # Only the files of this transfer set: a name in the manifest decides which file is deleted.
     for name, digest in ((name, known[name]) for name in jobs if name in known):
@@ -155,7 +155,7 @@ class LabelShard:
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
         settings = self.labelling.settings
-        rows = self.labelling.tokens.rows(self.split)
+        rows = self.labelling.tokens.all_rows(self.split)
         part = rows.part(self.start, min(self.start + settings.shard_rows, len(rows)))
         precision = settings.precision if self.split == "train" else "fp32"
         model = _cached_model(self.labelling.teacher, worker)
@@ -174,7 +174,7 @@ class CheckPadding:
     labelling: Labelling
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
-        teacher, all_rows = self.labelling.teacher, self.labelling.tokens.rows("train")
+        teacher, all_rows = self.labelling.teacher, self.labelling.tokens.all_rows("train")
         order = np.argsort(all_rows.lengths, kind="stable")
         rows = np.unique([*order[: self.labelling.settings.check_rows], order[-1]])
         model = _cached_model(teacher, worker)
@@ -197,7 +197,7 @@ class CheckSample:
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
         settings, teacher = self.labelling.settings, self.labelling.teacher
-        rows = TransferSet(self.folder).rows(self.labelling.tokens, "train")
+        rows = TransferSet(self.folder).all_rows(self.labelling.tokens, "train")
         sample = np.random.default_rng(0).permutation(len(rows))[: settings.check_rows]
         stored = rows.teacher_logits(rows.answers(sample))
         # One row at a time, so without padding, unlike the batches from which the stored logits were computed.

@@ -40,6 +40,9 @@ class TrainingPlan:
     loss_of: LossOf
     evaluate: Evaluate
     seed: int
+    epoch_rows: int | None = None
+    """The number of rows that make an epoch; None: the training rows. If it is larger, an epoch goes through the rows
+    several times, so that a model which learns from fewer rows makes as many steps."""
     checkpoint: Path | None = None
     """The checkpoint file, from which a training that was cut off continues. None: no checkpoints."""
 
@@ -60,10 +63,10 @@ def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Repor
     )
     start, sums = checkpoints.restore()
     yield from checkpoints.reports
-    steps_per_epoch = math.ceil(len(plan.rows) / training.batch_size)
+    steps_per_epoch = math.ceil((plan.epoch_rows or len(plan.rows)) / training.batch_size)
     steps = training.epochs * steps_per_epoch
     marks = evaluation_marks(steps_per_epoch, training.evaluations_per_epoch)
-    for at, indices in _remaining_batches(plan, start):
+    for at, indices in _remaining_batches(plan, start.step, steps_per_epoch):
         rate = training.learning_rate_at(at.step - 1, steps)
         step(plan.rows, indices, rate, sums)
         must_evaluate = at.batch in marks
@@ -90,16 +93,21 @@ def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Repor
     return checkpoints.reports
 
 
-def _remaining_batches(plan: TrainingPlan, start: Position) -> Iterator[tuple[Position, np.ndarray]]:
-    """The global batches after `start` (row numbers), each with the position that the training has after it."""
-    step = start.step
-    for epoch in range(start.epoch, plan.training.epochs):
-        batches = epoch_batches(plan.rows.lengths, plan.training.batch_size, seed=plan.seed, epoch=epoch)
-        # The order of an epoch depends on seed and epoch only, so a continued training skips what it has done.
-        done = start.batch if epoch == start.epoch else 0
-        for batch, indices in enumerate(batches[done:], start=done + 1):
-            step += 1
-            yield Position(epoch, batch, step), indices
+def _remaining_batches(plan: TrainingPlan, start: int, steps_per_epoch: int) -> Iterator[tuple[Position, np.ndarray]]:
+    """The global batches after `start` steps (row numbers), each with the position that the training has after it.
+
+    The batches are those of one pass through the rows after the other. A pass is an epoch, unless an epoch has more
+    rows than there are.
+    """
+    steps_per_pass = math.ceil(len(plan.rows) / plan.training.batch_size)
+    batches: list[np.ndarray] = []
+    for step in range(start, plan.training.epochs * steps_per_epoch):
+        number, batch = divmod(step, steps_per_pass)
+        if not batches or batch == 0:
+            # The order of a pass depends on seed and number only, so a continued training skips what it has done.
+            batches = epoch_batches(plan.rows.lengths, plan.training.batch_size, seed=plan.seed, epoch=number)
+        epoch, in_epoch = divmod(step, steps_per_epoch)
+        yield Position(epoch, in_epoch + 1, step + 1), batches[batch]
 
 
 def _evaluate(model: nn.Module, evaluate: Evaluate, last: bool) -> Report:

@@ -7,6 +7,7 @@ each evaluation.
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from pydantic import TypeAdapter
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from kdray.losses.distillation import Distillation, Loss, Targets
 from kdray.losses.distribution import Distribution
 from kdray.models.pretrained import Pretrained, save_model
 from kdray.models.transformer import TransformerStudent
-from kdray.settings import Settings
+from kdray.settings import Settings, later_field
 from kdray.slots.job import Report, Worker
 from kdray.storage.files import upload_folder, write_json
 from kdray.storage.mirror import delete, fetch
@@ -36,12 +37,22 @@ EVALUATION_BATCH_SIZE = 128
 """Rows in one forward pass when a finished student is evaluated."""
 
 
+LearnFrom: TypeAlias = Literal["all text", "labelled rows"]
+
+
 class Recipe(Settings):
     """All settings of a trial. The `space` of a sweep can search over each of them, by dotted name."""
 
     student: TransformerStudent = TransformerStudent()
     distillation: Distillation = Distillation()
     training: Training = Training()
+    learn_from: LearnFrom = later_field("all text")
+    """What the student sees: all text, or the labelled rows alone, in as many steps. Controls see the latter."""
+
+    @property
+    def copies(self) -> int:
+        """How many changed copies of each text the student sees."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,19 @@ class TrialInputs:
         """The rows of a split with the teacher's logits. Their files stay open in the worker for the next job."""
         key = ("rows", self.tokens.folder, self.transfer.folder, split)
         return worker.cached(key, lambda: self.transfer.rows(self.tokens, split))
+
+    def texts(self, recipe: Recipe, worker: Worker) -> Rows:
+        """The rows that a student with this recipe learns from, with the teacher's logits."""
+        labelled = self.rows("train", worker)
+        count = len(labelled) if recipe.learn_from == "labelled rows" else self.tokens.texts(recipe.copies)
+        if count == len(labelled):
+            return labelled
+        key = ("texts", self.tokens.folder, self.transfer.folder, count)
+        return worker.cached(key, lambda: self.transfer.all_rows(self.tokens, "train").first(count))
+
+    def has_more_text(self, recipe: Recipe) -> bool:
+        """Whether a student with this recipe sees more than the labelled rows."""
+        return self.tokens.texts(recipe.copies) > self.tokens.train_ends[0]
 
     def teacher_outputs(self, split: str, worker: Worker) -> Outputs:
         """The teacher's outputs for the rows of a split. Its thresholds are those of the validation rows."""
@@ -111,7 +135,7 @@ class Trial:
         self, model: PreTrainedModel, distribution: Distribution, checkpoint: Path, worker: Worker
     ) -> TrainingPlan:
         training = self.recipe.training
-        train, validation = self.inputs.rows("train", worker), self.inputs.rows("validation", worker)
+        validation = self.inputs.rows("validation", worker)
         dtype = autocast_dtype(training.precision, worker.device, model)
 
         task, teacher = self.inputs.task, self.inputs.teacher_outputs("validation", worker)
@@ -127,7 +151,8 @@ class Trial:
             return student_quality(task, student, teacher, validation)
 
         return TrainingPlan(
-            rows=train,
+            rows=self.inputs.texts(self.recipe, worker),
+            epoch_rows=self.inputs.tokens.texts(self.recipe.copies),
             training=training,
             loss_of=loss_of,
             evaluate=evaluate,

@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 from kdray.choice.controls import controls_of_front
 from kdray.choice.reruns import (
     Confirm,
+    ControlsOf,
     Rerun,
     RerunJob,
     RerunResult,
-    control_recipes,
     planned_reruns,
     read_answers,
     run_reruns,
@@ -283,9 +283,14 @@ def test_without_a_confirmed_candidate_the_search_decides(fake_rows: FakeTestRow
     )
 
 
+def no_more_text(untuned: Recipe) -> ControlsOf:
+    return ControlsOf(untuned, has_more_text=lambda recipe: False)
+
+
 def test_planned_reruns(recipe: Recipe) -> None:
     base = recipe.with_dotted({"distillation.temperature": 7.0})
-    runs = planned_reruns(Confirm(seeds=2), [searched(2, 0.9)], base.with_dotted, seed=5)
+    candidates = {2: base.with_dotted({"student.depth": 2})}
+    runs = planned_reruns(Confirm(seeds=2), candidates, no_more_text(base), seed=5)
     assert {run.seed for run in runs} == {6, 7}
     by_role = {run.role: run.recipe for run in runs}
     assert by_role["candidate"].distillation.temperature == 7.0
@@ -293,22 +298,36 @@ def test_planned_reruns(recipe: Recipe) -> None:
     assert by_role["default distillation"].distillation == Distillation()
     assert {recipe.student.depth for recipe in by_role.values()} == {2}
     assert len({run.key for run in runs}) == 6
-    candidates_only = planned_reruns(Confirm(seeds=2, controls=False), [searched(2, 0.9)], base.with_dotted, seed=5)
-    assert [run.key for run in candidates_only] == [run.key for run in runs if run.role == "candidate"]
+    expected = [run.key for run in runs if run.role == "candidate"]
+    for confirm, controls in ((Confirm(seeds=2, controls=False), no_more_text(base)), (Confirm(seeds=2), None)):
+        assert [run.key for run in planned_reruns(confirm, candidates, controls, seed=5)] == expected
 
 
 def test_recipes_of_controls(recipe: Recipe) -> None:
     untuned = recipe.with_dotted({"training.epochs": 9, "training.learning_rate": 3e-3})
     tuned = untuned.with_dotted({"student.depth": 2, "training.epochs": 4, "training.learning_rate": 1e-4})
-    controls = control_recipes(
-        tuned.with_dotted({"distillation.temperature": 7.0, "distillation.logit_mse": 1.0}), untuned
-    )
+    tuned = tuned.with_dotted({"distillation.temperature": 7.0, "distillation.logit_mse": 1.0})
+    controls = no_more_text(untuned)(tuned)
+    assert list(controls) == ["labels only", "default distillation"]
     assert {control.training.epochs for control in controls.values()} == {4}
     assert {control.student for control in controls.values()} == {tuned.student}
     assert controls["labels only"].training == tuned.training
     assert (controls["labels only"].distillation.alpha, controls["labels only"].distillation.logit_mse) == (0.0, 0.0)
     assert controls["default distillation"].training.learning_rate == 3e-3
     assert controls["default distillation"].distillation == Distillation()
+    assert {control.learn_from for control in controls.values()} == {"all text"}
+
+
+def test_with_more_text_two_controls_see_the_labelled_rows_alone(recipe: Recipe) -> None:
+    tuned = recipe.with_dotted({"distillation.temperature": 7.0})
+    controls = ControlsOf(recipe, has_more_text=lambda recipe: True)(tuned)
+    assert {role: control.learn_from for role, control in controls.items()} == {
+        "labels only": "labelled rows",
+        "labelled rows": "labelled rows",
+        "default distillation": "all text",
+    }
+    assert controls["labelled rows"].distillation == tuned.distillation
+    assert {control.training.epochs for control in controls.values()} == {tuned.training.epochs}
 
 
 def test_each_architecture_of_the_front_has_two_controls(recipe: Recipe) -> None:
@@ -321,14 +340,15 @@ def test_each_architecture_of_the_front_has_two_controls(recipe: Recipe) -> None
         replace(searched(5, 0.99, latency_ms=4.0, agreement=0.9), state="stopped"),
     ]
     records = [replace(r, params={"student.depth": 1 if r.number == 2 else 2}) for r in records]
-    runs = controls_of_front(records, ("accuracy", "latency_ms", "agreement"), recipe.with_dotted, seed=5)
+    controls_of = no_more_text(recipe)
+    runs = controls_of_front(records, ("accuracy", "latency_ms", "agreement"), recipe.with_dotted, controls_of, seed=5)
     assert [(run.trial, run.role, run.seed, run.recipe.student.depth) for run in runs] == [
         (3, "labels only", 5, 2),
         (3, "default distillation", 5, 2),
         (2, "labels only", 5, 1),
         (2, "default distillation", 5, 1),
     ]
-    assert controls_of_front([records[4]], ("accuracy",), recipe.with_dotted, seed=5) == []
+    assert controls_of_front([records[4]], ("accuracy",), recipe.with_dotted, controls_of, seed=5) == []
 
 
 def test_of_a_minimized_metric_the_smaller_value_has_the_controls(recipe: Recipe) -> None:
@@ -337,7 +357,8 @@ def test_of_a_minimized_metric_the_smaller_value_has_the_controls(recipe: Recipe
         replace(searched_number(number, pearson, mse), params={"student.depth": 2})
         for number, pearson, mse in ((1, 0.9, 0.5), (2, 0.8, 0.4))
     ]
-    runs = controls_of_front(records, ("mse", "latency_ms", "pearson"), recipe.with_dotted, seed=5)
+    metrics = ("mse", "latency_ms", "pearson")
+    runs = controls_of_front(records, metrics, recipe.with_dotted, no_more_text(recipe), seed=5)
     assert [run.trial for run in runs] == [2, 2]
 
 

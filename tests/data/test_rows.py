@@ -27,7 +27,7 @@ WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 def token_set(folder: Path, task: Task, columns: Mapping[str, Any], labels: tuple[str, ...]) -> TokenSet:
     """The token ids of these columns, which are those of all splits."""
     columns = {"id": list(range(len(columns["label"]))), **columns}
-    splits: Any = SimpleNamespace(labels=labels, key="rows", columns=lambda split: columns)
+    splits: Any = SimpleNamespace(labels=labels, key="rows", more_key=None, blocks=lambda split: iter([columns]))
     return tokenise(splits, task, word_tokenizer(WORDS, 50, 64), StoragePaths(folder))
 
 

@@ -5,13 +5,18 @@ import random
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import Field
 
-from kdray.settings import Settings
+from kdray.settings import Settings, later_field
 
 Split: TypeAlias = Literal["train", "validation", "test"]
+
+UNLABELLED = "unlabelled"
+"""The split of texts without labels."""
+OTHER_SEED = 1_000_000_007
+"""Added to the seed for the texts without labels, so that they are other ones than those of train."""
 
 T = TypeVar("T")
 
@@ -24,7 +29,12 @@ class GeneratedRows(Settings):
     train_rows: int = Field(16_000, ge=2)
     validation_rows: int = Field(2000, ge=2)
     test_rows: int = Field(2000, ge=2)
+    unlabelled_rows: int = later_field(0, ge=0)
+    """The number of texts in a further split, `unlabelled`, whose answers nobody has given."""
     seed: int = 0
+
+    text_columns: ClassVar[tuple[str, ...]] = ("text",)
+    """The columns that tell two rows apart."""
 
     @classmethod
     def kinds(cls) -> Mapping[str, type[Settings]]:
@@ -34,6 +44,17 @@ class GeneratedRows(Settings):
     @abstractmethod
     def rows(self, split: Split) -> dict[str, list[Any]]:
         """Column -> cells, of one split; no row occurs twice."""
+
+    def unlabelled(self) -> dict[str, list[Any]]:
+        """The text columns of the split `unlabelled`; none of these texts is in train."""
+        # More than are needed, because some of them may be in train.
+        count = self.unlabelled_rows + self.train_rows
+        others = self.model_copy(update={"train_rows": count, "seed": self.seed + OTHER_SEED})
+        own, rows = self.rows("train"), others.rows("train")
+        in_train = {str(text) for text in zip(*(own[name] for name in self.text_columns), strict=True)}
+        texts = zip(*(rows[name] for name in self.text_columns), strict=True)
+        new = [text for text in texts if str(text) not in in_train][: self.unlabelled_rows]
+        return {name: [text[place] for text in new] for place, name in enumerate(self.text_columns)}
 
     def random_of(self, split: Split) -> random.Random:
         """The random numbers that all rows of this split are drawn with."""

@@ -153,6 +153,8 @@ class Part:
 class GeneratedMentions(GeneratedRows):
     """Sentences with names of four types, for token classification."""
 
+    text_columns = ("tokens",)
+
     kind: Literal["mentions"] = "mentions"
     sureness: float = Field(1.6, gt=0)
     """How sure the annotator is: the type of a name that is as clear as c is right with probability

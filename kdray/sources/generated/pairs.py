@@ -96,6 +96,8 @@ class Pair:
 class GeneratedPairs(GeneratedRows):
     """Pairs of sentences with a score from 0 to 5 for how similar they are, for regression."""
 
+    text_columns = ("text", "pair")
+
     kind: Literal["pairs"] = "pairs"
     spread: float = Field(0.6, ge=0)
     """How much the annotator differs from the true score: the standard deviation, in points."""
