@@ -43,10 +43,10 @@ It was chosen by reading the pairs of texts in train and in the other splits of 
 - from 0.6 to 0.7 most are two texts: "a woman is peeling a tuber" and "... a potato"
 
 SST-2 and WNUT-17 have no pair above 0.6. GoEmotions has the most near repeats: 180 of 43,410 rows of train."""
-BLOCK_ROWS = 10_000
+BLOCK_ROWS = 2_000
 """At most so many rows are read at once."""
 BLOCK_CELLS = 2_000_000
-"""At most so many pairs of rows are compared at once: about 120 MB if all of them share a trigram."""
+"""At most so many pairs of rows are compared at once: about 100 MB if all of them share a trigram."""
 FIRST_ROWS = 100
 """So many of the others are compared first. If most texts come from one template, nearly all are near to one of these,
 and need no comparison with the rest."""

@@ -4,10 +4,14 @@ Each kind is a file of its own: `softmax`, `sigmoid`, `value`. A task names the 
 Shapes: A answers, C outputs.
 """
 
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
+
+Weights: TypeAlias = Tensor | float
+"""Factors of a term: one for all; one for each answer (A x 1); or one for each output (A x C), where the term is a mean
+over the outputs."""
 
 
 class Distribution(Protocol):
@@ -18,12 +22,19 @@ class Distribution(Protocol):
         """The names in `Distillation` that have a meaning for these outputs."""
         ...
 
-    def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float) -> Tensor:
+    def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float, weights: Weights = 1.0) -> Tensor:
         """How much the student's outputs differ from the teacher's (A)."""
         ...
 
-    def hard_loss(self, student_AxC: Tensor, gold: Tensor) -> Tensor:
+    def hard_loss(self, student_AxC: Tensor, gold: Tensor, weights: Weights = 1.0) -> Tensor:
         """How much the student's outputs differ from the gold (A); 0 for an answer without gold."""
+        ...
+
+    def contradicts(self, teacher_AxC: Tensor, gold: Tensor) -> Tensor:
+        """Where the teacher's answer is wrong (bool): A x 1, or A x C if each output is an answer of its own.
+
+        False where there is no gold, and for outputs that are never simply right or wrong.
+        """
         ...
 
     def start_training(self, model: nn.Module) -> Self:
@@ -81,6 +92,6 @@ def is_new(head: nn.Linear) -> bool:
     return head.bias is not None and not head.bias.any()
 
 
-def mean_squared_difference(student_AxC: Tensor, teacher_AxC: Tensor) -> Tensor:
+def mean_squared_difference(student_AxC: Tensor, teacher_AxC: Tensor, weights: Weights = 1.0) -> Tensor:
     """The squared difference of the outputs, mean over the outputs (A) (Ba and Caruana 2014, arXiv:1312.6184)."""
-    return (student_AxC - teacher_AxC).square().mean(dim=-1)
+    return ((student_AxC - teacher_AxC).square() * weights).mean(dim=-1)

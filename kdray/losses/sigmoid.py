@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdray.losses.distribution import Unchanged, is_new, output_layer
+from kdray.losses.distribution import Unchanged, Weights, is_new, output_layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Sigmoid(Unchanged):
     log_odds_C: np.ndarray | None = None
     """The logarithm of (rows with the label + 1) / (rows without it + 1), of the training rows; None: unknown."""
 
-    settings = frozenset({"temperature", "alpha", "logit_mse"})
+    settings = frozenset({"temperature", "alpha", "logit_mse", "trust"})
 
     @classmethod
     def of(cls, gold_AxC: np.ndarray) -> "Sigmoid":
@@ -33,7 +33,7 @@ class Sigmoid(Unchanged):
         with_label_C, without_C = (gold_AxC == 1).sum(axis=0), (gold_AxC == 0).sum(axis=0)
         return cls(np.log((with_label_C + 1) / (without_C + 1)))
 
-    def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float) -> Tensor:
+    def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float, weights: Weights = 1.0) -> Tensor:
         """T² times the divergence KL(teacher_T ‖ student_T) of a label's two outcomes, where x_T = sigmoid(x / T).
 
         The factor T² keeps the size of the gradient similar for all T, as for the softmax (Hinton, Vinyals, Dean 2015,
@@ -43,15 +43,24 @@ class Sigmoid(Unchanged):
         # sigmoid(-x) = 1 - sigmoid(x): without this form, the logarithm of a probability near 1 would lose its digits.
         yes_AxC = teacher_AxC.sigmoid() * (functional.logsigmoid(teacher_AxC) - functional.logsigmoid(student_AxC))
         no_AxC = (-teacher_AxC).sigmoid() * (functional.logsigmoid(-teacher_AxC) - functional.logsigmoid(-student_AxC))
-        return temperature**2 * (yes_AxC + no_AxC).mean(dim=-1)
+        return temperature**2 * ((yes_AxC + no_AxC) * weights).mean(dim=-1)
 
-    def hard_loss(self, student_AxC: Tensor, gold: Tensor) -> Tensor:
+    def hard_loss(self, student_AxC: Tensor, gold: Tensor, weights: Weights = 1.0) -> Tensor:
         """Binary cross-entropy with the gold labels (A x C: 1, 0; -1 in a row without gold)."""
         has_gold_A = gold[:, 0] >= 0
         loss_AxC = functional.binary_cross_entropy_with_logits(
             student_AxC, gold.clamp(min=0).to(student_AxC.dtype), reduction="none"
         )
-        return loss_AxC.mean(dim=-1) * has_gold_A
+        return (loss_AxC * weights).mean(dim=-1) * has_gold_A
+
+    def contradicts(self, teacher_AxC: Tensor, gold: Tensor) -> Tensor:
+        """Whether the teacher gives a label that does not hold, or does not give one that holds (A x C).
+
+        A label is given if its probability is above one half: the thresholds of the task are chosen after the training.
+        Each label is a decision of its own, as in both terms (Yang et al. 2023, arXiv:2308.06453): a teacher that is
+        wrong about one label of thirty still teaches the others.
+        """
+        return ((teacher_AxC > 0) != (gold == 1)) & (gold >= 0)
 
     def start_training(self, model: nn.Module) -> Self:
         """Let a new head answer with the share of each label (Lin et al. 2017, arXiv:1708.02002, section 3.3).

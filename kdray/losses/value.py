@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdray.losses.distribution import is_new, output_layer
+from kdray.losses.distribution import Weights, is_new, output_layer
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,19 @@ class Value:
         known = gold_A[np.isfinite(gold_A)].astype(np.float64)
         return cls(float(known.mean()), float(known.std()) or 1.0)
 
-    def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float) -> Tensor:
+    def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float, weights: Weights = 1.0) -> Tensor:
         """The squared difference from the teacher; the temperature has no meaning for a number."""
-        return (student_AxC - self._standardised(teacher_AxC)).square().mean(dim=-1)
+        return ((student_AxC - self._standardised(teacher_AxC)).square() * weights).mean(dim=-1)
 
-    def hard_loss(self, student_AxC: Tensor, gold: Tensor) -> Tensor:
+    def hard_loss(self, student_AxC: Tensor, gold: Tensor, weights: Weights = 1.0) -> Tensor:
         """The squared difference from the gold (A); nan stands for no gold."""
         has_gold_A = gold.isfinite()
         expected_A = self._standardised(gold.nan_to_num(self.mean)).to(student_AxC.dtype)
-        return (student_AxC[:, 0] - expected_A).square() * has_gold_A
+        return ((student_AxC - expected_A[:, None]).square() * weights)[:, 0] * has_gold_A
+
+    def contradicts(self, teacher_AxC: Tensor, gold: Tensor) -> Tensor:
+        """False for each answer (A x 1): every number is more or less far from the gold, and none is simply wrong."""
+        return torch.zeros_like(teacher_AxC, dtype=torch.bool)
 
     def start_training(self, model: nn.Module) -> "Value":
         """Let the head answer in standardised units: (w x + b - mean) / spread.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from kdray.errors import StorageError
 from kdray.evaluation.measuring import ARCHITECTURE_METRICS
@@ -18,7 +19,7 @@ from kdray.search.claim import LEDGER, describe_differences, read_ledger, read_s
 from kdray.search.ledger import Ledger
 from kdray.search.planner import EARLIER_TRIALS, EarlierTrials
 from kdray.search.space import can_draw, distributions
-from kdray.settings import identifying_values, names_that_may_change
+from kdray.settings import dotted_values, identifying_values, names_that_may_change
 from kdray.storage.bucket_copies import open_for_reading
 from kdray.storage.paths import SweepPaths, display_path, sweep_paths
 from kdray.storage.records import check_value
@@ -203,5 +204,11 @@ def _params_in_space(sweep: Sweep, fixed: Mapping[str, Any], record: TrialRecord
 
 
 def _recipe_values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted name -> JSON value, for every setting of the recipe in the settings of a sweep."""
-    return {f"{part}.{name}": value for part in Recipe.model_fields for name, value in settings[part].items()}
+    """Dotted name -> JSON value, for every setting of the recipe in the settings of a sweep.
+
+    A setting that is not written has its default.
+    """
+    defaults: dict[str, Any] = to_jsonable_python(dotted_values(Recipe()))
+    parts = {part: settings.get(part, {}) for part in Recipe.model_fields}
+    written = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    return defaults | written

@@ -136,7 +136,11 @@ def test_the_rows_found_are_those_of_sets_of_trigrams(
     assert 10 < sum(near) < 290
 
 
-def test_the_examples_are_the_first_repeats_and_say_what_they_repeat() -> None:
+@pytest.mark.parametrize("first_rows", [100, 2])
+def test_the_examples_are_the_first_repeats_and_say_what_they_repeat(
+    monkeypatch: pytest.MonkeyPatch, first_rows: int
+) -> None:
+    monkeypatch.setattr(module, "FIRST_ROWS", first_rows)
     texts = ["new", f"{LONG}!", "Yes", f"{LONG}?", "no"]
     found = repeats_of(texts, ["no", "x y z"], [f"{LONG} .", "yes", "YES", f"{LONG}"])
     assert found.exact == Example("Yes", "yes", 1)

@@ -88,6 +88,23 @@ def test_a_setting_may_be_searched_in_one_and_fixed_in_the_other(
     assert [trial["params"] for trial in trials] == [{"training.learning_rate": 1e-3, "training.weight_decay": 0.01}]
 
 
+def test_a_setting_that_is_not_written_has_its_default(make_sweep: MakeSweep, first: Path, tmp_path: Path) -> None:
+    """Full trust is not written; the trials with it are known to a sweep that searches the trust, and the reverse."""
+    space = {"student.depth": [1, 2], "training.learning_rate": [1e-3], "distillation.trust": tune.uniform(0, 1)}
+    second = make_sweep(name="second", search=warm_search(first), space=space)
+    _, trials = start(second, tmp_path)
+    assert [trial["params"]["distillation.trust"] for trial in trials] == [1.0, 1.0]
+    paths, ledger = open_sweep(second, tmp_path)
+    for number, trust in enumerate((1.0, 0.3)):
+        params = {"student.depth": 1, "training.learning_rate": 1e-3, "distillation.trust": trust}
+        ledger.add(params, distributions(second.space), {"latency_ms": 9.0}, {})
+        ledger.add_evaluation(number, {"accuracy": 0.5, "epoch": 1, "step": 10})
+        ledger.finish(number, "completed")
+    notes, trials = start(make_sweep(name="third", search=warm_search(paths.root)), tmp_path)
+    assert "1 (distillation.trust is 0.3, here 1.0)" in notes[0]
+    assert [trial["params"] for trial in trials] == [{"student.depth": 1, "training.learning_rate": 1e-3}]
+
+
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
