@@ -25,6 +25,7 @@ ORDER = [
     "losses",
     "tasks",
     "models",
+    "augmentation",
     "evaluation",
     "training",
     "teacher",
