@@ -4,6 +4,7 @@ from .choice.reruns import Confirm
 from .choice.rule import Choose
 from .cli.running import main
 from .data.splits import Data
+from .data.unlabelled import Unlabelled
 from .evaluation.measuring import Latency
 from .losses.distillation import Distillation
 from .models.fresh import FreshTransformer
@@ -49,6 +50,7 @@ __all__ = [
     "Training",
     "Transfer",
     "TransformerStudent",
+    "Unlabelled",
     "at_least",
     "at_most",
     "main",
