@@ -248,6 +248,7 @@ def _describe(verdict: Verdict, choice: Choice) -> list[str]:
             f"the search did not use: {noun(verdict.metric)} {metric}, retention {retention}."
         )
         sentences += [_describe_gain(verdict.metric, gain) for gain in verdict.gains]
+        sentences += _describe_weak_teacher(verdict, winner)
     elif not any(student.role == "candidate" for student in verdict.confirmed):
         sentences.append(
             "The choice could not be confirmed, because no candidate could be trained again. The figures are those of "
@@ -264,6 +265,19 @@ def _describe(verdict: Verdict, choice: Choice) -> list[str]:
     if verdict.failed:
         sentences.append(f"{len(verdict.failed)} of the runs of the confirmation failed; report.md gives the reasons.")
     return sentences
+
+
+def _describe_weak_teacher(verdict: Verdict, winner: ConfirmedStudent) -> list[str]:
+    """A sentence if a student without a teacher is better than the teacher; the interval must show it."""
+    own = (winner.trial, "labels only")
+    control = next((student for student in verdict.confirmed if (student.trial, student.role) == own), None)
+    if control is None or control.retention.low <= 1:
+        return []
+    return [
+        f"The teacher is weak: the same student trained on labels only is better ({noun(verdict.metric)} "
+        f"{format_interval(verdict.metric, control.metric)}). Fine-tune the teacher longer, or with another learning "
+        "rate, before you trust the retention."
+    ]
 
 
 def _describe_test(verdict: Verdict, test: PairedTest | ExchangeTest) -> str:

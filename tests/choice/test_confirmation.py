@@ -179,6 +179,17 @@ def test_gain_is_reported_with_its_interval(fake_rows: FakeTestRows) -> None:
     assert "over the same student trained on labels only." in verdict.sentences[2]
 
 
+def test_a_teacher_that_students_without_a_teacher_surpass_is_called_weak(fake_rows: FakeTestRows) -> None:
+    def sentences(labels_only: float) -> list[str]:
+        accuracies = {(1, "candidate"): (0.97, 0.97), (1, "labels only"): (labels_only, labels_only)}
+        sentences: list[str] = fake_rows.verdict(accuracies, [searched(1, 0.9)], by_accuracy()).sentences
+        return [sentence for sentence in sentences if sentence.startswith("The teacher is weak")]
+
+    (sentence,) = sentences(0.96)
+    assert "the same student trained on labels only is better (accuracy 0.9600 (95%: 0.9" in sentence
+    assert sentences(TEACHER_ACCURACY) == []
+
+
 def test_loss_against_a_control_is_reported(fake_rows: FakeTestRows) -> None:
     verdict = fake_rows.verdict(
         {(1, "candidate"): (0.80, 0.81, 0.79), (1, "default distillation"): (0.95, 0.95, 0.95)},
