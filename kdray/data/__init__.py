@@ -19,6 +19,7 @@ In reading order:
 - `unlabelled`      texts without labels: reads them, and leaves out those that are measured
 - `splits`          Data: the settings; the train, validation and test rows, cut from train if a split is missing
 - `copies`          the rows of a sweep with changed copies of their texts
+- `column_files`    writes an Arrow file with one record batch piece by piece
 - `tokens`          tokenises all splits once and caches the token ids as Arrow files
 - `truncation`      says how many texts are cut at the maximum length
 - `rows`            one split of the token ids, memory-mapped; padded batches

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdray.data.rows import TRAIN
-from kdray.data.splits import Splits
+from kdray.data.splits import Splits, as_dataset
 from kdray.data.unlabelled import without_gold
 from kdray.storage.files import fingerprint
 
@@ -57,5 +56,5 @@ class WithCopies:
 
 
 def _columns(table: pa.Table) -> Mapping[str, Any]:
-    rows = datasets.Dataset(table)
+    rows = as_dataset(table)
     return {name: rows[name] for name in rows.column_names}

@@ -209,7 +209,7 @@ def _gold_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     if pa.types.is_large_list(column.type):
         return column.flatten().to_numpy(), np.diff(column.offsets.to_numpy())
     if pa.types.is_fixed_size_list(column.type):
-        return column.flatten().to_numpy().reshape(len(column), -1), None
+        return column.flatten().to_numpy().reshape(len(column), column.type.list_size), None
     return column.to_numpy(), None
 
 

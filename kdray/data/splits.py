@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import datasets
 import numpy as np
@@ -148,16 +149,24 @@ def load_splits(data: Data, task: TaskData) -> Splits:
         rows = {role: draw_rows(table, data.max_rows, data.seed)[0] for role, table in rows.items()}
     notes += describe_findings({role: rows[role] for role in (TRAIN, VALIDATION, TEST)}, labels)
     unlabelled = _unlabelled_rows(texts_only, rows, data, notes)
+    # Arrow keeps the memory of the tables that the columns above were made of: hundreds of MB for a million texts.
+    pa.default_memory_pool().release_unused()
     return Splits(
-        train=datasets.Dataset(rows[TRAIN]),
-        validation=datasets.Dataset(rows[VALIDATION]),
-        test=datasets.Dataset(rows[TEST]),
+        train=as_dataset(rows[TRAIN]),
+        validation=as_dataset(rows[VALIDATION]),
+        test=as_dataset(rows[TEST]),
         labels=labels,
         notes=tuple(notes),
         key=fingerprint(labels, {role: _content_digest(table) for role, table in rows.items()}),
-        unlabelled=None if unlabelled is None else datasets.Dataset(unlabelled),
+        unlabelled=None if unlabelled is None else as_dataset(unlabelled),
         more_key=None if unlabelled is None else _content_digest(unlabelled),
     )
+
+
+def as_dataset(table: pa.Table) -> datasets.Dataset:
+    """These rows as a `Dataset`, without a copy of them."""
+    # Without a fingerprint, `datasets` would make one of a pickle of the whole table, in memory.
+    return datasets.Dataset(table, fingerprint=uuid4().hex)
 
 
 def _unlabelled_rows(

@@ -6,15 +6,18 @@ the files.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from kdray.data.column_files import ColumnFiles
 from kdray.data.rows import SPLITS, TRAIN, Layout, Rows
 from kdray.data.task_data import Encoded, TaskData
 from kdray.errors import TeacherError
@@ -28,7 +31,9 @@ FORMAT = 1
 """Part of every key: increase it when the files change, so that older files are not read."""
 
 ENCODED_AT_ONCE = 2000
-"""Rows in one call of the tokenizer."""
+"""Rows in one call of the tokenizer, and the most rows that are in memory as Python lists.
+
+A fast tokenizer divides the texts of a call among all cores, unless TOKENIZERS_PARALLELISM is set to false."""
 
 SAMPLE = 16
 """Rows of each split that are encoded again to check cached token ids."""
@@ -128,16 +133,11 @@ def tokenise(text: TextBlocks, task: TaskData, tokenizer: Any, paths: StoragePat
         return cached
     if folder.exists():
         logger.warning("%s: incomplete, or made by another version of the tokenizer; made again.", folder)
+    encode = partial(_pieces, task=task, tokenizer=tokenizer, labels=len(text.labels))
     with replace_folder(folder) as temporary:
-        padding: dict[str, int] = {}
-        train_ends: tuple[int, ...] = ()
-        for split in SPLITS:
-            tables = _encode_blocks(text.blocks(split), len(text.labels), task, tokenizer)
-            inputs = [name for name in tables[0].column_names if name not in ROW_COLUMNS]
-            padding = {name: _padding_value(tokenizer, name) for name in inputs}
-            _write(temporary / f"{split}.arrow", pa.concat_tables(tables).combine_chunks())
-            if split == TRAIN:
-                train_ends = _train_ends([table.num_rows for table in tables])
+        rows_of_blocks = {split: _write(temporary / f"{split}.arrow", text.blocks(split), encode) for split in SPLITS}
+        train_ends = _train_ends(rows_of_blocks[TRAIN])
+        padding = {name: _padding_value(tokenizer, name) for name in _inputs_in(temporary / f"{TRAIN}.arrow")}
         write_json(
             temporary / "meta.json",
             {
@@ -180,44 +180,55 @@ def _train_ends(rows_of_blocks: Sequence[int]) -> tuple[int, ...]:
     return ends if len(ends) > 1 else (*ends, *ends)
 
 
-def _encode_blocks(blocks: Iterator[Mapping[str, Any]], labels: int, task: TaskData, tokenizer: Any) -> list[pa.Table]:
-    tables: list[pa.Table] = []
-    for block in blocks:
-        is_empty = len(tables) > 0 and not len(block["id"])
-        tables.append(tables[0].slice(0, 0) if is_empty else _encode_block(block, labels, task, tokenizer))
-    return tables
+def _write(
+    file: Path, blocks: Iterator[Mapping[str, Any]], encode: Callable[[Mapping[str, Any]], Iterator[pa.RecordBatch]]
+) -> list[int]:
+    """Write the token file of one split, and return the number of encoded rows of each block."""
+    with TemporaryDirectory(dir=file.parent) as name:
+        columns, ends = ColumnFiles(Path(name)), [0]
+        for block in blocks:
+            for piece in encode(block):
+                columns.append(piece)
+            ends.append(columns.rows)
+        columns.write(file)
+    return np.diff(ends).tolist()
 
 
-def _encode_block(columns: Mapping[str, Any], labels: int, task: TaskData, tokenizer: Any) -> pa.Table:
+def _inputs_in(file: Path) -> list[str]:
+    """The inputs of the model in a token file."""
+    return [name for name in pa.ipc.open_file(file).schema.names if name not in ROW_COLUMNS]
+
+
+def _pieces(columns: Mapping[str, Any], task: TaskData, tokenizer: Any, labels: int) -> Iterator[pa.RecordBatch]:
+    """The rows of a block, encoded, a piece at a time: the columns of a token file."""
+    for start in range(0, len(columns["id"]), ENCODED_AT_ONCE):
+        piece = {name: columns[name][start : start + ENCODED_AT_ONCE] for name in columns}
+        yield _record_batch(piece, _encode(piece, task, tokenizer), labels)
+
+
+def _encode(columns: Mapping[str, Any], task: TaskData, tokenizer: Any) -> Encoded:
+    return task.encode(tokenizer, {name: list(columns[name]) for name in ("text", "pair") if name in columns})
+
+
+def _record_batch(columns: Mapping[str, Any], encoded: Encoded, labels: int) -> pa.RecordBatch:
     """The columns id, label, length and place, and a column of lists for each input of the model.
 
-    There is one row for each encoded row, and one chunk for each column. Without places there is no column place.
+    There is one row for each encoded row. Without places there is no column place.
     """
-    parts = [
-        _encode(columns, slice(start, start + ENCODED_AT_ONCE), task, tokenizer)
-        for start in range(0, len(columns["id"]), ENCODED_AT_ONCE)
-    ]
-    rows = np.concatenate([_row_numbers(part) + number * ENCODED_AT_ONCE for number, part in enumerate(parts)])
-    lengths = np.array([len(ids) for part in parts for ids in part.inputs["input_ids"]], np.int32)
+    ids = np.asarray(columns["id"], np.int64)[_row_numbers(encoded)]
+    lengths = np.array([*map(len, encoded.inputs["input_ids"])], np.int32)
     # The other inputs are masks and token types, which fit into a byte.
     inputs = {
-        name: _lists([ids for part in parts for ids in part.inputs[name]], np.int32 if name == "input_ids" else np.int8)
-        for name in parts[0].inputs
+        name: _lists(lists, np.int32 if name == "input_ids" else np.int8) for name, lists in encoded.inputs.items()
     }
-    columns_of_rows = {"id": np.asarray(columns["id"][:], np.int64)[rows], "length": lengths}
-    if parts[0].places is None:
-        label = _gold_column(columns["label"][:], labels)
-        return pa.table({"id": columns_of_rows["id"], "label": label, "length": lengths, **inputs})
-    places = [places for part in parts for places in part.places or ()]
-    gold = np.concatenate([np.asarray(cell, np.int32) for cell in columns["label"][:]])
+    if encoded.places is None:
+        label = _gold_column(columns["label"], labels)
+        return pa.record_batch({"id": ids, "label": label, "length": lengths, **inputs})
     # Every answer of a row is in exactly one of its parts, and the parts are in order, so the gold is in order, too.
-    counts = np.cumsum([0, *map(len, places)])
-    label = pa.LargeListArray.from_arrays(counts, gold)
-    return pa.table({**columns_of_rows, "label": label, "place": _lists(places, np.int32), **inputs})
-
-
-def _encode(columns: Mapping[str, Any], rows: slice, task: TaskData, tokenizer: Any) -> Encoded:
-    return task.encode(tokenizer, {name: list(columns[name][rows]) for name in ("text", "pair") if name in columns})
+    offsets = np.cumsum([0, *map(len, encoded.places)])
+    label = pa.LargeListArray.from_arrays(offsets, _numbers(columns["label"], np.int32))
+    places = _lists(encoded.places, np.int32)
+    return pa.record_batch({"id": ids, "length": lengths, "label": label, "place": places, **inputs})
 
 
 def _row_numbers(encoded: Encoded) -> np.ndarray:
@@ -227,8 +238,13 @@ def _row_numbers(encoded: Encoded) -> np.ndarray:
 
 
 def _lists(lists: Sequence[Sequence[int]], dtype: type[np.integer[Any]]) -> pa.LargeListArray:
-    offsets = np.concatenate(([0], np.cumsum([len(values) for values in lists], dtype=np.int64)))
-    return pa.LargeListArray.from_arrays(offsets, np.concatenate([np.asarray(values, dtype) for values in lists]))
+    offsets = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+    return pa.LargeListArray.from_arrays(offsets, _numbers(lists, dtype))
+
+
+def _numbers(lists: Iterable[Sequence[int]], dtype: type[np.integer[Any]]) -> np.ndarray:
+    """The numbers of all lists, list after list."""
+    return np.fromiter(chain.from_iterable(lists), dtype)
 
 
 def _gold_column(cells: Sequence[Any], labels: int) -> np.ndarray | pa.FixedSizeListArray:
@@ -253,11 +269,6 @@ def _padding_value(tokenizer: Any, name: str) -> int:
     """The padding value of this input; 0 if the tokenizer has none, because the attention mask hides padding."""
     value = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}.get(name)
     return int(value or 0)
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
 
 
 def _read(folder: Path, key: str, labelled_key: str) -> TokenSet | None:
@@ -288,7 +299,8 @@ def _gives_same_ids(tokens: TokenSet, split: str, text: TextBlocks, task: TaskDa
     columns = next(text.blocks(split))
     if len(np.unique(rows.ids)) != len(columns["id"]):
         return False
-    expected = _encode(columns, slice(0, SAMPLE), task, tokenizer).inputs["input_ids"]
+    first = {name: columns[name][:SAMPLE] for name in columns}
+    expected = _encode(first, task, tokenizer).inputs["input_ids"]
     inputs = rows.batch(np.arange(len(expected))).inputs
     cached = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
     return all(

@@ -92,16 +92,17 @@ def usable_texts(tables: Sequence[pa.Table], measured: Mapping[str, pa.Table], n
     `measured` has the rows of validation and test. Adds a note with the number of each kind of text that is left out.
     Raises DataError if no text is left.
     """
-    table = pa.concat_tables(tables).combine_chunks()
+    table = pa.concat_tables(tables)
     is_blank = np.logical_and.reduce([_are_blank(column) for column in table.columns])
     if is_blank.any():
         notes.append(f"{is_blank.sum():,} of {len(is_blank):,} texts without labels are blank and are left out.")
-    table = table.filter(pa.array(~is_blank))
+        table = table.filter(pa.array(~is_blank))
     found = repeats(_columns(table), [_columns(rows) for rows in measured.values()])
     for kind, is_repeat, example in (("", found.exact_N, found.exact), (" nearly", found.near_N, found.near)):
         if example is not None:
             notes.append(_removed(kind, is_repeat, example, list(measured)))
-    table = table.filter(pa.array(~(found.exact_N | found.near_N)))
+    if (is_repeat_N := found.exact_N | found.near_N).any():
+        table = table.filter(pa.array(~is_repeat_N))
     if not table.num_rows:
         reason = "are blank" if is_blank.all() else "stand in validation or test, or are blank"
         raise DataError(f"data.unlabelled: all {len(is_blank):,} texts without labels {reason}. Give others.")

@@ -72,13 +72,18 @@ def plain_table(
     """
     check_schema(schema, where)
     check_width(len(schema), where)
-    measured = []
+    plain = []
     for batch in batches:
         budget.use(sum(decoded_size(column) for column in batch.columns), where)
-        measured.append(batch)
-    table = pa.Table.from_batches(measured, measured[0].schema if measured else schema)
-    columns = {name: plain_column(column) for name, column in zip(table.column_names, table.columns, strict=True)}
-    return Table(where, columns, class_names(schema), tuple(notes))
+        # Decoded before the next batch is read: each batch of a Parquet file has a dictionary of its own, with all
+        # values of the rows before it. A million texts in one row group needed 8 GB in dictionary encoding.
+        plain.append(_plain_columns(pa.Table.from_batches([batch])))
+    table = pa.concat_tables(plain) if plain else _plain_columns(schema.empty_table())
+    return Table(where, dict(zip(table.column_names, table.columns, strict=True)), class_names(schema), tuple(notes))
+
+
+def _plain_columns(table: pa.Table) -> pa.Table:
+    return pa.table([plain_column(column) for column in table.columns], table.column_names)
 
 
 def class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:

@@ -22,6 +22,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "busy_machine": ("--seconds", "0.2", "--width", "16"),
     "empty_trials": ("--trials", "6", "--tune-trials", "3"),
     "kill_and_resume": ("{sweep}", "--kills", "1"),
+    "million_rows": ("--rows", "400"),
     "slot_memory": ("--megabytes", "1"),
     "step_ratio": (*REAL, "--repeats", "1", "--depths", "1"),
     "sweep_efficiency": (*REAL, "--trials", "2"),

@@ -144,6 +144,30 @@ def test_cached_rows_of_words_are_read_again(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("train.arrow"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("task", "labels", "gold"),
+    [
+        (TextClassification(max_length=8), ("a", "b"), [1, 0, -1, 1]),
+        (MultiLabel(max_length=8), ("a", "b", "c"), [[2, 0], None, [], [1]]),
+        (Regression(max_length=8), (), [0.5, float("nan"), -3.25, 1.0]),
+        (TokenClassification(max_length=8, scheme="plain"), tuple(WORDS), [[0, 1, 2], [], [5] * 11, [3]]),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_file_that_is_written_in_pieces_is_the_file_that_is_written_at_once(
+    task: Task, labels: tuple[str, ...], gold: list[Any], at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [WORDS[:3], [], WORDS, WORDS[3:4]]
+    columns = {"text": words if task.kind == "token_classification" else [*map(" ".join, words)], "label": gold}
+    whole = token_set(tmp_path / "whole", task, columns, labels)
+    monkeypatch.setattr("kdray.data.tokens.ENCODED_AT_ONCE", at_once)
+    pieces = token_set(tmp_path / "pieces", task, columns, labels)
+    assert sorted(file.name for file in pieces.folder.iterdir()) == sorted(file.name for file in whole.folder.iterdir())
+    for file in whole.folder.iterdir():
+        assert (pieces.folder / file.name).read_bytes() == file.read_bytes()
+
+
 def test_sets_of_labels_are_equal_in_whatever_order_their_cells_name_them() -> None:
     names, numbers = ("b", "a", "c"), {"a": 0, "b": 1, "c": 2}
     codes, starts = np.array([0, 1, 1, 0, 1, 2]), np.array([0, 2, 5, 5, 6])

@@ -1,9 +1,14 @@
 """Token ids in the cache, memory-mapped rows, padded batches, and the order of the batches."""
 
 import pickle
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -11,10 +16,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from kdray.data.batches import batches_of_equal_length, epoch_batches, ordered_batches
+from kdray.data.column_files import ColumnFiles
 from kdray.data.splits import Data, Splits, load_splits
 from kdray.data.tokens import TokenSet, tokenise, tokenizer_key
 from kdray.data.truncation import describe_truncation
-from kdray.errors import TeacherError
+from kdray.errors import SpecError, TeacherError
 from kdray.models.fresh import word_tokenizer
 from kdray.sources.generated.reviews import GeneratedReviews
 from kdray.storage.paths import StoragePaths
@@ -175,6 +181,78 @@ def test_batches_differ_by_seed_and_epoch_and_have_rows_of_similar_length() -> N
     assert padded_tokens < 1.05 * lengths.sum()
     longest = [lengths[batch].max() for batch in batches]
     assert longest != sorted(longest)
+
+
+# Many rows ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column whose cells exist while they are read."""
+
+    rows: int
+    cell: Callable[[int], Any]
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, rows: slice) -> list[Any]:
+        return [self.cell(row) for row in range(self.rows)[rows]]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Labelled rows, and more texts, for `tokenise`."""
+
+    more: int
+    labels: tuple[str, ...] = ("a", "b")
+    key: str = "texts"
+    more_key: str = "more"
+
+    def blocks(self, split: str) -> Iterator[dict[str, Any]]:
+        for rows in (20, self.more) if split == "train" else (20,):
+            text = Column(rows, lambda row: f"the plot {row} is good")
+            yield {"id": Column(rows, int), "text": text, "label": Column(rows, lambda row: row % 2)}
+
+
+def test_the_memory_for_tokenising_does_not_grow_with_the_rows(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdray.data.tokens.ENCODED_AT_ONCE", 200)
+    peaks = []
+    for rows in (200, 400, 4000):  # the first one loads what every call needs
+        tracemalloc.start()
+        tokens = tokenise(Texts(rows), TASK, tokenizer, StoragePaths(tmp_path / str(rows)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert tokens.train_ends == (20, 20 + rows)
+    assert peaks[2] < 1.2 * peaks[1]
+
+
+class FailingTask(TextClassification):
+    """Cannot encode a certain text."""
+
+    def encode(self, tokenizer: Any, columns: Any) -> Any:
+        if "the plot 30 is good" in columns["text"]:
+            raise SpecError("text 30")
+        return super().encode(tokenizer, columns)
+
+
+def test_nothing_is_left_of_token_files_that_could_not_be_completed(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdray.data.tokens.ENCODED_AT_ONCE", 10)
+    with pytest.raises(SpecError, match="text 30"):
+        tokenise(Texts(40), FailingTask(max_length=12), tokenizer, StoragePaths(tmp_path))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_pieces_have_the_same_columns(tmp_path: Path) -> None:
+    columns = ColumnFiles(tmp_path)
+    columns.append(pa.record_batch({"id": [1, 2]}))
+    with pytest.raises(ValueError, match="these rows have the columns id: double"):
+        columns.append(pa.record_batch({"id": [1.5]}))
+    assert columns.rows == 2
 
 
 # Truncation -----------------------------------------------------------------------------------------------------------

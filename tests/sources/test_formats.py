@@ -5,12 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from kdray.data.splits import Data, Splits, load_splits
 from kdray.errors import DataError, SpecError
+from kdray.sources.columnar import read_parquet
+from kdray.sources.data_files import data_files_at
 from kdray.sources.encodings import likely_encoding
+from kdray.sources.memory import Budget
 from kdray.tasks.text_classification import TextClassification
 from tests.sources.kinds import (
     KINDS,
@@ -201,3 +205,28 @@ def test_a_file_that_a_saved_folder_lists_is_missing(tmp_path: Path) -> None:
 def test_an_archive_without_data(tmp_path: Path) -> None:
     zipped("notes.md", b"x", tmp_path / "rows.zip")
     assert "rows.zip: holds no files to read" in refusal(tmp_path / "rows.zip")
+
+
+class WatchedBudget(Budget):
+    """Knows how much memory Arrow had at each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allocated: list[int] = []
+
+    def use(self, size: int, where: str) -> None:
+        self.allocated.append(pa.total_allocated_bytes())
+        super().use(size, where)
+
+
+def test_the_memory_for_a_parquet_file_does_not_grow_faster_than_its_rows(tmp_path: Path) -> None:
+    """Arrow reads a row group batch by batch, each with a dictionary of all the different texts so far."""
+    rows = [(f"the plot number {number} is good", "good") for number in range(60_000)]
+    pq.write_table(table_of(rows), tmp_path / "train.parquet")
+    budget = WatchedBudget()
+    (file,) = data_files_at(tmp_path / "train.parquet")
+    before = pa.total_allocated_bytes()
+    table = read_parquet(file, budget)
+    size = pa.total_allocated_bytes() - before
+    assert table.columns["text"].to_pylist() == [text for text, _ in rows]
+    assert budget.allocated[-1] - budget.allocated[0] < 3 * size
