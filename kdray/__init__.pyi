@@ -21,12 +21,14 @@ from .tasks.multi_label import MultiLabel
 from .tasks.regression import Regression
 from .tasks.text_classification import TextClassification
 from .tasks.token_classification import TokenClassification
+from .teacher.answer_file import AnswerFile
 from .teacher.teacher import Teacher
 from .teacher.transfer import Transfer
 from .tracking.settings import Tracking
 from .training.settings import Training
 
 __all__ = [
+    "AnswerFile",
     "Choose",
     "Confirm",
     "Data",

@@ -83,7 +83,12 @@ def story(
         verdict = confirm(session, lessons, records, teacher)
         decision = ship(session, lessons, choose(session, records, controls, verdict, teacher))
         sweep_records = SweepRecords(
-            decision=decision, teacher=teacher, conditions=costs.conditions, times=screen.times, origin=origin
+            decision=decision,
+            teacher=teacher,
+            conditions=costs.conditions,
+            times=screen.times,
+            origin=origin,
+            lineage=lessons.lineage.with_costs(costs.by_teacher),
         )
         results = write_results(session, decision, lessons.lineage, sweep_records)
     uri = sweep.tracking.uri or ""

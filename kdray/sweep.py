@@ -137,6 +137,11 @@ class Sweep(Settings):
                 "space 'student.revision': all students of a sweep are built from one revision of a checkpoint. Set "
                 "student.revision, and run one sweep for each revision."
             )
+        if "student.source" in space:
+            raise SpecError(
+                "space 'student.source': all students of a sweep are built from one of its teachers. Set "
+                "student.source, and run one sweep for each."
+            )
         self._check_distillation()
         self._name_quality()
         # The data are not read yet, so the labels are unknown; `check_classes` checks again with them.

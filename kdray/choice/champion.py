@@ -67,7 +67,8 @@ class RegisteredFigures(BaseModel):
         metric = Metric(other.metric, direction(other.metric))
         figures["retention"] = retention(metric, figures[other.metric], other.teacher[other.metric])
         for speedup, latency in SPEEDUP_METRICS.items():
-            if latency in figures:
+            figures.pop(speedup, None)
+            if latency in figures and latency in other.teacher:
                 figures[speedup] = other.teacher[latency] / figures[latency]
         return figures
 

@@ -224,9 +224,10 @@ def _describe_fallback(rule: Choose) -> str:
 
 def _compare_with_teacher(record: TrialRecord, rule: Choose, teacher: Mapping[str, float]) -> str:
     metrics = record.metrics
-    share = f"keeps {metrics['retention']:.1%} of the teacher's quality"
-    speed = f"is {metrics['speedup']:.1f} times as fast as the teacher"
+    what_it_does = f"keeps {metrics['retention']:.1%} of the teacher's quality"
+    if "speedup" in metrics:  # unknown for a teacher that is a file
+        what_it_does += f" and is {metrics['speedup']:.1f} times as fast as the teacher"
     if rule.best not in teacher:
-        return f"It {share} and {speed}."
+        return f"It {what_it_does}."
     ours, theirs = format_metric(rule.best, metrics[rule.best]), format_metric(rule.best, teacher[rule.best])
-    return f"Its {noun(rule.best)} is {ours} (teacher: {theirs}); it {share} and {speed}."
+    return f"Its {noun(rule.best)} is {ours} (teacher: {theirs}); it {what_it_does}."

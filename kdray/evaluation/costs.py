@@ -6,7 +6,7 @@ work on the machine makes latencies longer. Each cache file contains the costs o
 `Latency` settings of the measurement. How one model is measured is in `measuring`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -64,6 +64,9 @@ class Costs:
     machine: dict[str, str]
     """The hardware of the measurement: `hardware`, the device of the slots, and `cpu`, the CPU of the same machine."""
     teacher: dict[str, float]
+    """The costs of the teacher, of several models together; empty if the teacher is a file."""
+    by_teacher: tuple[dict[str, float], ...]
+    """The costs of each model that teaches."""
     by_student: dict[TransformerStudent, dict[str, float]]
     """The costs by `TransformerStudent.shape`."""
     conditions: str
@@ -85,6 +88,17 @@ class CostConditions(BaseModel):
     """See `Costs.machine`."""
 
 
+def combined_costs(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The costs of models that must all answer, one after the other; empty without models."""
+    if len(parts) < 2:
+        return dict(parts[0]) if parts else {}
+    # Throughput is a number of texts in a time: the times add up, and so do all other costs.
+    return {
+        name: 1 / sum(1 / part[name] for part in parts) if "throughput" in name else sum(part[name] for part in parts)
+        for name in parts[0]
+    }
+
+
 @dataclass(frozen=True)
 class CostMeasuring:
     """Measures costs on a pool of slots and caches them in the storage."""
@@ -93,6 +107,8 @@ class CostMeasuring:
     paths: StoragePaths
     pool: Pool
     """No other job may run on this pool during the measurement."""
+    teachers: Sequence[Pretrained] | None = None
+    """The models that teach, none if the teacher is a file. None: the only teacher is the one in the sources."""
     measured_on: Mapping[str, str] | None = None
     """The machine on which a sweep with trials was measured, see `Costs.machine`. Costs of two machines cannot be
     compared, so a sweep that is continued elsewhere uses the costs of its first machine. None: the sweep has no trials
@@ -112,19 +128,29 @@ class CostMeasuring:
         (this_machine,) = self.pool.run(ReportHardware(), "hardware")
         machine = {**(self.measured_on or this_machine)}
         can_measure = machine == this_machine
-        teacher = self._costs_of(MeasureModel(sources.teacher.model, None, self.latency), machine, can_measure)
+        teachers = [sources.first.model] if self.teachers is None else self.teachers
+        by_teacher = tuple(
+            self._costs_of(MeasureModel(model, None, self.latency), machine, can_measure) for model in teachers
+        )
+        teacher = combined_costs(by_teacher)
         # Students with the same shape cost the same, so each shape is measured once.
         shapes = dict.fromkeys(student.shape for student in students)
         by_student: dict[TransformerStudent, dict[str, float]] = {}
         for done, shape in enumerate(shapes, start=1):
             job = MeasureModel(sources.of(shape).model, shape, self.latency)
             costs = self._costs_of(job, machine, can_measure)
-            speedups = {name: teacher[latency] / costs[latency] for name, latency in SPEEDUP_METRICS.items()}
+            # Without the costs of the teacher, as of a file with answers, nobody knows how much faster a student is.
+            speedups = {
+                name: teacher[latency] / costs[latency]
+                for name, latency in SPEEDUP_METRICS.items()
+                if latency in teacher
+            }
             by_student[shape] = costs | speedups
             on_progress(done, len(shapes))
         return Costs(
             machine=machine,
             teacher=teacher,
+            by_teacher=by_teacher,
             by_student=by_student,
             conditions=describe_conditions(self.latency, machine["hardware"], cpu=machine["cpu"]),
         )

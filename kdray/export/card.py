@@ -15,7 +15,7 @@ from kdray.evaluation.trial_record import TrialRecord
 from kdray.export.checks import EXPORT_FILE, ExportResult, read_export_result
 from kdray.export.forms import FILES, FOLDER
 from kdray.export.shipped import Shipped
-from kdray.report import confirmed
+from kdray.report import confirmed, teachers
 from kdray.report.figures import Figures
 from kdray.safe_text.escaping import Markdown, markdown_code, markdown_table, markdown_text, yaml_text
 from kdray.settings import dotted_values, names_that_may_change
@@ -56,8 +56,10 @@ def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
         *_interval_note(exported),
         *_label_parts(student, labels),
         *_confirmed_parts(figures),
+        *_earlier_parts(figures),
         "## Costs",
         _cost_table(figures, chosen),
+        markdown_text(teachers.about_models(figures)),
         *([markdown_text(f"Measured: {figures.conditions}.")] if figures.conditions else []),
         *_form_parts(student, exported),
         "## Settings",
@@ -111,12 +113,11 @@ def _quality_table(student: Shipped, figures: Figures, chosen: TrialRecord, expo
     intervals, metrics = _pytorch_intervals(exported), student.task.metric_names(None)
     measured = student.decision.measured or {}
     validation, test = measured.get("validation", chosen.metrics), measured.get("test", {})
-    teacher = {"retention": 1.0, **figures.teacher}  # retention is a share of the teacher's quality
     names = [name for name in (*metrics, "agreement", "retention") if name in validation]
     rows = [
         [
             heading(name),
-            format_metric(name, teacher.get(name)),
+            teachers.teacher_value(figures, name),
             format_metric(name, validation.get(name)),
             Markdown(format_metric(name, test.get(name)) + _format_bounds(name, intervals.get(name))),
         ]
@@ -152,9 +153,18 @@ def _confirmed_parts(figures: Figures) -> list[str]:
     return [confirmed.about(figures.verdict), markdown_table(confirmed.titles(figures.verdict), rows)]
 
 
+def _earlier_parts(figures: Figures) -> list[str]:
+    """The sweeps that made the teacher; their names of models are public ones, as all in the card."""
+    if not teachers.earlier_sweeps(figures):
+        return []
+    rows = [[cells[0], _public_names(cells[1]), *cells[2:]] for cells in teachers.earlier_rows(figures)]
+    table = markdown_table(teachers.earlier_titles(figures), rows)
+    return [f"## {teachers.EARLIER_TITLE}", markdown_text(teachers.earlier_about(figures)), table]
+
+
 def _cost_table(figures: Figures, chosen: TrialRecord) -> str:
     rows = [
-        [heading(name), format_metric(name, figures.teacher.get(name)), format_metric(name, chosen.metrics.get(name))]
+        [heading(name), teachers.teacher_value(figures, name), format_metric(name, chosen.metrics.get(name))]
         for name in figures.costs
         if name in chosen.metrics
     ]
@@ -242,8 +252,15 @@ def _format_value(name: str, value: Any) -> str:
 
 
 def _teacher_name(settings: Mapping[str, Any]) -> str:
-    model = settings["teacher"]["model"]
-    return markdown_code(_public_name(model)) if isinstance(model, str) else "a Transformer trained from scratch"
+    teacher = settings["teacher"]
+    if teacher.get("outputs"):
+        return f"the answers in {markdown_code(_public_name(teacher['outputs']['source']))}"
+    models = teacher["model"] if isinstance(teacher["model"], list | tuple) else [teacher["model"]]
+    names = [
+        markdown_code(_public_name(model)) if isinstance(model, str) else "a Transformer trained from scratch"
+        for model in models
+    ]
+    return names[0] if len(names) == 1 else f"the mean of {len(names)} teachers ({', '.join(names)})"
 
 
 def _data_name(settings: Mapping[str, Any]) -> str:
@@ -254,6 +271,11 @@ def _data_name(settings: Mapping[str, Any]) -> str:
 def _public_name(name: str) -> str:
     """The name of a model or data set on the hub; for a path its last part, because the rest may be confidential."""
     return name if HUB_NAME.fullmatch(name) and not name.startswith(".") else Path(name).name
+
+
+def _public_names(teacher: str) -> str:
+    """The public names of a teacher of several models, as `Teacher.display_name` writes them."""
+    return " + ".join(map(_public_name, teacher.split(" + ")))
 
 
 def _format_bounds(metric: str, interval: Interval | None) -> str:

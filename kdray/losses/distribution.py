@@ -4,6 +4,7 @@ Each kind is a file of its own: `softmax`, `sigmoid`, `value`. A task names the 
 Shapes: A answers, C outputs.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, Self, TypeAlias
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 Weights: TypeAlias = Tensor | float
 """Factors of a term: one for all; one for each answer (A x 1); or one for each output (A x C), where the term is a mean
 over the outputs."""
+
+SUM_TOLERANCE = 0.01
+"""How far the probabilities of an answer may be from 1 together: services round them to two or three digits."""
 
 
 class Distribution(Protocol):
@@ -56,6 +60,28 @@ class Distribution(Protocol):
         """The outputs of a model in training, in the units of the data (A x C)."""
         ...
 
+    def mean_outputs(self, outputs: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+        """The outputs (A x C, float32) that say the mean of what these outputs (each A x C) say.
+
+        What is averaged are probabilities, at temperature 1, or numbers. The weights are above 0 and add up to 1.
+        """
+        ...
+
+    def problem_of(self, stated_AxC: np.ndarray) -> tuple[int, str] | None:
+        """The first answer that states no probabilities (or no number), and what is wrong; None if all are right."""
+        ...
+
+    def outputs_stating(self, stated_AxC: np.ndarray, floor: float) -> np.ndarray:
+        """The outputs (A x C, float32) that say these probabilities, or numbers.
+
+        No output says a probability of 0, which would be an infinite logit: less than `floor` becomes `floor`.
+        """
+        ...
+
+    def with_unlisted(self, listed_AxC: np.ndarray) -> np.ndarray:
+        """The probabilities of answers that list those of some outputs only; nan stands for the others (A x C)."""
+        ...
+
 
 class Unchanged:
     """For a distribution whose outputs are trained as they are."""
@@ -90,6 +116,15 @@ def is_new(head: nn.Linear) -> bool:
     be another one.
     """
     return head.bias is not None and not head.bias.any()
+
+
+def outside_of_0_and_1(stated_AxC: np.ndarray) -> tuple[int, str] | None:
+    """The first answer with a number that is no probability, and what is wrong with it."""
+    is_wrong_AxC = ~((stated_AxC >= 0) & (stated_AxC <= 1))  # true for nan, too
+    if not is_wrong_AxC.any():
+        return None
+    answer, output = (int(index) for index in np.argwhere(is_wrong_AxC)[0])
+    return answer, f"{stated_AxC[answer, output]:g} is no probability (0 to 1)"
 
 
 def mean_squared_difference(student_AxC: Tensor, teacher_AxC: Tensor, weights: Weights = 1.0) -> Tensor:

@@ -3,6 +3,7 @@
 A new head begins with the shares of the labels in the training rows. Shapes: A answers, C labels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdray.losses.distribution import Unchanged, Weights, is_new, output_layer
+from kdray.losses.distribution import Unchanged, Weights, is_new, output_layer, outside_of_0_and_1
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,28 @@ class Sigmoid(Unchanged):
         wrong about one label of thirty still teaches the others.
         """
         return ((teacher_AxC > 0) != (gold == 1)) & (gold >= 0)
+
+    def mean_outputs(self, outputs: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+        """The logit of the mean of sigmoid(x), in float64 and without leaving the logarithms."""
+        logs = [
+            (np.log(weight), each_AxC.astype(np.float64)) for each_AxC, weight in zip(outputs, weights, strict=True)
+        ]
+        yes_AxC = np.logaddexp.reduce([log_weight - np.logaddexp(0, -each_AxC) for log_weight, each_AxC in logs])
+        no_AxC = np.logaddexp.reduce([log_weight - np.logaddexp(0, each_AxC) for log_weight, each_AxC in logs])
+        return (yes_AxC - no_AxC).astype(np.float32)
+
+    def problem_of(self, stated_AxC: np.ndarray) -> tuple[int, str] | None:
+        """An answer with a number outside of 0 and 1; the labels are independent, so they need not add up to 1."""
+        return outside_of_0_and_1(stated_AxC)
+
+    def outputs_stating(self, stated_AxC: np.ndarray, floor: float) -> np.ndarray:
+        """The logits of the probabilities; neither a label nor its absence is less probable than `floor`."""
+        clipped_AxC = np.clip(stated_AxC, floor, 1 - floor)
+        return np.log(clipped_AxC / (1 - clipped_AxC)).astype(np.float32)
+
+    def with_unlisted(self, listed_AxC: np.ndarray) -> np.ndarray:
+        """0 for the labels that are not listed."""
+        return np.nan_to_num(listed_AxC, nan=0.0)
 
     def start_training(self, model: nn.Module) -> Self:
         """Let a new head answer with the share of each label (Lin et al. 2017, arXiv:1708.02002, section 3.3).

@@ -5,6 +5,7 @@ the training its head is changed so that it answers in standardised units, and a
 of the data: a saved model needs no further step. Shapes: A answers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +79,26 @@ class Value:
     def in_data_units(self, outputs_AxC: np.ndarray) -> np.ndarray:
         """The outputs of a model in training, in the units of the data (A x 1)."""
         return (outputs_AxC * self.spread + self.mean).astype(np.float32)
+
+    def mean_outputs(self, outputs: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+        """The mean of the numbers."""
+        return np.average(np.stack(outputs).astype(np.float64), axis=0, weights=weights).astype(np.float32)
+
+    def problem_of(self, stated_AxC: np.ndarray) -> tuple[int, str] | None:
+        """An answer that is no finite number in float32."""
+        is_wrong_A = ~(np.abs(stated_AxC[:, 0]) <= np.finfo(np.float32).max)
+        if not is_wrong_A.any():
+            return None
+        answer = int(np.flatnonzero(is_wrong_A)[0])
+        return answer, f"{stated_AxC[answer, 0]:g} is no finite number"
+
+    def outputs_stating(self, stated_AxC: np.ndarray, floor: float) -> np.ndarray:
+        """The numbers themselves."""
+        return stated_AxC.astype(np.float32)
+
+    def with_unlisted(self, listed_AxC: np.ndarray) -> np.ndarray:
+        """The numbers themselves: there is only one output."""
+        return listed_AxC
 
     def _standardised(self, values: Tensor) -> Tensor:
         return (values - self.mean) / self.spread

@@ -17,7 +17,7 @@ from kdray.errors import SpecError, TeacherError
 from kdray.models.checks import errors_of_transformers
 from kdray.models.families import GOOD
 from kdray.models.layers import layers_of, reduced_config
-from kdray.settings import Settings
+from kdray.settings import Settings, later_field
 
 
 class TransformerStudent(Settings):
@@ -29,6 +29,9 @@ class TransformerStudent(Settings):
     """Which layers of the source are copied. `random`: none, and all other weights are drawn at random, too."""
     checkpoint: str | None = None
     """A smaller checkpoint (a folder or a hub name) that is the source instead of the teacher."""
+    source: int | str | None = later_field(None)
+    """The teacher that is the source if several teach: its number in `teacher.model`, from 0, or its name there.
+    None: the one with the best quality on the validation rows."""
     revision: str | None = None
     """The revision of the checkpoint on the hub."""
     dropout: float | None = Field(None, ge=0, lt=1)

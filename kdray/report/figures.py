@@ -13,6 +13,7 @@ from kdray.evaluation.formatting import noun
 from kdray.evaluation.measuring import COST_METRICS, CPU_METRICS
 from kdray.evaluation.pareto import direction
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.models.lineage import Lineage, TeacherModel
 from kdray.tasks.label_figures import LabelFigures
 from kdray.tasks.task import Task
 
@@ -50,6 +51,8 @@ class Figures:
     """How the costs were measured, and on which hardware."""
     by_label: Mapping[str, LabelFigures] = field(default_factory=dict)
     """Label -> the figures of the shipped student on the test rows; empty for a task without labels."""
+    lineage: Lineage | None = field(default=None, compare=False)
+    """What the students were made from: the models that teach, and the sweeps that made them."""
 
     @property
     def quality(self) -> str:
@@ -65,6 +68,17 @@ class Figures:
     def cost(self) -> str:
         """The first objective that is a cost."""
         return next((name for name in self.objectives if name in COST_METRICS), "latency_ms")
+
+    @property
+    def has_unknown_costs(self) -> bool:
+        """Whether the teacher was measured, but not its costs: it is a file with answers."""
+        return bool(self.teacher) and not any(name in self.teacher for name in COST_METRICS)
+
+    @property
+    def several_teachers(self) -> Sequence[TeacherModel]:
+        """The models whose mean teaches; empty if there is only one."""
+        models = self.lineage.models if self.lineage else ()
+        return models if len(models) > 1 else ()
 
     @property
     def task_metrics(self) -> list[str]:
@@ -86,14 +100,16 @@ class Figures:
     def columns(self) -> list[str]:
         """The metrics that have a column in the table of trials: the usual ones, and all objectives."""
         on_cpu = ("cpu_latency_ms",) if "cpu_latency_ms" in self.costs else ()
-        usual = (self.quality, "retention", "latency_ms", "speedup", *on_cpu, "parameters")
+        speedup = () if self.has_unknown_costs else ("speedup",)
+        usual = (self.quality, "retention", "latency_ms", *speedup, *on_cpu, "parameters")
         return list(dict.fromkeys((*usual, *self.objectives)))
 
     @property
     def costs(self) -> list[str]:
         """The costs to show. Figures of the CPU are among them only where trials ran on another device."""
         # Without a GPU the CPU's figures equal the device's own, and would only repeat them.
-        repeated = {cpu for own, cpu in CPU_METRICS.items() if self.teacher.get(cpu) in (None, self.teacher.get(own))}
+        costs = self.records[0].costs if self.has_unknown_costs and self.records else self.teacher
+        repeated = {cpu for own, cpu in CPU_METRICS.items() if costs.get(cpu) in (None, costs.get(own))}
         return [name for name in COST_METRICS if name not in repeated]
 
     def place(self, record: TrialRecord) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from kdray.choice.verdict import Verdict
 from kdray.evaluation.formatting import format_metric, format_settings, format_status, heading, headings, shorten
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.report import confirmed, controls, labels
+from kdray.report import confirmed, controls, labels, teachers
 from kdray.report.figures import Figures
 from kdray.report.front import write_front
 from kdray.report.page import page
@@ -81,6 +81,12 @@ def markdown(figures: Figures) -> str:
         "## All trials",
         _trial_table(figures, figures.by_quality()),
     ]
+    if figures.several_teachers:
+        parts += ["## The teachers, on the validation rows", markdown_text(teachers.about_models(figures))]
+        parts.append(_teachers_table(figures))
+    if teachers.earlier_sweeps(figures):
+        table = markdown_table(teachers.earlier_titles(figures), teachers.earlier_rows(figures))
+        parts += [f"## {teachers.EARLIER_TITLE}", markdown_text(teachers.earlier_about(figures)), table]
     if figures.controls:
         parts += [f"## {controls.TITLE}", *_controls(figures)]
     failures = [f"trial {r.number:03d}: {r.error}" for r in figures.records if r.error]
@@ -90,14 +96,22 @@ def markdown(figures: Figures) -> str:
 
 
 def _teacher_table(figures: Figures, chosen: TrialRecord) -> str:
-    teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
     qualities = (figures.quality, *figures.task_metrics, "retention", "agreement")
     rows = [
-        [heading(name), format_metric(name, teacher.get(name)), format_metric(name, chosen.metrics.get(name))]
+        [heading(name), teachers.teacher_value(figures, name), format_metric(name, chosen.metrics.get(name))]
         for name in dict.fromkeys((*qualities, *figures.columns, *figures.costs))
         if name in chosen.metrics
     ]
     return markdown_table(["", "teacher", f"trial {chosen.number:03d}"], rows)
+
+
+def _teachers_table(figures: Figures) -> str:
+    names = list(dict.fromkeys((figures.quality, *figures.task_metrics, *figures.costs)))
+    rows = [
+        [name, *(teachers.teacher_value(figures, metric, own) for metric in names)]
+        for name, own in teachers.teacher_names(figures)
+    ]
+    return markdown_table(["", *map(heading, names)], rows)
 
 
 def _confirmation(verdict: Verdict) -> list[str]:

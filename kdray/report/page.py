@@ -21,9 +21,9 @@ from kdray.evaluation.formatting import (
     shorten,
 )
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.report import confirmed, controls, labels, plots
+from kdray.report import confirmed, controls, labels, plots, teachers
 from kdray.report.figures import Figures
-from kdray.report.table import teacher_cells, trial_cells
+from kdray.report.table import teacher_rows, trial_cells
 from kdray.safe_text.escaping import visible
 
 PLOTS: tuple[tuple[str, str, Callable[[Figures], go.Figure | None]], ...] = (
@@ -78,11 +78,14 @@ def page(figures: Figures) -> str:
         confirmed=_confirmed_section(verdict) if verdict else None,
         labels=_labels_section(figures) if figures.by_label else None,
         controls=_controls_section(figures) if figures.controls else None,
+        earlier=_earlier_section(figures) if teachers.earlier_sweeps(figures) else None,
         plots=[(title, caption, _html(plot)) for title, caption, plot in drawn if plot is not None],
         time_tiles=list(_time_tiles(figures)),
         titles=["trial", *headings(figures.searched).values(), *map(heading, figures.columns), "status"],
         rows=list(_trial_rows(figures)),
-        trials_caption=f"On the validation rows. {figures.conditions}".strip(),
+        trials_caption=" ".join(
+            filter(None, ["On the validation rows.", teachers.about_models(figures), figures.conditions])
+        ),
         versions=", ".join(f"{name} {value}" for name, value in figures.origin.items() if name != "command"),
     )
 
@@ -125,6 +128,16 @@ def _labels_section(figures: Figures) -> TableSection:
         caption=labels.about(figures),
         titles=labels.titles(figures),
         rows=list(labels.rows(figures)),
+        failures=(),
+    )
+
+
+def _earlier_section(figures: Figures) -> TableSection:
+    return TableSection(
+        title=teachers.EARLIER_TITLE,
+        caption=teachers.earlier_about(figures),
+        titles=teachers.earlier_titles(figures),
+        rows=[(False, cells) for cells in teachers.earlier_rows(figures)],
         failures=(),
     )
 
@@ -187,7 +200,8 @@ def _last_epoch(record: TrialRecord) -> float:
 
 def _trial_rows(figures: Figures) -> Iterable[tuple[str, list[str]]]:
     """The CSS classes and the cells of the teacher and of each trial."""
-    yield "", [*teacher_cells(figures), ""]
+    for teacher in teacher_rows(figures):
+        yield "", [*teacher, ""]
     for record in figures.by_quality():
         cells = [*trial_cells(figures, record), shorten(format_status(record), 200)]
         yield f"{figures.place(record)} {record.state}", cells

@@ -8,6 +8,7 @@ from rich.text import Text
 from kdray.evaluation.formatting import format_metric, format_setting, format_status, heading, headings, shorten
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
+from kdray.report.teachers import about_models, teacher_names, teacher_value
 from kdray.safe_text.escaping import one_line, visible
 
 MARKS = {"chosen": "★", "front": "●", "": ""}
@@ -31,7 +32,9 @@ def table(figures: Figures) -> Table:
     for title in titles:
         result.add_column(_text(title), justify="right", no_wrap=True)
     result.add_column("status", overflow="ellipsis", no_wrap=True, max_width=40)
-    result.add_row(*map(_text, teacher_cells(figures)), "", end_section=True)
+    teachers = teacher_rows(figures)
+    for number, cells in enumerate(teachers, start=1):
+        result.add_row(*map(_text, cells), "", end_section=number == len(teachers))
     for record in records:
         status = Text(one_line(shorten(format_status(record), 200)), style=_STATUS_STYLES[record.state])
         result.add_row(
@@ -56,15 +59,19 @@ def trial_cells(figures: Figures, record: TrialRecord) -> list[str]:
     ]
 
 
-def teacher_cells(figures: Figures) -> list[str]:
-    """The cells of the teacher, which has no searched settings."""
-    teacher = {"retention": 1.0, "speedup": 1.0, **figures.teacher}
-    numbers = (format_metric(name, teacher.get(name)) for name in figures.columns)
-    return ["teacher", *("" for _ in headings(figures.searched)), *numbers]
+def teacher_rows(figures: Figures) -> list[list[str]]:
+    """The cells of the teacher, which has no searched settings, and of each of several models that teach together."""
+    blanks = ["" for _ in headings(figures.searched)]
+    return [
+        [shorten(name, 60), *blanks, *(teacher_value(figures, metric, own) for metric in figures.columns)]
+        for name, own in teacher_names(figures)
+    ]
 
 
 def _legend(figures: Figures) -> str:
     objectives = ", ".join(heading(name) for name in figures.objectives)
     parts = [f"{MARKS['chosen']} chosen"] if figures.chosen is not None else []
     parts += [f"{MARKS['front']} Pareto front ({objectives})"] if figures.front else []
-    return "   ".join(parts) + (f"\nmeasured: {figures.conditions}" if figures.conditions else "")
+    lines = ["   ".join(parts)]
+    lines += [f"measured: {figures.conditions}"] if figures.conditions else []
+    return "\n".join([*lines, *filter(None, [about_models(figures)])])

@@ -3,6 +3,7 @@
 In reading order:
 
 - `session`          the objects that every stage uses
+- `ancestry`         the sweep that made a teacher
 - `preparing`        the rows, and the models that teacher and students start from
 - `warm_start`       which earlier trials may be compared with those of this sweep
 - `teaching`         the teacher and its transfer set

@@ -1,18 +1,31 @@
 """The first stage: the rows, and the models that teacher and students start from, before any slot is needed."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdray.data.splits import Splits, load_splits
 from kdray.data.truncation import describe_truncation
-from kdray.models.pretrained import Pretrained
-from kdray.models.student_sources import BySource, StudentSource, load_student_sources
+from kdray.errors import SpecError, TeacherError
+from kdray.evaluation.measuring import SPEEDUP_METRICS
+from kdray.models.lineage import EarlierSweep
+from kdray.models.student_sources import (
+    WITHOUT_MODEL,
+    BySource,
+    StudentSource,
+    check_students_of_teacher,
+    load_student_sources,
+    named_source,
+)
 from kdray.report.screen import Screen
 from kdray.search.ledger import Ledger
 from kdray.sources.tables import short_list
+from kdray.stages.ancestry import earlier_sweep
 from kdray.stages.warm_start import TrialMaterial, check_unchanged, warm_start
+from kdray.storage.files import fingerprint
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
-from kdray.teacher.teacher import obtain_source
+from kdray.teacher.answers import Answers, read_answers
+from kdray.teacher.teacher import display_name, obtain_sources
 
 
 @dataclass(frozen=True)
@@ -20,9 +33,20 @@ class Material:
     """The rows and the models that a sweep starts from."""
 
     splits: Splits
-    source: Pretrained
-    """The teacher before any fine-tuning."""
-    sources: BySource[StudentSource]
+    teachers: tuple[StudentSource, ...]
+    """The models that teach, before any fine-tuning; none if the teacher is a file."""
+    checkpoints: Mapping[str, StudentSource]
+    """The checkpoints that students are built from, by name."""
+    answers: Answers | None = None
+    """The answers of a teacher that is a file."""
+    named_source: int | None = None
+    """The number of the teacher that `student.source` names."""
+    earlier: tuple[EarlierSweep | None, ...] = ()
+    """The sweeps that made the teachers."""
+
+    def sources(self, teacher: int | None) -> BySource[StudentSource]:
+        """The models that students are built from, if the teacher with this number is one of them."""
+        return BySource(None if teacher is None else self.teachers[teacher], self.checkpoints)
 
 
 def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> Material:
@@ -31,20 +55,98 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
     Raises Refused for data or models that cannot be used, StorageError if earlier trials learnt from something else.
     """
     screen.stage("Data")
+    _check_file_teacher(sweep)
+    source_number = named_source(sweep.student.source, [display_name(model) for model in sweep.teacher.models])
     splits = load_splits(sweep.data, sweep.task)
     sweep.check_classes(splits)
     for note in (*splits.notes, _describe_rows(splits)):
         screen.note(note)
-    source = obtain_source(sweep.teacher, sweep.task, splits, paths, sweep.seed)
-    sources = load_student_sources(sweep.students, source, splits, sweep.task, paths, sweep.seed)
-    for note in describe_truncation(sources.teacher.tokens, splits, sweep.task, source.tokenizer()):
+    answers = None if sweep.teacher.outputs is None else read_answers(sweep.teacher.outputs, sweep.task, splits)
+    for note in answers.notes if answers else ():
         screen.note(note)
-    weights = {name: checkpoint.model.key for name, checkpoint in sources.checkpoints.items()}
-    trial_material = TrialMaterial.of(sweep, splits.text_key, source.key, weights)
+    models = obtain_sources(sweep.teacher, sweep.task, splits, paths, sweep.seed)
+    teachers, checkpoints = load_student_sources(sweep.students, models, splits, sweep.task, paths, sweep.seed)
+    _check_students(sweep, teachers, source_number)
+    material = Material(
+        splits=splits,
+        teachers=teachers,
+        checkpoints=checkpoints,
+        answers=answers,
+        named_source=source_number,
+        earlier=tuple(_earlier_sweeps(sweep, splits, screen)),
+    )
+    _describe_truncation(sweep, material, screen)
+    trial_material = TrialMaterial.of(
+        sweep,
+        splits.text_key,
+        _teacher_key(sweep, material),
+        {name: checkpoint.model.key for name, checkpoint in checkpoints.items()},
+    )
     check_unchanged(trial_material, ledger, paths)
     if sweep.search.warm_start is not None:
         screen.note(warm_start(sweep, trial_material, ledger, paths))
-    return Material(splits, source, sources)
+    return material
+
+
+def _check_file_teacher(sweep: Sweep) -> None:
+    """Raise SpecError or TeacherError for settings that need a teacher that is a model, if it is a file."""
+    if sweep.teacher.outputs is None:
+        return
+    named = (*sweep.search.objectives, *sweep.search.constraints, *sweep.choose.metrics)
+    if unknown := [name for name in named if name in SPEEDUP_METRICS]:
+        raise SpecError(
+            f"{unknown[0]}: the costs of a teacher that is a file are unknown, so nobody knows how much faster a "
+            f"student is. Name {SPEEDUP_METRICS[unknown[0]]} or another cost of the student instead."
+        )
+    if any(student.checkpoint is None for student in sweep.students):
+        raise TeacherError(WITHOUT_MODEL)
+
+
+def _check_students(sweep: Sweep, teachers: Sequence[StudentSource], source: int | None) -> None:
+    """Raise SpecError or TeacherError for students that cannot be built from a teacher that may be their source."""
+    for number, teacher in enumerate(teachers):
+        if source not in (None, number):
+            continue
+        try:
+            check_students_of_teacher(sweep.students, teacher.model)
+        except (SpecError, TeacherError) as error:
+            if source is not None or len(teachers) == 1:
+                raise
+            name = display_name(sweep.teacher.models[number])
+            raise type(error)(
+                f"{error} That model is teacher {number} ({name}), which may be the best one: name another source with "
+                "student.source."
+            ) from None
+
+
+def _teacher_key(sweep: Sweep, material: Material) -> str:
+    """A fingerprint of what teaches, before any fine-tuning."""
+    if material.answers is not None:
+        return material.answers.key
+    keys = [teacher.model.key for teacher in material.teachers]
+    return keys[0] if len(keys) == 1 else fingerprint("mean", keys, sweep.teacher.shares)
+
+
+def _earlier_sweeps(sweep: Sweep, splits: Splits, screen: Screen) -> Iterator[EarlierSweep | None]:
+    test_rows = splits.content("test")
+    for model in sweep.teacher.models:
+        earlier, note = earlier_sweep(model, test_rows)
+        if note is not None:
+            screen.note(note)
+        yield earlier
+
+
+def _describe_truncation(sweep: Sweep, material: Material, screen: Screen) -> None:
+    """Note which texts are truncated, once for each tokenizer of a teacher, or else of a checkpoint."""
+    sources = material.teachers or tuple(material.checkpoints.values())
+    by_tokenizer = {source.tokens.tokenizer_key: source for source in reversed(sources)}
+    notes = {
+        note: None
+        for source in by_tokenizer.values()
+        for note in describe_truncation(source.tokens, material.splits, sweep.task, source.model.tokenizer())
+    }
+    for note in notes:
+        screen.note(note)
 
 
 def _describe_rows(splits: Splits) -> str:

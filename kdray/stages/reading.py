@@ -10,6 +10,7 @@ from kdray.choice.decision import Decision
 from kdray.errors import StorageError, first_line
 from kdray.evaluation.costs import CostConditions
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.models.lineage import Lineage
 from kdray.report.figures import Figures
 from kdray.report.screen import StageTimes
 from kdray.safe_text.escaping import printable
@@ -37,6 +38,8 @@ class SweepRecords:
     times: StageTimes
     origin: dict[str, str]
     """The command, the commit and the versions of the last session."""
+    lineage: Lineage | None = None
+    """What the students were made from; None before the teacher is known."""
 
     @classmethod
     def read(cls, paths: SweepPaths) -> "SweepRecords":
@@ -48,6 +51,7 @@ class SweepRecords:
             conditions=conditions.costs if conditions else "",
             times=read_record(StageTimes, paths.times) or StageTimes({}),
             origin=read_value(ORIGIN, paths.origin) if paths.origin.exists() else {},
+            lineage=read_record(Lineage, paths.lineage),
         )
 
     def figures(self, name: str, settings: dict[str, Any], records: Sequence[TrialRecord]) -> Figures:
@@ -69,6 +73,7 @@ class SweepRecords:
             origin=self.origin,
             conditions=self.conditions,
             by_label=self.decision.by_label or {},
+            lineage=self.lineage,
         )
 
 

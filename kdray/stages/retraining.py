@@ -142,12 +142,12 @@ def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_n
 
 
 def _test_rows(lessons: Lessons) -> Rows:
-    return lessons.inputs.teacher.rows("test", Worker())
+    return lessons.inputs.first.rows("test", Worker())
 
 
 def _teacher_outputs(lessons: Lessons) -> Outputs:
     """The teacher's outputs for the test rows."""
-    return lessons.inputs.teacher.teacher_outputs("test", Worker())
+    return lessons.inputs.first.teacher_outputs("test", Worker())
 
 
 class RerunLog:

@@ -5,6 +5,7 @@ from typing import Any
 
 from kdray.evaluation.costs import CostConditions, CostMeasuring, Costs
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.models.lineage import Lineage
 from kdray.search.planner import Planner
 from kdray.search.run_search import run_search
 from kdray.stages.bookkeeping import Bookkeeper
@@ -24,18 +25,37 @@ def measure_costs(session: Session, material: Material, lessons: Lessons) -> Cos
     # Costs of two machines cannot be compared, so a sweep with trials keeps those of the machine where it began.
     earlier = read_record(CostConditions, paths.conditions) if len(session.ledger) else None
     measured_on = earlier.machine if earlier else None
-    measuring = CostMeasuring(latency=sweep.latency, paths=paths, pool=slots, measured_on=measured_on)
+    measuring = CostMeasuring(
+        latency=sweep.latency,
+        paths=paths,
+        pool=slots,
+        teachers=[teacher.model for teacher in material.teachers],
+        measured_on=measured_on,
+    )
     costs = measuring.measure(
-        sweep.students, material.sources, lambda done, count: screen.progress("architectures", done, count)
+        sweep.students, lessons.sources, lambda done, count: screen.progress("architectures", done, count)
     )
     write_record(paths.conditions, CostConditions(costs=costs.conditions, machine=costs.machine))
     teacher = lessons.metrics | costs.teacher
     write_json(paths.teacher_figures, teacher)
+    lineage = lessons.lineage.with_costs(costs.by_teacher)
+    write_record(paths.lineage, lineage)
     session.tracker.sweep(
-        metrics={f"teacher.{name}": value for name, value in teacher.items()},
-        tags={"kdray.measured": costs.conditions},
+        metrics={f"teacher.{name}": value for name, value in (teacher | _figures_of_models(lineage)).items()},
+        tags={"kdray.measured": costs.conditions, **({} if costs.teacher else {"kdray.teacher_costs": "unknown"})},
     )
     return costs
+
+
+def _figures_of_models(lineage: Lineage) -> dict[str, float]:
+    """Name -> value, for each of several models that teach: `0.accuracy`, `1.accuracy`, ..."""
+    if len(lineage.models) < 2:
+        return {}
+    return {
+        f"{number}.{name}": value
+        for number, model in enumerate(lineage.models)
+        for name, value in model.figures.items()
+    }
 
 
 def _evaluation_count(recipe: Recipe, lessons: Lessons) -> int:

@@ -128,7 +128,7 @@ def _describe_test(session: Session, lessons: Lessons, decision: Decision, test:
     metric = session.sweep.task.quality.name
     confirmed = decision.confirmation is not None and decision.confirmation.winner is not None
     seed = "Of the seeds of this student, the best one on the validation rows is shipped. " if confirmed else ""
-    rows = len(lessons.inputs.teacher.tokens.rows("test").example_starts) - 1
+    rows = len(lessons.inputs.first.tokens.rows("test").example_starts) - 1
     value = format_metric(metric, test[metric])
     return (
         f"{seed}On {rows:,} test rows, which were not used to choose it: {noun(metric)} {value}, "

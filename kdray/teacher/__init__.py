@@ -1,6 +1,11 @@
-"""Who teaches: the teacher model, and the stored outputs of the teacher.
+"""Who teaches: one model, several, or a file with answers; and the stored outputs of the teacher.
 
-- `labels`     whether a fine-tuned teacher is one for the task, with the labels of the data
-- `teacher`    Teacher; finds or fine-tunes the teacher, and refuses a teacher that is not good enough
-- `transfer`   Transfer; writes the transfer set: the teacher's logits for every row
+- `labels`        whether a fine-tuned teacher is one for the task, with the labels of the data
+- `answer_file`   AnswerFile: where the answers of a teacher are that is a file, and what its columns mean
+- `teacher`       Teacher; finds or fine-tunes the teacher, and refuses a teacher that is not good enough
+- `answer_cells`  the numbers in the columns of a file with answers
+- `answers`       the answers of a file, checked and joined with the rows
+- `transfer`      Transfer; writes the transfer set: the teacher's logits for every row
+- `averaging`     the transfer set with the mean of several teachers
+- `exporting`     the texts of a sweep for others to answer, and a transfer set as a file with answers
 """

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -24,13 +25,14 @@ from kdray.models.checks import loading_errors
 from kdray.models.families import depends_on_padding
 from kdray.models.fresh import FreshTransformer
 from kdray.models.pretrained import Head, Pretrained, cached_folder, find_model, import_model, save_model
-from kdray.settings import Names, Settings, identifying_values
+from kdray.settings import Names, Settings, identifying_values, later_field
 from kdray.slots.job import Pool, Report, Worker, torch_threads
 from kdray.storage.files import fingerprint, replace_folder
 from kdray.storage.mirror import delete, fetch
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.kept_thresholds import write_thresholds
 from kdray.tasks.task import Outputs, Task
+from kdray.teacher.answer_file import NameOrAnswerFile
 from kdray.teacher.labels import check_head, check_labels
 from kdray.training.fit import TrainingPlan, fit
 from kdray.training.precision import autocast_dtype
@@ -40,12 +42,19 @@ EXCHANGED_GAIN = 0.1
 """A teacher whose quality is higher by more than this with another order of its outputs has exchanged outputs: chance
 does not explain that much."""
 
+TRAINED = "Teacher(..., training=Training())"
+
 
 class Teacher(Settings):
     """Which model teaches, and how it is prepared."""
 
-    model: str | FreshTransformer
-    """A local folder, a model hub name, or a Transformer that is trained from scratch."""
+    model: str | FreshTransformer | tuple[str | FreshTransformer, ...] | None = None
+    """A local folder, a model hub name, or a Transformer that is trained from scratch. A list of several: the mean of
+    their probabilities teaches, and students are built from the one that `student.source` names."""
+    weights: tuple[float, ...] | None = later_field(None)
+    """How much each of several models counts in the mean; None: all the same."""
+    outputs: NameOrAnswerFile | None = later_field(None)
+    """A file with the answers of a teacher that is no model here, in place of `model`: its name, or its settings."""
     revision: str | None = None
     """The revision of a hub model. A commit hash makes sure that the model does not change."""
     training: Training | None = None
@@ -59,25 +68,92 @@ class Teacher(Settings):
     of that distance."""
 
     @property
+    def models(self) -> tuple[str | FreshTransformer, ...]:
+        """All models that teach together; none if the teacher is a file."""
+        if self.model is None:
+            return ()
+        return self.model if isinstance(self.model, tuple) else (self.model,)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weight of each of `models`; together 1."""
+        weights = self.weights or (1.0,) * len(self.models)
+        return tuple(weight / sum(weights) for weight in weights)
+
+    @property
     def display_name(self) -> str:
         """The teacher's name in MLflow tags."""
-        return self.model if isinstance(self.model, str) else "from scratch"
+        if self.outputs is not None:
+            return self.outputs.source
+        return " + ".join(display_name(model) for model in self.models)
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if (self.model is None) == (self.outputs is None):
+            raise ValueError(
+                "give either model, a folder or a model hub name (or a list of them), or outputs, a file with answers."
+            )
+        if self.outputs is not None:
+            self._check_file()
+        if self.model == ():
+            raise ValueError("model: got an empty list; give at least one model.")
+        if self.revision is not None and len(self.models) > 1:
+            raise ValueError("revision: several models have no common revision; download them, and give their folders.")
+        self._check_weights()
+        return self
+
+    def _check_file(self) -> None:
+        for name in ("revision", "training", "labels"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: has no meaning for a teacher that is a file (outputs). Leave it out.")
+
+    def _check_weights(self) -> None:
+        if self.weights is None:
+            return
+        if len(self.models) < 2:
+            raise ValueError(
+                "weights: they are for several models, model=[a, b]; there is one teacher. Leave them out."
+            )
+        if len(self.weights) != len(self.models):
+            raise ValueError(f"weights: got {len(self.weights)} for {len(self.models)} models; give one for each.")
+        if min(self.weights) < 0 or not sum(self.weights):
+            given = ", ".join(f"{weight:g}" for weight in self.weights)
+            raise ValueError(f"weights: got {given}; none may be negative, and at least one must be above 0.")
+
+
+def display_name(model: str | FreshTransformer) -> str:
+    """The name of one model in tags and tables."""
+    return model if isinstance(model, str) else "from scratch"
+
+
+def obtain_sources(
+    teacher: Teacher, task: Task, splits: Splits, paths: StoragePaths, seed: int
+) -> tuple[Pretrained, ...]:
+    """Find or create each of the models before any fine-tuning; see `obtain_source`.
+
+    The seed of each model is its own, so that one backbone in the list three times is three teachers.
+    """
+    return tuple(
+        obtain_source(teacher.model_copy(update={"model": model}), task, splits, paths, seed + number)
+        for number, model in enumerate(teacher.models)
+    )
 
 
 def obtain_source(teacher: Teacher, task: Task, splits: Splits, paths: StoragePaths, seed: int) -> Pretrained:
-    """Find or create the teacher before any fine-tuning, and copy it into the storage's cache.
+    """Find or create the only model before any fine-tuning, and copy it into the storage's cache.
 
     Raises TeacherError if there is no such model, or if it has no safetensors weights. If it is not fine-tuned here, it
     must also have a trained head for the task and the data's labels. Raises SpecError if the model cannot read the
     task's longest texts.
     """
-    if isinstance(teacher.model, FreshTransformer):
+    (model,) = teacher.models
+    if isinstance(model, FreshTransformer):
         if teacher.training is None:
             raise TeacherError(
                 "teacher.training: a teacher from scratch must be trained; give Teacher(training=Training(...))."
             )
-        return _obtain_fresh_source(teacher.model, task, splits, paths, seed)
-    folder = find_model(teacher.model, teacher.revision, "teacher.model")
+        return _obtain_fresh_source(model, task, splits, paths, seed)
+    folder = find_model(model, teacher.revision, "teacher.model")
     if teacher.training is not None:
         _refuse_training(folder)
         return import_model(folder, task, Head(splits.labels), paths, seed)
@@ -169,11 +245,11 @@ class FineTune:
         )
 
 
-def check_quality(teacher: Teacher, task: Task, outputs: Outputs, validation: Rows) -> None:
+def check_quality(teacher: Teacher, task: Task, outputs: Outputs, validation: Rows, owner: str = "the teacher") -> None:
     """Raise TeacherError if the teacher is near chance on the validation rows, has exchanged outputs, or other units.
 
     Outputs are exchanged if another order of them makes the quality of an already fine-tuned teacher much higher. The
-    error then names that order.
+    error then names that order. `owner` is the model in the message.
     """
     metric = heading(task.quality.name)
     quality, chance = task.values(outputs, validation)[task.quality.name], task.chance(validation)
@@ -183,22 +259,27 @@ def check_quality(teacher: Teacher, task: Task, outputs: Outputs, validation: Ro
     is_exchanged = teacher.training is None and best >= required and best > quality + EXCHANGED_GAIN
     if quality >= required and not is_exchanged:
         if teacher.training is None and (problem := task.other_units(outputs, validation)):
+            other = "Correct the answers" if teacher.outputs else f"Fine-tune the teacher, {TRAINED}"
             raise TeacherError(
-                f"the teacher's validation {metric} is {quality:.3f}, but {problem}. Fine-tune the teacher, "
-                "Teacher(..., training=Training()); or give the data in its units."
+                f"{owner}'s validation {metric} is {quality:.3f}, but {problem}. {other}; or give the data in its "
+                "units."
             )
         return
     near = f", near chance ({chance:.3f} for answers that do not depend on the text)" if not quality >= required else ""
-    problem = f"the teacher's validation {metric} is {quality:.3f}{near}"
+    problem = f"{owner}'s validation {metric} is {quality:.3f}{near}"
     if is_exchanged:
         said = _said_order(teacher, validation.labels, order)
+        remedy = f"Say --set teacher.labels={said}."
+        if teacher.outputs:
+            remedy = f"Exchange the names of the columns of {teacher.outputs.source}."
         raise TeacherError(
             f"{problem}, but would be {best:.3f} if its outputs meant, in order, {said}: teacher and data "
-            f"disagree about the order of the labels. Say --set teacher.labels={said}."
+            f"disagree about the order of the labels. {remedy}"
         )
+    remedy = "Correct the answers" if teacher.outputs else "Fine-tune it (longer)"
     raise TeacherError(
         f"{problem}; at least {required:.3f} is required (teacher.above_chance={teacher.above_chance}). "
-        f"Fine-tune it (longer), or give a teacher of this task."
+        f"{remedy}, or give a teacher of this task."
     )
 
 

@@ -10,11 +10,11 @@ in `data.transfer_set`.
 Letters: A answers, C outputs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -107,35 +107,78 @@ def obtain_transfer_set(
     teacher, tokens, shard_rows = labelling.teacher, labelling.tokens, labelling.settings.shard_rows
     tokens.check_tokenizer(teacher.tokenizer(), f"teacher {teacher.folder}")
     folder = fetch_files(paths.transfer(labelling.key))
-    manifest = folder / MANIFEST
-    known = _read_manifest(manifest)
-    jobs = {
-        f"{split}-{start:09d}.arrow": LabelShard(labelling=labelling, split=split, start=start, folder=folder)
-        for split in SPLITS
-        for start in range(0, len(tokens.all_rows(split)), shard_rows)
-    }
-    # Only the files of this transfer set: a name in the manifest decides which file is deleted.
-    for name, digest in ((name, known[name]) for name in jobs if name in known):
-        if (folder / name).exists() and file_fingerprint(folder / name) != digest:
-            delete(folder / name)
-            on_note(f"{folder / name}: damaged; its rows are labelled again.")
-    missing = {name: job for name, job in jobs.items() if not (folder / name).exists()}
-    done = len(jobs) - len(missing)
+    shards = _shards(tokens, shard_rows)
+    missing, must_check = _missing_files(folder, shards, on_note)
+    done = len(shards) - len(missing)
 
     def write_shard(name: str) -> None:
-        list(pool.run(missing[name], f"label-{labelling.key}-{name}"))
+        split, start = shards[name]
+        job = LabelShard(labelling=labelling, split=split, start=start, folder=folder)
+        list(pool.run(job, f"label-{labelling.key}-{name}"))
 
     # One thread for each slot, because iterating the reports of a job blocks until it ends.
     with ThreadPoolExecutor(pool.count) as threads:
         for _ in threads.map(write_shard, missing):
             done += 1
-            on_progress(done, len(jobs))
+            on_progress(done, len(shards))
     # The manifest is written after the check, so files without a complete manifest have not been checked.
-    if missing or known.keys() != jobs.keys():
+    if must_check:
         list(pool.run(CheckSample(labelling, folder), f"check-{labelling.key}"))
-        fetch_files(folder)
-        write_json(manifest, {name: file_fingerprint(folder / name) for name in jobs})
+        _write_manifest(folder, shards)
     return TransferSet(folder)
+
+
+LogitsOf: TypeAlias = Callable[[str, np.ndarray], np.ndarray]
+"""A function of a split and the numbers of answers in it that gives the logits of these answers (A x C)."""
+
+
+def write_transfer_set(
+    logits_of: LogitsOf, tokens: TokenSet, shard_rows: int, folder: Path, on_note: Callable[[str], None]
+) -> TransferSet:
+    """Write the files of a transfer set whose logits come from elsewhere than a model, and return the complete set.
+
+    They have the names and the form of those that `obtain_transfer_set` writes. The name of the folder must depend on
+    everything that the logits depend on: complete files are not written again.
+    """
+    fetch_files(folder)
+    shards = _shards(tokens, shard_rows)
+    missing, must_check = _missing_files(folder, shards, on_note)
+    for name in missing:
+        split, start = shards[name]
+        rows = tokens.all_rows(split)
+        stop = min(start + shard_rows, len(rows))
+        answers = np.arange(rows.answer_starts[start], rows.answer_starts[stop])
+        with replace_file(folder / name) as temporary:
+            _write_arrow(temporary, rows.part(start, stop).answer_ids, logits_of(split, answers))
+    if must_check:
+        _write_manifest(folder, shards)
+    return TransferSet(folder)
+
+
+def _shards(tokens: TokenSet, shard_rows: int) -> dict[str, tuple[str, int]]:
+    """The name of each file of a transfer set -> its split and its first row."""
+    return {
+        f"{split}-{start:09d}.arrow": (split, start)
+        for split in SPLITS
+        for start in range(0, len(tokens.all_rows(split)), shard_rows)
+    }
+
+
+def _missing_files(folder: Path, shards: Iterable[str], on_note: Callable[[str], None]) -> tuple[list[str], bool]:
+    """The files to write, and whether the set is not known to be complete. Damaged files are deleted, with a note."""
+    shards, known = list(shards), _read_manifest(folder / MANIFEST)
+    # Only the files of this transfer set: a name in the manifest decides which file is deleted.
+    for name, digest in ((name, known[name]) for name in shards if name in known):
+        if (folder / name).exists() and file_fingerprint(folder / name) != digest:
+            delete(folder / name)
+            on_note(f"{folder / name}: damaged; its rows are labelled again.")
+    missing = [name for name in shards if not (folder / name).exists()]
+    return missing, bool(missing) or known.keys() != set(shards)
+
+
+def _write_manifest(folder: Path, shards: Iterable[str]) -> None:
+    fetch_files(folder)
+    write_json(folder / MANIFEST, {name: file_fingerprint(folder / name) for name in shards})
 
 
 def _read_manifest(manifest: Path) -> dict[str, str]:

@@ -121,6 +121,7 @@ def test_a_version_records_its_origin(sweeps: RegisteredSweeps) -> None:
     assert run.info.run_name == "depth-1"
     assert version.source == f"{run.info.artifact_uri}/model/{weights_fingerprint(paths.chosen)}"
     tags, lineage = version.tags, read_json(paths.lineage)
+    assert lineage.pop("models")[0]["weights"] == lineage["teacher_weights"]
     assert {name: tags[f"kdray.{name}"] for name in lineage} == lineage
     assert (tags["kdray.sweep"], tags["kdray.trial"]) == ("depth-1", "0")
     assert tags["kdray.task"] == "text classification"
