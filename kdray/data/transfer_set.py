@@ -87,4 +87,4 @@ def _as_matrix(column: pa.Array) -> np.ndarray:
     """A column of lists, in one chunk, as N x C without a copy."""
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)
-    return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
+    return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), column.type.list_size)

@@ -298,13 +298,14 @@ def _obtain_fresh_source(
     """Create a Transformer with random weights, and a tokenizer for the training rows, in the storage's cache."""
     # More text gives the tokenizer more words.
     parts = [splits.train] if splits.unlabelled is None else [splits.train, splits.unlabelled]
-    texts = [text for part in parts for name in ("text", "pair") if name in part.column_names for text in part[name]]
+    columns = [part[name] for part in parts for name in ("text", "pair") if name in part.column_names]
     more = () if splits.more_key is None else (splits.more_key,)
-    key = fingerprint("fresh", model.model_dump(), splits.key, list(splits.labels), seed, len(texts), *more)
+    count = sum(map(len, columns))
+    key = fingerprint("fresh", model.model_dump(), splits.key, list(splits.labels), seed, count, *more)
 
     def make(target: Path) -> None:
         # The words of a task that answers for each word are separated already.
-        read = [text if isinstance(text, str) else " ".join(text) for text in texts]
+        read = [text if isinstance(text, str) else " ".join(text) for column in columns for text in column]
         save_model(*model.create(read, splits.labels, task, seed), target)
 
     return Pretrained(cached_folder(paths.model(key), make), key)

@@ -143,9 +143,10 @@ def write_transfer_set(
     fetch_files(folder)
     shards = _shards(tokens, shard_rows)
     missing, must_check = _missing_files(folder, shards, on_note)
+    rows_of = {split: tokens.all_rows(split) for split in SPLITS}
     for name in missing:
         split, start = shards[name]
-        rows = tokens.all_rows(split)
+        rows = rows_of[split]
         stop = min(start + shard_rows, len(rows))
         answers = np.arange(rows.answer_starts[start], rows.answer_starts[stop])
         with replace_file(folder / name) as temporary:
