@@ -100,7 +100,7 @@ class TokenSet:
             return [self.rows(split)]
         return [self.rows(split), self.all_rows(split).part(*self.train_ends[:2])]
 
-    def texts(self, copies: int) -> int:
+    def texts(self, copies: int = 0) -> int:
         """The number of encoded rows that a student learns from: all texts, and so many copies of each."""
         return self.train_ends[1 + copies]
 

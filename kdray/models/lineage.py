@@ -66,7 +66,7 @@ class Lineage(BaseModel):
     teacher_weights: str
     """The teacher's weights, configuration and tokenizer; of several models together, or of the answers of a file."""
     data: str
-    """All rows of all splits, and the labels."""
+    """All labelled rows of all splits, and the labels."""
     test_rows: str
     """The texts and labels of the test rows; it does not depend on the other splits."""
     models: tuple[TeacherModel, ...] = ()

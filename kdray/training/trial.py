@@ -49,11 +49,6 @@ class Recipe(Settings):
     learn_from: LearnFrom = later_field("all text")
     """What the student sees: all text, or the labelled rows alone, in as many steps. Controls see the latter."""
 
-    @property
-    def copies(self) -> int:
-        """How many changed copies of each text the student sees."""
-        return 0
-
 
 @dataclass(frozen=True)
 class TrialInputs:
@@ -74,15 +69,16 @@ class TrialInputs:
     def texts(self, recipe: Recipe, worker: Worker) -> Rows:
         """The rows that a student with this recipe learns from, with the teacher's logits."""
         labelled = self.rows("train", worker)
-        count = len(labelled) if recipe.learn_from == "labelled rows" else self.tokens.texts(recipe.copies)
+        count = len(labelled) if recipe.learn_from == "labelled rows" else self.tokens.texts()
         if count == len(labelled):
             return labelled
         key = ("texts", self.tokens.folder, self.transfer.folder, count)
         return worker.cached(key, lambda: self.transfer.all_rows(self.tokens, "train").first(count))
 
-    def has_more_text(self, recipe: Recipe) -> bool:
-        """Whether a student with this recipe sees more than the labelled rows."""
-        return self.tokens.texts(recipe.copies) > self.tokens.train_ends[0]
+    @property
+    def has_more_text(self) -> bool:
+        """Whether there is more text than the labelled rows."""
+        return self.tokens.texts() > self.tokens.train_ends[0]
 
     def teacher_outputs(self, split: str, worker: Worker) -> Outputs:
         """The teacher's outputs for the rows of a split. Its thresholds are those of the validation rows."""
@@ -152,7 +148,7 @@ class Trial:
 
         return TrainingPlan(
             rows=self.inputs.texts(self.recipe, worker),
-            epoch_rows=self.inputs.tokens.texts(self.recipe.copies),
+            epoch_rows=self.inputs.tokens.texts(),
             training=training,
             loss_of=loss_of,
             evaluate=evaluate,
