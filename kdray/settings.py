@@ -6,7 +6,7 @@ A setting has one dotted name everywhere: `distillation.alpha` is the field `alp
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -35,16 +35,15 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
+    kinds: ClassVar[Mapping[str, type["Settings"]]] = {}
+    """The value of the setting `kind` -> the class with this kind of settings. The list of all kinds of a group sets it
+    for their base class; empty for settings without alternatives."""
+
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise SpecError(_describe_errors(error, type(self))) from None
-
-    @classmethod
-    def kinds(cls) -> Mapping[str, type["Settings"]]:
-        """The value of the setting `kind` -> the class with this kind of settings; empty without alternatives."""
-        return {}
 
     def with_dotted(self, changes: Mapping[str, Any]) -> Self:
         """A validated copy in which `changes`, dotted name -> value, replace the present values.
@@ -140,7 +139,7 @@ def _kind_after(settings: S, changes: Mapping[str, Any], prefix: str) -> tuple[t
 
     If a change names another kind, its settings have their defaults, except those that were given and that it also has.
     """
-    kinds = type(settings).kinds()
+    kinds = type(settings).kinds
     if not kinds:
         return type(settings), {name: getattr(settings, name) for name in type(settings).model_fields}
     own_kind = getattr(settings, "kind", None)

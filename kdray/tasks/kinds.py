@@ -19,6 +19,8 @@ TASKS: tuple[type[Task], ...] = (TextClassification, TokenClassification, MultiL
 KINDS: Mapping[str, type[Task]] = {task.model_fields["kind"].default: task for task in TASKS}
 """The value of `kind` -> the task."""
 
+Task.kinds = KINDS
+
 
 def task_of(settings: Any) -> Any:
     """The task with these settings: a task itself, or a mapping whose `kind` names one.

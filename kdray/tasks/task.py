@@ -5,7 +5,7 @@ are read; `kdray.evaluation` compares a student with its teacher.
 Shapes: N examples, A answers, C outputs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -85,12 +85,6 @@ class Task(Settings):
     """The name of the column with the second text, for pairs of texts."""
     max_length: int = Field(128, ge=4)
     """The maximum number of tokens of one example; longer texts are truncated."""
-
-    @classmethod
-    def kinds(cls) -> Mapping[str, type[Settings]]:
-        """Every task by its kind."""
-        kinds = {task.model_fields["kind"].default: task for task in _subclasses(Task)}
-        return {kind: task for kind, task in kinds.items() if isinstance(kind, str)}
 
     @property
     def name(self) -> str:
@@ -314,9 +308,3 @@ class Task(Settings):
             return dict.fromkeys(names, float("nan"))
         values = self.counts(outputs, rows).values() | self.values_without_counts(outputs, rows)
         return {name: values[name] for name in names}
-
-
-def _subclasses(task: type[Task]) -> Iterator[type[Task]]:
-    for subclass in task.__subclasses__():
-        yield subclass
-        yield from _subclasses(subclass)

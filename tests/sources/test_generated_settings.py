@@ -89,7 +89,7 @@ def test_a_wrong_generator_by_dotted_names_is_refused(changes: dict[str, Any], m
 
 
 def test_every_generator_is_listed() -> None:
-    assert GeneratedRows.kinds() == KINDS
+    assert GeneratedRows.kinds == KINDS
 
 
 @pytest.mark.parametrize(

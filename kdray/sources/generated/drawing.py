@@ -4,7 +4,7 @@ import math
 import random
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import Field
@@ -35,11 +35,6 @@ class GeneratedRows(Settings):
 
     text_columns: ClassVar[tuple[str, ...]] = ("text",)
     """The columns that tell two rows apart."""
-
-    @classmethod
-    def kinds(cls) -> Mapping[str, type[Settings]]:
-        """Every generator by its kind."""
-        return {each.model_fields["kind"].default: each for each in GeneratedRows.__subclasses__()}
 
     @abstractmethod
     def rows(self, split: Split) -> dict[str, list[Any]]:

@@ -19,6 +19,8 @@ GENERATORS: tuple[type[GeneratedRows], ...] = (GeneratedReviews, GeneratedMentio
 KINDS: Mapping[str, type[GeneratedRows]] = {each.model_fields["kind"].default: each for each in GENERATORS}
 """The value of `kind` -> the generator."""
 
+GeneratedRows.kinds = KINDS
+
 OLDEST = next(iter(KINDS))
 
 
