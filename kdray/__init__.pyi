@@ -1,5 +1,6 @@
 # What a sweep script imports: the one list of public names, read by type checkers and by __init__.py.
 
+from .augmentation.settings import Augmentation
 from .choice.reruns import Confirm
 from .choice.rule import Choose
 from .cli.running import main
@@ -29,6 +30,7 @@ from .training.settings import Training
 
 __all__ = [
     "AnswerFile",
+    "Augmentation",
     "Choose",
     "Confirm",
     "Data",

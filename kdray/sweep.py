@@ -12,6 +12,7 @@ import numpy as np
 from optuna.distributions import distribution_to_json, json_to_distribution
 from pydantic import Field, model_validator
 
+from kdray.augmentation.settings import Augmentation, check_ways
 from kdray.choice.reruns import Confirm
 from kdray.choice.rule import Choose
 from kdray.data.splits import Data, Splits
@@ -19,10 +20,11 @@ from kdray.errors import SpecError, did_you_mean
 from kdray.evaluation.measuring import ARCHITECTURE_METRICS, Latency
 from kdray.evaluation.pareto import QUALITY
 from kdray.losses.distillation import Distillation
+from kdray.models.fresh import FreshTransformer
 from kdray.models.transformer import TransformerStudent
 from kdray.search.settings import Search
-from kdray.search.space import Space, architectures, check_space, distributions, domains
-from kdray.settings import MAY_CHANGE, Settings, dotted_values, identifying_values
+from kdray.search.space import Space, architectures, check_space, distributions, domains, end_values
+from kdray.settings import MAY_CHANGE, Settings, dotted_values, identifying_values, later_field
 from kdray.slots.pool import SlotSettings
 from kdray.tasks.kinds import AnyTask
 from kdray.tasks.text_classification import TextClassification
@@ -31,6 +33,9 @@ from kdray.teacher.transfer import Transfer
 from kdray.tracking.settings import Tracking
 from kdray.training.settings import Training
 from kdray.training.trial import Recipe
+
+COPIES = "augmentation.copies"
+"""The setting of a trial that says how many changed copies of each text it learns from."""
 
 STUDENT_METRICS = ("agreement", "retention", "loss")
 """The metrics of a student that do not depend on the task."""
@@ -45,6 +50,7 @@ class Sweep(Settings):
     task: AnyTask = TextClassification()
     transfer: Transfer = Transfer()
     student: TransformerStudent = TransformerStudent()
+    augmentation: Augmentation = later_field(Augmentation())
     distillation: Distillation = Distillation()
     training: Training = Training()
     space: dict[str, Any] = Field(min_length=1)
@@ -62,7 +68,12 @@ class Sweep(Settings):
     @property
     def recipe(self) -> Recipe:
         """The recipe of a trial before its searched settings are applied."""
-        return Recipe(student=self.student, distillation=self.distillation, training=self.training)
+        return Recipe(
+            student=self.student,
+            distillation=self.distillation,
+            training=self.training,
+            augmentation=self.augmentation,
+        )
 
     def recipe_of(self, params: Mapping[str, Any]) -> Recipe:
         """The recipe of the trial with these searched settings."""
@@ -118,6 +129,12 @@ class Sweep(Settings):
         """One student for each architecture that the space contains."""
         return [self.recipe_of(params).student for params in architectures(self.space)]
 
+    @property
+    def most_copies(self) -> int:
+        """The largest number of changed copies of a text that a trial can need."""
+        domain = distributions(self.space).get(COPIES)
+        return self.augmentation.copies if domain is None else max(end_values(domain))
+
     def as_params(self) -> dict[str, Any]:
         """Dotted name -> value of every setting, with domains as text: the params of the sweep's MLflow run."""
         values = {name: value for name, value in dotted_values(self).items() if name not in ("space", "smoke")}
@@ -142,6 +159,7 @@ class Sweep(Settings):
                 "space 'student.source': all students of a sweep are built from one of its teachers. Set "
                 "student.source, and run one sweep for each."
             )
+        self._check_augmentation()
         self._check_distillation()
         self._name_quality()
         # The data are not read yet, so the labels are unknown; `check_classes` checks again with them.
@@ -154,6 +172,30 @@ class Sweep(Settings):
                 f"retention), because early stopping compares trials by it; got {first!r}."
             )
         return self
+
+    def _check_augmentation(self) -> None:
+        """Raise SpecError for searched settings of copies other than their number, and for ways the task does not have.
+
+        All trials share the copies, so that each text is changed, tokenised and answered once.
+        """
+        for name in self.space:
+            if name.startswith(COPIES.partition(".")[0]) and name != COPIES:
+                raise SpecError(
+                    f"space {name!r}: all trials of a sweep learn from the same copies; only {COPIES} can be searched. "
+                    f"Set {name}, and run one sweep for each value."
+                )
+        check_ways(self.augmentation, self.task.answers_each_word)
+        if self.most_copies and self.teacher.outputs is not None:
+            raise SpecError(
+                f"{COPIES}: the teacher is a file (teacher.outputs), which has no answers for changed texts. Leave "
+                "augmentation out, or give a model as the teacher."
+            )
+        are_fresh = [isinstance(model, FreshTransformer) for model in self.teacher.models]
+        if self.most_copies and self.augmentation.needs_embeddings and all(are_fresh):
+            raise SpecError(
+                "augmentation.ways: neighbours needs the embeddings of a pretrained model, but the teacher is trained "
+                "from scratch. Leave neighbours out, or give a pretrained teacher."
+            )
 
     def _check_distillation(self) -> None:
         """Raise SpecError for a setting of the loss that has no meaning for the outputs of the task."""

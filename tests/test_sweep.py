@@ -8,16 +8,20 @@ from typing import Any
 import pytest
 from ray import tune
 
+from kdray.augmentation.settings import Augmentation
 from kdray.choice.rule import Choose
 from kdray.data.splits import Splits
 from kdray.errors import SpecError
 from kdray.losses.distillation import Distillation
+from kdray.models.fresh import FreshTransformer
 from kdray.search.settings import Search, at_least, at_most
 from kdray.sweep import Sweep
 from kdray.tasks.multi_label import MultiLabel
 from kdray.tasks.regression import Regression
 from kdray.tasks.text_classification import TextClassification
 from kdray.tasks.token_classification import TokenClassification
+from kdray.teacher.teacher import Teacher
+from kdray.training.settings import Training
 
 MakeSweep = Callable[..., Sweep]
 
@@ -169,6 +173,62 @@ def test_params_have_every_setting_and_domain(make_sweep: MakeSweep) -> None:
     assert params["space.student.depth"] == [1, 2]
     assert "0" in str(params["space.distillation.alpha"])
     assert {"training.learning_rate", "distillation.temperature", "teacher.above_chance", "seed"} <= set(params)
+
+
+# Augmentation ---------------------------------------------------------------------------------------------------------
+
+WAYS = Augmentation(ways=("mask", "ngrams"))
+
+
+def test_sweeps_without_copies_keep_their_identity(make_sweep: MakeSweep) -> None:
+    assert "augmentation" not in make_sweep().identity()
+    assert make_sweep(augmentation=WAYS).identity() != make_sweep().identity()
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({}, 0),
+        ({"augmentation": WAYS.model_copy(update={"copies": 4})}, 4),
+        ({"augmentation": WAYS, "space": {"augmentation.copies": [0, 8, 4]}}, 8),
+        ({"augmentation": WAYS, "space": {"augmentation.copies": tune.randint(0, 5)}}, 4),
+    ],
+)
+def test_as_many_copies_are_written_as_a_trial_can_need(make_sweep: MakeSweep, fields: Any, most: int) -> None:
+    assert make_sweep(**fields).most_copies == most
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"space": {"augmentation.copies": [0, 2]}}, "2 copies of each text are requested, but no way to change them"),
+        ({"space": {"augmentation.copys": [0, 2]}}, "did you mean 'augmentation.copies'?"),
+        ({"space": {"augmentation.copies": [0, -1]}, "augmentation": WAYS}, "augmentation.copies"),
+        (
+            {"space": {"augmentation.seed": [0, 1]}, "augmentation": WAYS},
+            "space 'augmentation.seed': all trials of a sweep learn from the same copies",
+        ),
+        (
+            {"task": TokenClassification(), "augmentation": WAYS},
+            "augmentation.ways: got ngrams, which changes the number or the order of the words",
+        ),
+        (
+            {"teacher": Teacher(outputs="answers.csv"), "augmentation": WAYS.model_copy(update={"copies": 1})},
+            "augmentation.copies: the teacher is a file (teacher.outputs), which has no answers for changed texts.",
+        ),
+        (
+            {
+                "teacher": Teacher(model=FreshTransformer(), training=Training()),
+                "augmentation": Augmentation(copies=1, ways=("neighbours",)),
+            },
+            "augmentation.ways: neighbours needs the embeddings of a pretrained model",
+        ),
+    ],
+)
+def test_wrong_augmentation_is_refused(make_sweep: MakeSweep, fields: dict[str, Any], part: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_sweep(**fields)
+    assert part in str(caught.value)
 
 
 # Tasks ----------------------------------------------------------------------------------------------------------------

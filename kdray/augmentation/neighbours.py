@@ -35,6 +35,7 @@ class Neighbours(Way):
     default_share: ClassVar[float] = 0.4
     keeps_words: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = True
+    needs_embeddings: ClassVar[bool] = True
 
     def __init__(self, inputs: WayInputs) -> None:
         super().__init__(inputs)

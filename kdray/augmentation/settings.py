@@ -69,6 +69,11 @@ class Augmentation(Settings):
         """Whether the copies depend on the teacher: on its tokenizer or its embeddings."""
         return any(WAYS[way].needs_teacher for way in self.ways)
 
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether one of the ways reads the teacher's embeddings before any fine-tuning."""
+        return any(WAYS[way].needs_embeddings for way in self.ways)
+
 
 def check_ways(augmentation: Augmentation, are_words: bool) -> None:
     """Raise SpecError for a way that cannot be used with these texts.

@@ -39,6 +39,8 @@ class Way(ABC):
     """Whether a changed text has as many words as the text, each of them in the place of the word that it replaces."""
     needs_teacher: ClassVar[bool] = False
     """Whether the changes depend on the teacher's tokenizer or embeddings."""
+    needs_embeddings: ClassVar[bool] = False
+    """Whether the changes depend on the teacher's embeddings."""
     needs_masked_lm: ClassVar[bool] = False
     """Whether the way needs a masked language model, which the setting `augmentation.model` names."""
 

@@ -62,13 +62,16 @@ class Data(Reading):
     max_rows: int | None = Field(None, ge=2)
     """The maximum number of rows of each split, drawn so that the shares of the labels stay; for --smoke."""
     seed: int = Field(0, ge=0)
-    """The seed of the cuts from train and of the rows that `max_rows` and `max_unlabelled` draw."""
+    """The seed of the cuts from train and of the rows that `max_rows`, `max_labelled` and `max_unlabelled` draw."""
     unlabelled: NameOrUnlabelled | None = later_field(None)
     """Texts without labels, from which the students learn by the teacher's answers: a split of the source, such as
     `unsupervised`, or the name or the settings of another source."""
     keep_unlabelled: bool | None = later_field(None)
     """Whether rows of train whose label is empty are such texts, too. None: if `unlabelled` is given; otherwise they
     are left out, with a note."""
+    max_labelled: int | None = later_field(None, ge=2)
+    """The maximum number of rows of train that keep their label, drawn so that the shares of the labels stay. The other
+    rows are texts without labels, unless `keep_unlabelled` is false. It shows how far few labels come."""
     max_unlabelled: int | None = later_field(None, ge=1)
     """The maximum number of texts without labels, drawn at random. `max_rows` limits them, too."""
 
@@ -145,6 +148,10 @@ def load_splits(data: Data, task: TaskData) -> Splits:
         if role != TRAIN:
             notes += task.describe_gold(parts, checked[TRAIN], order)
     _cut_missing_splits(rows, data, labels, source.where, notes)
+    if data.max_labelled is not None:
+        rows[TRAIN], others = draw_rows(rows[TRAIN], data.max_labelled, data.seed)
+        if others.num_rows and data.keep_unlabelled is not False:
+            texts_only.append(others.drop_columns(["id", "label"]))
     if data.max_rows:
         rows = {role: draw_rows(table, data.max_rows, data.seed)[0] for role, table in rows.items()}
     notes += describe_findings({role: rows[role] for role in (TRAIN, VALIDATION, TEST)}, labels)

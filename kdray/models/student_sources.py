@@ -60,19 +60,21 @@ class StudentSource:
 def load_student_sources(
     students: Iterable[TransformerStudent],
     teachers: Sequence[Pretrained],
-    text: TextBlocks,
+    labels: tuple[str, ...],
+    text_for: Callable[[Pretrained], TextBlocks],
     task: Task,
     paths: StoragePaths,
     seed: int,
 ) -> tuple[tuple[StudentSource, ...], dict[str, StudentSource]]:
     """Load the models that these students may be built from: the teachers, and each checkpoint once, by its name.
 
-    Raises SpecError for a student with more layers than its checkpoint, TeacherError for a checkpoint that cannot be
-    used, and for one that no student of this depth can be built from.
+    `text_for` gives the rows for a model: changed copies of them have the mask token of its tokenizer. Raises SpecError
+    for a student with more layers than its checkpoint, TeacherError for a checkpoint that cannot be used, and for one
+    that no student of this depth can be built from.
     """
 
     def tokenise_for(model: Pretrained) -> StudentSource:
-        return StudentSource(model, tokenise(text, task, model.tokenizer(), paths))
+        return StudentSource(model, tokenise(text_for(model), task, model.tokenizer(), paths))
 
     students = list(students)
     checkpoints: dict[str, StudentSource] = {}
@@ -81,7 +83,7 @@ def load_student_sources(
         name = student.checkpoint
         if name is not None and name not in checkpoints:
             folder = find_model(name, student.revision, "student.checkpoint")
-            checkpoints[name] = tokenise_for(import_model(folder, task, Head(text.labels), paths, seed))
+            checkpoints[name] = tokenise_for(import_model(folder, task, Head(labels), paths, seed))
     for name, source in checkpoints.items():
         _check_students([student for student in students if student.checkpoint == name], source.model)
     return sources, checkpoints

@@ -5,6 +5,7 @@ In reading order:
 - `session`          the objects that every stage uses
 - `ancestry`         the sweep that made a teacher
 - `preparing`        the rows, and the models that teacher and students start from
+- `copying`          the text with changed copies of it, for each model that reads it
 - `warm_start`       which earlier trials may be compared with those of this sweep
 - `teaching`         the teacher and its transfer set
 - `searching`        costs of the architectures, then the trials

@@ -20,10 +20,11 @@ from kdray.report.screen import Screen
 from kdray.search.ledger import Ledger
 from kdray.sources.tables import short_list
 from kdray.stages.ancestry import earlier_sweep
+from kdray.stages.copying import sweep_text
 from kdray.stages.warm_start import TrialMaterial, check_unchanged, warm_start
 from kdray.storage.files import fingerprint
 from kdray.storage.paths import SweepPaths
-from kdray.sweep import Sweep
+from kdray.sweep import COPIES, Sweep
 from kdray.teacher.answers import Answers, read_answers
 from kdray.teacher.teacher import display_name, obtain_sources
 
@@ -59,13 +60,20 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
     source_number = named_source(sweep.student.source, [display_name(model) for model in sweep.teacher.models])
     splits = load_splits(sweep.data, sweep.task)
     sweep.check_classes(splits)
-    for note in (*splits.notes, _describe_rows(splits)):
+    for note in (*splits.notes, _describe_rows(splits, sweep.most_copies)):
         screen.note(note)
     answers = None if sweep.teacher.outputs is None else read_answers(sweep.teacher.outputs, sweep.task, splits)
     for note in answers.notes if answers else ():
         screen.note(note)
     models = obtain_sources(sweep.teacher, sweep.task, splits, paths, sweep.seed)
-    teachers, checkpoints = load_student_sources(sweep.students, models, splits, sweep.task, paths, sweep.seed)
+    if sweep.augmentation.ways and not sweep.most_copies:
+        screen.note(f"augmentation.ways has no effect, because {COPIES} is 0.")
+    text = sweep_text(sweep, splits, models, paths)
+    teachers, checkpoints = load_student_sources(
+        sweep.students, models, splits.labels, text.read_by, sweep.task, paths, sweep.seed
+    )
+    for note in text.notes:
+        screen.note(note)
     _check_students(sweep, teachers, source_number)
     material = Material(
         splits=splits,
@@ -81,6 +89,7 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
         splits.text_key,
         _teacher_key(sweep, material),
         {name: checkpoint.model.key for name, checkpoint in checkpoints.items()},
+        text.key,
     )
     check_unchanged(trial_material, ledger, paths)
     if sweep.search.warm_start is not None:
@@ -149,9 +158,11 @@ def _describe_truncation(sweep: Sweep, material: Material, screen: Screen) -> No
         screen.note(note)
 
 
-def _describe_rows(splits: Splits) -> str:
+def _describe_rows(splits: Splits, copies: int) -> str:
     rows = (
         f"{len(splits.train):,} rows to train on, {len(splits.validation):,} to validate, {len(splits.test):,} to test"
     )
     more = "" if splits.unlabelled is None else f"; {len(splits.unlabelled):,} texts without labels"
+    if copies:
+        more += f"; {copies} changed {'copy' if copies == 1 else 'copies'} of each text to learn from"
     return f"{rows}{more}; labels {short_list(splits.labels)}" if splits.labels else f"{rows}{more}"

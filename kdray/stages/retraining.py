@@ -93,7 +93,7 @@ def confirm(
 
 
 def _controls_of(sweep: Sweep, lessons: Lessons) -> ControlsOf:
-    return ControlsOf(sweep.recipe, lambda recipe: lessons.inputs.of(recipe.student).has_more_text)
+    return ControlsOf(sweep.recipe, lambda recipe: lessons.inputs.of(recipe.student).has_more_text(recipe))
 
 
 def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_name: str) -> dict[str, str]:

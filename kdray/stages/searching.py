@@ -59,7 +59,7 @@ def _figures_of_models(lineage: Lineage) -> dict[str, float]:
 
 
 def _evaluation_count(recipe: Recipe, lessons: Lessons) -> int:
-    return recipe.training.evaluation_count(lessons.inputs.of(recipe.student).tokens.texts())
+    return recipe.training.evaluation_count(lessons.inputs.of(recipe.student).text_rows(recipe))
 
 
 def search(session: Session, material: Material, lessons: Lessons, costs: Costs) -> list[TrialRecord]:

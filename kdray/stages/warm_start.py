@@ -68,8 +68,12 @@ class TrialMaterial:
     """JSON values by name."""
 
     @classmethod
-    def of(cls, sweep: Sweep, data: str, teacher: str, checkpoints: Mapping[str, str]) -> Self:
-        """The material of a sweep. `data`, `teacher` and the values of `checkpoints` are fingerprints of content."""
+    def of(
+        cls, sweep: Sweep, data: str, teacher: str, checkpoints: Mapping[str, str], copies: str | None = None
+    ) -> Self:
+        """The material of a sweep. `data`, `teacher`, `copies` and the values of `checkpoints` are fingerprints of
+        content; `copies` is None for a sweep without changed copies.
+        """
         return cls(
             {
                 "data": data,
@@ -79,6 +83,8 @@ class TrialMaterial:
                 "transfer.precision": sweep.transfer.precision,
                 "seed": sweep.seed,
                 CHECKPOINTS: dict(checkpoints),
+                # Sweeps that were started before there were copies do not name them.
+                **({} if copies is None else {"augmentation": copies}),
             }
         )
 

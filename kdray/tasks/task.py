@@ -74,6 +74,8 @@ class Task(Settings):
     """The pipeline of transformers for this task."""
     has_one_answer: ClassVar[bool] = False
     """Whether an example has one answer that is right or wrong; then McNemar's test compares two models."""
+    answers_each_word: ClassVar[bool] = False
+    """Whether a text is a list of words, each of which has an answer."""
     agreement_meaning: ClassVar[str] = "the share of rows with the same predicted label"
     """What `agreement` is, for a sentence."""
 

@@ -59,6 +59,7 @@ class TokenClassification(Task):
     """How tags make spans. `plain`: they do not, as parts of speech. None: one of the others, as the tags show."""
 
     head: ClassVar[str] = "ForTokenClassification"
+    answers_each_word: ClassVar[bool] = True
     pipeline: ClassVar[str] = "token-classification"
     agreement_meaning: ClassVar[str] = "the share of words with the same predicted tag"
 

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from kdray.augmentation.settings import Augmentation
 from kdray.data.rows import Rows
 from kdray.data.tokens import TokenSet
 from kdray.data.transfer_set import TransferSet
@@ -46,6 +47,7 @@ class Recipe(Settings):
     student: TransformerStudent = TransformerStudent()
     distillation: Distillation = Distillation()
     training: Training = Training()
+    augmentation: Augmentation = later_field(Augmentation())
     learn_from: LearnFrom = later_field("all text")
     """What the student sees: all text, or the labelled rows alone, in as many steps. Controls see the latter."""
 
@@ -69,16 +71,19 @@ class TrialInputs:
     def texts(self, recipe: Recipe, worker: Worker) -> Rows:
         """The rows that a student with this recipe learns from, with the teacher's logits."""
         labelled = self.rows("train", worker)
-        count = len(labelled) if recipe.learn_from == "labelled rows" else self.tokens.texts()
+        count = len(labelled) if recipe.learn_from == "labelled rows" else self.text_rows(recipe)
         if count == len(labelled):
             return labelled
         key = ("texts", self.tokens.folder, self.transfer.folder, count)
         return worker.cached(key, lambda: self.transfer.all_rows(self.tokens, "train").first(count))
 
-    @property
-    def has_more_text(self) -> bool:
-        """Whether there is more text than the labelled rows."""
-        return self.tokens.texts() > self.tokens.train_ends[0]
+    def text_rows(self, recipe: Recipe) -> int:
+        """The number of rows in an epoch of a trial with this recipe: all texts and their copies."""
+        return self.tokens.texts(recipe.augmentation.copies)
+
+    def has_more_text(self, recipe: Recipe) -> bool:
+        """Whether there is more text for this recipe than the labelled rows."""
+        return self.text_rows(recipe) > self.tokens.train_ends[0]
 
     def teacher_outputs(self, split: str, worker: Worker) -> Outputs:
         """The teacher's outputs for the rows of a split. Its thresholds are those of the validation rows."""
@@ -148,7 +153,7 @@ class Trial:
 
         return TrainingPlan(
             rows=self.inputs.texts(self.recipe, worker),
-            epoch_rows=self.inputs.tokens.texts(),
+            epoch_rows=self.inputs.text_rows(self.recipe),
             training=training,
             loss_of=loss_of,
             evaluate=evaluate,

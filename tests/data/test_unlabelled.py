@@ -154,6 +154,35 @@ def test_the_maximum_is_drawn_and_small_runs_have_few_texts(folder: Path, tmp_pa
     assert len(texts(load(folder, unlabelled=more, max_rows=8))) == 8
 
 
+@pytest.mark.parametrize("kind", TASKS)
+def test_all_but_a_few_rows_may_lose_their_labels(kind: str) -> None:
+    task, source = TASKS[kind]
+    whole = load_splits(Data(source=source), task)
+    splits = load_splits(Data(source=source, max_labelled=24, unlabelled="unlabelled"), task)
+    assert splits.unlabelled is not None
+    assert len(splits.train) == 24
+    given = load_splits(Data(source=source, unlabelled="unlabelled"), task).unlabelled
+    assert given is not None
+    labelled, others = list(splits.train["text"]), list(splits.unlabelled["text"])
+    every_text = [*whole.train["text"], *given["text"]]
+    # Rows that repeat a row of validation or test may be left out.
+    assert len(whole.train) + len(given) - 6 <= len(labelled) + len(others) <= len(whole.train) + len(given)
+    assert all(text in every_text for text in [*labelled, *others])
+    assert splits.labels == whole.labels
+    assert load_splits(Data(source=source, max_labelled=24, keep_unlabelled=False), task).unlabelled is None
+    again = load_splits(Data(source=source, max_labelled=24, max_rows=10, unlabelled="unlabelled"), task)
+    assert again.unlabelled is not None
+    assert (len(again.train), len(again.unlabelled)) == (10, 10)
+
+
+def test_few_labels_have_the_shares_of_all_and_more_than_all_change_nothing(folder: Path) -> None:
+    few = load(folder, max_labelled=10)
+    assert sorted(few.train["label"]) == 5 * [0] + 5 * [1]
+    assert len(texts(few)) == 30
+    everything = load(folder, max_labelled=1000)
+    assert (everything.key, everything.unlabelled) == (load(folder).key, None)
+
+
 @pytest.mark.parametrize(
     ("cells", "column", "message"),
     [

@@ -26,9 +26,8 @@ from kdray.models.pretrained import Pretrained
 from kdray.models.transformer import TransformerStudent
 from kdray.report.files import markdown
 from kdray.report.table import table
-from kdray.run import Outcome, RunOptions, run
+from kdray.run import Outcome
 from kdray.search.settings import Search, at_least
-from kdray.slots.pool import SlotSettings
 from kdray.storage.paths import SweepPaths
 from kdray.storage.records import read_record
 from kdray.sweep import Sweep
@@ -42,37 +41,6 @@ ONE = Search(trials=1, stopping=None)
 TINY = FreshTransformer(layers=2, width=32, heads=2, feed_forward=64, vocabulary=300)
 OTHER = FreshTransformer(layers=1, width=16, heads=2, feed_forward=32, vocabulary=150)
 TRAINED = Training(epochs=3, learning_rate=5e-3, precision="fp32")
-
-
-class Notes:
-    """A screen that keeps the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def __enter__(self) -> "Notes":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *values, **named: None
-
-
-@pytest.fixture
-def run_tiny(make_sweep: Callable[..., Sweep], tmp_path: Path) -> Callable[..., tuple[Outcome, list[str]]]:
-    """A function that runs a sweep of one trial with these fields in `tmp_path`; the outcome and its notes."""
-
-    def run_sweep(**fields: Any) -> tuple[Outcome, list[str]]:
-        sweep = make_sweep(**{"search": ONE, "slots": SlotSettings(cpus=1), **fields})
-        screen = Notes()
-        return run(sweep, SweepPaths(tmp_path, sweep.name), RunOptions(local=True), screen), screen.notes  # type: ignore[arg-type]
-
-    return run_sweep
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from kdray.augmentation.settings import Augmentation
 from kdray.data.copies import WithCopies
 from kdray.data.splits import Data, load_splits
 from kdray.data.tokens import TextBlocks, tokenise
@@ -143,15 +144,21 @@ def test_token_files_of_earlier_versions_have_one_block(tmp_path: Path, inputs_o
 
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("learn_from", ["all text", "labelled rows"])
+@pytest.mark.parametrize("copies", [0, 2])
 def test_controls_make_as_many_steps_on_the_labelled_rows(
-    inputs_of: InputsOf, kind: str, learn_from: str, tmp_path: Path
+    inputs_of: InputsOf, kind: str, learn_from: str, copies: int, tmp_path: Path
 ) -> None:
     inputs = inputs_of(kind)
-    recipe = Recipe(training=TRAINING).with_dotted({"student.depth": 1, "learn_from": learn_from})
+    recipe = Recipe(training=TRAINING, augmentation=Augmentation(copies=copies, ways=("mask",))).with_dotted(
+        {"student.depth": 1, "learn_from": learn_from}
+    )
     reports = run(inputs, recipe, tmp_path)
-    steps = -(-inputs.tokens.texts(0) // TRAINING.batch_size)
+    all_text = inputs.tokens.train_ends[1 + copies]
+    steps = -(-all_text // TRAINING.batch_size)
     assert [(report["epoch"], report["step"]) for report in reports] == [(1, steps), (2, 2 * steps)]
-    assert len(inputs.texts(recipe, Worker())) == inputs.tokens.train_ends[0 if learn_from == "labelled rows" else 1]
+    labelled = inputs.tokens.train_ends[0]
+    assert len(inputs.texts(recipe, Worker())) == (labelled if learn_from == "labelled rows" else all_text)
+    assert inputs.has_more_text(recipe)
     assert all(np.isfinite(report["train_loss"]) for report in reports)
 
 
