@@ -34,12 +34,16 @@ from kdray import (
 sweep = Sweep(
     name="quickstart",
     task=TextClassification(max_length=48),
-    data=Data(source=GeneratedReviews(train_rows=12_000, validation_rows=2_000, test_rows=2_000, sureness=1.6)),
+    data=Data(
+        source=GeneratedReviews(train_rows=400, validation_rows=1_000, test_rows=2_000, unlabelled_rows=6_000),
+        unlabelled="unlabelled",
+    ),
     teacher=Teacher(
         model=FreshTransformer(layers=4, width=64),
-        training=Training(epochs=8, batch_size=64, learning_rate=1e-3),
+        data=Data(source=GeneratedReviews(train_rows=10_000, seed=1)),
+        training=Training(epochs=5, batch_size=64, learning_rate=1e-3),
     ),
-    training=Training(epochs=2, batch_size=64, learning_rate=1e-3),
+    training=Training(epochs=3, batch_size=64, learning_rate=1e-3),
     latency=Latency(length=16, warmup=20, repeats=200),
     space={
         "student.depth": tune.randint(1, 5),

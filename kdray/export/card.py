@@ -59,7 +59,7 @@ def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
         *_earlier_parts(figures),
         "## Costs",
         _cost_table(figures, chosen),
-        markdown_text(teachers.about_models(figures)),
+        markdown_text(teachers.about_teacher(figures)),
         *([markdown_text(f"Measured: {figures.conditions}.")] if figures.conditions else []),
         *_form_parts(student, exported),
         "## Settings",

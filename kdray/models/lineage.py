@@ -72,6 +72,9 @@ class Lineage(BaseModel):
     models: tuple[TeacherModel, ...] = ()
     """The models that teach; none if the teacher is a file, and in the records of earlier versions."""
 
+    teacher_rows: int = 0
+    """The number of labelled rows of its own that the teacher was fine-tuned on; 0: it has none."""
+
     def with_costs(self, costs: tuple[dict[str, float], ...]) -> "Lineage":
         """The lineage in which each model has its costs, too."""
         pairs = zip(self.models, costs, strict=True)

@@ -64,6 +64,7 @@ def markdown(figures: Figures) -> str:
         ]
         parts.append(figures.terms)
         parts += [markdown_text(f"Measured: {figures.conditions}.")] if figures.conditions else []
+        parts += [about_rows] if (about_rows := markdown_text(teachers.about_rows(figures))) else []
     if figures.verdict is not None:
         parts += ["## Confirmed", *_confirmation(figures.verdict)]
     if figures.by_label:

@@ -84,7 +84,7 @@ def page(figures: Figures) -> str:
         titles=["trial", *headings(figures.searched).values(), *map(heading, figures.columns), "status"],
         rows=list(_trial_rows(figures)),
         trials_caption=" ".join(
-            filter(None, ["On the validation rows.", teachers.about_models(figures), figures.conditions])
+            filter(None, ["On the validation rows.", teachers.about_teacher(figures), figures.conditions])
         ),
         versions=", ".join(f"{name} {value}" for name, value in figures.origin.items() if name != "command"),
     )

@@ -8,7 +8,7 @@ from rich.text import Text
 from kdray.evaluation.formatting import format_metric, format_setting, format_status, heading, headings, shorten
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report.figures import Figures
-from kdray.report.teachers import about_models, teacher_names, teacher_value
+from kdray.report.teachers import about_teacher, teacher_names, teacher_value
 from kdray.safe_text.escaping import one_line, visible
 
 MARKS = {"chosen": "★", "front": "●", "": ""}
@@ -74,4 +74,4 @@ def _legend(figures: Figures) -> str:
     parts += [f"{MARKS['front']} Pareto front ({objectives})"] if figures.front else []
     lines = ["   ".join(parts)]
     lines += [f"measured: {figures.conditions}"] if figures.conditions else []
-    return "\n".join([*lines, *filter(None, [about_models(figures)])])
+    return "\n".join([*lines, *filter(None, [about_teacher(figures)])])

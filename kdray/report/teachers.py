@@ -44,6 +44,19 @@ def about_models(figures: Figures) -> str:
     )
 
 
+def about_rows(figures: Figures) -> str:
+    """What the teacher was fine-tuned on, if these are rows of its own; empty otherwise."""
+    rows = figures.lineage.teacher_rows if figures.lineage else 0
+    if not rows:
+        return ""
+    return f"The teacher was fine-tuned on {rows:,} labelled rows of its own (teacher.data), which no student sees."
+
+
+def about_teacher(figures: Figures) -> str:
+    """How the teacher came about, where that is out of the ordinary; empty otherwise."""
+    return " ".join(filter(None, [about_models(figures), about_rows(figures)]))
+
+
 def earlier_sweeps(figures: Figures) -> list[EarlierSweep]:
     """The sweeps that made the teachers, and those before them."""
     return list(figures.lineage.earlier_sweeps()) if figures.lineage else []

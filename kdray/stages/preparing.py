@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdray.data.splits import Splits, load_splits
+from kdray.data.tokens import TokenSet, tokenise
 from kdray.data.truncation import describe_truncation
 from kdray.errors import SpecError, TeacherError
 from kdray.evaluation.measuring import SPEEDUP_METRICS
@@ -26,6 +27,7 @@ from kdray.storage.files import fingerprint
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import COPIES, Sweep
 from kdray.teacher.answers import Answers, read_answers
+from kdray.teacher.own_rows import own_rows
 from kdray.teacher.teacher import display_name, obtain_sources
 
 
@@ -44,6 +46,10 @@ class Material:
     """The number of the teacher that `student.source` names."""
     earlier: tuple[EarlierSweep | None, ...] = ()
     """The sweeps that made the teachers."""
+    own_rows: Splits | None = None
+    """The rows that the teachers are fine-tuned on, if they are other ones than those of the students."""
+    own_tokens: tuple[TokenSet, ...] = ()
+    """These rows in the ids of each teacher's tokenizer."""
 
     def sources(self, teacher: int | None) -> BySource[StudentSource]:
         """The models that students are built from, if the teacher with this number is one of them."""
@@ -65,7 +71,10 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
     answers = None if sweep.teacher.outputs is None else read_answers(sweep.teacher.outputs, sweep.task, splits)
     for note in answers.notes if answers else ():
         screen.note(note)
-    models = obtain_sources(sweep.teacher, sweep.task, splits, paths, sweep.seed)
+    own = None if sweep.teacher.data is None else own_rows(sweep.teacher.data, sweep.task, splits)
+    for note in (*own.notes, f"{len(own.train):,} rows of its own to fine-tune the teacher on") if own else ():
+        screen.note(note)
+    models = obtain_sources(sweep.teacher, sweep.task, own or splits, paths, sweep.seed)
     if sweep.augmentation.ways and not sweep.most_copies:
         screen.note(f"augmentation.ways has no effect, because {COPIES} is 0.")
     text = sweep_text(sweep, splits, models, paths)
@@ -82,6 +91,8 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
         answers=answers,
         named_source=source_number,
         earlier=tuple(_earlier_sweeps(sweep, splits, screen)),
+        own_rows=own,
+        own_tokens=() if own is None else tuple(tokenise(own, sweep.task, each.tokenizer(), paths) for each in models),
     )
     _describe_truncation(sweep, material, screen)
     trial_material = TrialMaterial.of(
@@ -89,7 +100,7 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
         splits.text_key,
         _teacher_key(sweep, material),
         {name: checkpoint.model.key for name, checkpoint in checkpoints.items()},
-        text.key,
+        {"augmentation": text.key, "teacher.data": None if own is None else own.key},
     )
     check_unchanged(trial_material, ledger, paths)
     if sweep.search.warm_start is not None:

@@ -76,6 +76,7 @@ def teach(session: Session, material: Material) -> Lessons:
         data=material.splits.key,
         test_rows=material.splits.content("test"),
         models=taught.models,
+        teacher_rows=0 if material.own_rows is None else len(material.own_rows.train),
     )
     write_record(session.paths.lineage, lineage)
     return Lessons(sources=sources, inputs=inputs, metrics=metrics, lineage=lineage)
@@ -94,7 +95,7 @@ def _teach_with_models(session: Session, material: Material) -> _Taught:
     """Obtain the models that teach, and the transfer set of the only one, or of their mean."""
     sweep, screen = session.sweep, session.screen
     screen.stage("Teacher")
-    tuned = [_obtain(session, source, number) for number, source in enumerate(material.teachers)]
+    tuned = [_obtain(session, material, number) for number in range(len(material.teachers))]
     screen.stage("Transfer set")
     labelled = [
         _label(session, Labelling(sweep.transfer, model, source.tokens), number)
@@ -133,10 +134,11 @@ def _teach_with_models(session: Session, material: Material) -> _Taught:
     return _Taught(transfer, key, models, source, tuned[source])
 
 
-def _obtain(session: Session, source: StudentSource, number: int) -> Pretrained:
+def _obtain(session: Session, material: Material, number: int) -> Pretrained:
     """The model of this number, fine-tuned if requested; each with a seed of its own."""
-    sweep = session.sweep
-    tuning = FineTuning(source=source.model, tokens=source.tokens, task=sweep.task, seed=sweep.seed + number)
+    sweep, source = session.sweep, material.teachers[number]
+    tokens = material.own_tokens[number] if material.own_tokens else source.tokens
+    tuning = FineTuning(source=source.model, tokens=tokens, task=sweep.task, seed=sweep.seed + number)
     return obtain_teacher(
         sweep.teacher, tuning, session.paths, session.slots, _show_epochs(session.screen, sweep, number)
     )

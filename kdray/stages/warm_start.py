@@ -69,10 +69,16 @@ class TrialMaterial:
 
     @classmethod
     def of(
-        cls, sweep: Sweep, data: str, teacher: str, checkpoints: Mapping[str, str], copies: str | None = None
+        cls,
+        sweep: Sweep,
+        data: str,
+        teacher: str,
+        checkpoints: Mapping[str, str],
+        more: Mapping[str, str | None] | None = None,
     ) -> Self:
-        """The material of a sweep. `data`, `teacher`, `copies` and the values of `checkpoints` are fingerprints of
-        content; `copies` is None for a sweep without changed copies.
+        """The material of a sweep. `data`, `teacher` and the values of `checkpoints` are fingerprints of content.
+
+        `more` has the fingerprints of what a sweep may have or not, by the setting that asks for it; None: it has not.
         """
         return cls(
             {
@@ -83,8 +89,8 @@ class TrialMaterial:
                 "transfer.precision": sweep.transfer.precision,
                 "seed": sweep.seed,
                 CHECKPOINTS: dict(checkpoints),
-                # Sweeps that were started before there were copies do not name them.
-                **({} if copies is None else {"augmentation": copies}),
+                # Sweeps of earlier versions do not name what they could not have.
+                **{name: key for name, key in (more or {}).items() if key is not None},
             }
         )
 

@@ -3,6 +3,7 @@
 - `labels`        whether a fine-tuned teacher is one for the task, with the labels of the data
 - `answer_file`   AnswerFile: where the answers of a teacher are that is a file, and what its columns mean
 - `teacher`       Teacher; finds or fine-tunes the teacher, and refuses a teacher that is not good enough
+- `own_rows`      the rows that a teacher is fine-tuned on, where they are others than those of its students
 - `answer_cells`  the numbers in the columns of a file with answers
 - `answers`       the answers of a file, checked and joined with the rows
 - `transfer`      Transfer; writes the transfer set: the teacher's logits for every row

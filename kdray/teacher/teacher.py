@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdray.data.rows import Rows
-from kdray.data.splits import Splits
+from kdray.data.splits import Data, Splits
 from kdray.data.tokens import TokenSet
 from kdray.errors import TeacherError
 from kdray.evaluation.formatting import heading
@@ -59,6 +59,9 @@ class Teacher(Settings):
     """The revision of a hub model. A commit hash makes sure that the model does not change."""
     training: Training | None = None
     """Fine-tunes the model on the sweep's training rows. None: the model is already fine-tuned and is not changed."""
+    data: Data | None = later_field(None)
+    """The rows that the model is fine-tuned on, if they are other ones than those of the students, such as a public
+    dataset with the same labels. Rows that stand in validation or test of the sweep, too, are left out."""
     labels: Names | None = None
     """What the outputs of an already fine-tuned teacher mean: the data's label names in the order of the outputs. For a
     teacher whose config has other names, no names, or another order."""
@@ -99,11 +102,22 @@ class Teacher(Settings):
             raise ValueError("model: got an empty list; give at least one model.")
         if self.revision is not None and len(self.models) > 1:
             raise ValueError("revision: several models have no common revision; download them, and give their folders.")
+        if self.data is not None:
+            self._check_data(self.data)
         self._check_weights()
         return self
 
+    def _check_data(self, data: Data) -> None:
+        if self.training is None:
+            raise ValueError(f"data: is for a teacher that is fine-tuned here, {TRAINED}. Leave it out.")
+        if data.unlabelled is not None or data.keep_unlabelled or data.max_labelled is not None:
+            raise ValueError(
+                "data: a teacher is fine-tuned on labelled rows. Give text without labels, and max_labelled, in the "
+                "sweep's own data."
+            )
+
     def _check_file(self) -> None:
-        for name in ("revision", "training", "labels"):
+        for name in ("revision", "training", "data", "labels"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name}: has no meaning for a teacher that is a file (outputs). Leave it out.")
 
@@ -170,6 +184,7 @@ class FineTuning:
 
     source: Pretrained
     tokens: TokenSet
+    """The rows to fine-tune it on, in the ids of its tokenizer."""
     task: Task
     seed: int
 

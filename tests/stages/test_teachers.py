@@ -28,6 +28,7 @@ from kdray.report.files import markdown
 from kdray.report.table import table
 from kdray.run import Outcome
 from kdray.search.settings import Search, at_least
+from kdray.sources.generated.reviews import GeneratedReviews
 from kdray.storage.paths import SweepPaths
 from kdray.storage.records import read_record
 from kdray.sweep import Sweep
@@ -65,6 +66,28 @@ def terminal(outcome: Outcome) -> str:
     console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table(outcome.figures))
     return console.export_text()
+
+
+def test_a_teacher_with_rows_of_its_own(run_tiny: Callable[..., tuple[Outcome, list[str]]], tmp_path: Path) -> None:
+    own = Data(source=GeneratedReviews(train_rows=300, validation_rows=50, test_rows=50, seed=4))
+    fields: dict[str, Any] = {
+        "data": Data(source=GeneratedReviews(train_rows=40, validation_rows=60, test_rows=60)),
+        "teacher": Teacher(model=TINY, data=own, training=TRAINED, above_chance=0.0),
+        "space": {"student.depth": [1]},
+    }
+    outcome, notes = run_tiny(**fields)
+    rows = read_record(Lineage, outcome.paths.lineage).teacher_rows  # type: ignore[union-attr]
+    assert 200 < rows <= 300
+    assert f"{rows} rows of its own to fine-tune the teacher on" in notes
+    said = f"The teacher was fine-tuned on {rows} labelled rows of its own (teacher.data), which no student sees."
+    assert said in markdown(outcome.figures)
+    assert said in (outcome.paths.chosen / FILE).read_text()
+    assert said in " ".join(terminal(outcome).split())
+    again, _ = run_tiny(**fields)
+    assert again.figures.records == outcome.figures.records
+    other = Data(source=GeneratedReviews(train_rows=300, validation_rows=50, test_rows=50, seed=5))
+    with pytest.raises(Refused, match="teacher"):
+        run_tiny(**{**fields, "teacher": Teacher(model=TINY, data=other, training=TRAINED, above_chance=0.0)})
 
 
 def test_a_sweep_whose_teacher_is_a_file(
