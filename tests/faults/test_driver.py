@@ -98,6 +98,23 @@ def test_a_trial_whose_end_was_not_recorded_is_not_trained_again(
     assert without_clock_metrics(sweep.records()) == expected_table
 
 
+DYING_IN_LABELLING = """
+import os, signal
+from kdray.teacher import transfer
+
+label = transfer.LabelShard.__call__
+
+
+def label_or_die(shard, worker):
+    if os.environ.get("DIE") == f"{shard.split} {shard.start}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield from label(shard, worker)
+
+
+transfer.LabelShard.__call__ = label_or_die
+"""
+"""Put in front of a sweep, it kills the process that labels the file of the split and the first row in DIE."""
+
 DYING_AGAIN = """
 from kdray.stages.retraining import RerunLog
 
@@ -172,6 +189,22 @@ def test_a_damaged_shard_is_reported_and_labelled_again(sweep: SweepProcess, dam
     sweep.run("--local", "--trials", "2", slots=1)
     assert f"{shard.name}: damaged; its rows are labelled again" in sweep.output
     assert shard.read_bytes() == intact
+    sweep.assert_sound(["completed"] * 2)
+
+
+def test_labelling_continues_after_the_last_complete_file(sweep: SweepProcess) -> None:
+    """The driver dies while the teacher answers texts without labels."""
+    few = ("--local", "--set", "data.max_labelled=40", "--set", "transfer.shard_rows=32", "--set", "student.depth=1")
+    undisturbed = SweepProcess(sweep.script, sweep.folder / "undisturbed")
+    undisturbed.run(*few, "--trials", "2", slots=1)
+    sweep.script.write_text(DYING_IN_LABELLING + sweep.script.read_text())
+    sweep.run(*few, "--trials", "2", slots=1, expected=-signal.SIGKILL, DIE="train 160")
+    shards = sorted(sweep.storage.glob("cache/transfers/*/train-*.arrow"))
+    assert [int(shard.stem.rpartition("-")[2]) for shard in shards] == [0, 32, 64, 96, 128]
+    written = [shard.stat().st_mtime_ns for shard in shards]
+    sweep.run(*few, "--trials", "2", slots=1)
+    assert [shard.stat().st_mtime_ns for shard in shards] == written
+    assert without_clock_metrics(sweep.records()) == without_clock_metrics(undisturbed.records())
     sweep.assert_sound(["completed"] * 2)
 
 
