@@ -36,8 +36,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
     kinds: ClassVar[Mapping[str, type["Settings"]]] = {}
-    """The value of the setting `kind` -> the class with this kind of settings. The list of all kinds of a group sets it
-    for their base class; empty for settings without alternatives."""
+    """The value of the setting `kind_field` -> the class with this kind of settings. The list of all kinds of a group
+    sets it for their base class; empty for settings without alternatives."""
+    kind_field: ClassVar[str] = "kind"
+    """The setting that says which of the kinds these settings are."""
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -139,15 +141,15 @@ def _kind_after(settings: S, changes: Mapping[str, Any], prefix: str) -> tuple[t
 
     If a change names another kind, its settings have their defaults, except those that were given and that it also has.
     """
-    kinds = type(settings).kinds
+    kinds, kind_field = type(settings).kinds, type(settings).kind_field
     if not kinds:
         return type(settings), {name: getattr(settings, name) for name in type(settings).model_fields}
-    own_kind = getattr(settings, "kind", None)
-    kind = changes.get("kind", own_kind)
+    own_kind = getattr(settings, kind_field, None)
+    kind = changes.get(kind_field, own_kind)
     if not isinstance(kind, str) or kind not in kinds:
-        raise SpecError(f"{prefix}kind: got {kind!r}; {did_you_mean(str(kind), kinds)}")
+        raise SpecError(f"{prefix}{kind_field}: got {kind!r}; {did_you_mean(str(kind), kinds)}")
     # Only what was given: a default that is handed on as a value would stay when a later change names another kind.
-    given = settings.model_fields_set if kind == own_kind else settings.model_fields_set - {"kind"}
+    given = settings.model_fields_set if kind == own_kind else settings.model_fields_set - {kind_field}
     other: Any = kinds[kind]
     return other, {name: getattr(settings, name) for name in other.model_fields if name in given}
 

@@ -21,6 +21,8 @@ from kdray.evaluation.measuring import ARCHITECTURE_METRICS, Latency
 from kdray.evaluation.pareto import QUALITY
 from kdray.losses.distillation import Distillation
 from kdray.models.fresh import FreshTransformer
+from kdray.models.student import Student
+from kdray.models.students import AnyStudent
 from kdray.models.transformer import TransformerStudent
 from kdray.search.settings import Search
 from kdray.search.space import Space, architectures, check_space, distributions, domains, end_values
@@ -49,7 +51,7 @@ class Sweep(Settings):
     teacher: Teacher
     task: AnyTask = TextClassification()
     transfer: Transfer = Transfer()
-    student: TransformerStudent = TransformerStudent()
+    student: AnyStudent = TransformerStudent()
     augmentation: Augmentation = later_field(Augmentation())
     distillation: Distillation = Distillation()
     training: Training = Training()
@@ -125,7 +127,7 @@ class Sweep(Settings):
         return cls(**{**values, **fields, "space": space})
 
     @property
-    def students(self) -> list[TransformerStudent]:
+    def students(self) -> list[Student]:
         """One student for each architecture that the space contains."""
         return [self.recipe_of(params).student for params in architectures(self.space)]
 
@@ -159,6 +161,8 @@ class Sweep(Settings):
                 "space 'student.source': all students of a sweep are built from one of its teachers. Set "
                 "student.source, and run one sweep for each."
             )
+        for student in self.students:
+            student.check_task(self.task)
         self._check_augmentation()
         self._check_distillation()
         self._name_quality()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from kdray.choice.reruns import ControlsOf, Rerun, Role
 from kdray.choice.rule import front_trials, signed
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.models.transformer import TransformerStudent
+from kdray.models.student import Student
 from kdray.training.trial import Recipe
 
 
@@ -44,7 +44,7 @@ def controls_of_front(
     """
     numbers = front_trials(records, objectives)
     on_front = [record for record in records if record.number in numbers]
-    best_of_shape: dict[TransformerStudent, TrialRecord] = {}
+    best_of_shape: dict[Student, TrialRecord] = {}
     for record in sorted(on_front, key=lambda record: (signed(record, objectives[0]), record.number)):
         best_of_shape.setdefault(recipe_of(record.params).student.shape, record)
     return [

@@ -15,8 +15,8 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from kdray.errors import ResourceError
 from kdray.evaluation.measuring import SPEEDUP_METRICS, Latency, describe_conditions, hardware_name, measure_model
 from kdray.models.pretrained import Pretrained
+from kdray.models.student import Student
 from kdray.models.student_sources import BySource, StudentSource
-from kdray.models.transformer import TransformerStudent
 from kdray.slots.job import Pool, Report, Worker
 from kdray.storage.files import fingerprint, read_json, write_json
 from kdray.storage.mirror import fetch
@@ -38,7 +38,7 @@ class MeasureModel:
     """The job that measures one model: a student of this architecture, or the source itself if `student` is None."""
 
     source: Pretrained
-    student: TransformerStudent | None
+    student: Student | None
     latency: Latency
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
@@ -67,12 +67,12 @@ class Costs:
     """The costs of the teacher, of several models together; empty if the teacher is a file."""
     by_teacher: tuple[dict[str, float], ...]
     """The costs of each model that teaches."""
-    by_student: dict[TransformerStudent, dict[str, float]]
-    """The costs by `TransformerStudent.shape`."""
+    by_student: dict[Student, dict[str, float]]
+    """The costs by `Student.shape`."""
     conditions: str
     """How and on which hardware the costs were measured, as text that is printed beside every figure."""
 
-    def of(self, student: TransformerStudent) -> dict[str, float]:
+    def of(self, student: Student) -> dict[str, float]:
         """The costs of a student, by the names in `measuring.ARCHITECTURE_METRICS`: costs and speed-ups."""
         return self.by_student[student.shape]
 
@@ -116,7 +116,7 @@ class CostMeasuring:
 
     def measure(
         self,
-        students: Iterable[TransformerStudent],
+        students: Iterable[Student],
         sources: BySource[StudentSource],
         on_progress: Callable[[int, int], None],
     ) -> Costs:
@@ -135,7 +135,7 @@ class CostMeasuring:
         teacher = combined_costs(by_teacher)
         # Students with the same shape cost the same, so each shape is measured once.
         shapes = dict.fromkeys(student.shape for student in students)
-        by_student: dict[TransformerStudent, dict[str, float]] = {}
+        by_student: dict[Student, dict[str, float]] = {}
         for done, shape in enumerate(shapes, start=1):
             job = MeasureModel(sources.of(shape).model, shape, self.latency)
             costs = self._costs_of(job, machine, can_measure)
@@ -157,7 +157,7 @@ class CostMeasuring:
 
     def _costs_of(self, job: MeasureModel, machine: dict[str, str], can_measure: bool) -> dict[str, float]:
         """The costs of one model on `machine`: from the cache, or measured now if this is that machine."""
-        shape = job.student.architecture(job.source.layers) if job.student else {}
+        shape = job.student.architecture(job.source) if job.student else {}
         cache = self.paths.cost(fingerprint(job.source.key, shape, self.latency.model_dump(), machine))
         if not fetch(cache).exists():
             if not can_measure:

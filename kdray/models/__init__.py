@@ -12,6 +12,8 @@ In reading order:
 - `lineage`           Lineage: names, fingerprints and figures of what the students of a sweep are made from
 - `fresh`             FreshTransformer: a small Transformer with random weights, and a tokenizer made from the texts
 - `layers`            how the layers of a family are counted and copied
+- `student`           Student: what every family of students has
 - `transformer`       TransformerStudent: a copy of a Transformer with fewer layers
+- `students`          the one list of families of students
 - `student_sources`   the models that students are built from: the teacher, or smaller checkpoints
 """

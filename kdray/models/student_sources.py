@@ -6,9 +6,9 @@ from typing import Generic, TypeVar
 
 from kdray.data.tokens import TextBlocks, TokenSet, tokenise
 from kdray.errors import SpecError, TeacherError
-from kdray.models.families import GOOD, depends_on_padding
 from kdray.models.pretrained import Head, Pretrained, find_model, import_model
-from kdray.models.transformer import TransformerStudent
+from kdray.models.student import Student
+from kdray.models.transformer import padding_sentence
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.task import Task
 
@@ -30,7 +30,7 @@ class BySource(Generic[T]):
     checkpoints: Mapping[str, T]
     """The value of the setting `student.checkpoint` -> the value for that checkpoint."""
 
-    def of(self, student: TransformerStudent) -> T:
+    def of(self, student: Student) -> T:
         """The value for the model that this student is built from."""
         if student.checkpoint is not None:
             return self.checkpoints[student.checkpoint]
@@ -58,7 +58,7 @@ class StudentSource:
 
 
 def load_student_sources(
-    students: Iterable[TransformerStudent],
+    students: Iterable[Student],
     teachers: Sequence[Pretrained],
     labels: tuple[str, ...],
     text_for: Callable[[Pretrained], TextBlocks],
@@ -89,7 +89,7 @@ def load_student_sources(
     return sources, checkpoints
 
 
-def check_students_of_teacher(students: Iterable[TransformerStudent], teacher: Pretrained) -> None:
+def check_students_of_teacher(students: Iterable[Student], teacher: Pretrained) -> None:
     """Raise SpecError or TeacherError for a student that cannot be built from this teacher."""
     _check_students([student for student in students if student.checkpoint is None], teacher)
 
@@ -109,30 +109,13 @@ def named_source(source: int | str | None, names: Sequence[str]) -> int | None:
     raise SpecError(f"student.source: got {source!r}, but {problem}. Allowed: {known}.")
 
 
-def refuse_students_of(source: Pretrained, students: Iterable[TransformerStudent]) -> None:
+def refuse_students_of(source: Pretrained, students: Iterable[Student]) -> None:
     """Raise TeacherError if a student is built from the teacher `source`, whose answer depends on padding."""
-    if any(student.checkpoint is None for student in students):
-        raise TeacherError(_padding_sentence(source.config().model_type))
+    if any(student.checkpoint is None and student.is_cut for student in students):
+        raise TeacherError(padding_sentence(source.config().model_type))
 
 
-def _check_students(students: Iterable[TransformerStudent], source: Pretrained) -> None:
+def _check_students(students: Iterable[Student], source: Pretrained) -> None:
     """Build each student without weights, and only for the errors: it is refused before any slot starts."""
-    checked = set[object]()
-    outline = None
-    for student in students:
-        chosen = student.chosen_layers(source.layers)
-        if (chosen, student.layers == "random") in checked:
-            continue
-        checked.add((chosen, student.layers == "random"))
-        if depends_on_padding(source.config().model_type):
-            raise TeacherError(_padding_sentence(source.config().model_type))
-        outline = outline or source.outline()
-        student.build_outline(outline)
-
-
-def _padding_sentence(family: str) -> str:
-    return (
-        f"student: the answer of this {family} model for a text depends on the padding behind the text, so students of "
-        "it would learn from, and answer, another text in each batch. It may teach students that are built from "
-        f"another model: say --set student.checkpoint=..., the folder or hub name of a model such as {', '.join(GOOD)}."
-    )
+    for student in dict.fromkeys(student.model_copy(update={"dropout": None}) for student in students):
+        student.check(source)

@@ -6,7 +6,7 @@ when it loads a model, and then gets the weights of the source: a saved student 
 """
 
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -15,27 +15,23 @@ from transformers.initialization import no_init_weights
 
 from kdray.errors import SpecError, TeacherError
 from kdray.models.checks import errors_of_transformers
-from kdray.models.families import GOOD
+from kdray.models.families import GOOD, depends_on_padding
 from kdray.models.layers import layers_of, reduced_config
-from kdray.settings import Settings, later_field
+from kdray.models.pretrained import Pretrained
+from kdray.models.student import Student
+from kdray.settings import later_field
 
 
-class TransformerStudent(Settings):
-    """The number of layers of the student, and where its initial weights come from."""
+class TransformerStudent(Student):
+    """A copy of a Transformer with fewer layers: their number, and where its initial weights come from."""
 
+    is_cut: ClassVar[bool] = True
+
+    family: Literal["transformer"] = later_field("transformer")
     depth: int | None = Field(None, ge=1)
     """The number of layers; None: as many as the source has."""
     layers: Literal["evenly", "first", "last", "random"] = "evenly"
     """Which layers of the source are copied. `random`: none, and all other weights are drawn at random, too."""
-    checkpoint: str | None = None
-    """A smaller checkpoint (a folder or a hub name) that is the source instead of the teacher."""
-    source: int | str | None = later_field(None)
-    """The teacher that is the source if several teach: its number in `teacher.model`, from 0, or its name there.
-    None: the one with the best quality on the validation rows."""
-    revision: str | None = None
-    """The revision of the checkpoint on the hub."""
-    dropout: float | None = Field(None, ge=0, lt=1)
-    """The value of all dropout probabilities of the student; None: the probabilities of the source."""
 
     def chosen_layers(self, source_layers: int) -> tuple[int, ...]:
         """The numbers of the source's layers that the student has, from 0, in ascending order.
@@ -57,21 +53,24 @@ class TransformerStudent(Settings):
             case "evenly":
                 return _evenly(source_layers, depth)
 
-    def architecture(self, source_layers: int) -> dict[str, Any]:
-        """The settings that size and latency depend on: students of one source with equal values have equal costs."""
-        return {"depth": len(self.chosen_layers(source_layers))}
+    def architecture(self, source: Pretrained) -> dict[str, Any]:
+        """See `Student`."""
+        return {"depth": len(self.chosen_layers(source.layers))}
 
     @property
-    def shape(self) -> "TransformerStudent":
-        """The student with the default values of all settings that change neither its size nor its speed."""
-        return TransformerStudent(depth=self.depth, checkpoint=self.checkpoint)
+    def shape(self) -> Self:
+        """See `Student`: which layers are copied changes no cost."""
+        return super().shape.model_copy(update={"layers": "evenly"})
+
+    def check(self, source: Pretrained) -> None:
+        """See `Student`."""
+        self.chosen_layers(source.layers)
+        if depends_on_padding(source.config().model_type):
+            raise TeacherError(padding_sentence(source.config().model_type))
+        super().check(source)
 
     def build(self, source: PreTrainedModel, seed: int) -> PreTrainedModel:
-        """Build a new student in float32 and evaluation mode, on the source's device; the source is not changed.
-
-        The student has the head and the label names of the source. `seed` decides random weights. Raises SpecError for
-        a depth that the source does not have, TeacherError for a source whose number of layers cannot be reduced.
-        """
+        """See `Student`. Raises SpecError for a depth that the source does not have."""
         chosen = self.chosen_layers(layers_of(source.config).count(source))
         config = reduced_config(source.config, chosen)
         if self.dropout is not None:
@@ -84,12 +83,18 @@ class TransformerStudent(Settings):
         return student.to(source.device).eval()
 
     def build_outline(self, source: PreTrainedModel) -> PreTrainedModel:
-        """Build the student without weights, from a source without weights (`pretrained.outline`), in little time.
-
-        Raises the errors of `build`.
-        """
+        """See `Student`."""
         with torch.device(source.device):
             return self.build(source, seed=0)
+
+
+def padding_sentence(family: str) -> str:
+    """Why no student is cut from a model of this family, whose answer for a text depends on the padding behind it."""
+    return (
+        f"student: the answer of this {family} model for a text depends on the padding behind the text, so students of "
+        "it would learn from, and answer, another text in each batch. It may teach students that are built from "
+        f"another model: say --set student.checkpoint=..., the folder or hub name of a model such as {', '.join(GOOD)}."
+    )
 
 
 def _evenly(source_layers: int, depth: int) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from kdray.evaluation.quality import student_quality
 from kdray.losses.distillation import Distillation, Loss, Targets
 from kdray.losses.distribution import Distribution
 from kdray.models.pretrained import Pretrained, save_model
+from kdray.models.students import AnyStudent
 from kdray.models.transformer import TransformerStudent
 from kdray.settings import Settings, later_field
 from kdray.slots.job import Report, Worker
@@ -44,7 +45,7 @@ LearnFrom: TypeAlias = Literal["all text", "labelled rows"]
 class Recipe(Settings):
     """All settings of a trial. The `space` of a sweep can search over each of them, by dotted name."""
 
-    student: TransformerStudent = TransformerStudent()
+    student: AnyStudent = TransformerStudent()
     distillation: Distillation = Distillation()
     training: Training = Training()
     augmentation: Augmentation = later_field(Augmentation())

@@ -1,5 +1,7 @@
 """Students of all families: plain transformers loads a saved student and computes the same logits."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -181,10 +183,14 @@ def test_chosen_layers_are_distinct_and_in_order(source_layers, data, layers):
     assert 0 <= chosen[0] <= chosen[-1] < source_layers
 
 
+BERT_BASE = SimpleNamespace(layers=12)
+"""A source of which only the number of layers is known."""
+
+
 def test_the_architecture_depends_on_the_depth_only():
     same = [TransformerStudent(depth=12), TransformerStudent(), TransformerStudent(layers="last", dropout=0.1)]
-    assert len({str(student.architecture(12)) for student in same}) == 1
-    assert TransformerStudent(depth=2).architecture(12) != TransformerStudent(depth=3).architecture(12)
+    assert len({str(student.architecture(BERT_BASE)) for student in same}) == 1
+    assert TransformerStudent(depth=2).architecture(BERT_BASE) != TransformerStudent(depth=3).architecture(BERT_BASE)
 
 
 def test_a_depth_that_the_source_does_not_have_is_refused():
