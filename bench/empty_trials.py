@@ -77,7 +77,7 @@ def search_empty_trials(sweep: Sweep, paths: SweepPaths, slots: RaySlots) -> Wat
     """Run the empty trials with all parts that `kdray.run` has, and return what was measured at each."""
     ledger, watch = Ledger.open(paths.journal, sweep.name, sweep.search.objectives), Watch()
     with open_sweep_run(sweep, paths, ledger, lambda sentence: None) as tracker:
-        planner = Planner(sweep.search, sweep.space, ledger, costs)
+        planner = Planner(sweep.search, sweep.search_space, ledger, costs)
         screen = StageTimer(NullScreen(), paths.times)
         bookkeeper = Bookkeeper(Session(sweep, paths, ledger, screen, slots, tracker))
 

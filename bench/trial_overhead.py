@@ -27,6 +27,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from kdray.search.ledger import Ledger
 from kdray.search.planner import Planner
 from kdray.search.settings import Search
+from kdray.search.space import SearchSpace
 from kdray.search.tune_driver import run_with_tune
 from kdray.slots.cluster import connect
 from kdray.slots.job import Report, Worker
@@ -46,7 +47,10 @@ def warm_seconds(slots: RaySlots, trials: int, folder: Path) -> float:
     """The seconds of one trial, with all parts of the search."""
     settings = Search(trials=trials, objectives=("accuracy",), sampler="random", stopping=None)
     planner = Planner(
-        settings, {"x": tune.uniform(0, 1)}, Ledger.open(folder / "journal", "warm", ("accuracy",)), costless
+        settings,
+        SearchSpace({"x": tune.uniform(0, 1)}),
+        Ledger.open(folder / "journal", "warm", ("accuracy",)),
+        costless,
     )
     started = time.perf_counter()
     run_with_tune(slots, planner, lambda number, params: Empty(), lambda record: None)

@@ -24,8 +24,9 @@ from kdray.models.fresh import FreshTransformer
 from kdray.models.student import Student
 from kdray.models.students import AnyStudent
 from kdray.models.transformer import TransformerStudent
+from kdray.search.sampling import CONDITIONAL
 from kdray.search.settings import Search
-from kdray.search.space import Space, architectures, check_space, distributions, domains, end_values
+from kdray.search.space import SearchSpace, distributions, domains, end_values
 from kdray.settings import MAY_CHANGE, Settings, dotted_values, identifying_values, later_field
 from kdray.slots.pool import SlotSettings
 from kdray.tasks.kinds import AnyTask
@@ -129,7 +130,12 @@ class Sweep(Settings):
     @property
     def students(self) -> list[Student]:
         """One student for each architecture that the space contains."""
-        return [self.recipe_of(params).student for params in architectures(self.space)]
+        return [self.recipe_of(params).student for params in self.search_space.architectures()]
+
+    @property
+    def search_space(self) -> SearchSpace:
+        """The searched settings, and which of them a trial has. Raises SpecError for a space that is not allowed."""
+        return SearchSpace.checked(self.space, self.recipe)
 
     @property
     def most_copies(self) -> int:
@@ -149,8 +155,13 @@ class Sweep(Settings):
 
     @model_validator(mode="after")
     def _check_parts(self) -> Self:
-        space: Space = self.space
-        check_space(space, self.recipe)
+        space, conditions = self.space, self.search_space.conditions
+        if conditions.are_any and self.search.sampler not in CONDITIONAL:
+            lacking = sorted(set[str]().union(*conditions.missing.values()))
+            raise SpecError(
+                f"search.sampler: {self.search.sampler} draws every setting of the space for each trial, but not every "
+                f"trial has {', '.join(lacking)}. Use {', '.join(CONDITIONAL[:-1])} or {CONDITIONAL[-1]}."
+            )
         if "student.revision" in space:
             raise SpecError(
                 "space 'student.revision': all students of a sweep are built from one revision of a checkpoint. Set "

@@ -3,6 +3,7 @@
 In reading order:
 
 - `settings`            Search: how long to search, for which objectives, within which limits
+- `conditions`          which of the searched settings a trial has
 - `space`               the searched settings: Ray Tune domains, Optuna distributions, and the architectures they make
 - `planner`             decides which trial runs next, and takes the evaluations of the trials
 - `sampling`            draws trials with Optuna's samplers

@@ -22,7 +22,7 @@ from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.search.ledger import OPTUNA_STATES, Ledger
 from kdray.search.sampling import Draw, TrialSampler
 from kdray.search.settings import Limit, Search
-from kdray.search.space import Space, architectures, distributions, narrow_distributions
+from kdray.search.space import SearchSpace, distributions, narrow_distributions
 from kdray.slots.job import NOTE
 from kdray.storage.records import Number, describe_problem
 
@@ -78,7 +78,7 @@ class Planner:
     def __init__(
         self,
         search: Search,
-        space: Space,
+        space: SearchSpace,
         ledger: Ledger,
         costs: Callable[[Mapping[str, Any]], Costs],
         evaluations: Callable[[Mapping[str, Any]], int] | None = None,
@@ -86,21 +86,25 @@ class Planner:
     ) -> None:
         """Continue the search that the ledger records. Raises SpecError when no architecture satisfies the constraints.
 
-        `costs` gives the costs of a trial with these settings; it is called at once for all `architectures(space)`.
+        `costs` gives the costs of a trial with these settings; it is called at once for all architectures of the space.
         `evaluations` gives how many evaluations such a trial makes when nothing stops it. With it, no trial is stopped
         after its last evaluation. `clock` gives the time in seconds.
         """
         self.search, self.ledger = search, ledger
         self._costs, self._evaluations, self._clock = costs, evaluations, clock
-        self._distributions = ledger.extend_choices(distributions(space))
-        measured = [(shape, costs(shape)) for shape in architectures(space)]
+        self._distributions = ledger.extend_choices(distributions(space.domains))
+        measured = [(shape, costs(shape)) for shape in space.architectures()]
         self._allowed = _allowed_architectures(search.constraints, measured)
         self._sorted_costs = _sorted_costs(search.objectives, [cost for _, cost in measured])
         # The constraints narrow the space itself: to reject forbidden draws is not enough. Optuna's GP sampler drew
         # the same forbidden depth for minutes.
         narrow = narrow_distributions(self._distributions, self._allowed)
         self._sampler = TrialSampler(
-            sampler=search.sampler, seed=search.seed, objectives=search.objectives, distributions=narrow
+            sampler=search.sampler,
+            seed=search.seed,
+            objectives=search.objectives,
+            distributions=narrow,
+            conditions=space.conditions,
         )
         records = ledger.records()
         # Both are lower bounds of the time that earlier sessions took, so the larger one is closer to it.
@@ -146,7 +150,8 @@ class Planner:
             return None
         draw = self._draw()
         costs = self._costs(draw.params)
-        return self._plan(self.ledger.add(draw.params, self._distributions, costs, draw.notes))
+        drawn = {name: self._distributions[name] for name in draw.params}
+        return self._plan(self.ledger.add(draw.params, drawn, costs, draw.notes))
 
     def _draw(self) -> Draw:
         """Draw a trial. Raises StorageError when the sampler cannot continue from the ledger of earlier sessions."""

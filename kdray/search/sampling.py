@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import (
     BaseSampler,
     GPSampler,
@@ -27,7 +27,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdray.evaluation.pareto import direction
 from kdray.search.cmaes import GENERATION_NOTE, STEP_NOTE, RepeatingCmaEsSampler
+from kdray.search.conditions import UNCONDITIONAL, Conditions
 from kdray.search.optuna_logging import silence_optuna
+
+CONDITIONAL: tuple[str, ...] = ("tpe", "random", "nsga2", "nsga3")
+"""The samplers that can draw trials of which some lack a setting. The others draw points of one space of numbers."""
 
 SamplerName: TypeAlias = Literal["tpe", "random", "gp", "nsga2", "nsga3", "cmaes", "qmc"]
 
@@ -63,9 +67,14 @@ class TrialSampler:
     """Draws trials and learns from their outcomes. Trials are numbered from 0 in the order in which they are drawn."""
 
     def __init__(
-        self, sampler: SamplerName, seed: int, objectives: Sequence[str], distributions: Mapping[str, BaseDistribution]
+        self,
+        sampler: SamplerName,
+        seed: int,
+        objectives: Sequence[str],
+        distributions: Mapping[str, BaseDistribution],
+        conditions: Conditions = UNCONDITIONAL,
     ) -> None:
-        self._name, self._seed = sampler, seed
+        self._name, self._seed, self._conditions = sampler, seed, conditions
         self._is_multi_objective = len(objectives) > 1
         self._distributions = dict(distributions)
         self._storage = InMemoryStorage()
@@ -88,7 +97,8 @@ class TrialSampler:
             self._study.tell(self._last_study_number(), state=TrialState.FAIL)
         random = np.random.default_rng((self._seed, number))
         # Optuna gives the parameters of an enqueued trial to the next call of Study.ask.
-        self._study.enqueue_trial({**params, **architectures[int(random.integers(len(architectures)))]})
+        chosen = {**params, **architectures[int(random.integers(len(architectures)))]}
+        self._study.enqueue_trial({name: chosen[name] for name in self._conditions.names(chosen, chosen)})
         return self._add_draw(self._draw_params(number, MAX_DRAWS), MAX_DRAWS + 1)
 
     def add_earlier_trial(self, params: Mapping[str, Any], values: Sequence[float]) -> bool:
@@ -149,7 +159,7 @@ class TrialSampler:
             return create_trial(
                 state=state,
                 params=dict(params),
-                distributions=self._distributions,
+                distributions={name: self._distributions[name] for name in self._names(params)},
                 values=values,
                 system_attrs=dict(notes),
             )
@@ -165,7 +175,19 @@ class TrialSampler:
         seed = int(np.random.SeedSequence((self._seed, number, draw)).generate_state(1)[0])
         with silence_optuna():
             self._study.sampler = _make_sampler(self._name, seed, self._seed, self._source_trials)
-            return dict(self._study.ask(self._distributions).params)
+            if not self._conditions.are_any:
+                return dict(self._study.ask(self._distributions).params)
+            trial = self._study.ask()
+            for name in self._conditions.deciding:
+                _suggest(trial, name, self._distributions[name])
+            for name in self._names(trial.params):
+                _suggest(trial, name, self._distributions[name])
+            # In the order of the space, which is that of every other trial.
+            return {name: trial.params[name] for name in self._distributions if name in trial.params}
+
+    def _names(self, params: Mapping[str, Any]) -> list[str]:
+        """The searched settings that a trial with these settings has."""
+        return self._conditions.names(params, self._distributions)
 
     def _add_draw(self, params: dict[str, Any], draws: int) -> Draw:
         """Give the last trial of the study the next number, and return it with its notes."""
@@ -179,6 +201,17 @@ class TrialSampler:
 
     def _last_study_number(self) -> int:
         return self._storage.get_n_trials(self._study_id) - 1
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
+    """Draw this setting of the trial; one that it has already stays."""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            trial.suggest_categorical(name, choices)
+        case FloatDistribution(low=low, high=high, log=log, step=step):
+            trial.suggest_float(name, low, high, log=log, step=step)
+        case IntDistribution(low=low, high=high, log=log, step=step):
+            trial.suggest_int(name, low, high, log=log, step=step)
 
 
 def _is_range(distribution: BaseDistribution) -> bool:

@@ -6,8 +6,9 @@ architectures. The meaning of a setting is documented where the setting is defin
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
@@ -16,6 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
 from kdray.errors import SpecError, did_you_mean
+from kdray.search.conditions import UNCONDITIONAL, Conditions, conditions_of, decides
 from kdray.settings import Settings, dotted_values
 
 Space: TypeAlias = Mapping[str, Any]
@@ -45,37 +47,58 @@ def end_values(distribution: BaseDistribution) -> tuple[Any, ...]:
     raise TypeError(f"a {type(distribution).__name__} has no known ends")
 
 
-def check_space(space: Space, recipe: Settings) -> None:
-    """Raise SpecError for a name that is no setting of `recipe`, and for a domain with an end that is not allowed."""
-    known = dotted_values(recipe)
-    for name in space:
-        if name not in known:
-            raise SpecError(f"space[{name!r}]: no such setting; {did_you_mean(name, known)}")
-    for name, distribution in distributions(space).items():
-        for end in end_values(distribution):
-            try:
-                recipe.with_dotted({name: end})
-            except SpecError as error:
-                raise SpecError(f"space[{name!r}]: {end!r} is not allowed. {error}") from None
+@dataclass(frozen=True)
+class SearchSpace:
+    """The searched settings of a sweep, and which of them a trial has."""
 
+    domains: Space
+    conditions: Conditions = UNCONDITIONAL
 
-def architectures(
-    space: Space, prefix: str = "student.", without: tuple[str, ...] = ("student.dropout",)
-) -> tuple[dict[str, Any], ...]:
-    """Every combination of the searched settings that shape the student; one empty combination if none is searched.
+    @classmethod
+    def checked(cls, space: Space, recipe: Settings) -> Self:
+        """The space of these domains, for trials whose other settings are those of `recipe`.
 
-    `without` lists settings below the prefix that change neither size nor latency.
-    Raises SpecError when there are too many architectures to measure.
-    """
-    shaping = {name: value for name, value in space.items() if name.startswith(prefix) and name not in without}
-    values = {name: _all_values(name, distribution) for name, distribution in distributions(shaping).items()}
-    count = math.prod(len(setting_values) for setting_values in values.values())
-    if count > MAX_ARCHITECTURES:
-        raise SpecError(
-            f"space: {', '.join(values)} make {count} architectures; at most {MAX_ARCHITECTURES} can be measured "
-            "before the search. Give these settings fewer values."
-        )
-    return tuple(dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
+        Raises SpecError for a name that is no setting of a trial, for a domain with an end that is not allowed, and for
+        a setting that no trial has, because it belongs to a kind that is not drawn.
+        """
+        deciding = {name: space[name] for name in space if decides(recipe, name)}
+        kinds = {name: end_values(distribution) for name, distribution in distributions(deciding).items()}
+        conditions = conditions_of(space, kinds, recipe)
+        for name in space:
+            if all(name in missing for missing in conditions.missing.values()):
+                raise SpecError(f"space[{name!r}]: no such setting; {did_you_mean(name, dotted_values(recipe))}")
+        ends = {name: end_values(distribution) for name, distribution in distributions(space).items()}
+        for values, missing in conditions.missing.items():
+            kind = recipe.with_dotted(dict(zip(deciding, values, strict=True)))
+            for name in space:
+                if name not in missing:
+                    _check_ends(name, ends[name], kind)
+        return cls(space, conditions)
+
+    def architectures(
+        self, prefix: str = "student.", without: tuple[str, ...] = ("student.dropout",)
+    ) -> tuple[dict[str, Any], ...]:
+        """Every combination of the searched settings that shape the student; one empty one if none is searched.
+
+        `without` lists settings below the prefix that change neither size nor latency.
+        Raises SpecError when there are too many architectures to measure.
+        """
+        space, deciding = self.domains, self.conditions.deciding
+        shaping = {name: value for name, value in space.items() if name.startswith(prefix) and name not in without}
+        values = {name: _all_values(name, distribution) for name, distribution in distributions(shaping).items()}
+        combinations: dict[tuple[tuple[str, Any], ...], None] = {}
+        for kind in product(*(values[name] for name in deciding)):
+            decided = dict(zip(deciding, kind, strict=True))
+            names = self.conditions.names(decided, values)
+            count = len(combinations) + math.prod(len(values[name]) for name in names if name not in decided)
+            if count > MAX_ARCHITECTURES:
+                raise SpecError(
+                    f"space: {', '.join(names)} make {count} architectures; at most {MAX_ARCHITECTURES} can be "
+                    "measured before the search. Give these settings fewer values."
+                )
+            of_kind = product(*([decided[name]] if name in decided else values[name] for name in names))
+            combinations |= {tuple(zip(names, combination, strict=True)): None for combination in of_kind}
+        return tuple(map(dict, combinations))
 
 
 def narrow_distributions(
@@ -85,8 +108,11 @@ def narrow_distributions(
 
     Gaps within a range of integers stay, because an Optuna range has no gaps.
     """
+    shaping = {name for shape in allowed for name in shape}
     return {
-        name: _narrow(distribution, {shape[name] for shape in allowed}) if name in allowed[0] else distribution
+        name: _narrow(distribution, {shape[name] for shape in allowed if name in shape})
+        if name in shaping
+        else distribution
         for name, distribution in distributions.items()
     }
 
@@ -122,6 +148,14 @@ def can_draw(distribution: BaseDistribution, name: str, value: Any) -> bool:
     except (ValueError, TypeError):
         return False
     return True
+
+
+def _check_ends(name: str, ends: Collection[Any], recipe: Settings) -> None:
+    for end in ends:
+        try:
+            recipe.with_dotted({name: end})
+        except SpecError as error:
+            raise SpecError(f"space[{name!r}]: {end!r} is not allowed. {error}") from None
 
 
 def _narrow(distribution: BaseDistribution, allowed: Collection[Any]) -> BaseDistribution:

@@ -68,7 +68,7 @@ def search(session: Session, material: Material, lessons: Lessons, costs: Costs)
     session.screen.stage("Search")
     planner = Planner(
         sweep.search,
-        sweep.space,
+        sweep.search_space,
         session.ledger,
         costs=lambda params: costs.of(sweep.recipe_of(params).student),
         evaluations=lambda params: _evaluation_count(sweep.recipe_of(params), lessons),

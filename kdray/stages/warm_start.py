@@ -199,11 +199,11 @@ def _params_in_space(sweep: Sweep, fixed: Mapping[str, Any], record: TrialRecord
     `fixed` are the recipe settings of the other sweep; the params of the record replace those that it searched.
     """
     # A setting may be searched in one sweep and fixed in the other. What counts is the value that the trial had.
-    theirs = {**fixed, **record.params}
-    params = {name: theirs.get(name) for name in sweep.space}
+    theirs, ranges = {**fixed, **record.params}, distributions(sweep.space)
+    params = {name: theirs.get(name) for name in sweep.search_space.conditions.names(theirs, sweep.space)}
     if record.state != "completed":
         return params, record.state
-    for name, distribution in distributions(sweep.space).items():
+    for name, distribution in ((name, ranges[name]) for name in params):
         if not can_draw(distribution, name, params[name]):
             return params, f"{name} {params[name]} is not in the space"
     for name, value in _recipe_values(sweep.identity()).items():

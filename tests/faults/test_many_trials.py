@@ -15,6 +15,7 @@ from kdray.search.ledger import Ledger
 from kdray.search.planner import Planner
 from kdray.search.run_search import run_search
 from kdray.search.settings import Search
+from kdray.search.space import SearchSpace
 from kdray.slots.cluster import connect
 from kdray.slots.job import Report, Worker
 from kdray.slots.pool import SlotSettings
@@ -58,7 +59,7 @@ def test_a_thousand_trials_lose_no_report_and_the_driver_needs_no_more_memory(tm
     ledger = Ledger.open(tmp_path / "journal.log", "many", ("accuracy",))
     search = Search(trials=TRIALS, objectives=("accuracy",), sampler="random", stopping=None)
     space = {"distillation.alpha": [0.1, 0.5, 0.9]}
-    planner = Planner(search, space, ledger, costs=lambda params: {}, evaluations=lambda params: 2)
+    planner = Planner(search, SearchSpace(space), ledger, costs=lambda params: {}, evaluations=lambda params: 2)
     sizes: dict[int, ProcessSize] = {}
 
     def watch(record: TrialRecord) -> None:

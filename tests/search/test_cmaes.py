@@ -24,6 +24,7 @@ from kdray.search.ledger_storage import JournalFile
 from kdray.search.planner import EARLIER_TRIALS, Planner
 from kdray.search.sampling import TrialSampler
 from kdray.search.settings import Search
+from kdray.search.space import SearchSpace
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "depth": CategoricalDistribution([1, 2, 3]),
@@ -96,7 +97,7 @@ def open_planner(folder: Path, trials: int, ledger: str | None = None, earlier: 
             for alpha, rate in numbers
         ]
         opened.set_attr(EARLIER_TRIALS, {"trials": trials_before})
-    return Planner(search, SPACE, opened, costs=lambda params: {})
+    return Planner(search, SearchSpace(SPACE), opened, costs=lambda params: {})
 
 
 def run(planner: Planner, slots: int = 1, killed_after: int | None = None) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from kdray.search import ledger_storage
 from kdray.search.ledger import Ledger
 from kdray.search.planner import EARLIER_TRIALS, SECONDS_SPENT, Planner
 from kdray.search.settings import Search
+from kdray.search.space import SearchSpace
 from kdray.stages.warm_start import MATERIAL, TrialMaterial
 from tests.search.test_ledger import OBJECTIVES, make_ledger
 
@@ -162,7 +163,7 @@ def test_material_of_another_kind_is_a_sentence(tmp_path: Path, value: Any) -> N
 
 def make_planner(ledger: Ledger, trials: int = 9) -> Planner:
     search = Search(trials=trials, objectives=OBJECTIVES, stopping=None, sampler="nsga2")
-    return Planner(search, SPACE, ledger, costs=lambda params: {"latency_ms": params["student.depth"]})
+    return Planner(search, SearchSpace(SPACE), ledger, costs=lambda params: {"latency_ms": params["student.depth"]})
 
 
 def test_a_completed_trial_without_its_objective_is_a_sentence(journal: Path) -> None:

@@ -16,6 +16,7 @@ from kdray.search.ledger import Ledger
 from kdray.search.planner import EARLIER_TRIALS, Planner
 from kdray.search.sequential_driver import run_in_sequence
 from kdray.search.settings import Search, at_least, at_most
+from kdray.search.space import SearchSpace
 from kdray.slots.job import Job, Worker
 from kdray.slots.local import LocalSlots
 
@@ -64,7 +65,9 @@ def make_planner(
     ledger = Ledger.open(search.ledger or folder / "journal.log", "sweep", search.objectives)
     if earlier is not None:
         ledger.set_attr(EARLIER_TRIALS, {"trials": earlier})
-    return Planner(search, space, ledger, costs=lambda params: costs(params, noise), evaluations=lambda params: 3)
+    return Planner(
+        search, SearchSpace(space), ledger, costs=lambda params: costs(params, noise), evaluations=lambda params: 3
+    )
 
 
 def run(planner: Planner, make_job: Callable[[int, dict[str, Any]], Job] = make_training_job) -> list[TrialRecord]:
@@ -157,7 +160,7 @@ def test_allowed_architectures_that_no_range_describes_are_found(tmp_path: Path)
     )
     ledger = Ledger.open(tmp_path / "journal.log", "sweep", search.objectives)
     size = lambda params: {"latency_ms": params["student.depth"] * params["student.heads"]}  # noqa: E731
-    planner = Planner(search, space, ledger, costs=size)
+    planner = Planner(search, SearchSpace(space), ledger, costs=size)
     shapes = set()
     while planned := planner.next_trial():
         shapes.add((planned.params["student.depth"], planned.params["student.heads"]))
@@ -330,7 +333,9 @@ def test_trials_of_different_length_are_not_compared(tmp_path: Path) -> None:
     space = {"student.depth": [2], "training.epochs": [1, 6]}
     search = Search(trials=20, stopping={"reduction": 2}, sampler="random", objectives=("accuracy", "latency_ms"))
     ledger = Ledger.open(tmp_path / "journal.log", "sweep", search.objectives)
-    planner = Planner(search, space, ledger, costs=costs, evaluations=lambda params: params["training.epochs"])
+    planner = Planner(
+        search, SearchSpace(space), ledger, costs=costs, evaluations=lambda params: params["training.epochs"]
+    )
     six_epochs_continue = []
     while trial := planner.next_trial():
         epochs = trial.params["training.epochs"]
@@ -369,7 +374,7 @@ def test_no_trial_starts_after_the_hours(tmp_path: Path) -> None:
     now = [1000.0]
     search = Search(trials=None, hours=1, objectives=OBJECTIVES, stopping=None)
     ledger = Ledger.open(tmp_path / "journal.log", "sweep", search.objectives)
-    planner = Planner(search, SPACE, ledger, costs, clock=lambda: now[0])
+    planner = Planner(search, SearchSpace(SPACE), ledger, costs, clock=lambda: now[0])
     assert planner.next_trial() is not None
     now[0] += 3599
     assert planner.next_trial() is not None
@@ -380,14 +385,14 @@ def test_no_trial_starts_after_the_hours(tmp_path: Path) -> None:
 def test_hours_include_the_training_before_an_interrupt(tmp_path: Path) -> None:
     search = Search(trials=None, hours=1, objectives=OBJECTIVES, stopping=None)
     journal = tmp_path / "journal.log"
-    first = Planner(search, SPACE, Ledger.open(journal, "sweep", search.objectives), costs)
+    first = Planner(search, SearchSpace(SPACE), Ledger.open(journal, "sweep", search.objectives), costs)
     for _ in range(2):  # on two slots, both killed after 50 minutes
         planned = first.next_trial()
         assert planned is not None
         first.observe(planned.number, {"accuracy": 0.5, "step": 10, "train_seconds": 2900.0, "eval_seconds": 100.0})
     now = [0.0]
     ledger = Ledger.open(journal, "sweep", search.objectives)
-    again = Planner(search, SPACE, ledger, costs, clock=lambda: now[0])
+    again = Planner(search, SearchSpace(SPACE), ledger, costs, clock=lambda: now[0])
     assert [again.next_trial() is not None for _ in range(3)] == [True, True, True]
     now[0] = 601.0
     assert again.next_trial() is None
@@ -398,7 +403,7 @@ def test_hours_include_every_session_of_a_trial_that_is_interrupted_repeatedly(t
     for session in range(3):  # two hours each
         now = [0.0]
         ledger = Ledger.open(tmp_path / "journal.log", "sweep", search.objectives)
-        planner = Planner(search, SPACE, ledger, costs, clock=lambda now=now: now[0])
+        planner = Planner(search, SearchSpace(SPACE), ledger, costs, clock=lambda now=now: now[0])
         planned = planner.next_trial()
         assert planned is not None
         assert planned.number == 0

@@ -5,7 +5,7 @@ from pydantic import Field
 from ray import tune
 
 from kdray.errors import SpecError
-from kdray.search.space import architectures, check_space, distributions, domains, end_values
+from kdray.search.space import SearchSpace, distributions, domains, end_values
 from kdray.settings import Settings
 
 
@@ -27,12 +27,12 @@ class Recipe(Settings):
 
 def refusal(space: dict) -> str:
     with pytest.raises(SpecError) as caught:
-        check_space(space, Recipe())
+        SearchSpace.checked(space, Recipe())
     return str(caught.value)
 
 
 def test_a_good_space_passes() -> None:
-    check_space(
+    SearchSpace.checked(
         {
             "student.depth": [1, 2, 6],
             "training.learning_rate": tune.loguniform(1e-5, 1e-3),
@@ -90,23 +90,23 @@ def test_end_values_of_each_kind_of_domain() -> None:
 
 def test_architectures_are_all_combinations_of_the_settings_that_shape_the_student() -> None:
     space = {"student.depth": tune.randint(1, 3), "student.layers": ["first", "last"], "alpha": tune.uniform(0, 1)}
-    assert architectures({**space, "student.dropout": tune.uniform(0, 0.5)}) == (
+    assert SearchSpace({**space, "student.dropout": tune.uniform(0, 0.5)}).architectures() == (
         {"student.depth": 1, "student.layers": "first"},
         {"student.depth": 1, "student.layers": "last"},
         {"student.depth": 2, "student.layers": "first"},
         {"student.depth": 2, "student.layers": "last"},
     )
-    assert architectures({"alpha": [0, 1]}) == ({},)
-    assert architectures({"student.width": tune.quniform(0.5, 1.0, 0.25)}) == tuple(
+    assert SearchSpace({"alpha": [0, 1]}).architectures() == ({},)
+    assert SearchSpace({"student.width": tune.quniform(0.5, 1.0, 0.25)}).architectures() == tuple(
         {"student.width": width} for width in (0.5, 0.75, 1.0)
     )
 
 
 def test_too_many_architectures_are_refused() -> None:
     with pytest.raises(SpecError, match="infinitely many architectures"):
-        architectures({"student.width": tune.uniform(0.1, 1)})
+        SearchSpace({"student.width": tune.uniform(0.1, 1)}).architectures()
     with pytest.raises(SpecError, match="make 300 architectures; at most 256"):
-        architectures({"student.a": tune.randint(0, 30), "student.b": tune.randint(0, 10)})
+        SearchSpace({"student.a": tune.randint(0, 30), "student.b": tune.randint(0, 10)}).architectures()
 
 
 @pytest.mark.parametrize(

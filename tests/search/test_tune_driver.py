@@ -26,6 +26,7 @@ from kdray.search.ledger import Ledger
 from kdray.search.planner import Planner
 from kdray.search.run_search import run_search
 from kdray.search.settings import Search
+from kdray.search.space import SearchSpace
 from kdray.slots.cluster import connect
 from kdray.slots.interrupts import handle_signals
 from kdray.slots.job import Job, Report, Worker
@@ -110,7 +111,7 @@ def make_planner(folder: Path, space: dict[str, Any] = SPACE, **settings: Any) -
     ledger = Ledger.open(folder / "journal.log", "sweep", search.objectives)
     return Planner(
         search,
-        space,
+        SearchSpace(space),
         ledger,
         costs=lambda params: {"latency_ms": float(params["student.depth"])},
         evaluations=lambda params: 3,
