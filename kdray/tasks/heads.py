@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 HEADS: Mapping[str, Any] = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
@@ -16,6 +21,11 @@ def head_of(config: PreTrainedConfig) -> str | None:
     """The head that a configuration names, a key of `HEADS`; None for another head, or none."""
     architecture = str((config.architectures or [""])[0])
     return next((head for head in HEADS if architecture.endswith(head)), None)
+
+
+def head_of_class(model: type[PreTrainedModel]) -> str:
+    """The head of a model's class, a key of `HEADS`: in memory a configuration does not always name it."""
+    return next((head for head in HEADS if model.__name__.endswith(head)), "ForSequenceClassification")
 
 
 def auto_class(config: PreTrainedConfig) -> Any:

@@ -11,6 +11,8 @@ class Serving:
 
     columns: Mapping[str, Any]
     """Column -> its type: "string" or "double"; for a cell with a list of objects, a list of one such mapping."""
-    script: Mapping[str, Any] | None = None
-    """The settings of `kdray.tracking.served_student`: `answers` is the name of its function, and the others are read
-    by this function. None: the pipeline of transformers gives these columns itself."""
+    script: Mapping[str, Any]
+    """The settings of `kdray.tracking.served_student`: `answers` is the name of its class that answers, and the others
+    are read by this class."""
+    has_pipeline: bool = False
+    """Whether the pipeline of transformers gives these columns, too."""

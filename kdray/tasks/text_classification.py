@@ -148,7 +148,7 @@ class TextClassification(TextTask):
 
     def serving(self, labels: Sequence[str]) -> Serving:
         """See `Task`."""
-        return Serving({"label": "string", "score": "double"})
+        return Serving({"label": "string", "score": "double"}, {"answers": "label"}, has_pipeline=True)
 
     def chance(self, rows: GoldRows) -> float:
         """The share of the most frequent label."""

@@ -1,7 +1,8 @@
 """A student as an MLflow model: a folder that `mlflow.pyfunc` loads without kdray.
 
-The weights are safetensors; all other files in the folder are text. Where the pipeline of transformers answers as the
-task demands, the folder is one of `mlflow.transformers`; otherwise it has the script `served_student`.
+The weights are safetensors, or those of an ONNX graph for a student that plain transformers does not load; all other
+files in the folder are text. Where the pipeline of transformers answers as the task demands, the folder is one of
+`mlflow.transformers`; otherwise it has the script `served_student`.
 """
 
 import shutil
@@ -38,7 +39,7 @@ def write_mlflow_model(student: Pretrained, task: Task, sweep: str, folder: Path
         # Without the local part of a version, such as +cpu, which the package registry does not have.
         "pip_requirements": [f"{name}=={metadata.version(name).partition('+')[0]}" for name in _PACKAGES],
     }
-    if serving.script is None:
+    if serving.has_pipeline:
         _write_pipeline(student, task, sweep, folder, settings)
     else:
         _write_script(student, {**serving.script, "max_length": task.max_length}, folder, settings)

@@ -1,4 +1,6 @@
-"""A student that MLflow's pyfunc serves: it loads the student with transformers and answers texts in a DataFrame.
+"""A student that MLflow's pyfunc serves: it answers texts in a DataFrame.
+
+The model is the ONNX graph in its folder, which onnxruntime runs, if there is one; else transformers loads its weights.
 
 MLflow copies this file into the folder of the model and runs it there, where kdray is not installed: it must import
 nothing of kdray. `mlflow_model` writes such folders.
@@ -6,8 +8,9 @@ nothing of kdray. `mlflow_model` writes such folders.
 Shapes: N texts, C outputs, A words.
 """
 
+import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,58 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
-import torch
 from tokenizers import Regex, pre_tokenizers
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 BATCH = 32
 """Texts in one forward pass."""
+GRAPH = "model.onnx"
+
+Logits = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+"""A function of the inputs of a batch (each B x L) that gives the outputs, B x C or B x L x C."""
+
+
+def open_model(folder: Path, head: str) -> Logits:
+    """The model in this folder; `head` names the head of transformers, where transformers loads it."""
+    return _open_graph(folder / GRAPH) if (folder / GRAPH).exists() else _open_weights(folder, head)
+
+
+def _open_graph(file: Path) -> Logits:
+    import onnxruntime  # noqa: PLC0415  (not needed for a model that transformers loads)
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def logits(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        zeros = np.zeros_like(inputs["input_ids"])
+        arrays = {name: np.asarray(inputs.get(name, zeros), np.int64) for name in names}
+        return np.asarray(session.run(["logits"], arrays)[0])
+
+    return logits
+
+
+def _open_weights(folder: Path, head: str) -> Logits:
+    import torch  # noqa: PLC0415  (not needed for a graph)
+    import transformers  # noqa: PLC0415
+
+    model = (
+        getattr(transformers, f"AutoModel{head}")
+        .from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+        .eval()
+    )
+
+    def logits(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            outputs = model(**{name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()})
+        return np.asarray(outputs.logits.numpy())
+
+    return logits
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """The probabilities of the classes, over the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 class TextModel:
@@ -28,10 +77,13 @@ class TextModel:
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-        ).eval()
-        self._max_length = settings["max_length"]
+        self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self._logits, self._max_length = open_model(folder, "ForSequenceClassification"), settings["max_length"]
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each output."""
+        return [self.config["id2label"][str(output)] for output in range(len(self.config["id2label"]))]
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None) -> np.ndarray:
         """The outputs for these texts (N x C)."""
@@ -44,11 +96,20 @@ class TextModel:
                 truncation=True,
                 max_length=self._max_length,
                 padding=True,
-                return_tensors="pt",
+                return_tensors="np",
             )
-            with torch.inference_mode():
-                parts.append(self.model(**inputs).logits.numpy())
+            parts.append(self._logits(inputs))
         return np.concatenate(parts)
+
+
+class Label(TextModel):
+    """The answer is the most probable label."""
+
+    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None) -> pd.DataFrame:
+        """The columns `label` and `score`: the label of each text, and its probability."""
+        scores_NxC = softmax(self.logits(texts, pairs).astype(float))
+        labels = [self.names[label] for label in scores_NxC.argmax(axis=-1)]
+        return pd.DataFrame({"label": labels, "score": scores_NxC.max(axis=-1)})
 
 
 class Number(TextModel):
@@ -64,7 +125,7 @@ class Labels(TextModel):
 
     def answer(self, texts: Sequence[str], pairs: Sequence[str] | None) -> pd.DataFrame:
         """The column `labels`: for each text a list of objects with label and score, the most probable one first."""
-        names, thresholds_C = self.model.config.id2label, self.model.config.thresholds
+        names, thresholds_C = self.names, self.config["thresholds"]
         cells = []
         for logits_C in self.logits(texts, pairs).astype(float):
             scores_C = 1 / (1 + np.exp(-logits_C))
@@ -90,9 +151,8 @@ class Spans:
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self.model = AutoModelForTokenClassification.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-        ).eval()
+        self._names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+        self._logits = open_model(folder, "ForTokenClassification")
         self._splitter = pre_tokenizers.Split(Regex(settings["word_pattern"]), "removed", invert=True)
         self._max_length, self._has_spans = settings["max_length"], settings["has_spans"]
         self.tokenizer.padding_side = "right"  # the places of the words are counted from the left
@@ -112,7 +172,7 @@ class Spans:
             batch = windows[start : start + BATCH]
             for window, probabilities_LxC in zip(batch, self._probabilities(batch), strict=True):
                 for word, place in enumerate(window.places, window.first_word):
-                    tags[window.text][word] = self.model.config.id2label[int(probabilities_LxC[place].argmax())]
+                    tags[window.text][word] = self._names[str(probabilities_LxC[place].argmax())]
                     scores[window.text][word] = probabilities_LxC[place].max()
         return pd.DataFrame({"spans": [self._spans(*each) for each in zip(texts, words, tags, scores, strict=True)]})
 
@@ -129,10 +189,8 @@ class Spans:
     def _probabilities(self, windows: Sequence[Window]) -> np.ndarray:
         """The probabilities of the tags of each token (windows x L x C)."""
         inputs = {name: [window.inputs[name] for window in windows] for name in windows[0].inputs}
-        with torch.inference_mode():
-            padded = self.tokenizer.pad(inputs, return_tensors="pt", return_attention_mask=True)
-            logits = self.model(**padded).logits
-        return np.asarray(logits.softmax(dim=-1).numpy())
+        padded = self.tokenizer.pad(inputs, return_tensors="np", return_attention_mask=True)
+        return softmax(self._logits(padded))
 
     def _windows(self, text: int, words: Sequence[str]) -> Iterator[Window]:
         """The windows of a text, as in the training. `kdray.tasks.windows` explains them."""
@@ -205,7 +263,7 @@ def _groups(tags: Sequence[str], has_spans: bool) -> Iterator[tuple[int, int, st
         before, label = prefix, kind
 
 
-ANSWERS: dict[str, Any] = {"number": Number, "labels": Labels, "spans": Spans}
+ANSWERS: dict[str, Any] = {"label": Label, "labels": Labels, "number": Number, "spans": Spans}
 """The setting `answers` -> what answers."""
 
 
