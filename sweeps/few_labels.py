@@ -7,6 +7,12 @@
 
 The other sentences are text without labels: only the teacher answers them. For labels and text of your own, give
 `data.source` and `data.unlabelled`, and leave out `data.max_labelled`.
+
+On two cores without bf16, with MiniLM-L6-H384 as teacher.model, `--trials 8`, `--set space.student.depth=[1,2]`, `--set
+training.epochs=3`, `--set confirm.candidates=1` and `--set slots.count=2`, it took 27 minutes. The teacher has an
+accuracy of 0.836 on the 1,821 test rows. The chosen student has one of its six layers, 0.808 (0.789 to 0.825), 5.2
+times the speed. Distillation brought 5.7 points (3.8 to 7.5), of which more text brought 4.7 (2.8 to 6.6).
+docs/performance.md has the table.
 """
 
 from ray import tune
