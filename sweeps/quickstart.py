@@ -1,16 +1,18 @@
-"""A complete sweep that needs no downloads: generated reviews, a teacher trained from scratch, sixteen students.
+"""A complete sweep that needs no downloads: generated reviews, few of them with labels, and sixteen students.
 
     kdray run sweeps/quickstart.py
 
-It needs no model hub, no GPU and no server. On two cores of an AMD EPYC without bf16 it took 5 min 43 s: 3 min 20 s
-until the end of the search, 40 s for the controls, and a minute and a half to confirm the choice. The result depends
-on the arithmetic of the machine. There the teacher had a validation accuracy of 0.900. The chosen student had two of
-its four layers, an accuracy of 0.8985 on the test rows (95 %: 0.884 to 0.911), and 1.7 times the speed. Students of
-one layer kept 91 to 95 % of the teacher. Neither distillation (+0.0 points, -1.5 to +1.6) nor the search (+0.2, -0.8
-to +1.2) was shown to help on these rows, and the report says so.
+It needs no model hub, no GPU and no server. It is the case for which people distil: there are 400 labelled reviews,
+6,000 without labels, and a teacher that knows more than these labels say. The teacher stands for a model that others
+have trained: it is fine-tuned on 10,000 reviews that no student sees (`teacher.data`).
 
-A review has up to two clauses with negation, degrees, contrast and the opinions of other people. The training labels
-are the votes of one annotator who is not sure. One layer is too few for this task, and two layers are nearly enough.
+On two cores of an AMD EPYC without bf16 it took about five minutes. The result depends on the arithmetic of the machine. There the
+teacher had an accuracy of 0.838 on the 2,000 test rows. The chosen student has one of its four layers, an accuracy of
+0.821 (95 %: 0.802 to 0.839), and 2.6 times the speed; the same student on labels only has 0.666. Distillation brings
+15.4 points (12.9 to 18.0), of which the texts without labels bring 4.9 (2.4 to 7.2). The search brings 10.0 points (4.6
+to 15.5) over default settings.
+
+A review has up to two clauses with negation, degrees, contrast and the opinions of other people.
 """
 
 from ray import tune
@@ -55,7 +57,8 @@ sweep = Sweep(
     choose=Choose(smallest="latency_ms", retention=0.97),
     confirm=Confirm(candidates=2, seeds=2),
     smoke={
-        "data.source": GeneratedReviews(train_rows=4_000, validation_rows=400, test_rows=400),
+        "data.source": GeneratedReviews(train_rows=200, validation_rows=400, test_rows=400, unlabelled_rows=1_000),
+        "teacher.data.source": GeneratedReviews(train_rows=4_000, seed=1),
         "teacher.training.epochs": 4,
         "teacher.training.batch_size": 32,
         "teacher.above_chance": 0.0,
