@@ -8,7 +8,10 @@ from .data.splits import Data
 from .data.unlabelled import Unlabelled
 from .evaluation.measuring import Latency
 from .losses.distillation import Distillation
+from .models.convolutional import ConvolutionalStudent
 from .models.fresh import FreshTransformer
+from .models.recurrent import RecurrentStudent
+from .models.static import StaticStudent
 from .models.transformer import TransformerStudent
 from .search.settings import Search, at_least, at_most
 from .search.stopping import Halving
@@ -33,6 +36,7 @@ __all__ = [
     "Augmentation",
     "Choose",
     "Confirm",
+    "ConvolutionalStudent",
     "Data",
     "Distillation",
     "FreshTransformer",
@@ -43,9 +47,11 @@ __all__ = [
     "Halving",
     "Latency",
     "MultiLabel",
+    "RecurrentStudent",
     "Regression",
     "Search",
     "SlotSettings",
+    "StaticStudent",
     "Sweep",
     "Teacher",
     "TextClassification",

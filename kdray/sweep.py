@@ -19,6 +19,7 @@ from kdray.data.splits import Data, Splits
 from kdray.errors import SpecError, did_you_mean
 from kdray.evaluation.measuring import ARCHITECTURE_METRICS, Latency
 from kdray.evaluation.pareto import QUALITY
+from kdray.losses.checks import LossSettings
 from kdray.losses.distillation import Distillation
 from kdray.models.fresh import FreshTransformer
 from kdray.models.student import Student
@@ -150,7 +151,9 @@ class Sweep(Settings):
         return values | domains
 
     def check_classes(self, splits: Splits) -> None:
-        """Raise SpecError for an objective, constraint or rule whose metric this number of labels does not have."""
+        """Raise SpecError for what this number of labels does not have: a metric of an objective, constraint or rule,
+        and a term of the loss."""
+        self._loss_settings.check_outputs(len(splits.labels))
         self._check_metrics(self.task.metric_names(splits.labels), f" with {len(splits.labels)} labels")
 
     @model_validator(mode="after")
@@ -213,20 +216,16 @@ class Sweep(Settings):
             )
 
     def _check_distillation(self) -> None:
-        """Raise SpecError for a setting of the loss that has no meaning for the outputs of the task."""
+        """Raise SpecError for a setting of the loss without a meaning for the task's outputs, or without effect."""
         # The gold decides the units of the outputs, not their kind.
-        meaningful = self.task.distribution(np.zeros(1)).settings
-        for name, field in Distillation.model_fields.items():
-            if name in meaningful:
-                continue
-            remedy = (
-                f"has no meaning for {self.task.name}. Leave it out; with a meaning: "
-                f"{', '.join(f'distillation.{each}' for each in sorted(meaningful))}."
-            )
-            if f"distillation.{name}" in self.space:
-                raise SpecError(f"space 'distillation.{name}': it {remedy}")
-            if (value := getattr(self.distillation, name)) != field.default:
-                raise SpecError(f"distillation.{name}: got {value:g}; it {remedy}")
+        self._loss_settings.check(self.task.distribution(np.zeros(1)), self.task.name)
+
+    @property
+    def _loss_settings(self) -> LossSettings:
+        prefix = "distillation."
+        searched = {name: value for name, value in self.space.items() if name.startswith(prefix)}
+        values = {name.removeprefix(prefix): end_values(each) for name, each in distributions(searched).items()}
+        return LossSettings(self.distillation, values)
 
     def _name_quality(self) -> None:
         """Write the name of the task's quality metric where it is called `quality`.

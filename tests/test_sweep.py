@@ -311,7 +311,7 @@ def test_columns_of_labels_are_named_in_brackets(make_sweep: MakeSweep) -> None:
             ["search.constraints 'mse': it is known only after the training", "latency_ms"],
         ),
         ({"space": {"distillation.temperature": [1.0, 2.0]}}, ["space 'distillation.temperature': it has no meaning"]),
-        ({"space": {"distillation.logit_mse": [0.0, 0.1]}}, ["no meaning for regression", "distillation.alpha."]),
+        ({"space": {"distillation.logit_mse": [0.0, 0.1]}}, ["no meaning for regression", "distillation.alpha,"]),
         ({"distillation": Distillation(temperature=3)}, ["distillation.temperature: got 3; it has no meaning"]),
         ({"distillation": Distillation(logit_mse=0.1)}, ["distillation.logit_mse: got 0.1; it has no meaning"]),
     ],

@@ -16,9 +16,15 @@ from kdray.evaluation.measuring import CPU_METRICS, SPEEDUP_METRICS
 from kdray.evaluation.pareto import direction, dominates
 from kdray.evaluation.quality import retention
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.forms.metrics import FORM_METRICS
 from kdray.tasks.counts import Metric
 
-CLOCK_METRICS = (*CPU_METRICS, *CPU_METRICS.values(), *SPEEDUP_METRICS)
+CLOCK_METRICS = (
+    *CPU_METRICS,
+    *CPU_METRICS.values(),
+    *SPEEDUP_METRICS,
+    *(name for name, form in FORM_METRICS.items() if form.base in CPU_METRICS),
+)
 """The metrics that depend on the machine and on how they are measured: comparable under the same conditions only."""
 SHAPE_METRICS = ("parameters", "multiply_adds")
 """Two students that agree in these have the same architecture, for the purpose of timing."""

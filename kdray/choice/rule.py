@@ -14,6 +14,8 @@ from kdray.errors import SpecError, did_you_mean
 from kdray.evaluation.formatting import format_metric, noun
 from kdray.evaluation.pareto import MINIMIZED, QUALITY, direction, knee_distances, pareto_front
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.forms.form import Form
+from kdray.forms.metrics import metric_name, named_forms
 from kdray.settings import Settings
 
 REPORTED_MISSES = 3
@@ -227,7 +229,19 @@ def _compare_with_teacher(record: TrialRecord, rule: Choose, teacher: Mapping[st
     what_it_does = f"keeps {metrics['retention']:.1%} of the teacher's quality"
     if "speedup" in metrics:  # unknown for a teacher that is a file
         what_it_does += f" and is {metrics['speedup']:.1f} times as fast as the teacher"
+    what_it_does += "".join(f"; {_describe_form(metrics, teacher, form)}" for form in named_forms(record.costs))
     if rule.best not in teacher:
         return f"It {what_it_does}."
     ours, theirs = format_metric(rule.best, metrics[rule.best]), format_metric(rule.best, teacher[rule.best])
     return f"Its {noun(rule.best)} is {ours} (teacher: {theirs}); it {what_it_does}."
+
+
+def _describe_form(metrics: Mapping[str, float], teacher: Mapping[str, float], form: Form) -> str:
+    """How fast the student is in a form, compared with the teacher in the same form, as the end of a sentence."""
+    latency, speedup = metric_name(form, "latency_ms"), metric_name(form, "speedup")
+    ours = format_metric(latency, metrics[latency])
+    if speedup not in metrics or latency not in teacher:  # the teacher has no such form, or is a file
+        return f"in {form.label} it has latency {ours}"
+    theirs = format_metric(latency, teacher[latency])
+    times = f"{metrics[speedup]:.1f} times as fast as the teacher"
+    return f"in {form.label} it has latency {ours} (teacher in {form.label}: {theirs}) and is {times}"

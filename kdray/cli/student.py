@@ -15,7 +15,6 @@ from kdray.errors import ExportError, SpecError, did_you_mean
 from kdray.evaluation.formatting import format_count, format_metric, heading
 from kdray.export.checks import ExportResult
 from kdray.export.exporting import check_empty, copy_student, export_forms
-from kdray.export.forms import FORMS, Form
 from kdray.export.prediction import (
     Predictor,
     check_pairs,
@@ -25,6 +24,7 @@ from kdray.export.prediction import (
     read_lines,
 )
 from kdray.export.shipped import Shipped, read_shipped
+from kdray.forms.forms import FORM_OF, FORMS
 from kdray.report.screen import open_screen
 from kdray.safe_text.escaping import one_line, terminal_text
 from kdray.slots.interrupts import handle_signals
@@ -42,7 +42,7 @@ from kdray.tasks.answers import Answer
 def export_student(
     sweep: SweepFolder,
     form: Annotated[
-        list[str] | None, typer.Option(help="onnx or int8; repeatable. Both by default.", metavar="FORM")
+        list[str] | None, typer.Option(help=f"{' or '.join(FORM_OF)}; repeatable. All by default.", metavar="FORM")
     ] = None,
     to: Annotated[Path | None, typer.Option(help="Copy the student's complete folder to DIR.", metavar="DIR")] = None,
     ledger: SweepLedger = None,
@@ -51,7 +51,7 @@ def export_student(
     """Write the chosen student as ONNX, check that its outputs stay the same, and measure its speed."""
     with exit_on_error():
         paths = _fetch_sweep(sweep)
-        forms = [_parse_form(name) for name in form or ("onnx", "int8")]
+        forms = [_parse_form(name) for name in form or FORM_OF]
         student = read_shipped(paths)
         # The limit is no part of the recorded settings, because it changes no result.
         student = dataclasses.replace(student, data=student.data.model_copy(update={"max_gb": max_gb}))
@@ -188,7 +188,7 @@ def _capitalise(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _parse_form(name: str) -> Form:
+def _parse_form(name: str) -> str:
     for form in FORMS:
         if form == name:
             return form

@@ -10,6 +10,7 @@ from typing import Any
 
 from kdray.evaluation.statistics import Interval
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.forms.metrics import FORM_METRICS
 from kdray.tasks.kinds import task_metrics
 
 _SHORT_HEADINGS = {
@@ -35,6 +36,10 @@ _METRIC_FORMATS: dict[str, tuple[str, Callable[[float], str]]] = {
     "size_mb": ("size", lambda value: f"{_three_digits(value)} MB"),
 }
 """A metric that no task defines -> its heading, and the function that writes its value with the unit."""
+_METRIC_FORMATS |= {
+    name: (f"{metric.form.label} {_METRIC_FORMATS[metric.base][0]}", _METRIC_FORMATS[metric.base][1])
+    for name, metric in FORM_METRICS.items()
+}
 _TASK_METRICS = task_metrics()
 _SPELLINGS = {"f1": "F1"}
 """A word in the name of a metric -> how it is written in a heading."""

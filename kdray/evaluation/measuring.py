@@ -6,23 +6,27 @@ A figure is useful only together with the conditions of its measurement; `descri
 
 import copy
 import json
+import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from kdray.errors import SpecError
 from kdray.evaluation.outputs import evaluation_mode
+from kdray.forms.metrics import FORM_COSTS, FORM_SPEEDUPS
+from kdray.forms.synthetic import synthetic_inputs
 from kdray.models.pretrained import count_positions
 from kdray.settings import Settings
 from kdray.slots.job import torch_threads
@@ -37,10 +41,13 @@ CPU_METRICS = {
 }
 """The metrics that depend on the device: the name for the device of the slots -> the name for the CPU beside it."""
 
-COST_METRICS = (*CPU_METRICS, "multiply_adds", "parameters", "size_mb", *CPU_METRICS.values())
-"""The costs of one model. Without a GPU the CPU is the device of the slots, so both have the same figures."""
+PYTORCH_METRICS = (*CPU_METRICS, "multiply_adds", "parameters", "size_mb", *CPU_METRICS.values())
+"""The costs of one model in PyTorch. Without a GPU the slots run on the CPU, so both have the same figures."""
 
-SPEEDUP_METRICS = {"speedup": "latency_ms", "cpu_speedup": "cpu_latency_ms"}
+COST_METRICS = (*PYTORCH_METRICS, *FORM_COSTS)
+"""The costs of one model. Those in other forms are measured only for a sweep that names one of them."""
+
+SPEEDUP_METRICS = {"speedup": "latency_ms", "cpu_speedup": "cpu_latency_ms", **FORM_SPEEDUPS}
 """A speed-up -> the latency whose ratio it is: the teacher's latency over the student's."""
 
 ARCHITECTURE_METRICS = (*COST_METRICS, *SPEEDUP_METRICS)
@@ -118,6 +125,26 @@ def safetensors_size_mb(model: nn.Module) -> float:
     return (8 + padded_header_bytes + end) / 1e6
 
 
+def _operations_of_rnn(inputs: torch.Size, weights: Sequence[torch.Size], *others: Any, **named: Any) -> int:
+    """The floating-point operations of a fused LSTM or GRU: at each place, each matrix is multiplied with a vector."""
+    return 2 * math.prod(inputs[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) == 2)
+
+
+def _operations_of_rnn_layer(
+    inputs: torch.Size, weight_ih: torch.Size, weight_hh: torch.Size, *others: Any, **named: Any
+) -> int:
+    """The same for one layer in one direction."""
+    return _operations_of_rnn(inputs, [weight_ih, weight_hh])
+
+
+FUSED_KERNELS: dict[Any, Any] = {
+    torch.ops.aten.mkldnn_rnn_layer: _operations_of_rnn_layer,
+    torch.ops.aten._cudnn_rnn: _operations_of_rnn,
+}
+"""The fused kernels of recurrent layers, on the CPU and with CUDA, which FlopCounterMode does not know: a function of
+the shapes of their arguments that gives floating-point operations."""
+
+
 def count_multiply_adds(model: PreTrainedModel, length: int) -> float:
     """The multiply-adds of a forward pass over one example of `length` tokens.
 
@@ -127,7 +154,7 @@ def count_multiply_adds(model: PreTrainedModel, length: int) -> float:
     inputs = synthetic_inputs(model, 1, length, model.device)
     # FlopCounterMode does not know the fused attention kernel of the CPU and counts it as 0. The math kernel computes
     # attention with matrix products, which are counted.
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=FUSED_KERNELS)
     with _without_gradients(model), evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), counter:
         model(**inputs)
     # A multiply-add is two floating-point operations.
@@ -143,7 +170,7 @@ def measure_latency(model: PreTrainedModel, latency: Latency, device: torch.devi
 
 
 def measure_model(model: PreTrainedModel, latency: Latency, device: torch.device) -> dict[str, float]:
-    """Measure `COST_METRICS`, on this device and on the CPU.
+    """Measure `PYTORCH_METRICS`, on this device and on the CPU.
 
     Units: latencies in milliseconds, throughput in examples per second, multiply-adds per example, size in millions of
     bytes. Raises SpecError if the model cannot read examples of that length.
@@ -159,6 +186,22 @@ def measure_model(model: PreTrainedModel, latency: Latency, device: torch.device
         "size_mb": safetensors_size_mb(model),
         **{cpu_name: on_cpu[name] for name, cpu_name in CPU_METRICS.items()},
     }
+
+
+def measure_form(form: nn.Module, model: PreTrainedModel, latency: Latency) -> dict[str, float]:
+    """Measure the metrics of speed of a model in another form, by the keys of `CPU_METRICS`; a form runs on the CPU.
+
+    `form` is called as `model`, whose configuration gives the synthetic examples.
+    """
+
+    def make_pass(examples: int) -> Callable[[], object]:
+        inputs = synthetic_inputs(model, examples, latency.length, torch.device("cpu"))
+        return lambda: form(**inputs)
+
+    with evaluation_mode(form), torch_threads(latency.threads):
+        passes = time_calls(make_pass(latency.batch_size), latency)
+        throughput = measure_throughput(make_pass(latency.throughput_batch_size), latency.throughput_batch_size)
+    return {"latency_ms": passes.p50, "latency_p95_ms": passes.p95, "throughput_per_s": throughput}
 
 
 def time_calls(call: Callable[[], object], latency: Latency) -> LatencyResult:
@@ -190,16 +233,6 @@ def hardware_name(device: torch.device | None = None) -> str:
     lines = processors.read_text().splitlines() if processors.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def synthetic_inputs(model: PreTrainedModel, examples: int, length: int, device: torch.device) -> dict[str, Tensor]:
-    """Full-length examples without padding tokens (`examples` x `length`), the same at each call."""
-    shape = (examples, length)
-    ids = torch.randint(model.config.vocab_size - 1, shape, generator=torch.Generator().manual_seed(0))
-    padding = model.config.pad_token_id
-    # The ids are drawn from one id too few. The ids from the padding id on move up by one, so none is the padding id.
-    ids += (ids >= padding).long() if padding is not None else 0
-    return {"input_ids": ids.to(device), "attention_mask": torch.ones(shape, dtype=torch.long, device=device)}
 
 
 class _ModelTimer:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from kdray.forms.metrics import FORM_METRICS
 from kdray.tasks.kinds import task_metrics
 
 QUALITY = "quality"
@@ -15,7 +16,7 @@ QUALITY = "quality"
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 
-MINIMIZED = frozenset(
+_MINIMIZED_COSTS = frozenset(
     {
         "latency_ms",
         "latency_p95_ms",
@@ -24,9 +25,14 @@ MINIMIZED = frozenset(
         "multiply_adds",
         "parameters",
         "size_mb",
-        "loss",
     }
-) | {metric.name for metric in task_metrics().values() if metric.direction == "minimize"}
+)
+MINIMIZED = (
+    _MINIMIZED_COSTS
+    | {"loss"}
+    | {name for name, metric in FORM_METRICS.items() if metric.base in _MINIMIZED_COSTS}
+    | {metric.name for metric in task_metrics().values() if metric.direction == "minimize"}
+)
 """The metrics of which a smaller value is better. Of every other metric a larger value is better."""
 
 

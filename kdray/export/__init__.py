@@ -3,9 +3,7 @@
 In reading order:
 
 - `shipped`        the chosen student of a finished sweep: the folder `chosen/` and the settings for its use
-- `forms`          loads a student in one of its forms: PyTorch, ONNX, ONNX in int8
 - `student_files`  which files of a student are copied and published
-- `graphs`         writes the ONNX files
 - `checks`         compares a form with PyTorch on the test rows, and measures its size and speed
 - `exporting`      all steps of `kdray export`
 - `card`           the model card: README.md in the student's folder

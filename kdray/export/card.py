@@ -13,8 +13,9 @@ from kdray.evaluation.formatting import format_metric, format_setting, heading, 
 from kdray.evaluation.statistics import Interval
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.export.checks import EXPORT_FILE, ExportResult, read_export_result
-from kdray.export.forms import FILES, FOLDER
 from kdray.export.shipped import Shipped
+from kdray.forms.form import FOLDER
+from kdray.forms.forms import FILES
 from kdray.report import confirmed, teachers
 from kdray.report.figures import Figures
 from kdray.safe_text.escaping import Markdown, markdown_code, markdown_table, markdown_text, yaml_text
@@ -47,7 +48,7 @@ def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
         f"predicts {markdown_text(student.task.predicts(labels))}.",
         "\n".join(map(markdown_text, figures.sentences)),
         "## Usage",
-        _code_block(student.task.pytorch_code(labels)),
+        *([_code_block(student.task.pytorch_code(labels))] if student.model.is_plain else []),
         *_onnx_parts(student, exported),
         "## Quality",
         _quality_table(student, figures, chosen, exported),
@@ -60,7 +61,7 @@ def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
         "## Costs",
         _cost_table(figures, chosen),
         markdown_text(teachers.about_teacher(figures)),
-        *([markdown_text(f"Measured: {figures.conditions}.")] if figures.conditions else []),
+        *([markdown_text(f"Measured: {figures.measured}.")] if figures.measured else []),
         *_form_parts(student, exported),
         "## Settings",
         f"The model is the student of trial {chosen.number} (number of trials in the sweep: {len(figures.records)}). "
@@ -89,7 +90,7 @@ def _metadata(student: Shipped, figures: Figures, measured: Mapping[str, Mapping
         if name in hub_names
     ]
     card = ModelCardData(
-        library_name="transformers",
+        library_name="transformers" if student.model.is_plain else "onnx",
         pipeline_tag=pipeline,
         tags=list(dict.fromkeys([pipeline, task, "knowledge-distillation", "kdray"])),
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
@@ -106,6 +107,8 @@ def _onnx_parts(student: Shipped, exported: ExportResult | None) -> list[str]:
     form = exported.figures_of("int8") or exported.figures_of("onnx")
     if form is None:
         return []
+    if not student.model.is_plain:
+        return ["With onnxruntime and tokenizers:", _code_block(student.task.onnx_code(FILES[form.form]))]
     return ["Without PyTorch, with onnxruntime:", _code_block(student.task.onnx_code(FILES[form.form]))]
 
 

@@ -3,31 +3,24 @@
 In array names: A answers, C outputs.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from kdray.data.rows import Rows
 from kdray.errors import StorageError
-from kdray.evaluation.measuring import (
-    describe_conditions,
-    hardware_name,
-    measure_throughput,
-    synthetic_inputs,
-    time_calls,
-)
-from kdray.evaluation.outputs import compute_logits, evaluation_mode
+from kdray.evaluation.measuring import describe_conditions, hardware_name, measure_form
+from kdray.evaluation.outputs import compute_logits
 from kdray.evaluation.statistics import Interval, bootstrap_difference, bootstrap_interval, metric_of_counts
-from kdray.export.forms import FILES, Form
 from kdray.export.shipped import Shipped
+from kdray.forms.form import size_mb
+from kdray.forms.forms import FILES, FormName
 from kdray.safe_text.escaping import printable
-from kdray.slots.job import Worker, torch_threads
+from kdray.slots.job import Worker
 from kdray.storage.files import read_json
 from kdray.tasks.kept_thresholds import read_thresholds
 from kdray.tasks.task import Outputs, Task
@@ -42,7 +35,7 @@ quantisation computes one scale for all their activations."""
 class FormFigures:
     """The quality, size and speed of one form."""
 
-    form: Form
+    form: FormName
     file: str
     """Relative to the student's folder."""
     size_mb: float
@@ -80,7 +73,7 @@ class ExportResult:
     missing: dict[str, str]
     """Form -> the reason why it could not be exported."""
 
-    def figures_of(self, form: Form) -> FormFigures | None:
+    def figures_of(self, form: str) -> FormFigures | None:
         """The figures of this form; None if it was not exported."""
         return next((figures for figures in self.forms if figures.form == form), None)
 
@@ -112,23 +105,19 @@ class FormChecker:
         self._config_model = student.model.model()  # only its configuration is read, for the synthetic inputs
         self._thresholds_C = read_thresholds(self._config_model.config)
 
-    def measure(self, form: Form, model: nn.Module, file: Path) -> FormFigures:
+    def measure(self, form: str, model: nn.Module, file: Path) -> FormFigures:
         """Measure this form; `model` was loaded from `file`."""
-        latency, task = self._student.latency, self._student.task
+        task = self._student.task
         outputs = Outputs(compute_logits(model, self._rows, BATCH, Worker(), None), self._thresholds_C)
         expected = self._pytorch = self._pytorch or outputs
-        latency_call = self._forward_call(model, latency.batch_size)
-        throughput_call = self._forward_call(model, latency.throughput_batch_size)
-        with evaluation_mode(model), torch_threads(latency.threads):
-            passes = time_calls(latency_call, latency)
-            throughput = measure_throughput(throughput_call, latency.throughput_batch_size)
+        speed = measure_form(model, self._config_model, self._student.latency)
         return FormFigures(
             form=form,
             file=FILES[form],
-            size_mb=_size_mb(file),
-            latency_ms=passes.p50,
-            latency_p95_ms=passes.p95,
-            throughput_per_s=throughput,
+            size_mb=size_mb(file),
+            latency_ms=speed["latency_ms"],
+            latency_p95_ms=speed["latency_p95_ms"],
+            throughput_per_s=speed["throughput_per_s"],
             metrics=task.values(outputs, self._rows),
             intervals=_intervals(task, outputs, self._rows),
             agreement=task.agreement(outputs, expected),
@@ -154,10 +143,6 @@ class FormChecker:
             missing=missing,
         )
 
-    def _forward_call(self, model: nn.Module, examples: int) -> Callable[[], object]:
-        inputs = synthetic_inputs(self._config_model, examples, self._student.latency.length, torch.device("cpu"))
-        return lambda: model(**inputs)
-
 
 def _intervals(task: Task, outputs: Outputs, rows: Rows) -> dict[str, Interval]:
     counts = task.counts(outputs, rows)
@@ -168,10 +153,3 @@ def _difference(task: Task, form: Outputs, pytorch: Outputs, rows: Rows) -> Inte
     """The difference of the quality metric between the outputs of a form and those of PyTorch."""
     name = task.quality.name
     return bootstrap_difference(*(metric_of_counts(name, [task.counts(outputs, rows)]) for outputs in (form, pytorch)))
-
-
-def _size_mb(file: Path) -> float:
-    """The size of the file, and of other files with its weights, in millions of bytes."""
-    # Large models have weights in other files, such as model.onnx.data or model-00001-of-00002.safetensors.
-    files = [*file.parent.glob(f"{file.name}*"), *file.parent.glob("model-*-of-*.safetensors")]
-    return sum(path.stat().st_size for path in files if path.is_file()) / 1e6

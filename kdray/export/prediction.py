@@ -1,6 +1,6 @@
 """Predicts with a chosen student: for some texts, for lines of standard input, or for a file.
 
-`data.sources` reads files, `data.cells` checks cells, and `export.forms` loads the student in the requested form.
+`data.sources` reads files, `data.cells` checks cells, and `forms.forms` loads the student in the requested form.
 
 In array names: A answers, B encoded rows of a batch, L tokens, C outputs.
 """
@@ -21,8 +21,8 @@ import pyarrow.parquet
 from kdray.data.task_data import TextColumns
 from kdray.errors import DataError, SpecError
 from kdray.evaluation.outputs import evaluation_mode
-from kdray.export.forms import Form, open_form
 from kdray.export.shipped import Shipped
+from kdray.forms.forms import open_form
 from kdray.safe_text.escaping import printable
 from kdray.safe_text.spreadsheet import csv_cell, is_formula, write_csv
 from kdray.sources.data_files import READABLE
@@ -44,7 +44,7 @@ ENDINGS = (".csv", ".jsonl", ".parquet")
 class Predictor:
     """A chosen student that is loaded in one of its forms."""
 
-    def __init__(self, student: Shipped, form: Form, batch_size: int) -> None:
+    def __init__(self, student: Shipped, form: str, batch_size: int) -> None:
         self.student, self._batch_size = student, batch_size
         self._model = open_form(student.model, form)
         self._tokenizer = student.task.tokenizer(student.folder)

@@ -11,8 +11,8 @@ from kdray.choice.decision import Decision
 from kdray.data.splits import Data
 from kdray.errors import StorageError
 from kdray.evaluation.measuring import Latency
-from kdray.export.forms import FOLDER
 from kdray.export.student_files import FORM_FILES, copy_student_files
+from kdray.forms.form import FOLDER
 from kdray.models.folders import weights_fingerprint
 from kdray.models.lineage import Lineage
 from kdray.models.pretrained import Pretrained

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from kdray.export.forms import FOLDER
+from kdray.forms.form import FOLDER
 from kdray.models.folders import FILES
 from kdray.storage.names import check_regular_files
 

@@ -5,14 +5,13 @@ Shapes: A answers, C outputs.
 """
 
 from collections.abc import Sequence
-from typing import Protocol, Self, TypeAlias
+from typing import Protocol, Self
 
 import numpy as np
 from torch import Tensor, nn
 
-Weights: TypeAlias = Tensor | float
-"""Factors of a term: one for all; one for each answer (A x 1); or one for each output (A x C), where the term is a mean
-over the outputs."""
+from kdray.losses.comparison import Comparison, Weights
+from kdray.losses.soft_term import SoftTerm
 
 SUM_TOLERANCE = 0.01
 """How far the probabilities of an answer may be from 1 together: services round them to two or three digits."""
@@ -26,8 +25,15 @@ class Distribution(Protocol):
         """The names in `Distillation` that have a meaning for these outputs."""
         ...
 
-    def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float, weights: Weights = 1.0) -> Tensor:
-        """How much the student's outputs differ from the teacher's (A)."""
+    def soft_loss(self, comparison: Comparison, term: SoftTerm) -> Tensor:
+        """How much the student's outputs differ from the teacher's (A), if they are compared in the way of this term.
+
+        Raises SpecError for a term that is not defined for these outputs.
+        """
+        ...
+
+    def problem_of_term(self, term: type[SoftTerm]) -> str:
+        """Why a term is not defined for these outputs; empty: it is defined."""
         ...
 
     def hard_loss(self, student_AxC: Tensor, gold: Tensor, weights: Weights = 1.0) -> Tensor:
@@ -125,8 +131,3 @@ def outside_of_0_and_1(stated_AxC: np.ndarray) -> tuple[int, str] | None:
         return None
     answer, output = (int(index) for index in np.argwhere(is_wrong_AxC)[0])
     return answer, f"{stated_AxC[answer, output]:g} is no probability (0 to 1)"
-
-
-def mean_squared_difference(student_AxC: Tensor, teacher_AxC: Tensor, weights: Weights = 1.0) -> Tensor:
-    """The squared difference of the outputs, mean over the outputs (A) (Ba and Caruana 2014, arXiv:1312.6184)."""
-    return ((student_AxC - teacher_AxC).square() * weights).mean(dim=-1)

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdray.losses.distribution import Unchanged, Weights, is_new, output_layer, outside_of_0_and_1
+from kdray.losses.comparison import Comparison, Weights
+from kdray.losses.distribution import Unchanged, is_new, output_layer, outside_of_0_and_1
+from kdray.losses.soft_term import SoftTerm
+from kdray.losses.soft_terms import PROBABILITY_SETTINGS
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,8 @@ class Sigmoid(Unchanged):
     log_odds_C: np.ndarray | None = None
     """The logarithm of (rows with the label + 1) / (rows without it + 1), of the training rows; None: unknown."""
 
-    settings = frozenset({"temperature", "alpha", "logit_mse", "trust"})
+    # Without `standardize`: it would move the logit 0, at which a label is as likely as not.
+    settings = PROBABILITY_SETTINGS
 
     @classmethod
     def of(cls, gold_AxC: np.ndarray) -> "Sigmoid":
@@ -34,17 +38,13 @@ class Sigmoid(Unchanged):
         with_label_C, without_C = (gold_AxC == 1).sum(axis=0), (gold_AxC == 0).sum(axis=0)
         return cls(np.log((with_label_C + 1) / (without_C + 1)))
 
-    def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float, weights: Weights = 1.0) -> Tensor:
-        """T² times the divergence KL(teacher_T ‖ student_T) of a label's two outcomes, where x_T = sigmoid(x / T).
+    def soft_loss(self, comparison: Comparison, term: SoftTerm) -> Tensor:
+        """The term for independent labels."""
+        return term.of_labels(comparison)
 
-        The factor T² keeps the size of the gradient similar for all T, as for the softmax (Hinton, Vinyals, Dean 2015,
-        arXiv:1503.02531, section 2).
-        """
-        student_AxC, teacher_AxC = student_AxC / temperature, teacher_AxC / temperature
-        # sigmoid(-x) = 1 - sigmoid(x): without this form, the logarithm of a probability near 1 would lose its digits.
-        yes_AxC = teacher_AxC.sigmoid() * (functional.logsigmoid(teacher_AxC) - functional.logsigmoid(student_AxC))
-        no_AxC = (-teacher_AxC).sigmoid() * (functional.logsigmoid(-teacher_AxC) - functional.logsigmoid(-student_AxC))
-        return temperature**2 * ((yes_AxC + no_AxC) * weights).mean(dim=-1)
+    def problem_of_term(self, term: type[SoftTerm]) -> str:
+        """See `Distribution`."""
+        return term.why_not_labels
 
     def hard_loss(self, student_AxC: Tensor, gold: Tensor, weights: Weights = 1.0) -> Tensor:
         """Binary cross-entropy with the gold labels (A x C: 1, 0; -1 in a row without gold)."""

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdray.losses.distribution import SUM_TOLERANCE, Unchanged, Weights, outside_of_0_and_1
+from kdray.losses.comparison import Comparison, Weights
+from kdray.losses.distribution import SUM_TOLERANCE, Unchanged, outside_of_0_and_1
+from kdray.losses.soft_term import SoftTerm
+from kdray.losses.soft_terms import PROBABILITY_SETTINGS
 
 NO_GOLD = -1
 """The class of an answer that has no gold."""
@@ -19,18 +22,15 @@ NO_GOLD = -1
 class Softmax(Unchanged):
     """The terms of the loss for logits of classes. See `Distribution`."""
 
-    settings = frozenset({"temperature", "alpha", "logit_mse", "trust"})
+    settings = PROBABILITY_SETTINGS | {"standardize"}
 
-    def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float, weights: Weights = 1.0) -> Tensor:
-        """T² KL(teacher_T ‖ student_T), where x_T = softmax(x / T).
+    def soft_loss(self, comparison: Comparison, term: SoftTerm) -> Tensor:
+        """The term for classes."""
+        return term.of_classes(comparison)
 
-        The factor T² keeps the size of the gradient similar for all T (Hinton, Vinyals, Dean 2015, arXiv:1503.02531,
-        section 2).
-        """
-        student_AxC = functional.log_softmax(student_AxC / temperature, dim=-1)
-        teacher_AxC = functional.log_softmax(teacher_AxC / temperature, dim=-1)
-        divergence_AxC = functional.kl_div(student_AxC, teacher_AxC, reduction="none", log_target=True)
-        return temperature**2 * (divergence_AxC * weights).sum(dim=-1)
+    def problem_of_term(self, term: type[SoftTerm]) -> str:
+        """Empty: every term is defined for classes."""
+        return ""
 
     def hard_loss(self, student_AxC: Tensor, gold: Tensor, weights: Weights = 1.0) -> Tensor:
         """Cross-entropy of the student's distribution with the gold classes (A, int64)."""

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdray.losses.distribution import Weights, is_new, output_layer
+from kdray.losses.comparison import Comparison, Weights
+from kdray.losses.distribution import is_new, output_layer
+from kdray.losses.schedule import scheduled
+from kdray.losses.soft_term import SoftTerm
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Value:
     spread: float
     """The standard deviation of the gold of the training rows."""
 
-    settings = frozenset({"alpha"})
+    settings = scheduled("alpha")
 
     @classmethod
     def of(cls, gold_A: np.ndarray) -> "Value":
@@ -32,9 +35,14 @@ class Value:
         known = gold_A[np.isfinite(gold_A)].astype(np.float64)
         return cls(float(known.mean()), float(known.std()) or 1.0)
 
-    def soft_loss(self, student_AxC: Tensor, teacher_AxC: Tensor, temperature: float, weights: Weights = 1.0) -> Tensor:
-        """The squared difference from the teacher; the temperature has no meaning for a number."""
-        return ((student_AxC - self._standardised(teacher_AxC)).square() * weights).mean(dim=-1)
+    def soft_loss(self, comparison: Comparison, term: SoftTerm) -> Tensor:
+        """The squared difference from the teacher, whatever the term; a temperature has no meaning for a number."""
+        difference_AxC = comparison.student_AxC - self._standardised(comparison.teacher_AxC)
+        return (difference_AxC.square() * comparison.weights).mean(dim=-1)
+
+    def problem_of_term(self, term: type[SoftTerm]) -> str:
+        """Empty: `distillation.soft` itself is refused for numbers."""
+        return ""
 
     def hard_loss(self, student_AxC: Tensor, gold: Tensor, weights: Weights = 1.0) -> Tensor:
         """The squared difference from the gold (A); nan stands for no gold."""

@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from kdray.errors import TeacherError, did_you_mean
+from kdray.models.own_models import OWN_TYPES
 from kdray.safe_text.escaping import printable
 
 GOOD = ("BERT", "RoBERTa", "DistilBERT", "ELECTRA", "MPNet", "DeBERTa-v2", "ALBERT", "ModernBERT")
@@ -49,6 +50,8 @@ def check_family(config: dict[str, Any], where: str) -> None:
             f"{where}: config.json has no model_type, so it is not known which model this is. Give a folder that "
             "save_pretrained wrote."
         )
+    if isinstance(family, str) and family in OWN_TYPES:
+        return
     if not isinstance(family, str) or family not in CONFIG_MAPPING_NAMES:
         nearest = did_you_mean(str(family)[:60], CONFIG_MAPPING_NAMES, GOOD)
         raise TeacherError(

@@ -26,6 +26,10 @@ class Layers(Protocol):
         """The number of layers. Raises TeacherError if a model of this family cannot be made shallower."""
         ...
 
+    def stacks(self, source: PreTrainedModel) -> list[str]:
+        """The names of the module lists that the layers are in."""
+        ...
+
     def config(self, source: Any, chosen: Sequence[int]) -> Any:
         """A copy of the source's configuration, reduced to the chosen layers."""
         ...
@@ -48,6 +52,9 @@ class StackedLayers:
             )
         return int(depth)
 
+    def stacks(self, source: PreTrainedModel) -> list[str]:
+        return _layer_stacks(source, source.config.num_hidden_layers)
+
     def config(self, source: Any, chosen: Sequence[int]) -> Any:
         student = copy.deepcopy(source)
         student.num_hidden_layers = len(chosen)
@@ -58,7 +65,7 @@ class StackedLayers:
         return student
 
     def weights(self, source: PreTrainedModel, chosen: Sequence[int]) -> dict[str, Tensor]:
-        return _renumbered_weights(source, _layer_stacks(source, source.config.num_hidden_layers), chosen)
+        return _renumbered_weights(source, self.stacks(source), chosen)
 
 
 class AlternatingLayers(StackedLayers):
@@ -80,6 +87,9 @@ class RepeatedLayers:
     def count(self, source: PreTrainedModel) -> int:
         return int(source.config.num_hidden_layers)
 
+    def stacks(self, source: PreTrainedModel) -> list[str]:
+        return [name for name, _ in source.named_modules() if name.endswith(".albert_layer_groups")]
+
     def config(self, source: Any, chosen: Sequence[int]) -> Any:
         groups = self._chosen_groups(source, chosen)
         student = copy.deepcopy(source)
@@ -95,8 +105,7 @@ class RepeatedLayers:
         return student
 
     def weights(self, source: PreTrainedModel, chosen: Sequence[int]) -> dict[str, Tensor]:
-        stacks = [name for name, _ in source.named_modules() if name.endswith(".albert_layer_groups")]
-        return _renumbered_weights(source, stacks, self._chosen_groups(source.config, chosen))
+        return _renumbered_weights(source, self.stacks(source), self._chosen_groups(source.config, chosen))
 
     def _chosen_groups(self, source: Any, chosen: Sequence[int]) -> list[int]:
         return sorted({_group_of(source, layer) for layer in chosen})
@@ -114,6 +123,9 @@ class ShorteningBlocks:
             f"(block_sizes={list(source.config.block_sizes)}) that shorten the text, so a layer cannot be left out "
             "without changing the others. It may teach students of a smaller model (student.checkpoint)."
         )
+
+    def stacks(self, source: PreTrainedModel) -> list[str]:
+        raise NotImplementedError("`count` refuses this family")
 
     def config(self, source: Any, chosen: Sequence[int]) -> Any:
         raise NotImplementedError("`count` refuses this family")

@@ -21,6 +21,7 @@ from kdray.errors import SpecError, TeacherError, first_line
 from kdray.losses.distribution import output_layer
 from kdray.models.checks import check_folder, check_safety, check_size, check_tokenizer, loading_errors
 from kdray.models.folders import FILES, weights_fingerprint
+from kdray.models.own_models import OWN_TYPES
 from kdray.storage.files import fingerprint, replace_folder
 from kdray.storage.mirror import fetch
 from kdray.storage.paths import StoragePaths
@@ -62,9 +63,21 @@ class Pretrained:
         return outline(self.config())
 
     @property
+    def is_plain(self) -> bool:
+        """Whether transformers alone loads it; see `Student.is_plain`."""
+        return self.config().model_type not in OWN_TYPES
+
+    @property
     def layers(self) -> int:
-        """The number of layers, read from config.json."""
-        return int(self.config().num_hidden_layers)
+        """The number of layers, read from config.json. Raises TeacherError for a model that is no Transformer."""
+        config = self.config()
+        if config.model_type in OWN_TYPES:
+            raise TeacherError(
+                f"student: a {config.model_type} model has no layers of a Transformer, so no transformer student is "
+                "cut from it. It may teach students of other families (--set student.family=recurrent), and students "
+                "that are built from another model (--set student.checkpoint=...)."
+            )
+        return int(config.num_hidden_layers)
 
     def _safe_folder(self) -> Path:
         # Checked at each load: a folder in a storage may have been changed by somebody else.

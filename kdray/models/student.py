@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Self
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from kdray.models.cut_vocabulary import MostUsedPieces
 from kdray.models.pretrained import Pretrained
+from kdray.models.vocabularies import Vocabulary
 from kdray.settings import Settings, later_field
 from kdray.tasks.task import Task
 
@@ -18,6 +20,8 @@ class Student(Settings):
     """The settings that all families have: which model a student gets its words from, and its dropout."""
 
     kind_field: ClassVar[str] = "family"
+    is_plain: ClassVar[bool] = False
+    """Whether transformers alone loads it. Others are served by their ONNX graph outside of kdray."""
     is_cut: ClassVar[bool] = False
     """Whether its weights are those of its source, so that it answers as its source does before any training."""
 
@@ -30,9 +34,17 @@ class Student(Settings):
     None: the one with the best quality on the validation rows."""
     revision: str | None = None
     """The revision of the checkpoint on the hub."""
+    vocabulary: int | None = later_field(None, ge=1)
+    """The number of pieces of the source's tokenizer that the student reads: those that the texts to train on use most,
+    with all special tokens and single characters. None: all pieces."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """The value of all dropout probabilities of the student; None: the probabilities of the source, or of the
     family."""
+
+    @property
+    def own_vocabulary(self) -> Vocabulary | None:
+        """The vocabulary of the student, if it is not that of the teacher or the checkpoint."""
+        return None if self.vocabulary is None else MostUsedPieces(self.vocabulary)
 
     @property
     def shape(self) -> Self:

@@ -1,7 +1,7 @@
 """The models that students are built from, the teacher or smaller checkpoints, and the rows in the ids of each."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from kdray.data.tokens import TextBlocks, TokenSet, tokenise
@@ -9,6 +9,7 @@ from kdray.errors import SpecError, TeacherError
 from kdray.models.pretrained import Head, Pretrained, find_model, import_model
 from kdray.models.student import Student
 from kdray.models.transformer import padding_sentence
+from kdray.models.vocabularies import Vocabulary, VocabularyPlan
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.task import Task
 
@@ -29,9 +30,14 @@ class BySource(Generic[T]):
     """The value for the teacher that students are built from; None: the teacher is a file."""
     checkpoints: Mapping[str, T]
     """The value of the setting `student.checkpoint` -> the value for that checkpoint."""
+    derived: Mapping[tuple[str | None, Vocabulary], T] = field(default_factory=dict)
+    """The checkpoint, None for the teacher, and a vocabulary -> the value for the source that is derived from it."""
 
     def of(self, student: Student) -> T:
         """The value for the model that this student is built from."""
+        vocabulary = student.own_vocabulary
+        if vocabulary is not None and (student.checkpoint is not None or self.teacher is not None):
+            return self.derived[student.checkpoint, vocabulary]
         if student.checkpoint is not None:
             return self.checkpoints[student.checkpoint]
         if self.teacher is None:
@@ -46,7 +52,11 @@ class BySource(Generic[T]):
     def map(self, change: Callable[[T], R]) -> "BySource[R]":
         """The results of `change` for each value, by the same models."""
         teacher = None if self.teacher is None else change(self.teacher)
-        return BySource(teacher, {name: change(value) for name, value in self.checkpoints.items()})
+        return BySource(
+            teacher,
+            {name: change(value) for name, value in self.checkpoints.items()},
+            {name: change(value) for name, value in self.derived.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -55,43 +65,103 @@ class StudentSource:
 
     model: Pretrained
     tokens: TokenSet
+    plan: VocabularyPlan | None = None
+    """How it was derived from the teacher or the checkpoint; None: it is that model itself."""
+    derived: Mapping[Vocabulary, "StudentSource"] = field(default_factory=dict)
+    """The sources that are derived from it, by their vocabulary."""
+
+    def read_by(self, student: Student) -> "StudentSource":
+        """This source, or the one that is derived from it with the vocabulary of the student."""
+        return self if student.own_vocabulary is None else self.derived[student.own_vocabulary]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence about each vocabulary that is derived from it."""
+        return tuple(each.plan.describe(self.tokens, each.tokens) for each in self.derived.values() if each.plan)
 
 
-def load_student_sources(
-    students: Iterable[Student],
-    teachers: Sequence[Pretrained],
-    labels: tuple[str, ...],
-    text_for: Callable[[Pretrained], TextBlocks],
-    task: Task,
-    paths: StoragePaths,
-    seed: int,
-) -> tuple[tuple[StudentSource, ...], dict[str, StudentSource]]:
-    """Load the models that these students may be built from: the teachers, and each checkpoint once, by its name.
-
-    `text_for` gives the rows for a model: changed copies of them have the mask token of its tokenizer. Raises SpecError
-    for a student with more layers than its checkpoint, TeacherError for a checkpoint that cannot be used, and for one
-    that no student of this depth can be built from.
-    """
-
-    def tokenise_for(model: Pretrained) -> StudentSource:
-        return StudentSource(model, tokenise(text_for(model), task, model.tokenizer(), paths))
-
-    students = list(students)
-    checkpoints: dict[str, StudentSource] = {}
-    sources = tuple(map(tokenise_for, teachers))
-    for student in students:
-        name = student.checkpoint
-        if name is not None and name not in checkpoints:
-            folder = find_model(name, student.revision, "student.checkpoint")
-            checkpoints[name] = tokenise_for(import_model(folder, task, Head(labels), paths, seed))
-    for name, source in checkpoints.items():
-        _check_students([student for student in students if student.checkpoint == name], source.model)
-    return sources, checkpoints
+def sources_by_name(teacher: StudentSource | None, checkpoints: Mapping[str, StudentSource]) -> BySource[StudentSource]:
+    """The models that students are built from, with those that are derived from them."""
+    named: list[tuple[str | None, StudentSource]] = [*checkpoints.items()]
+    if teacher is not None:
+        named.append((None, teacher))
+    derived = {(name, words): value for name, source in named for words, value in source.derived.items()}
+    return BySource(teacher, checkpoints, derived)
 
 
-def check_students_of_teacher(students: Iterable[Student], teacher: Pretrained) -> None:
-    """Raise SpecError or TeacherError for a student that cannot be built from this teacher."""
-    _check_students([student for student in students if student.checkpoint is None], teacher)
+def with_trained_teacher(
+    sources: BySource[StudentSource], teacher: Pretrained, paths: StoragePaths
+) -> BySource[StudentSource]:
+    """These sources with the fine-tuned teacher in place of the teacher; those derived from it are derived again."""
+    derived = {
+        (name, words): replace(source, model=source.plan.derive(teacher, paths))
+        if name is None and source.plan
+        else source
+        for (name, words), source in sources.derived.items()
+    }
+    trained = None if sources.teacher is None else replace(sources.teacher, model=teacher)
+    return BySource(trained, sources.checkpoints, derived)
+
+
+@dataclass(frozen=True)
+class SourceLoader:
+    """Loads the models that the students of a sweep may be built from, and checks that they can be."""
+
+    students: tuple[Student, ...]
+    labels: tuple[str, ...]
+    text_for: Callable[[Pretrained], TextBlocks]
+    """Gives the rows for a model: changed copies of them have the mask token of its tokenizer."""
+    task: Task
+    paths: StoragePaths
+    seed: int
+
+    def teacher(self, model: Pretrained, is_source: bool) -> StudentSource:
+        """A teacher, with what is derived from it if it `is_source`: students may be built from it.
+
+        Raises SpecError or TeacherError for a student that cannot be built from it.
+        """
+        source = self._tokenised(model, model)
+        if not is_source:
+            return source
+        return self._checked(source, [student for student in self.students if student.checkpoint is None])
+
+    def checkpoints(self) -> dict[str, StudentSource]:
+        """Each checkpoint that a student names, by its name.
+
+        Raises SpecError for a student with more layers than its checkpoint, TeacherError for a checkpoint that cannot
+        be used, and for one that a student cannot be built from.
+        """
+        of_name: dict[str, list[Student]] = {}
+        for student in self.students:
+            if student.checkpoint is not None:
+                of_name.setdefault(student.checkpoint, []).append(student)
+        loaded = {}
+        for name, students in of_name.items():
+            folder = find_model(name, students[0].revision, "student.checkpoint")
+            model = import_model(folder, self.task, Head(self.labels), self.paths, self.seed)
+            loaded[name] = self._tokenised(model, model)
+        return {name: self._checked(loaded[name], students) for name, students in of_name.items()}
+
+    def _checked(self, source: StudentSource, students: Iterable[Student]) -> StudentSource:
+        """The source with those that are derived from it; each student is built from its own one, without weights.
+
+        Only for the errors: a student that cannot be built is refused before any slot starts.
+        """
+        students = list(dict.fromkeys(student.model_copy(update={"dropout": None}) for student in students))
+        vocabularies = dict.fromkeys(student.own_vocabulary for student in students)
+        source = replace(source, derived={each: self._derive(source, each) for each in vocabularies if each})
+        for student in students:
+            student.check(source.read_by(student).model)
+        return source
+
+    def _derive(self, source: StudentSource, vocabulary: Vocabulary) -> StudentSource:
+        # The rows are those for the source: a derived source has its special tokens.
+        plan = vocabulary.plan(source.model, source.tokens, self.text_for(source.model))
+        return replace(self._tokenised(plan.derive(source.model, self.paths), source.model), plan=plan)
+
+    def _tokenised(self, model: Pretrained, reader: Pretrained) -> StudentSource:
+        """The model with the rows in the ids of its tokenizer; the rows are those for the model `reader`."""
+        return StudentSource(model, tokenise(self.text_for(reader), self.task, model.tokenizer(), self.paths))
 
 
 def named_source(source: int | str | None, names: Sequence[str]) -> int | None:
@@ -113,9 +183,3 @@ def refuse_students_of(source: Pretrained, students: Iterable[Student]) -> None:
     """Raise TeacherError if a student is built from the teacher `source`, whose answer depends on padding."""
     if any(student.checkpoint is None and student.is_cut for student in students):
         raise TeacherError(padding_sentence(source.config().model_type))
-
-
-def _check_students(students: Iterable[Student], source: Pretrained) -> None:
-    """Build each student without weights, and only for the errors: it is refused before any slot starts."""
-    for student in dict.fromkeys(student.model_copy(update={"dropout": None}) for student in students):
-        student.check(source)

@@ -6,10 +6,13 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, SerializeAsAny
 
 from kdray.errors import SpecError, did_you_mean
+from kdray.models.convolutional import ConvolutionalStudent
+from kdray.models.recurrent import RecurrentStudent
+from kdray.models.static import StaticStudent
 from kdray.models.student import Student
 from kdray.models.transformer import TransformerStudent
 
-STUDENTS: tuple[type[Student], ...] = (TransformerStudent,)
+STUDENTS: tuple[type[Student], ...] = (TransformerStudent, RecurrentStudent, ConvolutionalStudent, StaticStudent)
 """The first one is the family of a sweep that names none."""
 
 FAMILIES: Mapping[str, type[Student]] = {student.model_fields["family"].default: student for student in STUDENTS}

@@ -13,6 +13,8 @@ from kdray.evaluation.formatting import noun
 from kdray.evaluation.measuring import COST_METRICS, CPU_METRICS
 from kdray.evaluation.pareto import direction
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.forms.form import Form
+from kdray.forms.metrics import FORM_METRICS, metric_name, named_forms
 from kdray.models.lineage import Lineage, TeacherModel
 from kdray.tasks.label_figures import LabelFigures
 from kdray.tasks.task import Task
@@ -101,16 +103,53 @@ class Figures:
         """The metrics that have a column in the table of trials: the usual ones, and all objectives."""
         on_cpu = ("cpu_latency_ms",) if "cpu_latency_ms" in self.costs else ()
         speedup = () if self.has_unknown_costs else ("speedup",)
-        usual = (self.quality, "retention", "latency_ms", *speedup, *on_cpu, "parameters")
+        in_forms = [
+            name
+            for form in self.forms
+            for name in (metric_name(form, "latency_ms"), metric_name(form, "speedup"))
+            if name in self._cost_names
+        ]
+        usual = (self.quality, "retention", "latency_ms", *speedup, *on_cpu, *in_forms, "parameters")
         return list(dict.fromkeys((*usual, *self.objectives)))
 
     @property
     def costs(self) -> list[str]:
-        """The costs to show. Figures of the CPU are among them only where trials ran on another device."""
+        """The costs to show. Figures of the CPU are among them only where trials ran on another device.
+
+        Those in other forms than PyTorch are among them only where they were measured.
+        """
         # Without a GPU the CPU's figures equal the device's own, and would only repeat them.
         costs = self.records[0].costs if self.has_unknown_costs and self.records else self.teacher
         repeated = {cpu for own, cpu in CPU_METRICS.items() if costs.get(cpu) in (None, costs.get(own))}
-        return [name for name in COST_METRICS if name not in repeated]
+        return [
+            name
+            for name in COST_METRICS
+            if name not in repeated and (name not in FORM_METRICS or name in self._cost_names)
+        ]
+
+    @property
+    def forms(self) -> Sequence[Form]:
+        """The forms besides PyTorch that the architectures were measured in."""
+        return named_forms(self._cost_names)
+
+    @property
+    def speedup(self) -> str:
+        """The speed-up in the form that `cost` is of."""
+        form = FORM_METRICS[self.cost].form if self.cost in FORM_METRICS else None
+        name = "speedup" if form is None else metric_name(form, "speedup")
+        return name if name in self._cost_names else "speedup"
+
+    @property
+    def measured(self) -> str:
+        """How the costs were measured, and on which hardware; empty before they are."""
+        if not self.conditions or not self.forms:
+            return self.conditions
+        return f"{self.conditions}; {' and '.join(form.label for form in self.forms)} with onnxruntime on the CPU"
+
+    @property
+    def _cost_names(self) -> set[str]:
+        """The names of the costs and speed-ups that a trial has."""
+        return set[str]().union(*(record.costs for record in self.records))
 
     def place(self, record: TrialRecord) -> str:
         """`chosen`, `front`, or the empty string for any other trial."""

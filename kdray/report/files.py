@@ -63,7 +63,7 @@ def markdown(figures: Figures) -> str:
             markdown_text(f"Settings of trial {chosen.number:03d}: {format_settings(chosen.params)}."),
         ]
         parts.append(figures.terms)
-        parts += [markdown_text(f"Measured: {figures.conditions}.")] if figures.conditions else []
+        parts += [markdown_text(f"Measured: {figures.measured}.")] if figures.measured else []
         parts += [about_rows] if (about_rows := markdown_text(teachers.about_rows(figures))) else []
     if figures.verdict is not None:
         parts += ["## Confirmed", *_confirmation(figures.verdict)]

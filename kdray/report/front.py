@@ -11,6 +11,7 @@ from matplotlib.figure import Figure as Picture
 
 from kdray.evaluation.formatting import heading
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.forms.metrics import base_metric
 from kdray.report.figures import Figures
 from kdray.safe_text.escaping import one_line
 
@@ -133,7 +134,7 @@ def axis_title(metric: str) -> str:
         "latency_p95_ms": " (ms)",
         "size_mb": " (MB)",
         "throughput_per_s": " (examples/s)",
-    }.get(metric.removeprefix("cpu_"), "")
+    }.get(base_metric(metric).removeprefix("cpu_"), "")
     return heading(metric) + unit
 
 

@@ -21,6 +21,7 @@ from kdray.evaluation.formatting import (
     shorten,
 )
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.forms.metrics import FORM_SIZES, FORM_SPEEDUPS
 from kdray.report import confirmed, controls, labels, plots, teachers
 from kdray.report.figures import Figures
 from kdray.report.table import teacher_rows, trial_cells
@@ -55,8 +56,8 @@ PLOTS: tuple[tuple[str, str, Callable[[Figures], go.Figure | None]], ...] = (
 )
 """Title, caption and plot, in the order of the page."""
 
-STUDENT_TILES = ("retention", "agreement", "speedup")
-COST_TILES = ("latency_ms", "cpu_latency_ms", "parameters", "size_mb")
+STUDENT_TILES = ("retention", "agreement", "speedup", *FORM_SPEEDUPS)
+COST_TILES = ("latency_ms", "cpu_latency_ms", *FORM_SPEEDUPS.values(), "parameters", "size_mb", *FORM_SIZES)
 """The figures of the chosen student in the first section of the page, behind the metrics of its task."""
 
 
@@ -84,7 +85,7 @@ def page(figures: Figures) -> str:
         titles=["trial", *headings(figures.searched).values(), *map(heading, figures.columns), "status"],
         rows=list(_trial_rows(figures)),
         trials_caption=" ".join(
-            filter(None, ["On the validation rows.", teachers.about_teacher(figures), figures.conditions])
+            filter(None, ["On the validation rows.", teachers.about_teacher(figures), figures.measured])
         ),
         versions=", ".join(f"{name} {value}" for name, value in figures.origin.items() if name != "command"),
     )

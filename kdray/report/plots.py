@@ -62,13 +62,14 @@ def front_plot(figures: Figures) -> go.Figure:
 
 def speed_plot(figures: Figures) -> go.Figure | None:
     """Retention over speed-up, both relative to the teacher."""
-    records = [record for record in drawable_trials(figures) if {"retention", "speedup"} <= record.metrics.keys()]
+    speedup = figures.speedup
+    records = [record for record in drawable_trials(figures) if {"retention", speedup} <= record.metrics.keys()]
     if not records:
         return None
-    plot = _plot("speed-up over the teacher", "retention")
+    plot = _plot(f"{heading(speedup)} over the teacher", "retention")
     for label, group in _by_place(figures, records):
         plot.add_scatter(
-            x=[record.metrics["speedup"] for record in group],
+            x=[record.metrics[speedup] for record in group],
             y=[record.metrics["retention"] for record in group],
             mode="markers",
             name=label,

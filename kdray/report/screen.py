@@ -34,10 +34,11 @@ from kdray.evaluation.formatting import (
 )
 from kdray.evaluation.formatting import headings as headings_of
 from kdray.evaluation.trial_record import State, TrialRecord
+from kdray.forms.metrics import FORM_SPEEDUPS
 from kdray.safe_text.escaping import one_line, terminal_text
 from kdray.storage.records import read_record, write_record
 
-_OTHER_METRICS = ("retention", "latency_ms", "speedup")
+_OTHER_METRICS = ("retention", "latency_ms", "speedup", *FORM_SPEEDUPS.values())
 """The metrics in the line of a trial, behind its quality."""
 _COUNTED_STATES: tuple[State, ...] = ("running", "stopped", "failed")
 _BAR_WIDTH = 40  # characters
@@ -342,7 +343,8 @@ def _latest_trials(records: Sequence[TrialRecord], most: int) -> list[TrialRecor
 
 def _trial_table(records: Sequence[TrialRecord], quality: str) -> Table:
     names = headings_of(records[0].params) if records else {}
-    columns = list(dict.fromkeys((quality, "retention", "latency_ms")))
+    in_forms = [name for name in FORM_SPEEDUPS.values() if any(name in record.costs for record in records)]
+    columns = list(dict.fromkeys((quality, "retention", "latency_ms", *in_forms)))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
     for title in ("trial", *names.values(), "epoch", *map(heading, columns)):
         table.add_column(Text(one_line(title)), justify="right", no_wrap=True)

@@ -73,5 +73,5 @@ def _legend(figures: Figures) -> str:
     parts = [f"{MARKS['chosen']} chosen"] if figures.chosen is not None else []
     parts += [f"{MARKS['front']} Pareto front ({objectives})"] if figures.front else []
     lines = ["   ".join(parts)]
-    lines += [f"measured: {figures.conditions}"] if figures.conditions else []
+    lines += [f"measured: {figures.measured}"] if figures.measured else []
     return "\n".join([*lines, *filter(None, [about_teacher(figures)])])

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from kdray.evaluation.formatting import format_metric, heading
 from kdray.evaluation.measuring import COST_METRICS
+from kdray.forms.metrics import FORM_SPEEDUPS
 from kdray.models.lineage import EarlierSweep
 from kdray.report.figures import Figures
 
@@ -17,7 +18,7 @@ def teacher_value(figures: Figures, name: str, own: Mapping[str, float] | None =
     values = figures.teacher if own is None else own
     shares = {"retention": 1.0} if own is None else {}
     if own is None and not figures.has_unknown_costs:
-        shares["speedup"] = 1.0
+        shares |= {"speedup": 1.0, **{name: 1.0 for name, latency in FORM_SPEEDUPS.items() if latency in values}}
     if name not in values and name in COST_METRICS and figures.has_unknown_costs:
         return UNKNOWN
     return format_metric(name, {**shares, **values}.get(name))

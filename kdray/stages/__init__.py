@@ -4,9 +4,11 @@ In reading order:
 
 - `session`          the objects that every stage uses
 - `ancestry`         the sweep that made a teacher
+- `named_forms`      the forms that a sweep names a metric of, checked before anything starts
 - `preparing`        the rows, and the models that teacher and students start from
 - `copying`          the text with changed copies of it, for each model that reads it
 - `warm_start`       which earlier trials may be compared with those of this sweep
+- `ordering`         the models that narrower students are cut from, with their most important units first
 - `teaching`         the teacher and its transfer set
 - `searching`        costs of the architectures, then the trials
 - `bookkeeping`      keeps MLflow, the screen and the disk up to date with the ledger

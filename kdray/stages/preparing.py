@@ -9,19 +9,21 @@ from kdray.data.truncation import describe_truncation
 from kdray.errors import SpecError, TeacherError
 from kdray.evaluation.measuring import SPEEDUP_METRICS
 from kdray.models.lineage import EarlierSweep
+from kdray.models.pretrained import Pretrained
 from kdray.models.student_sources import (
     WITHOUT_MODEL,
     BySource,
+    SourceLoader,
     StudentSource,
-    check_students_of_teacher,
-    load_student_sources,
     named_source,
+    sources_by_name,
 )
 from kdray.report.screen import Screen
 from kdray.search.ledger import Ledger
 from kdray.sources.tables import short_list
 from kdray.stages.ancestry import earlier_sweep
 from kdray.stages.copying import sweep_text
+from kdray.stages.named_forms import check_forms
 from kdray.stages.warm_start import TrialMaterial, check_unchanged, warm_start
 from kdray.storage.files import fingerprint
 from kdray.storage.paths import SweepPaths
@@ -53,7 +55,7 @@ class Material:
 
     def sources(self, teacher: int | None) -> BySource[StudentSource]:
         """The models that students are built from, if the teacher with this number is one of them."""
-        return BySource(None if teacher is None else self.teachers[teacher], self.checkpoints)
+        return sources_by_name(None if teacher is None else self.teachers[teacher], self.checkpoints)
 
 
 def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> Material:
@@ -62,6 +64,7 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
     Raises Refused for data or models that cannot be used, StorageError if earlier trials learnt from something else.
     """
     screen.stage("Data")
+    check_forms(sweep, ledger.records())
     _check_file_teacher(sweep)
     source_number = named_source(sweep.student.source, [display_name(model) for model in sweep.teacher.models])
     splits = load_splits(sweep.data, sweep.task)
@@ -78,12 +81,11 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
     if sweep.augmentation.ways and not sweep.most_copies:
         screen.note(f"augmentation.ways has no effect, because {COPIES} is 0.")
     text = sweep_text(sweep, splits, models, paths)
-    teachers, checkpoints = load_student_sources(
-        sweep.students, models, splits.labels, text.read_by, sweep.task, paths, sweep.seed
-    )
-    for note in text.notes:
+    loader = SourceLoader(tuple(sweep.students), splits.labels, text.read_by, sweep.task, paths, sweep.seed)
+    teachers = _load_teachers(sweep, loader, models, source_number)
+    checkpoints = loader.checkpoints()
+    for note in (*text.notes, *(note for source in (*teachers, *checkpoints.values()) for note in source.notes)):
         screen.note(note)
-    _check_students(sweep, teachers, source_number)
     material = Material(
         splits=splits,
         teachers=teachers,
@@ -99,7 +101,7 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
         sweep,
         splits.text_key,
         _teacher_key(sweep, material),
-        {name: checkpoint.model.key for name, checkpoint in checkpoints.items()},
+        _files_of_students(teachers, checkpoints),
         {"augmentation": text.key, "teacher.data": None if own is None else own.key},
     )
     check_unchanged(trial_material, ledger, paths)
@@ -122,21 +124,26 @@ def _check_file_teacher(sweep: Sweep) -> None:
         raise TeacherError(WITHOUT_MODEL)
 
 
-def _check_students(sweep: Sweep, teachers: Sequence[StudentSource], source: int | None) -> None:
-    """Raise SpecError or TeacherError for students that cannot be built from a teacher that may be their source."""
-    for number, teacher in enumerate(teachers):
-        if source not in (None, number):
-            continue
+def _load_teachers(
+    sweep: Sweep, loader: SourceLoader, models: Sequence[Pretrained], named: int | None
+) -> tuple[StudentSource, ...]:
+    """The teachers; `named` is the number of the one that students are built from, None: the best one.
+
+    Raises SpecError or TeacherError for students that cannot be built from a teacher that may be their source.
+    """
+    teachers = []
+    for number, model in enumerate(models):
         try:
-            check_students_of_teacher(sweep.students, teacher.model)
+            teachers.append(loader.teacher(model, is_source=named in (None, number)))
         except (SpecError, TeacherError) as error:
-            if source is not None or len(teachers) == 1:
+            if named is not None or len(models) == 1:
                 raise
             name = display_name(sweep.teacher.models[number])
             raise type(error)(
                 f"{error} That model is teacher {number} ({name}), which may be the best one: name another source with "
                 "student.source."
             ) from None
+    return tuple(teachers)
 
 
 def _teacher_key(sweep: Sweep, material: Material) -> str:
@@ -145,6 +152,18 @@ def _teacher_key(sweep: Sweep, material: Material) -> str:
         return material.answers.key
     keys = [teacher.model.key for teacher in material.teachers]
     return keys[0] if len(keys) == 1 else fingerprint("mean", keys, sweep.teacher.shares)
+
+
+def _files_of_students(teachers: Sequence[StudentSource], checkpoints: Mapping[str, StudentSource]) -> dict[str, str]:
+    """Fingerprints of what students are built from besides the teacher: the checkpoints, and files with vectors.
+
+    A sweep may get more of them later; only those that it had before must not change.
+    """
+    names = {name: checkpoint.model.key for name, checkpoint in checkpoints.items()}
+    for source in (*teachers, *checkpoints.values()):
+        for derived in source.derived.values():
+            names |= derived.plan.files if derived.plan else {}
+    return names
 
 
 def _earlier_sweeps(sweep: Sweep, splits: Splits, screen: Screen) -> Iterator[EarlierSweep | None]:
@@ -157,12 +176,18 @@ def _earlier_sweeps(sweep: Sweep, splits: Splits, screen: Screen) -> Iterator[Ea
 
 
 def _describe_truncation(sweep: Sweep, material: Material, screen: Screen) -> None:
-    """Note which texts are truncated, once for each tokenizer of a teacher, or else of a checkpoint."""
-    sources = material.teachers or tuple(material.checkpoints.values())
-    by_tokenizer = {source.tokens.tokenizer_key: source for source in reversed(sources)}
+    """Note which texts are truncated, once for each tokenizer of a teacher, or else of a checkpoint.
+
+    A vocabulary of a student is a tokenizer, too: with fewer pieces a text has more tokens.
+    """
+    readers = material.teachers or tuple(material.checkpoints.values())
+    by_tokenizer = {source.tokens.tokenizer_key: ("", source) for source in reversed(readers)}
+    for source in readers:
+        for vocabulary, derived in source.derived.items():
+            by_tokenizer.setdefault(derived.tokens.tokenizer_key, (f"{vocabulary}: ", derived))
     notes = {
-        note: None
-        for source in by_tokenizer.values()
+        f"{reader}{note}": None
+        for reader, source in by_tokenizer.values()
         for note in describe_truncation(source.tokens, material.splits, sweep.task, source.model.tokenizer())
     }
     for note in notes:

@@ -9,6 +9,7 @@ from kdray.models.lineage import Lineage
 from kdray.search.planner import Planner
 from kdray.search.run_search import run_search
 from kdray.stages.bookkeeping import Bookkeeper
+from kdray.stages.named_forms import check_speedups, forms_of
 from kdray.stages.preparing import Material
 from kdray.stages.session import Session
 from kdray.stages.teaching import Lessons
@@ -18,7 +19,11 @@ from kdray.training.trial import Recipe, Trial
 
 
 def measure_costs(session: Session, material: Material, lessons: Lessons) -> Costs:
-    """Measure the costs of the teacher and of every architecture; record how, and the teacher's metrics and costs."""
+    """Measure the costs of the teacher and of every architecture; record how, and the teacher's metrics and costs.
+
+    They include the costs in the forms that the sweep names a metric of. Raises SpecError for an architecture without
+    such a form.
+    """
     sweep, paths, slots, screen = session.sweep, session.paths, session.slots, session.screen
     screen.stage("Costs of each architecture")
     slots.wait()  # a slot that is still starting would use the CPU and make latencies longer
@@ -31,10 +36,14 @@ def measure_costs(session: Session, material: Material, lessons: Lessons) -> Cos
         pool=slots,
         teachers=[teacher.model for teacher in material.teachers],
         measured_on=measured_on,
+        forms=forms_of(sweep, session.ledger.records()),
     )
     costs = measuring.measure(
         sweep.students, lessons.sources, lambda done, count: screen.progress("architectures", done, count)
     )
+    for note in costs.notes:
+        screen.note(note)
+    check_speedups(sweep, costs)
     write_record(paths.conditions, CostConditions(costs=costs.conditions, machine=costs.machine))
     teacher = lessons.metrics | costs.teacher
     write_json(paths.teacher_figures, teacher)

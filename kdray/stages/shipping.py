@@ -5,17 +5,24 @@ from dataclasses import dataclass
 
 from kdray.choice.decision import Decision
 from kdray.errors import NoStudent
-from kdray.evaluation.formatting import format_metric, noun
+from kdray.evaluation.formatting import format_difference, format_metric, noun
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.export.card import write_card
+from kdray.export.checks import ExportResult
+from kdray.export.exporting import export_named_forms
 from kdray.export.shipped import Shipped, copy_forms
 from kdray.export.student_files import copy_student_files
+from kdray.forms.form import Form
+from kdray.forms.forms import PYTORCH
+from kdray.forms.metrics import MEASURED
 from kdray.models.folders import weights_fingerprint
 from kdray.models.lineage import Lineage
 from kdray.models.pretrained import Pretrained
 from kdray.report.figures import Figures
 from kdray.report.files import write_report
+from kdray.slots.job import Worker
 from kdray.stages.choosing import student_to_ship
+from kdray.stages.named_forms import forms_to_ship
 from kdray.stages.reading import SweepRecords
 from kdray.stages.session import Session
 from kdray.stages.teaching import Lessons
@@ -66,12 +73,19 @@ def ship(session: Session, lessons: Lessons, decision: Decision) -> Decision:
         # If the weights are the same as before, the forms that were exported from them stay valid.
         copy_forms(fetch(paths.chosen), folder)
     measured, by_label = _measure(session, lessons, record)
-    sentences = (*decision.sentences, _describe_test(session, lessons, decision, measured["test"]))
+    exported = _export(session, lessons, decision, record)
+    sentences = (
+        *decision.sentences,
+        _describe_test(session, lessons, decision, measured["test"]),
+        *(_describe_form(session, exported, form) for form in _forms(session, record)),
+    )
     decision = decision.model_copy(update={"sentences": sentences, "measured": measured, "by_label": by_label})
     write_record(paths.choice, decision)
     tracker.sweep(
         metrics={
-            f"chosen.{split}.{name}": value for split, metrics in measured.items() for name, value in metrics.items()
+            f"chosen.{split}.{name}": value
+            for split, metrics in (measured | _figures_of_forms(exported)).items()
+            for name, value in metrics.items()
         },
         tags={"kdray.chosen": str(decision.chosen), "kdray.choice": " ".join(sentences)},
     )
@@ -90,23 +104,77 @@ class Results:
 def write_results(session: Session, decision: Decision, lineage: Lineage, records: SweepRecords) -> Results:
     """Write the model card of the shipped student, and the report, which is logged to MLflow, too."""
     sweep, paths = session.sweep, session.paths
-    settings = sweep.identity()
-    figures = records.figures(sweep.name, settings, session.ledger.records())
+    figures = records.figures(sweep.name, sweep.identity(), session.ledger.records())
     student = None
     if decision.chosen is not None:
-        student = Shipped(
-            paths=paths,
-            task=sweep.task,
-            data=sweep.data,
-            latency=sweep.latency,
-            settings=settings,
-            decision=decision,
-            lineage=lineage,
-        )
+        student = _shipped(session, decision, lineage)
         write_card(student, figures)
     write_report(figures, paths.report)
     session.tracker.log_artifacts(paths.report, "report")
     return Results(figures, student)
+
+
+def _shipped(session: Session, decision: Decision, lineage: Lineage) -> Shipped:
+    """The student in `chosen/`, with the settings of this sweep."""
+    sweep = session.sweep
+    return Shipped(
+        paths=session.paths,
+        task=sweep.task,
+        data=sweep.data,
+        latency=sweep.latency,
+        settings=sweep.identity(),
+        decision=decision,
+        lineage=lineage,
+    )
+
+
+def _export(session: Session, lessons: Lessons, decision: Decision, record: TrialRecord) -> ExportResult | None:
+    """Export the student in `chosen/` in the forms of `forms_to_ship`; None if there are none.
+
+    The costs in the search are those of a model with other weights; here the trained student is checked and timed.
+    """
+    forms = _forms(session, record)
+    if not forms:
+        return None
+    session.screen.stage("Forms of the chosen student")
+    rows = lessons.inputs.of(session.sweep.recipe_of(record.params).student).rows("test", Worker())
+    return export_named_forms(_shipped(session, decision, lessons.lineage), forms, rows, session.screen.note)
+
+
+def _forms(session: Session, record: TrialRecord) -> tuple[Form, ...]:
+    return forms_to_ship(session.sweep, session.sweep.recipe_of(record.params).student)
+
+
+def _figures_of_forms(exported: ExportResult | None) -> dict[str, dict[str, float]]:
+    """Form -> the figures of the student in it: metrics on the test rows, size and speed."""
+    return {
+        figures.form: {
+            **figures.metrics,
+            "agreement": figures.agreement,
+            **{name: getattr(figures, name) for name in MEASURED},
+        }
+        for figures in (exported.forms if exported else ())
+        if figures.form != PYTORCH
+    }
+
+
+def _describe_form(session: Session, exported: ExportResult | None, form: Form) -> str:
+    """The sentence about the shipped student in a form that the rule names."""
+    figures = exported.figures_of(form.name) if exported else None
+    if figures is None:
+        reason = exported.missing.get(form.name, "no reason was given") if exported else ""
+        return f"The trained student could not be exported in {form.label}: {reason}."
+    metric = session.sweep.task.quality.name
+    quality = f"{noun(metric)} {format_metric(metric, figures.metrics[metric])}"
+    if figures.difference is not None:
+        quality += f", {format_difference(metric, figures.difference)} compared with PyTorch"
+    costs = ", ".join(
+        f"{noun(name)} {format_metric(name, getattr(figures, name))}" for name in ("latency_ms", "size_mb")
+    )
+    return (
+        f"{form.file} is this student in {form.label}. On the same test rows: {quality}, agreement with "
+        f"PyTorch {format_metric('agreement', figures.agreement)}; measured after the training: {costs}."
+    )
 
 
 def _measure(

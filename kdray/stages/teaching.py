@@ -1,7 +1,7 @@
 """The stages that obtain the teacher: fine-tuning, the transfer set with its logits, and the check of its quality."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,9 +10,10 @@ from kdray.data.transfer_set import TransferSet
 from kdray.evaluation.formatting import format_metric, noun
 from kdray.models.lineage import Lineage, TeacherModel
 from kdray.models.pretrained import Pretrained
-from kdray.models.student_sources import BySource, StudentSource, refuse_students_of
+from kdray.models.student_sources import BySource, StudentSource, refuse_students_of, with_trained_teacher
 from kdray.report.screen import Screen
 from kdray.slots.job import NOTE, Report
+from kdray.stages.ordering import order_units
 from kdray.stages.preparing import Material
 from kdray.stages.session import Session
 from kdray.storage.files import fingerprint
@@ -64,12 +65,14 @@ def teach(session: Session, material: Material) -> Lessons:
         taught = _teach_with_models(session, material)
     sources = material.sources(taught.source)
     metrics = _check(sweep, taught.transfer, sources.first.tokens, "the teacher")
-    inputs = sources.map(
+    trained = sources
+    if taught.source_model is not None:
+        # The sources have the teacher before fine-tuning, but students are built from the fine-tuned teacher.
+        trained = with_trained_teacher(sources, taught.source_model, session.paths)
+    inputs = trained.map(
         lambda source: TrialInputs(task=sweep.task, source=source.model, tokens=source.tokens, transfer=taught.transfer)
     )
-    if inputs.teacher is not None and taught.source_model is not None:
-        # The sources have the teacher before fine-tuning, but students are built from the fine-tuned teacher.
-        inputs = replace(inputs, teacher=replace(inputs.teacher, source=taught.source_model))
+    inputs = order_units(session, inputs)
     lineage = Lineage(
         teacher=sweep.teacher.display_name,
         teacher_weights=taught.key,

@@ -17,10 +17,13 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, Object, Property, Schema
 from transformers import pipeline
 
+from kdray.forms.forms import ONNX
 from kdray.models.pretrained import Pretrained, save_model
 from kdray.tasks.task import Task
 
 _PACKAGES = ("torch", "transformers", "safetensors")
+_GRAPH_PACKAGES = ("onnxruntime", "transformers")
+"""What the script needs that runs an ONNX graph; transformers reads the tokenizer."""
 _SCRIPT = Path(__file__).with_name("served_student.py")
 _STUDENT = "student"
 """The folder with the files of the student, in the folder of a model with the script."""
@@ -37,9 +40,12 @@ def write_mlflow_model(student: Pretrained, task: Task, sweep: str, folder: Path
         "signature": ModelSignature(_input(task), _output(serving.columns)),
         "input_example": _example(task),
         # Without the local part of a version, such as +cpu, which the package registry does not have.
-        "pip_requirements": [f"{name}=={metadata.version(name).partition('+')[0]}" for name in _PACKAGES],
+        "pip_requirements": [
+            f"{name}=={metadata.version(name).partition('+')[0]}"
+            for name in (_PACKAGES if student.is_plain else _GRAPH_PACKAGES)
+        ],
     }
-    if serving.has_pipeline:
+    if serving.has_pipeline and student.is_plain:
         _write_pipeline(student, task, sweep, folder, settings)
     else:
         _write_script(student, {**serving.script, "max_length": task.max_length}, folder, settings)
@@ -65,6 +71,8 @@ def _write_script(student: Pretrained, script: Mapping[str, Any], folder: Path, 
     files.mkdir(parents=True)
     save_model(student.model(), student.tokenizer(), files)
     shutil.copyfile(student.folder / _CARD, files / _CARD)
+    if not student.is_plain:
+        shutil.copyfile(student.folder / ONNX.file, files / ONNX.file_name)
     # MLflow would copy the files itself, but with a progress bar, and it records paths of this machine.
     model = Model.load(folder)
     function = model.flavors[mlflow.pyfunc.FLAVOR_NAME]

@@ -10,10 +10,11 @@ from urllib.parse import quote
 from kdray.evaluation.formatting import settings_in_order
 from kdray.evaluation.pareto import direction
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.forms.metrics import FORM_SPEEDUPS
 from kdray.storage.paths import StoragePaths
 from kdray.tracking.settings import default_uri
 
-_OTHER_METRICS = ("retention", "latency_ms", "speedup", "parameters")
+_OTHER_METRICS = ("retention", "latency_ms", "speedup", *FORM_SPEEDUPS.values(), *FORM_SPEEDUPS, "parameters")
 """The metrics with a column, in this order, behind the metric that the trials are compared by."""
 
 

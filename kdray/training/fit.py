@@ -68,7 +68,9 @@ def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Repor
     marks = evaluation_marks(steps_per_epoch, training.evaluations_per_epoch)
     for at, indices in _remaining_batches(plan, start.step, steps_per_epoch):
         rate = training.learning_rate_at(at.step - 1, steps)
-        step(plan.rows, indices, rate, sums)
+        # From the number of the step, so a continued training and all ranks have the same one.
+        progress = (at.step - 1) / max(1, steps - 1)
+        step(plan.rows, indices, rate, progress, sums)
         must_evaluate = at.batch in marks
         if at.step % FINITE_CHECK_STEPS == 0 or must_evaluate:
             sums.check_finite(f"step {at.step}")

@@ -4,9 +4,11 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,6 +27,30 @@ UNUSED_PARAMETERS = ("big_bird", "canine", "esm", "luke", "xlnet")
 parameters, unless it searches for the unused ones at each step."""
 
 
+class _SumOverWorkers(torch.autograd.Function):
+    """The sum of a tensor over all workers, with the gradients of the losses of all workers.
+
+    `torch.distributed.nn.functional.all_reduce` does the same, but PyTorch has deprecated it for a function of a
+    private module.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Add up the values."""
+        return _all_reduced(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Add up the gradients, because the sum is in the loss of every worker."""
+        return _all_reduced(gradients[0])
+
+
+def _all_reduced(values: Tensor) -> Tensor:
+    total = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
 class Step:
     """The optimiser step of one model. Each worker computes its part of the global batch."""
 
@@ -39,13 +65,23 @@ class Step:
         self.optimizer = adamw(model, training)
         self._autocast = autocast_dtype(training.precision, worker.device, model)
 
-    def __call__(self, rows: Rows, indices: np.ndarray, rate: float, sums: RunningSums) -> None:
-        """Make one step on these rows with this learning rate, and add its loss to `sums`."""
+    def __call__(self, rows: Rows, indices: np.ndarray, rate: float, progress: float, sums: RunningSums) -> None:
+        """Make one step on these rows with this learning rate, and add its loss to `sums`.
+
+        `progress` is the share of the training that is behind, from 0 at the first step to 1 at the last one.
+        """
         answers, with_gold = rows.count_answers(indices)
         batch, weight = self._own_part(rows, indices, answers)
         with torch.autocast(self._worker.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             outputs = batch.answers(self._model(**batch.inputs).logits)
-        loss = self._loss_of(outputs, Targets(batch.gold, batch.teacher_logits_AxC, answers / max(1, with_gold)))
+        targets = Targets(
+            gold=batch.gold,
+            teacher_AxC=batch.teacher_logits_AxC,
+            gold_weight=answers / max(1, with_gold),
+            progress=progress,
+            sum_over_workers=lambda values: self._sum_over_workers(values, bool(weight)),
+        )
+        loss = self._loss_of(outputs, targets)
         (loss.total_A.sum() * weight).backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self._training.clip_norm)
         for group in self.optimizer.param_groups:
@@ -54,6 +90,14 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         counts = (len(batch.ids), len(loss.total_A)) if weight else (0, 0)
         sums.add(loss, *counts, norm.detach())
+
+    def _sum_over_workers(self, values: Tensor, has_rows: bool) -> Tensor:
+        """The sum of the tensors of all workers. A collective call, and another one in the backward pass."""
+        if self._worker.world == 1:
+            return values
+        # A rank without a row computes the loss of another rank's row, which must not count twice.
+        total: Tensor = _SumOverWorkers.apply(values if has_rows else 0 * values)
+        return total
 
     def _own_part(self, rows: Rows, indices: np.ndarray, answers: int) -> tuple[Batch, float]:
         """This rank's rows of the global batch, and the weight of one answer in this rank's loss.

@@ -1,5 +1,6 @@
 """Choose and apply_rule: the choice, its sentence, the candidates, and that the chosen student has weights."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,6 +44,23 @@ def test_default_rule_chooses_the_smallest_latency_above_the_retention() -> None
         "smallest latency of these (4.00 ms). Its accuracy is 0.8800 (teacher: 0.9000); it keeps 97.8% of the "
         "teacher's quality and is 2.0 times as fast as the teacher."
     )
+
+
+def test_the_sentence_compares_the_forms_that_were_measured() -> None:
+    in_int8 = {"int8_latency_ms": 0.5, "int8_speedup": 4.8, "int8_size_mb": 3.0}
+    records = [replace(each, costs=each.costs | in_int8) for each in RECORDS[:2]]
+    rule = by_accuracy(smallest="int8_latency_ms", retention=0.98)
+    choice = apply_rule(records, rule, {**TEACHER, "int8_latency_ms": 2.4})
+    assert "and trial 0 has the smallest int8 latency of these (0.50 ms)" in choice.sentence
+    assert choice.sentence.endswith(
+        "it keeps 98.9% of the teacher's quality and is 1.3 times as fast as the teacher; in int8 it has latency "
+        "0.50 ms (teacher in int8: 2.40 ms) and is 4.8 times as fast as the teacher."
+    )
+    del in_int8["int8_speedup"]  # the teacher has no graph
+    alone = apply_rule([replace(each, costs=each.costs | in_int8) for each in RECORDS[:2]], rule, TEACHER)
+    assert alone.sentence.endswith("is 1.3 times as fast as the teacher; in int8 it has latency 0.50 ms.")
+    limited = by_accuracy(at_most={"int8_size_mb": 2.0}, otherwise="none")
+    assert "has int8 size 3.00 MB (the rule allows at most 2.00 MB)" in apply_rule(records, limited, TEACHER).sentence
 
 
 def test_rule_without_smallest_chooses_the_best() -> None:

@@ -21,8 +21,8 @@ from transformers import (
 
 from kdray.errors import SpecError
 from kdray.evaluation.measuring import (
-    COST_METRICS,
     CPU_METRICS,
+    PYTORCH_METRICS,
     Latency,
     count_multiply_adds,
     count_parameters,
@@ -64,7 +64,7 @@ def test_a_shared_parameter_counts_once():
 def test_a_model_has_all_cost_metrics(model, monkeypatch):
     with layer_clock(monkeypatch):
         costs = measure_model(model, QUICK, CPU)
-    assert tuple(costs) == COST_METRICS
+    assert tuple(costs) == PYTORCH_METRICS
     assert all(costs[cpu] == costs[name] for name, cpu in CPU_METRICS.items())
     linear_layers = sum(isinstance(module, torch.nn.Linear) for module in model.modules())
     assert costs["latency_ms"] == costs["latency_p95_ms"] == pytest.approx(1.01 * linear_layers)
@@ -97,7 +97,7 @@ def test_beside_a_gpu_the_cpu_is_measured_too(model, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_and_its_cpu_have_different_costs(model):
     costs = measure_model(model, QUICK, torch.device("cuda"))
-    assert tuple(costs) == COST_METRICS
+    assert tuple(costs) == PYTORCH_METRICS
     assert all(costs[name] != costs[cpu] for name, cpu in CPU_METRICS.items())
 
 

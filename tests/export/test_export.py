@@ -16,11 +16,12 @@ import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from kdray.evaluation.statistics import Interval
-from kdray.export import card, exporting, forms, graphs
+from kdray.export import card, exporting
 from kdray.export.card import write_card
 from kdray.export.checks import EXPORT_FILE, ExportResult, FormFigures, read_export_result
-from kdray.export.forms import OnnxModel
 from kdray.export.shipped import copy_forms, read_shipped
+from kdray.forms import graphs, libraries
+from kdray.forms.onnx_model import OnnxModel
 from kdray.models.pretrained import Pretrained, save_model
 from kdray.run import RunOptions, run
 from kdray.search.settings import Search
@@ -242,7 +243,7 @@ def test_a_choice_whose_student_is_not_shipped_yet_is_refused(own: SweepPaths) -
 def test_a_missing_library_is_reported_with_the_command_to_install_it(
     own: SweepPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forms.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
     done = kdray("export", own.root)
     assert done.code == 2
     assert done.err.endswith("kdray: ONNX needs onnxscript, not installed here: pip install 'kdray[onnx]'\n")

@@ -17,8 +17,8 @@ from kdray.errors import StorageError
 from kdray.export.card import model_card
 from kdray.export.checks import EXPORT_FILE, read_export_result
 from kdray.export.exporting import copy_student
-from kdray.export.forms import OnnxModel
 from kdray.export.shipped import read_shipped
+from kdray.forms.onnx_model import OnnxModel
 from kdray.stages.reading import read_figures
 from kdray.storage.files import read_json, write_json
 from kdray.storage.paths import SweepPaths

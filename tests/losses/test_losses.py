@@ -14,8 +14,11 @@ from hypothesis.extra.numpy import arrays
 
 from kdray.errors import SpecError
 from kdray.losses.distillation import Distillation, Loss, Targets
-from kdray.losses.distribution import mean_squared_difference
+from kdray.losses.logit_difference import mean_squared_difference
+from kdray.losses.schedule import SCHEDULES
+from kdray.losses.soft_terms import SOFT_TERMS
 from kdray.losses.softmax import SOFTMAX
+from tests.losses.comparing import soft_loss
 
 B, C = 5, 3
 LOGITS = arrays(np.float64, (B, C), elements=st.floats(-8, 8))
@@ -32,12 +35,18 @@ FLOAT_SETTINGS = {
 
 def non_zero_values(name: str) -> st.SearchStrategy[float]:
     """Values above 0 that the limits of this setting allow."""
-    limits = [limit.le for limit in FLOAT_SETTINGS[name].metadata if hasattr(limit, "le")]
-    return st.floats(0.01, min([*limits, 16.0]))
+    metadata = FLOAT_SETTINGS[name].metadata
+    limits = [getattr(limit, kind) for limit in metadata for kind in ("le", "lt") if hasattr(limit, kind)]
+    return st.floats(0.01, min([*limits, 16.0]), exclude_max=any(hasattr(limit, "lt") for limit in metadata))
 
 
-ALL_TERMS = st.fixed_dictionaries({name: non_zero_values(name) for name in FLOAT_SETTINGS}).map(
-    lambda values: Distillation(**values)
+ALL_TERMS = st.builds(
+    Distillation,
+    # The share of the training in which a schedule goes on may be any; the first one must be below the second one.
+    **{name: non_zero_values(name) for name in FLOAT_SETTINGS if not name.startswith("schedule_")},
+    soft=st.sampled_from(list(SOFT_TERMS)),
+    schedule=st.sampled_from(list(SCHEDULES)),
+    standardize=st.booleans(),
 )
 """Settings in which every weight is above 0."""
 
@@ -90,22 +99,22 @@ def test_the_loss_equals_the_reference(temperature, alpha, mse):
 @given(LOGITS, TEMPERATURES)
 def test_soft_loss_and_logit_mse_are_zero_if_student_and_teacher_are_equal(logits, temperature):
     logits = torch.from_numpy(logits)
-    assert SOFTMAX.soft_loss(logits, logits, temperature).abs().max() < 1e-12
+    assert soft_loss(SOFTMAX, logits, logits, temperature).abs().max() < 1e-12
     assert mean_squared_difference(logits, logits).abs().max() == 0
 
 
 @given(LOGITS, LOGITS, TEMPERATURES)
 def test_soft_loss_is_never_negative_and_does_not_change_with_a_shift(student, teacher, temperature):
     student, teacher = torch.from_numpy(student), torch.from_numpy(teacher)
-    soft = SOFTMAX.soft_loss(student, teacher, temperature)
+    soft = soft_loss(SOFTMAX, student, teacher, temperature)
     assert soft.min() > -1e-9
-    torch.testing.assert_close(SOFTMAX.soft_loss(student + 3, teacher - 2, temperature), soft, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(soft_loss(SOFTMAX, student + 3, teacher - 2, temperature), soft, atol=1e-9, rtol=1e-9)
 
 
 @given(LOGITS, LOGITS, TEMPERATURES)
 def test_the_gradient_of_soft_loss_is_t_times_the_difference_of_probabilities(student, teacher, temperature):
     student, teacher = torch.from_numpy(student).requires_grad_(), torch.from_numpy(teacher)
-    SOFTMAX.soft_loss(student, teacher, temperature).sum().backward()
+    soft_loss(SOFTMAX, student, teacher, temperature).sum().backward()
     difference = (student / temperature).softmax(-1) - (teacher / temperature).softmax(-1)
     torch.testing.assert_close(student.grad, temperature * difference.detach(), atol=1e-9, rtol=1e-9)
 
@@ -113,7 +122,7 @@ def test_the_gradient_of_soft_loss_is_t_times_the_difference_of_probabilities(st
 def test_at_a_high_temperature_the_gradient_is_the_difference_of_centred_logits():
     student, teacher, _ = map(torch.from_numpy, random_batch())
     student.requires_grad_()
-    SOFTMAX.soft_loss(student, teacher, 1e4).sum().backward()
+    soft_loss(SOFTMAX, student, teacher, 1e4).sum().backward()
     difference = (student - teacher).detach()
     expected = (difference - difference.mean(dim=1, keepdim=True)) / C
     torch.testing.assert_close(student.grad, expected, atol=1e-2, rtol=1e-2)
@@ -124,8 +133,8 @@ def test_the_order_of_classes_does_not_matter(student, teacher, order, temperatu
     student, teacher = torch.from_numpy(student), torch.from_numpy(teacher)
     permuted_labels = torch.tensor(order).argsort()[LABELS]
     torch.testing.assert_close(
-        SOFTMAX.soft_loss(student[:, order], teacher[:, order], temperature),
-        SOFTMAX.soft_loss(student, teacher, temperature),
+        soft_loss(SOFTMAX, student[:, order], teacher[:, order], temperature),
+        soft_loss(SOFTMAX, student, teacher, temperature),
     )
     torch.testing.assert_close(
         SOFTMAX.hard_loss(student[:, order], permuted_labels), SOFTMAX.hard_loss(student, LABELS)

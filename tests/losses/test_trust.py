@@ -21,6 +21,7 @@ from kdray.losses.softmax import SOFTMAX
 from kdray.losses.value import Value
 from kdray.settings import identifying_values
 from kdray.training.trial import Recipe
+from tests.losses.comparing import soft_loss
 
 A, C = 5, 3
 LOGITS = arrays(np.float64, (A, C), elements=st.floats(-8, 8))
@@ -88,7 +89,7 @@ def test_the_loss_of_each_answer(
             own_gold = gold[answer : answer + 1] if gold.ndim == 1 else gold[answer : answer + 1, decision]
             own_trust = trust if distribution.contradicts(part[1], own_gold).item() else 1.0
             hard = distribution.hard_loss(part[0], own_gold)
-            value = alpha * own_trust * distribution.soft_loss(*part, 2.0)
+            value = alpha * own_trust * soft_loss(distribution, *part, 2.0)
             value += ((1 - alpha) * GOLD_WEIGHT + alpha * (1 - own_trust)) * hard
             value += mse * own_trust * (part[0] - part[1]).square().mean()
             expected[answer] += value.item() / len(decisions)
@@ -153,7 +154,7 @@ def test_with_alpha_1_and_no_trust_each_answer_is_learnt_from_the_teacher_or_fro
     loss = loss_of(Distillation(temperature=3.0, alpha=1.0, trust=0.0), student, teacher, CLASSES, SOFTMAX)
     is_wrong_A = SOFTMAX.contradicts(teacher, CLASSES)[:, 0]
     assert 0 < is_wrong_A.sum() < A - 1
-    expected = torch.where(is_wrong_A, SOFTMAX.hard_loss(student, CLASSES), SOFTMAX.soft_loss(student, teacher, 3.0))
+    expected = torch.where(is_wrong_A, SOFTMAX.hard_loss(student, CLASSES), soft_loss(SOFTMAX, student, teacher, 3.0))
     torch.testing.assert_close(loss.total_A, expected)
 
 

@@ -18,8 +18,8 @@ from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, Pre
 
 from kdray.errors import ExportError, TeacherError
 from kdray.evaluation.measuring import Latency, measure_model
-from kdray.export.forms import OnnxModel
-from kdray.export.graphs import write_onnx
+from kdray.forms.graphs import write_onnx
+from kdray.forms.onnx_model import OnnxModel
 from kdray.models.families import FAMILIES, depends_on_padding, reason_against
 from kdray.models.fresh import word_tokenizer
 from kdray.models.pretrained import Head, Pretrained, find_model, import_model, outline, save_model

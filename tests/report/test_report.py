@@ -17,8 +17,10 @@ from kdray.report.controls import about as about_controls
 from kdray.report.figures import Figures
 from kdray.report.files import markdown, results_csv, write_report
 from kdray.report.page import page
-from kdray.report.plots import front_plot
+from kdray.report.plots import front_plot, speed_plot
+from kdray.report.screen import PlainScreen
 from kdray.report.table import table
+from kdray.report.teachers import teacher_value
 from kdray.tasks.regression import Regression
 from kdray.tasks.text_classification import TextClassification
 
@@ -226,3 +228,76 @@ def test_settings_with_the_same_last_name_have_different_headings():
         "b.rate": "b.rate",
         "training.batch_size": "batch size",
     }
+
+
+# Forms ----------------------------------------------------------------------------------------------------------------
+
+IN_INT8 = {"int8_latency_ms": 0.5, "int8_latency_p95_ms": 0.6, "int8_throughput_per_s": 2000.0, "int8_size_mb": 12.5}
+SERVED = replace(
+    FIGURES,
+    teacher={**TEACHER, **IN_INT8, "int8_latency_ms": 2.0},
+    records=[replace(each, costs={**each.costs, **IN_INT8, "int8_speedup": 4.0}) for each in RECORDS],
+    objectives=("accuracy", "int8_latency_ms"),
+    conditions="some processor",
+)
+"""The figures of a sweep whose objective is the latency in int8."""
+
+
+def test_forms_that_were_measured_have_columns() -> None:
+    assert [form.name for form in SERVED.forms] == ["int8"]
+    assert SERVED.columns == [
+        "accuracy",
+        "retention",
+        "latency_ms",
+        "speedup",
+        "int8_latency_ms",
+        "int8_speedup",
+        "parameters",
+    ]
+    assert (SERVED.cost, SERVED.speedup) == ("int8_latency_ms", "int8_speedup")
+    lines = [" ".join(line.split()) for line in printed_table(SERVED, 200) if line.strip()]
+    assert lines[1].endswith("latency speed-up int8 latency int8 speed-up parameters status")
+    teacher = next(line for line in lines if line.startswith("teacher"))
+    assert "2.00 ms 1.0 x" in teacher
+    assert "measured: some processor; int8 with onnxruntime on the CPU" in lines[-1]
+    text = markdown(SERVED)
+    assert "| int8 throughput | 2,000/s | 2,000/s |" in text
+    assert "onnx" not in text.replace("onnxruntime", "").lower()
+
+
+def test_without_forms_nothing_of_them_is_shown() -> None:
+    assert FIGURES.forms == ()
+    assert FIGURES.speedup == "speedup"
+    assert not [name for name in FIGURES.costs if name.startswith(("onnx", "int8"))]
+    assert FIGURES.measured == FIGURES.conditions
+
+
+def test_the_page_draws_the_speed_up_of_the_form_that_is_searched() -> None:
+    plot = speed_plot(SERVED)
+    assert plot is not None
+    assert plot.layout.xaxis.title.text == "int8 speed-up over the teacher"
+    assert {x for trace in plot.data for x in trace.x} == {4.0}
+    usual = speed_plot(FIGURES)
+    assert usual is not None
+    assert usual.layout.xaxis.title.text == "speed-up over the teacher"
+    text = page(SERVED)
+    assert "int8 latency (teacher 2.00 ms)" in text
+    assert "int8 latency (ms, median)" in text
+
+
+def test_a_teacher_without_a_graph_has_no_figures_in_the_form() -> None:
+    alone = replace(
+        SERVED,
+        teacher=TEACHER,
+        records=[replace(each, costs={**each.costs, **IN_INT8}) for each in RECORDS],
+    )
+    assert "int8_speedup" not in alone.columns
+    assert alone.speedup == "speedup"
+    assert teacher_value(alone, "int8_latency_ms") == "-"
+    assert "| 0.50 ms |" in next(line for line in markdown(alone).splitlines() if line.startswith("| int8 latency |"))
+
+
+def test_the_screen_shows_the_latency_of_a_form_in_the_line_of_a_trial() -> None:
+    stream = io.StringIO()
+    PlainScreen(stream).trials([SERVED.records[0]], 1, None, "accuracy")
+    assert "latency 0.80 ms, speed-up 10.2 x, int8 latency 0.50 ms" in stream.getvalue()

@@ -18,11 +18,16 @@ import torch.distributed as dist
 from ray import cloudpickle
 
 from kdray.errors import DataError, JobError, ResourceError
+from kdray.evaluation.form_costs import MeasureForms
+from kdray.evaluation.measuring import Latency
+from kdray.models.fresh import word_tokenizer
+from kdray.models.pretrained import Pretrained, save_model
 from kdray.slots.cluster import connect
 from kdray.slots.job import Instruction, Report, Worker
 from kdray.slots.local import LocalSlots
 from kdray.slots.pool import SlotPool, SlotSettings
 from kdray.slots.ray_slots import RaySlots, open_slots
+from tests.models.tiny_bert import tiny_bert
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
 
@@ -345,6 +350,19 @@ def test_two_workers_train_one_job_together(two: RaySlots) -> None:
     assert (report["total"], report["world"], len(set(report["pids"]))) == (3.0, 2, 2)
 
 
+def test_costs_in_a_form_are_measured_once_on_a_slot_of_two_workers(two: RaySlots, tmp_path: Path) -> None:
+    save_model(tiny_bert(), word_tokenizer(["a warm film"], 40, 16), tmp_path)
+    job = MeasureForms(
+        source=Pretrained(tmp_path, "tiny"), student=None, latency=Latency(length=8, repeats=2), forms=("onnx", "int8")
+    )
+    (report,) = two.run(job, "forms")
+    (local,) = LocalSlots().run(job, "forms")
+    assert {form: costs["size_mb"] for form, costs in report.items()} == {
+        form: costs["size_mb"] for form, costs in local.items()
+    }
+    assert all(costs["latency_ms"] > 0 for costs in report.values())
+
+
 def test_two_workers_stop_together(two: RaySlots, tmp_path: Path) -> None:
     run = two.run(Stepping(tmp_path), "stop us")
     next(run)
@@ -399,6 +417,10 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 from kdray.slots.pool import SlotSettings
+from kdray.evaluation.form_costs import MeasureForms
+from kdray.evaluation.measuring import Latency
+from kdray.models.fresh import word_tokenizer
+from kdray.models.pretrained import Pretrained, save_model
 from kdray.slots.cluster import connect
 from kdray.slots.ray_slots import open_slots
 def job(worker):

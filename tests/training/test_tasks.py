@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ TRAINING = Training(
     evaluations_per_epoch=2,
 )
 """200 rows and more: the last batch is smaller, and two workers get parts of different sizes."""
+
+RELATIONS = Distillation(
+    soft="dist", dist_gamma=4.0, trust=0.5, alpha=0.9, alpha_end=0.4, temperature_end=1.0, schedule="cosine"
+)
+"""A term that relates the answers of a batch with each other, with weights and a schedule."""
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -126,18 +132,30 @@ def _gradient(inputs: TrialInputs, rows: Rows, indices: np.ndarray) -> torch.Ten
 # One worker and two ---------------------------------------------------------------------------------------------------
 
 
+def trials_of(inputs: dict[str, TrialInputs], target: Path) -> dict[str, Trial]:
+    """A trial of each task, and one with relations."""
+    trials = {kind: trial_of(each, target / kind) for kind, each in inputs.items()}
+    tagger = trials["token_classification"]
+    rows = len(tagger.inputs.rows("train", Worker()))
+    # The last batch then has one row only, and the second of two workers has none of them.
+    batch_size = next(size for size in range(20, rows) if rows % size == 1)
+    recipe = tagger.recipe.with_dotted({"training.batch_size": batch_size})
+    recipe = recipe.model_copy(update={"distillation": RELATIONS})
+    return trials | {"relations": replace(tagger, recipe=recipe, target=target / "relations" / "student")}
+
+
 def _run_rank(rank: int, world: int, folder: Path, inputs: dict[str, TrialInputs]) -> None:
-    """The main function of one process of a slot: train a student of each task; rank 0 writes the reports."""
+    """The main function of one process of a slot: train the students; rank 0 writes the reports."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    reports = {kind: list(trial_of(each, folder / kind)(Worker(rank, world))) for kind, each in inputs.items()}
+    reports = {name: list(trial(Worker(rank, world))) for name, trial in trials_of(inputs, folder).items()}
     if rank == 0:
         torch.save(reports, folder / "reports.pt")
     dist.destroy_process_group()
 
 
 def test_two_workers_train_the_same_students_as_one(inputs_of: InputsOf, tmp_path: Path) -> None:
-    """A student of each task, because it takes long to start the workers."""
+    """All students in one test, because it takes long to start the workers."""
     inputs = {kind: inputs_of(kind) for kind in KINDS}
     context = torch.multiprocessing.start_processes(
         _run_rank, (2, tmp_path, inputs), nprocs=2, join=False, start_method="spawn"
@@ -150,13 +168,12 @@ def test_two_workers_train_the_same_students_as_one(inputs_of: InputsOf, tmp_pat
         for process in context.processes:
             process.kill()
     reports = torch.load(tmp_path / "reports.pt", weights_only=True)
-    for kind in KINDS:
-        alone = trial_of(inputs[kind], tmp_path / kind / "alone")
+    for name, alone in trials_of(inputs, tmp_path / "alone").items():
         expected = list(alone(Worker()))
-        assert len(reports[kind]) == len(expected) == 4
-        for report, own in zip(without_times(reports[kind]), without_times(expected), strict=True):
-            assert report == pytest.approx(own, rel=2e-3, abs=2e-3), kind
-        one, two = (Pretrained(folder, "").model() for folder in (alone.target, tmp_path / kind / "student"))
+        assert len(reports[name]) == len(expected) == 4
+        for report, own in zip(without_times(reports[name]), without_times(expected), strict=True):
+            assert report == pytest.approx(own, rel=2e-3, abs=2e-3), name
+        one, two = (Pretrained(folder, "").model() for folder in (alone.target, tmp_path / name / "student"))
         # AdamW divides by the size of the gradient, so rounding matters where a gradient is almost zero.
         assert _distance(one, two) < 1e-2
         thresholds = [getattr(model.config, "thresholds", []) for model in (one, two)]
