@@ -31,10 +31,10 @@ from kdray.data.splits import load_splits
 from kdray.data.tokens import tokenise
 from kdray.losses.distillation import Distillation
 from kdray.losses.softmax import SOFTMAX
-from kdray.models.transformer import TransformerStudent
 from kdray.slots.job import Worker
 from kdray.slots.local import LocalSlots
 from kdray.storage.paths import StoragePaths
+from kdray.students.transformer import TransformerStudent
 from kdray.teacher.teacher import obtain_source
 from kdray.teacher.transfer import Labelling, obtain_transfer_set
 from kdray.training.fit import TrainingPlan, fit

@@ -42,11 +42,11 @@ from kdray.data.splits import Splits, load_splits
 from kdray.data.tokens import tokenise
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.models.pretrained import Pretrained
-from kdray.models.transformer import TransformerStudent
 from kdray.run import RunOptions, run
 from kdray.slots.local import LocalSlots
 from kdray.stages.reading import read_figures
 from kdray.storage.paths import SweepPaths
+from kdray.students.transformer import TransformerStudent
 from kdray.teacher.teacher import FineTuning, obtain_source, obtain_teacher
 from kdray.training.precision import autocast_dtype
 

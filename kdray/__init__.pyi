@@ -8,11 +8,7 @@ from .data.splits import Data
 from .data.unlabelled import Unlabelled
 from .evaluation.measuring import Latency
 from .losses.distillation import Distillation
-from .models.convolutional import ConvolutionalStudent
 from .models.fresh import FreshTransformer
-from .models.recurrent import RecurrentStudent
-from .models.static import StaticStudent
-from .models.transformer import TransformerStudent
 from .search.settings import Search, at_least, at_most
 from .search.stopping import Halving
 from .slots.pool import SlotSettings
@@ -20,6 +16,10 @@ from .sources.generated.mentions import GeneratedMentions
 from .sources.generated.moods import GeneratedMoods
 from .sources.generated.pairs import GeneratedPairs
 from .sources.generated.reviews import GeneratedReviews
+from .students.convolutional import ConvolutionalStudent
+from .students.recurrent import RecurrentStudent
+from .students.static import StaticStudent
+from .students.transformer import TransformerStudent
 from .sweep import Sweep
 from .tasks.multi_label import MultiLabel
 from .tasks.regression import Regression

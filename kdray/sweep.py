@@ -22,14 +22,14 @@ from kdray.evaluation.pareto import QUALITY
 from kdray.losses.checks import LossSettings
 from kdray.losses.distillation import Distillation
 from kdray.models.fresh import FreshTransformer
-from kdray.models.student import Student
-from kdray.models.students import AnyStudent
-from kdray.models.transformer import TransformerStudent
 from kdray.search.sampling import CONDITIONAL
 from kdray.search.settings import Search
 from kdray.search.space import SearchSpace, distributions, domains, end_values
 from kdray.settings import MAY_CHANGE, Settings, dotted_values, identifying_values, later_field
 from kdray.slots.pool import SlotSettings
+from kdray.students.kinds import AnyStudent
+from kdray.students.student import Student
+from kdray.students.transformer import TransformerStudent
 from kdray.tasks.kinds import AnyTask
 from kdray.tasks.text_classification import TextClassification
 from kdray.teacher.teacher import Teacher

@@ -23,13 +23,13 @@ from kdray.data.transfer_set import TransferSet
 from kdray.evaluation.measuring import Latency
 from kdray.models.fresh import FreshTransformer
 from kdray.models.pretrained import Pretrained
-from kdray.models.transformer import TransformerStudent
 from kdray.run import RunOptions, run
 from kdray.search.settings import Search
 from kdray.slots.local import LocalSlots
 from kdray.slots.pool import SlotSettings
 from kdray.storage.mirror import MIRROR_VARIABLE
 from kdray.storage.paths import StoragePaths, SweepPaths
+from kdray.students.transformer import TransformerStudent
 from kdray.sweep import Sweep
 from kdray.tasks.text_classification import TextClassification
 from kdray.teacher.teacher import FineTuning, Teacher, obtain_source, obtain_teacher

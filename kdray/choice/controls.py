@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from kdray.choice.reruns import ControlsOf, Rerun, Role
 from kdray.choice.rule import front_trials, signed
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.models.student import Student
+from kdray.students.student import Student
 from kdray.training.trial import Recipe
 
 

@@ -21,13 +21,13 @@ from kdray.evaluation.measuring import SPEEDUP_METRICS, Latency, describe_condit
 from kdray.forms.form import Form
 from kdray.forms.metrics import metric_name
 from kdray.models.pretrained import Pretrained
-from kdray.models.student import Student
-from kdray.models.student_sources import BySource, StudentSource
 from kdray.slots.job import Pool, Report, Worker
 from kdray.storage.files import fingerprint, write_json
 from kdray.storage.mirror import fetch
 from kdray.storage.paths import StoragePaths
 from kdray.storage.records import Number, read_value
+from kdray.students.sources import BySource, StudentSource
+from kdray.students.student import Student
 
 
 class _CachedCosts(TypedDict):

@@ -24,9 +24,9 @@ from kdray.forms.graphs import root_cause, write_graph
 from kdray.forms.libraries import require_installed
 from kdray.forms.synthetic import synthetic_inputs
 from kdray.models.pretrained import Pretrained
-from kdray.models.student import Student
 from kdray.slots.job import Report, Worker
 from kdray.storage.files import scratch_folder
+from kdray.students.student import Student
 from kdray.tasks.task import LARGEST_LOGIT_DIFFERENCE
 
 REASON = "reason"

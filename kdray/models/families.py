@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from kdray.errors import TeacherError, did_you_mean
-from kdray.models.own_models import OWN_TYPES
+from kdray.networks.registered import OWN_TYPES
 from kdray.safe_text.escaping import printable
 
 GOOD = ("BERT", "RoBERTa", "DistilBERT", "ELECTRA", "MPNet", "DeBERTa-v2", "ALBERT", "ModernBERT")

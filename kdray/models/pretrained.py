@@ -21,7 +21,7 @@ from kdray.errors import SpecError, TeacherError, first_line
 from kdray.losses.distribution import output_layer
 from kdray.models.checks import check_folder, check_safety, check_size, check_tokenizer, loading_errors
 from kdray.models.folders import FILES, weights_fingerprint
-from kdray.models.own_models import OWN_TYPES
+from kdray.networks.registered import OWN_TYPES
 from kdray.storage.files import fingerprint, replace_folder
 from kdray.storage.mirror import fetch
 from kdray.storage.paths import StoragePaths

@@ -12,7 +12,7 @@ from kdray.forms.form import Form
 from kdray.forms.forms import ONNX
 from kdray.forms.libraries import require_installed
 from kdray.forms.metrics import FORM_METRICS, FORM_SPEEDUPS, named_forms
-from kdray.models.student import Student
+from kdray.students.student import Student
 from kdray.sweep import Sweep
 
 

@@ -9,16 +9,16 @@ import numpy as np
 from kdray.data.batches import ordered_batches
 from kdray.data.rows import Batch, Rows
 from kdray.data.tokens import TokenSet
-from kdray.models.axes import structure_of
-from kdray.models.importance import Importance, measure_importance, reorder
 from kdray.models.pretrained import Pretrained, save_model
-from kdray.models.student_sources import BySource
-from kdray.models.transformer import cut_widths, describe_tied_widths
-from kdray.models.widths import Width
 from kdray.slots.job import Report, Worker
 from kdray.stages.session import Session
 from kdray.storage.files import fingerprint, upload_folder
 from kdray.storage.mirror import fetch
+from kdray.students.axes import structure_of
+from kdray.students.importance import Importance, measure_importance, reorder
+from kdray.students.sources import BySource
+from kdray.students.transformer import cut_widths, describe_tied_widths
+from kdray.students.widths import Width
 from kdray.training.trial import TrialInputs
 
 MEASURED_ROWS = 1024

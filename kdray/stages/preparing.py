@@ -10,14 +10,6 @@ from kdray.errors import SpecError, TeacherError
 from kdray.evaluation.measuring import SPEEDUP_METRICS
 from kdray.models.lineage import EarlierSweep
 from kdray.models.pretrained import Pretrained
-from kdray.models.student_sources import (
-    WITHOUT_MODEL,
-    BySource,
-    SourceLoader,
-    StudentSource,
-    named_source,
-    sources_by_name,
-)
 from kdray.report.screen import Screen
 from kdray.search.ledger import Ledger
 from kdray.sources.tables import short_list
@@ -27,6 +19,14 @@ from kdray.stages.named_forms import check_forms
 from kdray.stages.warm_start import TrialMaterial, check_unchanged, warm_start
 from kdray.storage.files import fingerprint
 from kdray.storage.paths import SweepPaths
+from kdray.students.sources import (
+    WITHOUT_MODEL,
+    BySource,
+    SourceLoader,
+    StudentSource,
+    named_source,
+    sources_by_name,
+)
 from kdray.sweep import COPIES, Sweep
 from kdray.teacher.answers import Answers, read_answers
 from kdray.teacher.own_rows import own_rows

@@ -10,7 +10,6 @@ from kdray.data.transfer_set import TransferSet
 from kdray.evaluation.formatting import format_metric, noun
 from kdray.models.lineage import Lineage, TeacherModel
 from kdray.models.pretrained import Pretrained
-from kdray.models.student_sources import BySource, StudentSource, refuse_students_of, with_trained_teacher
 from kdray.report.screen import Screen
 from kdray.slots.job import NOTE, Report
 from kdray.stages.ordering import order_units
@@ -18,6 +17,7 @@ from kdray.stages.preparing import Material
 from kdray.stages.session import Session
 from kdray.storage.files import fingerprint
 from kdray.storage.records import write_record
+from kdray.students.sources import BySource, StudentSource, refuse_students_of, with_trained_teacher
 from kdray.sweep import Sweep
 from kdray.teacher.answers import Answers
 from kdray.teacher.averaging import LabelledTeacher, average

@@ -22,13 +22,13 @@ from kdray.evaluation.quality import student_quality
 from kdray.losses.distillation import Distillation, Loss, Targets
 from kdray.losses.distribution import Distribution
 from kdray.models.pretrained import Pretrained, save_model
-from kdray.models.students import AnyStudent
-from kdray.models.transformer import TransformerStudent
 from kdray.settings import Settings, later_field
 from kdray.slots.job import Report, Worker
 from kdray.storage.files import upload_folder, write_json
 from kdray.storage.mirror import delete, fetch
 from kdray.storage.records import read_value
+from kdray.students.kinds import AnyStudent
+from kdray.students.transformer import TransformerStudent
 from kdray.tasks.kept_thresholds import read_thresholds, write_thresholds
 from kdray.tasks.task import Outputs, Task
 from kdray.training.fit import TrainingPlan, fit

@@ -10,10 +10,10 @@ from kdray.errors import SpecError
 from kdray.evaluation.costs import CostMeasuring, Costs
 from kdray.evaluation.measuring import Latency, count_parameters
 from kdray.models.pretrained import Pretrained
-from kdray.models.student_sources import BySource, StudentSource
-from kdray.models.transformer import TransformerStudent
 from kdray.slots.local import LocalSlots
 from kdray.storage.paths import StoragePaths
+from kdray.students.sources import BySource, StudentSource
+from kdray.students.transformer import TransformerStudent
 from tests.evaluation.layer_clock import layer_clock
 
 LATENCY = Latency(length=16, warmup=1, repeats=5)

@@ -20,12 +20,12 @@ from kdray.forms.forms import GRAPH_FORMS
 from kdray.forms.metrics import FORM_COSTS
 from kdray.models.fresh import word_tokenizer
 from kdray.models.pretrained import Pretrained, save_model
-from kdray.models.student_sources import BySource, StudentSource
-from kdray.models.transformer import TransformerStudent
 from kdray.slots.job import Worker
 from kdray.slots.local import LocalSlots
 from kdray.storage.files import SCRATCH, fingerprint
 from kdray.storage.paths import StoragePaths
+from kdray.students.sources import BySource, StudentSource
+from kdray.students.transformer import TransformerStudent
 from tests.models.tiny_bert import tiny_bert
 
 LATENCY = Latency(length=8, warmup=1, repeats=3, throughput_batch_size=3)

@@ -23,8 +23,8 @@ from kdray.forms.onnx_model import OnnxModel
 from kdray.models.families import FAMILIES, depends_on_padding, reason_against
 from kdray.models.fresh import word_tokenizer
 from kdray.models.pretrained import Head, Pretrained, find_model, import_model, outline, save_model
-from kdray.models.transformer import TransformerStudent
 from kdray.storage.paths import StoragePaths
+from kdray.students.transformer import TransformerStudent
 from kdray.tasks.task import LARGEST_LOGIT_DIFFERENCE
 from kdray.tasks.text_classification import TextClassification
 

@@ -16,9 +16,9 @@ from kdray.data.splits import Splits
 from kdray.errors import SpecError
 from kdray.export.card import FILE
 from kdray.models.pretrained import Pretrained
-from kdray.models.recurrent import RecurrentStudent
-from kdray.models.static import StaticStudent
 from kdray.search.settings import Search
+from kdray.students.recurrent import RecurrentStudent
+from kdray.students.static import StaticStudent
 from kdray.sweep import Sweep
 from kdray.tasks.token_classification import TokenClassification
 from kdray.tracking.mlflow_model import write_mlflow_model

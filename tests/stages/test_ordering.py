@@ -11,17 +11,17 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from kdray.data.tokens import TokenSet
 from kdray.errors import SpecError
-from kdray.models.axes import structure_of
-from kdray.models.importance import measure_importance
 from kdray.models.pretrained import Pretrained
-from kdray.models.transformer import TransformerStudent
-from kdray.models.widths import WIDTHS
 from kdray.run import Outcome
 from kdray.search.settings import Search
 from kdray.slots.job import Worker
 from kdray.slots.local import LocalSlots
 from kdray.stages.ordering import MEASURED_ROWS, OrderUnits
 from kdray.storage.paths import SweepPaths
+from kdray.students.axes import structure_of
+from kdray.students.importance import measure_importance
+from kdray.students.transformer import TransformerStudent
+from kdray.students.widths import WIDTHS
 
 TWO = Search(trials=2, stopping=None)
 SPACE = {"student.feed_forward": [16, 64], "student.heads": [1, 2]}

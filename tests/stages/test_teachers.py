@@ -23,7 +23,6 @@ from kdray.export.card import FILE
 from kdray.models.fresh import FreshTransformer
 from kdray.models.lineage import Lineage
 from kdray.models.pretrained import Pretrained
-from kdray.models.transformer import TransformerStudent
 from kdray.report.files import markdown
 from kdray.report.table import table
 from kdray.run import Outcome
@@ -31,6 +30,7 @@ from kdray.search.settings import Search, at_least
 from kdray.sources.generated.reviews import GeneratedReviews
 from kdray.storage.paths import SweepPaths
 from kdray.storage.records import read_record
+from kdray.students.transformer import TransformerStudent
 from kdray.sweep import Sweep
 from kdray.tasks.text_classification import TextClassification
 from kdray.teacher.exporting import write_answers

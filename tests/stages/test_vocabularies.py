@@ -15,13 +15,13 @@ from kdray.data.splits import Data, Splits
 from kdray.errors import Refused
 from kdray.models.fresh import FreshTransformer
 from kdray.models.pretrained import save_model
-from kdray.models.recurrent import RecurrentStudent
-from kdray.models.static import StaticStudent
-from kdray.models.transformer import TransformerStudent
 from kdray.run import Outcome
 from kdray.search.settings import Search
 from kdray.sources.generated.mentions import GeneratedMentions
 from kdray.storage.files import read_json
+from kdray.students.recurrent import RecurrentStudent
+from kdray.students.static import StaticStudent
+from kdray.students.transformer import TransformerStudent
 from kdray.tasks.token_classification import TokenClassification
 from kdray.teacher.teacher import Teacher
 from kdray.training.settings import Training

@@ -15,8 +15,8 @@ from kdray.evaluation.quality import student_quality
 from kdray.losses.distillation import Distillation, Loss, Targets
 from kdray.losses.softmax import SOFTMAX
 from kdray.models.pretrained import Pretrained
-from kdray.models.transformer import TransformerStudent
 from kdray.slots.job import Worker
+from kdray.students.transformer import TransformerStudent
 from kdray.tasks.task import Outputs
 from kdray.tasks.text_classification import TextClassification
 from kdray.training.fit import TrainingPlan, fit

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from kdray.models.encoder_model import EncoderConfig, EncoderModel, masked_softmax
+from kdray.networks.encoder_model import EncoderConfig, EncoderModel, masked_softmax
 
 
 class StaticConfig(EncoderConfig):

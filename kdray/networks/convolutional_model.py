@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdray.models.encoder_model import EncoderConfig, EncoderModel, TokenEncoderModel
+from kdray.networks.encoder_model import EncoderConfig, EncoderModel, TokenEncoderModel
 
 DILATIONS = (1, 2, 4, 8)
 """The distances between the tokens that a filter of each block reads; the next block begins with 1 again. Four blocks

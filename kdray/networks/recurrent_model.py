@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from kdray.models.encoder_model import EncoderConfig, EncoderModel, TokenEncoderModel, masked_max, masked_softmax
-from kdray.models.recurrent_onnx import onnx_states
+from kdray.networks.encoder_model import EncoderConfig, EncoderModel, TokenEncoderModel, masked_max, masked_softmax
+from kdray.networks.recurrent_onnx import onnx_states
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 

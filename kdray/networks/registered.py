@@ -8,18 +8,18 @@ from collections.abc import Mapping
 
 from transformers import AutoConfig
 
-from kdray.models.convolutional_model import (
+from kdray.networks.convolutional_model import (
     ConvolutionalConfig,
     ConvolutionalForSequenceClassification,
     ConvolutionalForTokenClassification,
 )
-from kdray.models.encoder_model import EncoderConfig, EncoderModel
-from kdray.models.recurrent_model import (
+from kdray.networks.encoder_model import EncoderConfig, EncoderModel
+from kdray.networks.recurrent_model import (
     RecurrentConfig,
     RecurrentForSequenceClassification,
     RecurrentForTokenClassification,
 )
-from kdray.models.static_model import StaticConfig, StaticForSequenceClassification
+from kdray.networks.static_model import StaticConfig, StaticForSequenceClassification
 from kdray.tasks.heads import HEADS
 
 Heads = Mapping[str, type[EncoderModel]]

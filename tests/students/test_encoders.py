@@ -27,16 +27,16 @@ from kdray.forms.graphs import write_graph
 from kdray.forms.int8 import write_int8
 from kdray.forms.onnx_model import OnnxModel
 from kdray.losses.distribution import is_new, output_layer
-from kdray.models.convolutional import ConvolutionalStudent
-from kdray.models.embedding_tables import narrow_table
-from kdray.models.encoders import EncoderStudent
 from kdray.models.fresh import FreshTransformer, word_tokenizer
 from kdray.models.pretrained import Pretrained, outline, save_model
-from kdray.models.recurrent import RecurrentStudent
-from kdray.models.recurrent_model import reversed_places
-from kdray.models.static import StaticStudent
-from kdray.models.students import student_of
-from kdray.models.transformer import TransformerStudent
+from kdray.networks.recurrent_model import reversed_places
+from kdray.students.convolutional import ConvolutionalStudent
+from kdray.students.embedding_tables import narrow_table
+from kdray.students.encoders import EncoderStudent
+from kdray.students.kinds import student_of
+from kdray.students.recurrent import RecurrentStudent
+from kdray.students.static import StaticStudent
+from kdray.students.transformer import TransformerStudent
 from kdray.tasks.regression import Regression
 from kdray.tasks.text_classification import TextClassification
 from kdray.tasks.token_classification import TokenClassification

@@ -13,16 +13,16 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from kdray.data.splits import Splits
 from kdray.data.tokens import TokenSet, tokenise
 from kdray.errors import DataError, SpecError
-from kdray.models import word_vocabulary
-from kdray.models.convolutional import ConvolutionalStudent
 from kdray.models.pretrained import Pretrained, save_model
-from kdray.models.recurrent import RecurrentStudent
-from kdray.models.static import StaticStudent
-from kdray.models.word_student import WordStudent
-from kdray.models.word_vocabulary import OwnWords, WordPlan
 from kdray.storage.paths import StoragePaths
+from kdray.students import word_vocabulary
+from kdray.students.convolutional import ConvolutionalStudent
+from kdray.students.recurrent import RecurrentStudent
+from kdray.students.static import StaticStudent
+from kdray.students.word_student import WordStudent
+from kdray.students.word_vocabulary import OwnWords, WordPlan
 from kdray.tasks.text_classification import TextClassification
-from tests.models.test_cut_vocabulary import FAMILIES, SIZES
+from tests.students.test_cut_vocabulary import FAMILIES, SIZES
 from tests.vocabulary.tiny_tokenizers import TEXTS
 
 TASK = TextClassification(max_length=48)

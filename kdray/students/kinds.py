@@ -6,11 +6,11 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, SerializeAsAny
 
 from kdray.errors import SpecError, did_you_mean
-from kdray.models.convolutional import ConvolutionalStudent
-from kdray.models.recurrent import RecurrentStudent
-from kdray.models.static import StaticStudent
-from kdray.models.student import Student
-from kdray.models.transformer import TransformerStudent
+from kdray.students.convolutional import ConvolutionalStudent
+from kdray.students.recurrent import RecurrentStudent
+from kdray.students.static import StaticStudent
+from kdray.students.student import Student
+from kdray.students.transformer import TransformerStudent
 
 STUDENTS: tuple[type[Student], ...] = (TransformerStudent, RecurrentStudent, ConvolutionalStudent, StaticStudent)
 """The first one is the family of a sweep that names none."""

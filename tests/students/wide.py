@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdray.models.axes import Structure, structure_of
-from kdray.models.widths import WIDTHS, Widths
+from kdray.students.axes import Structure, structure_of
+from kdray.students.widths import WIDTHS, Widths
 from tests.models.families import random_model, tiny_config
 
 CUT = ("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta")

@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from kdray.models.student import Student
-from kdray.models.vocabularies import Vocabulary
-from kdray.models.word_vocabulary import OwnWords
 from kdray.settings import later_field
+from kdray.students.student import Student
+from kdray.students.vocabularies import Vocabulary
+from kdray.students.word_vocabulary import OwnWords
 
 FROM_SOURCE, DRAWN = "source", "drawn"
 LEAST_COUNT = 2

@@ -18,8 +18,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from kdray.data.rows import Batch
-from kdray.models.axes import Axis, Structure, Units, View, take_units, views_of
-from kdray.models.widths import Width, Widths
+from kdray.students.axes import Axis, Structure, Units, View, take_units, views_of
+from kdray.students.widths import Width, Widths
 
 Importance: TypeAlias = dict[Width, Tensor]
 """Width -> the importance of its units (float64): layers x units; only units for the hidden size."""

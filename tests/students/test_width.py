@@ -12,13 +12,13 @@ from transformers import (
 
 from kdray.data.rows import Batch
 from kdray.errors import SpecError, TeacherError
-from kdray.models.axes import Axis, Structure, is_invariant, structure_of, take_units
-from kdray.models.importance import measure_importance, order_units, reorder
 from kdray.models.pretrained import Pretrained, outline
-from kdray.models.transformer import TransformerStudent, cut_widths, describe_tied_widths
-from kdray.models.widths import WIDTHS, Widths
+from kdray.students.axes import Axis, Structure, is_invariant, structure_of, take_units
+from kdray.students.importance import measure_importance, order_units, reorder
+from kdray.students.transformer import TransformerStudent, cut_widths, describe_tied_widths
+from kdray.students.widths import WIDTHS, Widths
 from tests.models.families import IDS, logits, random_model, tiny_config
-from tests.models.wide import CUT, config_of, hidden_in_a_wide_model, structure
+from tests.students.wide import CUT, config_of, hidden_in_a_wide_model, structure
 
 HALF = TransformerStudent(heads=2, feed_forward=24)
 

@@ -16,14 +16,14 @@ from kdray.errors import SpecError, TeacherError
 from kdray.export.prediction import Predictor
 from kdray.export.shipped import read_shipped
 from kdray.losses.distillation import Distillation
-from kdray.models.convolutional import ConvolutionalStudent
 from kdray.models.pretrained import Pretrained
-from kdray.models.recurrent import RecurrentStudent
-from kdray.models.static import StaticStudent
-from kdray.models.student import Student
-from kdray.models.transformer import TransformerStudent
 from kdray.slots.job import Report, Worker
 from kdray.slots.local import LocalSlots
+from kdray.students.convolutional import ConvolutionalStudent
+from kdray.students.recurrent import RecurrentStudent
+from kdray.students.static import StaticStudent
+from kdray.students.student import Student
+from kdray.students.transformer import TransformerStudent
 from kdray.sweep import Sweep
 from kdray.tasks.token_classification import TokenClassification
 from kdray.teacher.teacher import Teacher

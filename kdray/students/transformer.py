@@ -17,12 +17,12 @@ from transformers.initialization import no_init_weights
 from kdray.errors import SpecError, TeacherError
 from kdray.models.checks import errors_of_transformers
 from kdray.models.families import GOOD, depends_on_padding
-from kdray.models.layers import layers_of, reduced_config
-from kdray.models.narrowing import Narrowing, narrowing_of
 from kdray.models.pretrained import Pretrained
-from kdray.models.student import Student
-from kdray.models.widths import WIDTHS, Width, Widths, requested_widths
 from kdray.settings import later_field
+from kdray.students.layers import layers_of, reduced_config
+from kdray.students.narrowing import Narrowing, narrowing_of
+from kdray.students.student import Student
+from kdray.students.widths import WIDTHS, Width, Widths, requested_widths
 
 
 class TransformerStudent(Student):

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from kdray.models.encoders import EncoderStudent, SourceShape
-from kdray.models.static_model import StaticConfig
+from kdray.networks.static_model import StaticConfig
+from kdray.students.encoders import EncoderStudent, SourceShape
 
 
 class StaticStudent(EncoderStudent):

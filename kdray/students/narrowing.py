@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdray.models.axes import Structure, Units, structure_of, take_units
-from kdray.models.widths import Width, Widths, requested_widths
+from kdray.students.axes import Structure, Units, structure_of, take_units
+from kdray.students.widths import Width, Widths, requested_widths
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Self
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from kdray.models.cut_vocabulary import MostUsedPieces
 from kdray.models.pretrained import Pretrained
-from kdray.models.vocabularies import Vocabulary
 from kdray.settings import Settings, later_field
+from kdray.students.cut_vocabulary import MostUsedPieces
+from kdray.students.vocabularies import Vocabulary
 from kdray.tasks.task import Task
 
 

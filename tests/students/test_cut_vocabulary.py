@@ -21,10 +21,10 @@ from kdray.data.copies import WithCopies
 from kdray.data.splits import Splits
 from kdray.data.tokens import TokenSet, tokenise
 from kdray.errors import SpecError, TeacherError
-from kdray.models import cut_vocabulary
-from kdray.models.cut_vocabulary import KeptPieces, MostUsedPieces
 from kdray.models.pretrained import Head, Pretrained, import_model, save_model
 from kdray.storage.paths import StoragePaths
+from kdray.students import cut_vocabulary
+from kdray.students.cut_vocabulary import KeptPieces, MostUsedPieces
 from kdray.tasks.text_classification import TextClassification
 from tests.models.families import LABELS, save_tiny
 from tests.models.families import logits as family_logits

@@ -20,10 +20,10 @@ from kdray.data.tokens import TextBlocks, TokenSet
 from kdray.errors import TeacherError
 from kdray.models.checks import errors_of_transformers
 from kdray.models.pretrained import Pretrained, cached_folder, save_model
-from kdray.models.vocabularies import Vocabulary, VocabularyPlan
 from kdray.sources.tables import short_repr
 from kdray.storage.files import fingerprint
 from kdray.storage.paths import StoragePaths
+from kdray.students.vocabularies import Vocabulary, VocabularyPlan
 from kdray.tasks.task import LARGEST_LOGIT_DIFFERENCE
 from kdray.vocabulary.counting import Change, count_uses, measure_change
 from kdray.vocabulary.cutting import Cut, Pieces

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from kdray.errors import SpecError
-from kdray.models.convolutional_model import ConvolutionalConfig
-from kdray.models.encoders import EncoderStudent, SourceShape
+from kdray.networks.convolutional_model import ConvolutionalConfig
+from kdray.students.encoders import EncoderStudent, SourceShape
 from kdray.tasks.task import Task
 
 KIM = (3, 4, 5)

@@ -31,7 +31,7 @@ from transformers import (
 
 from kdray.errors import SpecError, TeacherError
 from kdray.models.pretrained import outline
-from kdray.models.transformer import TransformerStudent
+from kdray.students.transformer import TransformerStudent
 from tests.models.families import random_model
 
 LAYERS = 4

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from kdray.errors import SpecError
-from kdray.models.embedding_tables import narrow_table, source_table
-from kdray.models.encoder_model import EncoderConfig
-from kdray.models.own_models import OWN_MODELS
 from kdray.models.pretrained import Pretrained
-from kdray.models.word_student import DRAWN, FROM_SOURCE, WordStudent
+from kdray.networks.encoder_model import EncoderConfig
+from kdray.networks.registered import OWN_MODELS
+from kdray.students.embedding_tables import narrow_table, source_table
+from kdray.students.word_student import DRAWN, FROM_SOURCE, WordStudent
 from kdray.tasks.heads import head_of_class
 from kdray.tasks.task import Task
 

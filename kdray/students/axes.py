@@ -24,8 +24,8 @@ from transformers.initialization import no_init_weights
 
 from kdray.errors import TeacherError
 from kdray.models.checks import errors_of_transformers
-from kdray.models.layers import layers_of
-from kdray.models.widths import FOLLOWS_HIDDEN, Width, Widths, cannot_cut
+from kdray.students.layers import layers_of
+from kdray.students.widths import FOLLOWS_HIDDEN, Width, Widths, cannot_cut
 
 SMALL = Widths(heads=4, feed_forward=24, hidden=32, head_size=8, is_tied=True, shares_keys=False)
 """The widths of the model that the axes are found with. No rotation of positions needs a larger head."""

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from kdray.errors import SpecError
-from kdray.models.encoders import EncoderStudent, SourceShape
-from kdray.models.recurrent_model import RecurrentConfig
+from kdray.networks.recurrent_model import RecurrentConfig
+from kdray.students.encoders import EncoderStudent, SourceShape
 from kdray.tasks.task import Task
 
 

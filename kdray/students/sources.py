@@ -7,10 +7,10 @@ from typing import Generic, TypeVar
 from kdray.data.tokens import TextBlocks, TokenSet, tokenise
 from kdray.errors import SpecError, TeacherError
 from kdray.models.pretrained import Head, Pretrained, find_model, import_model
-from kdray.models.student import Student
-from kdray.models.transformer import padding_sentence
-from kdray.models.vocabularies import Vocabulary, VocabularyPlan
 from kdray.storage.paths import StoragePaths
+from kdray.students.student import Student
+from kdray.students.transformer import padding_sentence
+from kdray.students.vocabularies import Vocabulary, VocabularyPlan
 from kdray.tasks.task import Task
 
 WITHOUT_MODEL = (

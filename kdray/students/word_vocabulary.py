@@ -19,13 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from kdray.data.tokens import TextBlocks, TokenSet
 from kdray.errors import DataError
-from kdray.models.embedding_tables import source_table
-from kdray.models.own_models import OWN_MODELS
 from kdray.models.pretrained import Pretrained, cached_folder, save_model
-from kdray.models.recurrent_model import RecurrentConfig
-from kdray.models.vocabularies import Vocabulary, VocabularyPlan
+from kdray.networks.recurrent_model import RecurrentConfig
+from kdray.networks.registered import OWN_MODELS
 from kdray.storage.files import fingerprint
 from kdray.storage.paths import StoragePaths
+from kdray.students.embedding_tables import source_table
+from kdray.students.vocabularies import Vocabulary, VocabularyPlan
 from kdray.tasks.heads import head_of
 from kdray.vocabulary.counting import count_uses
 from kdray.vocabulary.cutting import ids_in, renumbered
