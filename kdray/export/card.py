@@ -28,6 +28,10 @@ from kdray.training.trial import Recipe
 FILE = "README.md"
 
 
+_LOCAL_NAMES = ("student.checkpoint", "student.embeddings")
+"""Settings that may name a file or folder of this machine, of which the card has the last part only."""
+
+
 def write_card(student: Shipped, figures: Figures) -> None:
     """Write the card of the chosen student into its folder."""
     with student.edit_folder() as folder:
@@ -251,7 +255,7 @@ def _setting_rows(student: Shipped, chosen: TrialRecord) -> list[list[str]]:
 
 
 def _format_value(name: str, value: Any) -> str:
-    return _public_name(value) if name == "student.checkpoint" else format_setting(value)
+    return _public_name(value) if name in _LOCAL_NAMES else format_setting(value)
 
 
 def _teacher_name(settings: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ In reading order:
 
 - `screen`      the live display on a terminal, plain lines elsewhere
 - `figures`     Figures: all values that a report shows
+- `families`    which family of students is where on the front
 - `teachers`    the teacher's figures, several teachers, and the sweeps that made them
 - `table`       the table of trials on a terminal
 - `confirmed`   the table of the confirmed students

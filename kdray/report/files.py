@@ -8,6 +8,7 @@ from kdray.choice.verdict import Verdict
 from kdray.evaluation.formatting import format_metric, format_settings, format_status, heading, headings, shorten
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.report import confirmed, controls, labels, teachers
+from kdray.report.families import about_families
 from kdray.report.figures import Figures
 from kdray.report.front import write_front
 from kdray.report.page import page
@@ -78,6 +79,7 @@ def markdown(figures: Figures) -> str:
         "No trial is better than these in one objective without being worse in another. To see the settings of a "
         "trial, point at it in [report.html](report.html).",
         "![The Pareto front](front.png)",
+        *([markdown_text(about)] if (about := about_families(figures)) else []),
         _trial_table(figures, on_front),
         "## All trials",
         _trial_table(figures, figures.by_quality()),

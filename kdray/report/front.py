@@ -1,7 +1,7 @@
 """The picture front.png: the plot of the Pareto front, quality over cost. `plots` shares parts of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ from matplotlib.figure import Figure as Picture
 from kdray.evaluation.formatting import heading
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.forms.metrics import base_metric
+from kdray.report.families import families, family_of
 from kdray.report.figures import Figures
 from kdray.safe_text.escaping import one_line
 
 FRONT, CHOSEN, TEACHER, OTHER, CONTROL = "#1f6fb4", "#e4572e", "#222222", "#9aa5b1", "#7a5195"
 _PLAIN: dict[str, Any] = {"parse_math": False}
 """For matplotlib's texts: it reads `$...$` as mathematics, and raises an error where that cannot be read."""
+CHOSEN_MARKER = "*"
+FAMILY_MARKERS = ("o", "s", "^", "P")
+"""The markers of families, by their names in alphabetical order; with more families, they repeat."""
 LOG_AXIS_RATIO = 12
 """The largest cost over the smallest one, above which the cost axis is logarithmic."""
 
@@ -41,7 +45,7 @@ def front_picture(figures: Figures) -> Picture:
     for group in trial_groups(figures):
         x, y = coordinates(figures, group.records)
         fill, edge = ("none", group.color) if group.hollow else (group.color, "white")
-        size = 190 if group.marker == "*" else 46
+        size = 190 if group.marker == CHOSEN_MARKER else 46
         axes.scatter(
             x, y, s=size, marker=group.marker, facecolors=fill, edgecolors=edge, label=group.label, zorder=group.order
         )
@@ -88,7 +92,7 @@ class TrialGroup:
 
 
 def trial_groups(figures: Figures) -> list[TrialGroup]:
-    """The groups of trials in the plot, without empty ones."""
+    """The groups of trials in the plot, without empty ones; of several families, each has a marker."""
     records = drawable_trials(figures)
     other = [record for record in records if not figures.place(record)]
     stopped = [record for record in other if record.state == "stopped"]
@@ -99,9 +103,24 @@ def trial_groups(figures: Figures) -> list[TrialGroup]:
         TrialGroup(label="stopped early", color=OTHER, marker="o", order=3, records=stopped, hollow=True),
         TrialGroup(label="other trials", color=OTHER, marker="o", order=4, records=ended),
         TrialGroup(label="Pareto front", color=FRONT, marker="o", order=5, records=front),
-        TrialGroup(label="chosen student", color=CHOSEN, marker="*", order=6, records=chosen),
+        TrialGroup(label="chosen student", color=CHOSEN, marker=CHOSEN_MARKER, order=6, records=chosen),
     ]
+    groups = [part for group in groups for part in _by_family(group, families(records))]
     return [group for group in groups if group.records]
+
+
+def _by_family(group: TrialGroup, names: Sequence[str]) -> list[TrialGroup]:
+    if not names or group.marker == CHOSEN_MARKER:
+        return [group]
+    return [
+        replace(
+            group,
+            label=f"{group.label}, {name}",
+            marker=FAMILY_MARKERS[number % len(FAMILY_MARKERS)],
+            records=[record for record in group.records if family_of(record) == name],
+        )
+        for number, name in enumerate(names)
+    ]
 
 
 def drawable_trials(figures: Figures) -> list[TrialRecord]:
@@ -157,4 +176,5 @@ def _draw_teacher(figures: Figures, axes: Axes) -> None:
 
 
 def _depth_label(record: TrialRecord) -> str:
-    return f"depth {record.params['student.depth']}" if "student.depth" in record.params else ""
+    depth = f"depth {record.params['student.depth']}" if "student.depth" in record.params else ""
+    return f"{family_of(record)} {depth}".strip()

@@ -23,6 +23,7 @@ from kdray.evaluation.formatting import (
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.forms.metrics import FORM_SIZES, FORM_SPEEDUPS
 from kdray.report import confirmed, controls, labels, plots, teachers
+from kdray.report.families import about_families
 from kdray.report.figures import Figures
 from kdray.report.table import teacher_rows, trial_cells
 from kdray.safe_text.escaping import visible
@@ -85,7 +86,10 @@ def page(figures: Figures) -> str:
         titles=["trial", *headings(figures.searched).values(), *map(heading, figures.columns), "status"],
         rows=list(_trial_rows(figures)),
         trials_caption=" ".join(
-            filter(None, ["On the validation rows.", teachers.about_teacher(figures), figures.measured])
+            filter(
+                None,
+                ["On the validation rows.", about_families(figures), teachers.about_teacher(figures), figures.measured],
+            )
         ),
         versions=", ".join(f"{name} {value}" for name, value in figures.origin.items() if name != "command"),
     )

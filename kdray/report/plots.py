@@ -35,7 +35,7 @@ from kdray.report.front import (
 )
 from kdray.safe_text.escaping import html_text
 
-SYMBOLS = {"*": "star", "o": "circle", "D": "diamond"}
+SYMBOLS = {"*": "star", "o": "circle", "s": "square", "^": "triangle-up", "P": "cross", "D": "diamond"}
 """Marker of matplotlib -> symbol of plotly."""
 CONTROL_COLORS = {"labels only": CONTROL, "labelled rows": "#8d6a9f", "default distillation": "#2a9d8f"}
 TEMPERATURE, ALPHA = "distillation.temperature", "distillation.alpha"

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from kdray.evaluation.formatting import format_metric, format_setting, format_status, heading, headings, shorten
 from kdray.evaluation.trial_record import TrialRecord
+from kdray.report.families import about_families
 from kdray.report.figures import Figures
 from kdray.report.teachers import about_teacher, teacher_names, teacher_value
 from kdray.safe_text.escaping import one_line, visible
@@ -74,4 +75,4 @@ def _legend(figures: Figures) -> str:
     parts += [f"{MARKS['front']} Pareto front ({objectives})"] if figures.front else []
     lines = ["   ".join(parts)]
     lines += [f"measured: {figures.measured}"] if figures.measured else []
-    return "\n".join([*lines, *filter(None, [about_teacher(figures)])])
+    return "\n".join([*lines, *filter(None, [about_families(figures), about_teacher(figures)])])
