@@ -20,7 +20,7 @@ from ray import tune
 from kdray import Choose, Data, Halving, Search, Sweep, Teacher, TextClassification, Training, main
 
 sweep = Sweep(
-    name="few-labels",
+    name="few_labels",
     task=TextClassification(text="sentence", label="label", max_length=64),
     data=Data(source="stanfordnlp/sst2", max_labelled=769),
     teacher=Teacher(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdray.storage.records import Number
 
@@ -72,7 +72,7 @@ class Lineage(BaseModel):
     models: tuple[TeacherModel, ...] = ()
     """The models that teach; none if the teacher is a file, and in the records of earlier versions."""
 
-    teacher_rows: int = 0
+    teacher_rows: int = Field(0, exclude_if=lambda rows: not rows)
     """The number of labelled rows of its own that the teacher was fine-tuned on; 0: it has none."""
 
     def with_costs(self, costs: tuple[dict[str, float], ...]) -> "Lineage":

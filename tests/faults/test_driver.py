@@ -192,6 +192,7 @@ def test_a_damaged_shard_is_reported_and_labelled_again(sweep: SweepProcess, dam
     sweep.assert_sound(["completed"] * 2)
 
 
+@pytest.mark.slow
 def test_labelling_continues_after_the_last_complete_file(sweep: SweepProcess) -> None:
     """The driver dies while the teacher answers texts without labels."""
     few = ("--local", "--set", "data.max_labelled=40", "--set", "transfer.shard_rows=32", "--set", "student.depth=1")
@@ -208,6 +209,7 @@ def test_labelling_continues_after_the_last_complete_file(sweep: SweepProcess) -
     sweep.assert_sound(["completed"] * 2)
 
 
+@pytest.mark.slow
 def test_only_a_diverging_configuration_fails_and_its_reason_is_recorded(sweep: SweepProcess) -> None:
     sweep.run("--local", "--set", "space.training.learning_rate=[0.001,1e30]", slots=1)
     states = ["failed" if record.params["training.learning_rate"] > 1 else "completed" for record in sweep.records()]
@@ -218,6 +220,7 @@ def test_only_a_diverging_configuration_fails_and_its_reason_is_recorded(sweep: 
     assert None not in errors
 
 
+@pytest.mark.slow
 def test_more_gpus_than_the_cluster_has_are_refused(sweep: SweepProcess) -> None:
     sweep.run("--set", "slots.count=99", "--set", "slots.gpus=1", expected=2)
     assert "asked for 99 slots of 1 worker with" in sweep.output

@@ -134,6 +134,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_settings_of_matplotlib_in_the_working_directory_run_no_latex(tmp_path: Path) -> None:
     marker = tmp_path / "latex-was-run"
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")

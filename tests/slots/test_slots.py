@@ -350,6 +350,7 @@ def test_two_workers_train_one_job_together(two: RaySlots) -> None:
     assert (report["total"], report["world"], len(set(report["pids"]))) == (3.0, 2, 2)
 
 
+@pytest.mark.slow
 def test_costs_in_a_form_are_measured_once_on_a_slot_of_two_workers(two: RaySlots, tmp_path: Path) -> None:
     save_model(tiny_bert(), word_tokenizer(["a warm film"], 40, 16), tmp_path)
     job = MeasureForms(

@@ -80,6 +80,7 @@ def test_a_recurrent_student_is_served_without_kdray(run_tiny: RunTiny, splits: 
     np.testing.assert_allclose(answers["score"], logits.softmax(-1).max(-1).values.numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_front_over_several_families(run_tiny: RunTiny) -> None:
     space: dict[str, Any] = {
         "student.family": ["transformer", "recurrent", "static"],

@@ -146,6 +146,7 @@ def test_a_sweep_that_continues_exports_nothing_again(
     assert (own.chosen / "onnx" / "model_quantized.onnx").exists()
 
 
+@pytest.mark.slow
 def test_an_architecture_that_breaks_a_limit_in_onnx_is_never_trained(
     own: SweepPaths, make_sweep: Callable[..., Sweep], by_int8: Outcome, no_export: None
 ) -> None:
@@ -164,6 +165,7 @@ def test_an_architecture_that_breaks_a_limit_in_onnx_is_never_trained(
     assert not (outcome.paths.chosen / "onnx").exists()  # the rule names no form
 
 
+@pytest.mark.slow
 def test_a_trained_student_that_cannot_be_exported_is_shipped_without_the_form(
     own: SweepPaths, make_sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +236,7 @@ def test_a_metric_of_a_form_that_does_not_exist_is_refused(make_sweep: Callable[
         make_sweep(choose=Choose(smallest="int8_speedup"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

@@ -108,6 +108,7 @@ def test_a_sweep_over_widths(run_tiny: Callable[..., tuple[Outcome, list[str]]])
     assert set(outcome.paths.cache.glob("models/*")) == models
 
 
+@pytest.mark.slow
 def test_a_student_may_have_fewer_pieces_and_narrower_layers(run_tiny: Callable[..., tuple[Outcome, list[str]]]):
     student = TransformerStudent(depth=1, heads=1, vocabulary=15)
     outcome, _ = run_tiny(space={"student.feed_forward": [16]}, student=student)

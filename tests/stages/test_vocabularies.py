@@ -113,6 +113,7 @@ def test_the_student_ships_its_vocabulary(run_tiny: RunTiny, save_bert: Callable
     assert float(probability.rstrip("%")) == pytest.approx(float(probabilities.max()), abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_vocabulary_of_a_checkpoint_is_cut(run_tiny: RunTiny, save_bert: Callable[..., str]) -> None:
     outcome, notes = run_tiny(
         student=TransformerStudent(checkpoint=save_bert("small", 8)),
@@ -124,6 +125,7 @@ def test_the_vocabulary_of_a_checkpoint_is_cut(run_tiny: RunTiny, save_bert: Cal
     assert any(note.startswith("student.vocabulary=58: 58 of the 90 pieces stay") for note in notes)
 
 
+@pytest.mark.slow
 def test_a_tagger_learns_in_other_pieces_from_the_same_answers(
     run_tiny: RunTiny, save_bert: Callable[..., str]
 ) -> None:
@@ -159,6 +161,7 @@ def test_an_impossible_vocabulary_is_refused(
         )
 
 
+@pytest.mark.slow
 def test_words_of_a_fresh_teacher_become_unknown(run_tiny: RunTiny) -> None:
     fresh = FreshTransformer(layers=2, width=16, heads=2, feed_forward=32, vocabulary=100)
     _, notes = run_tiny(
@@ -180,6 +183,7 @@ def write_vectors(file: Path, splits: Splits, seed: int = 0) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 def test_word_students_are_searched_over_their_embeddings(run_tiny: RunTiny, splits: Splits, tmp_path: Path) -> None:
     file = write_vectors(tmp_path / "glove.txt", splits)
     sweep: dict[str, Any] = {
@@ -207,6 +211,7 @@ def test_word_students_are_searched_over_their_embeddings(run_tiny: RunTiny, spl
         run_tiny(**sweep)
 
 
+@pytest.mark.slow
 def test_a_tagger_of_words(run_tiny: RunTiny, save_bert: Callable[..., str]) -> None:
     outcome, _ = run_tiny(
         task=TokenClassification(max_length=12),
@@ -223,6 +228,7 @@ def test_a_tagger_of_words(run_tiny: RunTiny, save_bert: Callable[..., str]) -> 
     assert len(list(outcome.paths.transfer("x").parent.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_other_families_read_fewer_pieces(run_tiny: RunTiny, save_bert: Callable[..., str]) -> None:
     outcome, _ = run_tiny(
         teacher=Teacher(model=save_bert("bert", 16), training=FINE_TUNED, above_chance=0.0),
@@ -233,6 +239,7 @@ def test_other_families_read_fewer_pieces(run_tiny: RunTiny, save_bert: Callable
     assert len(tokenizer) == len(model.get_input_embeddings().weight) == 60
 
 
+@pytest.mark.slow
 def test_one_search_over_families_and_their_words(run_tiny: RunTiny) -> None:
     """Transformers read no words: the setting is not theirs."""
     outcome, _ = run_tiny(

@@ -150,6 +150,7 @@ def _trials_without_dropout(inputs: TrialInputs, folder: Path) -> Iterator[tuple
         yield name, trial_of(without_dropout, inputs, folder / name, epochs=2, learning_rate=1e-3)
 
 
+@pytest.mark.slow
 def test_two_workers_train_the_same_students_as_one(trial_inputs: TrialInputs, tmp_path: Path) -> None:
     context = torch.multiprocessing.start_processes(
         _run_rank, (2, tmp_path, trial_inputs), nprocs=2, join=False, start_method="spawn"
@@ -171,6 +172,7 @@ def test_two_workers_train_the_same_students_as_one(trial_inputs: TrialInputs, t
 # Sweeps ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_chooses_a_recurrent_student_which_teaches_the_next_sweep(
     run_tiny: RunTiny,  # noqa: F811
     make_sweep: Callable[..., Sweep],
@@ -191,6 +193,7 @@ def test_a_sweep_chooses_a_recurrent_student_which_teaches_the_next_sweep(
     assert json.loads((second.paths.chosen / "config.json").read_text())["model_type"] == "kdray_static"
 
 
+@pytest.mark.slow
 def test_a_recurrent_teacher_teaches_transformers_that_are_built_from_another_model(
     run_tiny: RunTiny,  # noqa: F811
     trial_inputs: TrialInputs,

@@ -65,11 +65,10 @@ def test_rows_that_cannot_teach_are_refused(tmp_path: Path, of_students: Splits)
         own_rows(write(tmp_path / "other.jsonl", other), task, of_students)
     with pytest.raises(DataError, match=r"teacher\.data: .*nowhere"):
         own_rows(Data(source=str(tmp_path / "nowhere")), task, of_students)
-    measured = [*of_students.validation["text"], *of_students.test["text"]] * 9
+    texts = [*of_students.validation["text"], *of_students.test["text"]]
+    data = write(tmp_path / "measured.jsonl", [(text, "ab"[number % 2]) for number, text in enumerate(texts)] * 9)
     with pytest.raises(DataError, match="no two different answers are left to learn"):
-        own_rows(
-            write(tmp_path / "m.jsonl", [(text, "ab"[n % 2]) for n, text in enumerate(measured)]), task, of_students
-        )
+        own_rows(data, task, of_students)
 
 
 @pytest.mark.parametrize(
