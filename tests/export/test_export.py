@@ -332,6 +332,7 @@ def test_forms_of_other_weights_are_not_copied(own_exported: SweepPaths, teacher
     assert not (tmp_path / "now" / "onnx").exists()
 
 
+@pytest.mark.slow
 def test_a_student_in_a_bucket_is_complete_on_another_machine(
     bucket: str, make_sweep: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,6 +237,7 @@ def test_an_error_of_on_change_is_raised_unchanged(pool: RaySlots, tmp_path: Pat
     assert planner.record(1).state == "running"  # the next session resumes it
 
 
+@pytest.mark.slow
 def test_the_budget_includes_earlier_sessions(pool: RaySlots, tmp_path: Path) -> None:
     for trials in (3, 5):
         run_search(pool, make_planner(tmp_path, trials=trials), make_training_job, ignore)
@@ -244,6 +245,7 @@ def test_the_budget_includes_earlier_sessions(pool: RaySlots, tmp_path: Path) ->
     assert [record.state for record in make_planner(tmp_path, trials=5).records()] == ["completed"] * 5
 
 
+@pytest.mark.slow
 def test_an_actor_that_cannot_be_reused_loses_no_trial(
     pool: RaySlots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ class InterruptingScreen(RecordingScreen):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_another_machine_resumes_with_the_results_of_an_undisturbed_sweep(
     run_tiny: Callable[..., Outcome],
     make_sweep: MakeSweep,
@@ -148,6 +149,7 @@ def test_sweep_deleted_from_the_bucket_starts_again(
     assert f"{bucket}/tiny/choice.json".removeprefix("s3://") in bucket_server.files.find(f"{bucket}/tiny")
 
 
+@pytest.mark.slow
 def test_files_of_dropped_trials_and_of_a_replaced_sweep_are_deleted_in_the_bucket(
     run_tiny: Callable[..., Outcome],
     make_sweep: MakeSweep,
