@@ -14,6 +14,7 @@ from kdray.forms.metrics import FORM_METRICS
 from kdray.tasks.kinds import task_metrics
 
 _SHORT_HEADINGS = {
+    "student.family": "family",
     "student.depth": "depth",
     "distillation.temperature": "T",
     "distillation.alpha": "alpha",
@@ -46,7 +47,7 @@ _SPELLINGS = {"f1": "F1"}
 
 
 def settings_in_order(names: Iterable[str]) -> list[str]:
-    """These settings in the order of the table: depth, temperature, alpha, learning rate, then the others by name."""
+    """These settings in the order of the table: those with a short heading first, then the others by name."""
     first = list(_SHORT_HEADINGS)
     return sorted(names, key=lambda name: (first.index(name) if name in first else len(first), name))
 

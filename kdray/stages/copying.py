@@ -31,9 +31,10 @@ class SweepText:
         """The rows for this model: the mask token in a copy is that of its tokenizer."""
         if self.inputs is None:
             return self.splits
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        copier = self._copiers.setdefault(model.key, Copier(self.inputs, device, model.tokenizer()))
-        return WithCopies(self.splits, self.count, copier.copy, self.inputs.key)
+        if model.key not in self._copiers:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._copiers[model.key] = Copier(self.inputs, device, model.tokenizer())
+        return WithCopies(self.splits, self.count, self._copiers[model.key].copy, self.inputs.key)
 
     @property
     def key(self) -> str | None:
