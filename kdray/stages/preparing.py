@@ -1,6 +1,6 @@
 """The first stage: the rows, and the models that teacher and students start from, before any slot is needed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdray.data.splits import Splits, load_splits
@@ -67,47 +67,78 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
     check_forms(sweep, ledger.records())
     _check_file_teacher(sweep)
     source_number = named_source(sweep.student.source, [display_name(model) for model in sweep.teacher.models])
-    splits = load_splits(sweep.data, sweep.task)
-    sweep.check_classes(splits)
-    for note in (*splits.notes, _describe_rows(splits, sweep.most_copies)):
-        screen.note(note)
-    answers = None if sweep.teacher.outputs is None else read_answers(sweep.teacher.outputs, sweep.task, splits)
-    for note in answers.notes if answers else ():
-        screen.note(note)
-    own = None if sweep.teacher.data is None else own_rows(sweep.teacher.data, sweep.task, splits)
-    for note in (*own.notes, f"{len(own.train):,} rows of its own to fine-tune the teacher on") if own else ():
-        screen.note(note)
-    models = obtain_sources(sweep.teacher, sweep.task, own or splits, paths, sweep.seed)
-    if sweep.augmentation.ways and not sweep.most_copies:
-        screen.note(f"augmentation.ways has no effect, because {COPIES} is 0.")
-    text = sweep_text(sweep, splits, models, paths)
-    loader = SourceLoader(tuple(sweep.students), splits.labels, text.read_by, sweep.task, paths, sweep.seed)
-    teachers = _load_teachers(sweep, loader, models, source_number)
-    checkpoints = loader.checkpoints()
-    for note in (*text.notes, *(note for source in (*teachers, *checkpoints.values()) for note in source.notes)):
-        screen.note(note)
-    material = Material(
-        splits=splits,
-        teachers=teachers,
-        checkpoints=checkpoints,
-        answers=answers,
-        named_source=source_number,
-        earlier=tuple(_earlier_sweeps(sweep, splits, screen)),
-        own_rows=own,
-        own_tokens=() if own is None else tuple(tokenise(own, sweep.task, each.tokenizer(), paths) for each in models),
-    )
+    rows = _read_rows(sweep, screen)
+    material, copies = _read_models(sweep, rows, source_number, paths, screen)
     _describe_truncation(sweep, material, screen)
     trial_material = TrialMaterial.of(
         sweep,
-        splits.text_key,
+        rows.splits.text_key,
         _teacher_key(sweep, material),
-        _files_of_students(teachers, checkpoints),
-        {"augmentation": text.key, "teacher.data": None if own is None else own.key},
+        _files_of_students(material.teachers, material.checkpoints),
+        {"augmentation": copies, "teacher.data": None if rows.own is None else rows.own.key},
     )
     check_unchanged(trial_material, ledger, paths)
     if sweep.search.warm_start is not None:
         screen.note(warm_start(sweep, trial_material, ledger, paths))
     return material
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is read before any model."""
+
+    splits: Splits
+    answers: Answers | None
+    """The answers of a teacher that is a file."""
+    own: Splits | None
+    """The teacher's own rows, if it has any."""
+
+
+def _read_rows(sweep: Sweep, screen: Screen) -> _Rows:
+    splits = load_splits(sweep.data, sweep.task)
+    sweep.check_classes(splits)
+    _note_all(screen, (*splits.notes, _describe_rows(splits, sweep.most_copies)))
+    if sweep.augmentation.ways and not sweep.most_copies:
+        screen.note(f"augmentation.ways has no effect, because {COPIES} is 0.")
+    answers = None if sweep.teacher.outputs is None else read_answers(sweep.teacher.outputs, sweep.task, splits)
+    _note_all(screen, answers.notes if answers else ())
+    own = None if sweep.teacher.data is None else own_rows(sweep.teacher.data, sweep.task, splits)
+    if own is not None:
+        _note_all(screen, (*own.notes, f"{len(own.train):,} rows of its own to fine-tune the teacher on"))
+    return _Rows(splits, answers, own)
+
+
+def _read_models(
+    sweep: Sweep, rows: _Rows, source_number: int | None, paths: SweepPaths, screen: Screen
+) -> tuple[Material, str | None]:
+    """Read the teachers and the checkpoints, and the text in their tokens.
+
+    Also returns the fingerprint of how changed copies are made, None without copies.
+    """
+    splits, own = rows.splits, rows.own
+    models = obtain_sources(sweep.teacher, sweep.task, own or splits, paths, sweep.seed)
+    text = sweep_text(sweep, splits, models, paths)
+    loader = SourceLoader(tuple(sweep.students), splits.labels, text.read_by, sweep.task, paths, sweep.seed)
+    teachers = _load_teachers(sweep, loader, models, source_number)
+    checkpoints = loader.checkpoints()
+    _note_all(screen, text.notes)
+    _note_all(screen, (note for source in (*teachers, *checkpoints.values()) for note in source.notes))
+    material = Material(
+        splits=splits,
+        teachers=teachers,
+        checkpoints=checkpoints,
+        answers=rows.answers,
+        named_source=source_number,
+        earlier=tuple(_earlier_sweeps(sweep, splits, screen)),
+        own_rows=own,
+        own_tokens=() if own is None else tuple(tokenise(own, sweep.task, each.tokenizer(), paths) for each in models),
+    )
+    return material, text.key
+
+
+def _note_all(screen: Screen, notes: Iterable[str]) -> None:
+    for note in notes:
+        screen.note(note)
 
 
 def _check_file_teacher(sweep: Sweep) -> None:
@@ -190,8 +221,7 @@ def _describe_truncation(sweep: Sweep, material: Material, screen: Screen) -> No
         for reader, source in by_tokenizer.values()
         for note in describe_truncation(source.tokens, material.splits, sweep.task, source.model.tokenizer())
     }
-    for note in notes:
-        screen.note(note)
+    _note_all(screen, notes)
 
 
 def _describe_rows(splits: Splits, copies: int) -> str:

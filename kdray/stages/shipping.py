@@ -32,6 +32,7 @@ from kdray.storage.names import check_regular_files
 from kdray.storage.paths import SweepPaths
 from kdray.storage.records import write_record
 from kdray.tasks.label_figures import LabelFigures
+from kdray.tracking.ids import save_run_ids
 from kdray.training.trial import EvaluateStudent
 
 
@@ -104,6 +105,8 @@ class Results:
 def write_results(session: Session, decision: Decision, lineage: Lineage, records: SweepRecords) -> Results:
     """Write the model card of the shipped student, and the report, which is logged to MLflow, too."""
     sweep, paths = session.sweep, session.paths
+    # results.csv names the runs of the trials, and MLflow's answers come later than the ends of short trials.
+    save_run_ids(session.ledger, session.tracker.run_ids())
     figures = records.figures(sweep.name, sweep.identity(), session.ledger.records())
     student = None
     if decision.chosen is not None:
