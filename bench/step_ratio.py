@@ -30,6 +30,7 @@ from kdray.data.rows import Batch, Rows
 from kdray.data.splits import load_splits
 from kdray.data.tokens import tokenise
 from kdray.losses.distillation import Distillation
+from kdray.losses.objective import Objective
 from kdray.losses.softmax import SOFTMAX
 from kdray.slots.job import Worker
 from kdray.slots.local import LocalSlots
@@ -86,7 +87,7 @@ def train_with_kdray(model: PreTrainedModel, rows: Rows, training: Training, wor
     plan = TrainingPlan(
         rows,
         training,
-        loss_of=lambda outputs, targets: DISTILLATION.loss(outputs, targets, SOFTMAX),
+        objective=Objective(DISTILLATION, SOFTMAX),
         evaluate=lambda model, last: {},
         seed=SEED,
     )

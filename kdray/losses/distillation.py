@@ -1,6 +1,7 @@
 """The loss of a student: `alpha` * soft + (1 - `alpha`) * hard + `logit_mse` * logit MSE, and the share of each term.
 
-Where the teacher contradicts the gold, `alpha` and `logit_mse` are multiplied by `trust`.
+These terms compare outputs; `objective` adds the terms that compare layers (`InnerSettings`). Where the teacher
+contradicts the gold, `alpha` and `logit_mse` are multiplied by `trust`.
 
 A `Distribution` computes the terms; `kdray.training` takes the mean over the answers and over the workers.
 Shapes: A answers of a batch, C outputs.
@@ -17,11 +18,14 @@ from torch import Tensor
 from kdray.errors import SpecError, did_you_mean
 from kdray.losses.comparison import Comparison, Weights, own_sum
 from kdray.losses.distribution import Distribution
+from kdray.losses.inner_settings import InnerSettings
+from kdray.losses.inner_term import InnerTerm
+from kdray.losses.inner_terms import INNER_TERMS
 from kdray.losses.logit_difference import mean_squared_difference
-from kdray.losses.schedule import END, SCHEDULES, value_between
+from kdray.losses.schedule import END, SCHEDULES, scheduled, value_between
 from kdray.losses.soft_term import SoftTerm
 from kdray.losses.soft_terms import SOFT_TERMS
-from kdray.settings import Settings, later_field
+from kdray.settings import later_field
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,16 @@ class Loss:
     """The loss of a batch."""
 
     total_A: Tensor
-    """The loss of each answer."""
+    """The loss of each answer, without inner terms."""
     terms: dict[str, Tensor]
-    """Name of a term -> its weighted sum over the batch, without gradient. The terms add up to the sum of `total_A`."""
+    """Name of a term -> its weighted sum over the batch, without gradient. The terms add up to `total`."""
+    inner: Tensor | float = 0.0
+    """The sum of the inner terms over the batch."""
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of the loss over the answers of the batch."""
+        return self.total_A.sum() + self.inner
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ def _one_of(names: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-class Distillation(Settings):
+class Distillation(InnerSettings):
     """The terms that compare a student with the teacher's outputs and with the labels, and their weights."""
 
     temperature: float = Field(2.0, gt=0)
@@ -94,8 +105,8 @@ class Distillation(Settings):
     dist_gamma: float = later_field(1.0, ge=0)
     """With soft="dist": the weight of the correlation within each class."""
     schedule: Annotated[str, _one_of(SCHEDULES)] = later_field("constant")
-    """How temperature, alpha and logit_mse go from their own value to their end value: constant (never), linear, or
-    cosine (slowly at the beginning and at the end)."""
+    """How temperature, alpha and the weights of terms go from their own value to their end value: constant (never),
+    linear, or cosine (slowly at the beginning and at the end)."""
     schedule_from: float = later_field(0.0, ge=0, lt=1)
     """The share of the training's steps after which they begin to change."""
     schedule_to: float = later_field(1.0, gt=0, le=1)
@@ -125,9 +136,24 @@ class Distillation(Settings):
         # logit_mse is 0 by default. The weight of a new term with another default must be set to 0 here.
         return Distillation(temperature=self.temperature, alpha=0.0)
 
+    def logits_only(self) -> "Distillation":
+        """The same settings without inner terms; equal trainings have equal settings, as in `labels_only`."""
+        fields = type(self).model_fields
+        unread = set(InnerSettings.model_fields)
+        ends = (name for name in fields if name.endswith(END) and name not in unread)
+        if all(getattr(self, name) is None for name in ends):
+            unread |= scheduled()
+        return self.model_copy(update={name: fields[name].default for name in unread})
+
+    @property
+    def inner_terms(self) -> dict[str, type[InnerTerm]]:
+        """The inner terms that have a weight above 0 at some step, by name."""
+        ends = self.at(1.0)
+        return {name: kind for name, kind in INNER_TERMS.items() if getattr(self, name) or getattr(ends, name)}
+
     @property
     def needs_teacher(self) -> bool:
-        """Whether a term that compares a student with the teacher has a weight above 0 at some step."""
+        """Whether a term that compares a student with the teacher's outputs has a weight above 0 at some step."""
         ends = self.at(1.0)
         return max(self.alpha, self.logit_mse, ends.alpha, ends.logit_mse) > 0
 

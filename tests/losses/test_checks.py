@@ -10,9 +10,11 @@ from ray import tune
 from kdray.data.splits import Splits
 from kdray.errors import SpecError
 from kdray.losses.distillation import Distillation
+from kdray.losses.inner_terms import INNER_TERMS
 from kdray.sweep import Sweep
 from kdray.tasks.multi_label import MultiLabel
 from kdray.tasks.regression import Regression
+from kdray.tasks.token_classification import TokenClassification
 
 MakeSweep = Callable[..., Sweep]
 
@@ -25,6 +27,17 @@ HAS_NO_MEANING = {
     "jsd_beta": 0.3,
     "dkd_beta": 2.5,
     "dist_gamma": 0.5,
+}
+
+INNER = {
+    "hidden_mse": 1.0,
+    "embeddings": 0.5,
+    "relations": 2.0,
+    "relations_end": 1.0,
+    "schedule": "linear",
+    "relation_heads": 4,
+    "layer_map": "last",
+    "inner_first": 0.5,
 }
 
 
@@ -127,7 +140,7 @@ def test_a_regression_has_no_labels_to_count(make_sweep: MakeSweep, splits: Spli
         ({"distillation": {"schedule_from": 0.5}}, "distillation.schedule_from: got 0.5; it has no effect, because"),
         (
             {"distillation": {"schedule": "linear"}},
-            "distillation.schedule: got 'linear'; it has no effect without an end value. Set distillation.alpha_end or",
+            "distillation.schedule: got 'linear'; it has no effect without an end value. Set distillation.alpha_end, ",
         ),
         ({"space": {"distillation.schedule": ["constant", "cosine"]}}, "space 'distillation.schedule': it has no eff"),
     ],
@@ -136,6 +149,117 @@ def test_a_setting_that_no_trial_reads_is_refused(make_sweep: MakeSweep, fields:
     with pytest.raises(SpecError) as caught:
         make_sweep(**fields)
     assert str(caught.value).startswith(part)
+
+
+LINEAR = {"schedule": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        (
+            {"distillation": {"relation_heads": 4, "hidden_mse": 1.0}},
+            "distillation.relation_heads: got 4; only distillation.relations and distillation.value_relation read it, "
+            "and their weights are 0. Leave it out, or give one of them a weight.",
+        ),
+        (
+            {"space": {"distillation.relation_heads": [4, 12], "distillation.relations": [0.0]}},
+            "space 'distillation.relation_heads': only distillation.relations and distillation.value_relation read it",
+        ),
+        (
+            {"distillation": {"layer_map": "last"}},
+            "distillation.layer_map: got 'last'; only distillation.hidden_mse, distillation.hidden_cosine, ",
+        ),
+        (
+            {"distillation": {"embeddings": 1.0}, "space": {"distillation.layer_map": ["last", "first"]}},
+            "space 'distillation.layer_map': only distillation.hidden_mse, distillation.hidden_cosine, ",
+        ),
+        (
+            {"distillation": {"inner_first": 0.5}},
+            "distillation.inner_first: got 0.5; it has no effect without an inner term, and the weights of all of them "
+            "are 0. Leave it out, or give a weight to distillation.hidden_mse, distillation.hidden_cosine, ",
+        ),
+        (
+            {"distillation": {"hidden_mse": 0.0}, "space": {"distillation.inner_first": tune.uniform(0, 0.5)}},
+            "space 'distillation.inner_first': it has no effect without an inner term",
+        ),
+        (
+            {"distillation": {"hidden_mse": 1.0, "hidden_mse_end": 0.0}},
+            "distillation.hidden_mse_end: got 0; it has no effect, because distillation.schedule is constant.",
+        ),
+        (
+            {"distillation": {"hidden_mse_end": 1.0, "layer_map": "last"}},
+            "distillation.layer_map: got 'last'; only distillation.hidden_mse, ",
+        ),
+        (
+            {"distillation": {"hidden_mse": 1.0, **LINEAR}},
+            "distillation.schedule: got 'linear'; it has no effect without an end value. Set distillation.alpha_end, "
+            "distillation.logit_mse_end, distillation.temperature_end or distillation.hidden_mse_end, or leave it out.",
+        ),
+        (
+            {
+                "distillation": {"relations": 1.0, "relations_end": 0.0, "schedule_from": 0.5, **LINEAR},
+                "space": {"distillation.inner_first": [0.25, 0.5]},
+            },
+            "distillation.relations_end: got 0; it has no effect, because the inner terms end at "
+            "distillation.inner_first=0.5, and the schedule begins at distillation.schedule_from=0.5. Leave",
+        ),
+        (
+            {
+                "distillation": {"relations": 1.0, "alpha_end": 0.9, "inner_first": 0.5, **LINEAR},
+                "space": {"distillation.schedule_to": tune.uniform(0.2, 0.4)},
+            },
+            "distillation.alpha_end: got 0.9; distillation.alpha itself has no effect, because the schedule ends at "
+            "distillation.schedule_to=0.4, and before distillation.inner_first=0.5 there are inner terms alone. Set ",
+        ),
+        (
+            {"distillation": {"soft": "dkd", "dkd_alpha": 0.0, "dkd_beta": 0.0}},
+            "distillation.soft: got 'dkd'; distillation.dkd_alpha and distillation.dkd_beta are 0, so this term is ",
+        ),
+        (
+            {"distillation": {"dist_beta": 0.0, "dist_gamma": 0.0}, "space": {"distillation.soft": ["kl", "dist"]}},
+            "space 'distillation.soft': got 'dist'; distillation.dist_beta and distillation.dist_gamma are 0, so this",
+        ),
+    ],
+)
+def test_settings_of_inner_terms_that_no_trial_reads_are_refused(
+    make_sweep: MakeSweep, fields: dict[str, Any], part: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_sweep(**fields)
+    assert str(caught.value).startswith(part)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"distillation": dict.fromkeys(INNER_TERMS, 0.0)},
+        {"space": {"distillation.hidden_mse": [0.0]}},
+        {"distillation": {"embeddings": 1.0}},
+        {"distillation": {"value_relation": 1.0, "relation_heads": 4, "layer_map": "final"}},
+        {"distillation": {"relations_end": 1.0, "relation_heads": 4, "inner_first": 0.5, **LINEAR}},
+        {"distillation": {"relation_heads": 4}, "space": {"distillation.relations": [0.0, 1.0]}},
+        {
+            "distillation": {"hidden_mse": 1.0, "hidden_mse_end": 0.0, "schedule_from": 0.5, **LINEAR},
+            "space": {"distillation.inner_first": [0.0, 0.5]},
+        },
+        {
+            "distillation": {"hidden_mse": 1.0, "alpha_end": 0.9, "schedule_to": 0.5, **LINEAR},
+            "space": {"distillation.inner_first": [0.0, 0.5]},
+        },
+        {"distillation": {"soft": "dkd", "dkd_alpha": 0.0}, "space": {"distillation.dkd_beta": tune.uniform(0, 8)}},
+    ],
+)
+def test_settings_that_some_trial_reads_are_accepted(make_sweep: MakeSweep, fields: dict[str, Any]) -> None:
+    make_sweep(**fields)
+
+
+@pytest.mark.parametrize("other", [Regression(), MultiLabel(), TokenClassification()], ids=lambda task: task.kind)
+def test_inner_terms_have_a_meaning_for_every_task(make_sweep: MakeSweep, other: Any) -> None:
+    make_sweep(task=other, distillation=Distillation(**INNER))
+    space = {f"distillation.{name}": [value] for name, value in INNER.items()}
+    sweep = make_sweep(task=other, space=space)
+    assert sweep.recipe_of({name: values[0] for name, values in space.items()}).distillation == Distillation(**INNER)
 
 
 def test_terms_and_schedules_can_be_searched(make_sweep: MakeSweep) -> None:
