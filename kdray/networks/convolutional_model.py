@@ -107,6 +107,13 @@ class _ConvolutionalModel(EncoderModel):
         """See `EncoderModel`."""
         return self.encoder_class(config)
 
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """See `EncoderModel`: the blocks. The filters of a text have no state of each token."""
+        encoder = self.encoder.blocks if isinstance(self.encoder, FilterEncoder) else self.encoder
+        assert isinstance(encoder, DilatedEncoder)
+        return tuple(encoder.blocks)
+
 
 class ConvolutionalForSequenceClassification(_ConvolutionalModel):
     """A convolutional model with one answer for a text."""

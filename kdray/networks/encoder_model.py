@@ -58,6 +58,11 @@ class EncoderModel(PreTrainedModel):
         features = self.encode(input_ids, token_mask(input_ids, attention_mask))
         return self.output(logits=self.classifier(self.dropout(features)))
 
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The modules whose outputs are states of each token (B x L x H), in order."""
+        return ()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the weights of one module; transformers calls it for modules that have no weights yet."""

@@ -125,6 +125,12 @@ class _RecurrentModel(EncoderModel):
         """See `EncoderModel`."""
         return self.encoder_class(config)
 
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """See `EncoderModel`."""
+        assert isinstance(self.encoder, RecurrentEncoder)
+        return tuple(self.encoder.layers)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """See `EncoderModel`. A cell gets orthogonal weights between its states, and remembers at first.

@@ -19,5 +19,7 @@ In reading order:
 - `vocabularies`      Vocabulary: which pieces a student reads, if not those of its source
 - `cut_vocabulary`    the most used pieces of a source: a smaller embedding table and a smaller tokenizer
 - `word_vocabulary`   a vocabulary of whole words, with embeddings from a file or of the pieces of the source
+- `recording`         Recorder: the states of a model's layers in its last forward pass
+- `recordable`        which states of a model can be recorded, and of which width
 - `sources`           the models that students are built from, and the rows in the ids of each
 """

@@ -3,18 +3,20 @@
 Such a student has the tokenizer, the outputs and the label names of its source, and may have its embeddings.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from kdray.errors import SpecError
 from kdray.models.pretrained import Pretrained
-from kdray.networks.encoder_model import EncoderConfig
+from kdray.networks.encoder_model import EncoderConfig, EncoderModel
 from kdray.networks.registered import OWN_MODELS
 from kdray.students.embedding_tables import narrow_table, source_table
 from kdray.students.word_student import DRAWN, FROM_SOURCE, WordStudent
@@ -89,6 +91,11 @@ class EncoderStudent(WordStudent):
         """See `Student`."""
         with torch.device("meta"), no_init_weights():
             return self._model(source)
+
+    def inner_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """See `Student`."""
+        assert isinstance(model, EncoderModel)
+        return model.layers
 
     def _model(self, source: PreTrainedModel) -> PreTrainedModel:
         shape = SourceShape.of(source)

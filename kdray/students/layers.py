@@ -38,6 +38,10 @@ class Layers(Protocol):
         """The source's weights by their names in a student of the chosen layers, without those of other layers."""
         ...
 
+    def modules(self, source: PreTrainedModel) -> tuple[nn.Module, ...]:
+        """The module of each layer, in order: its output is the state after the layer. Empty: there is none."""
+        ...
+
 
 class StackedLayers:
     """One stack of layers, each with weights of its own; XLM has several lists with one entry for each layer."""
@@ -66,6 +70,12 @@ class StackedLayers:
 
     def weights(self, source: PreTrainedModel, chosen: Sequence[int]) -> dict[str, Tensor]:
         return _renumbered_weights(source, self.stacks(source), chosen)
+
+    def modules(self, source: PreTrainedModel) -> tuple[nn.Module, ...]:
+        depth = getattr(source.config, "num_hidden_layers", None)
+        stacks = _layer_stacks(source, depth) if depth and not source.config.is_encoder_decoder else []
+        # The parts of a layer of XLM stand in several lists, so no module is a layer.
+        return tuple(_stack(source, stacks[0])) if len(stacks) == 1 else ()
 
 
 class AlternatingLayers(StackedLayers):
@@ -107,6 +117,10 @@ class RepeatedLayers:
     def weights(self, source: PreTrainedModel, chosen: Sequence[int]) -> dict[str, Tensor]:
         return _renumbered_weights(source, self.stacks(source), self._chosen_groups(source.config, chosen))
 
+    def modules(self, source: PreTrainedModel) -> tuple[nn.Module, ...]:
+        groups = _stack(source, self.stacks(source)[0])
+        return tuple(groups[_group_of(source.config, layer)] for layer in range(self.count(source)))
+
     def _chosen_groups(self, source: Any, chosen: Sequence[int]) -> list[int]:
         return sorted({_group_of(source, layer) for layer in chosen})
 
@@ -133,6 +147,9 @@ class ShorteningBlocks:
     def weights(self, source: PreTrainedModel, chosen: Sequence[int]) -> dict[str, Tensor]:
         raise NotImplementedError("`count` refuses this family")
 
+    def modules(self, source: PreTrainedModel) -> tuple[nn.Module, ...]:
+        return ()  # a shortened text has no state of each token
+
 
 LAYERS: dict[str, Layers] = {"albert": RepeatedLayers(), "funnel": ShorteningBlocks(), "gpt_neo": AlternatingLayers()}
 """The model types whose layers are not one stack."""
@@ -141,6 +158,14 @@ LAYERS: dict[str, Layers] = {"albert": RepeatedLayers(), "funnel": ShorteningBlo
 def layers_of(config: Any) -> Layers:
     """How the layers of this configuration's family are counted and copied."""
     return LAYERS.get(config.model_type, StackedLayers())
+
+
+def transformer_layers(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """The module of each layer of a Transformer, in order: its output is the hidden states after the layer.
+
+    A module that is repeated (ALBERT) stands there several times. Empty for families without such modules.
+    """
+    return layers_of(model.config).modules(model)
 
 
 def reduced_config(source: Any, chosen: Sequence[int]) -> Any:
@@ -165,6 +190,12 @@ def _layer_stacks(model: PreTrainedModel, depth: int) -> list[str]:
         if isinstance(module, nn.ModuleList) and len(module) == depth and not is_inside:
             stacks.append(name)
     return stacks
+
+
+def _stack(model: PreTrainedModel, name: str) -> nn.ModuleList:
+    stack = model.get_submodule(name)
+    assert isinstance(stack, nn.ModuleList)
+    return stack
 
 
 def _renumbered_weights(source: PreTrainedModel, stacks: Sequence[str], chosen: Sequence[int]) -> dict[str, Tensor]:

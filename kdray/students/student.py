@@ -4,9 +4,11 @@ A student is a model of transformers, whatever its family: it has a configuratio
 attention mask, and it is saved as safetensors. `kdray.training` trains it, `kdray.evaluation` measures its costs.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from pydantic import Field
+from torch import nn
 from transformers import PreTrainedModel
 
 from kdray.models.pretrained import Pretrained
@@ -24,6 +26,8 @@ class Student(Settings):
     """Whether transformers alone loads it. Others are served by their ONNX graph outside of kdray."""
     is_cut: ClassVar[bool] = False
     """Whether its weights are those of its source, so that it answers as its source does before any training."""
+    has_attention: ClassVar[bool] = False
+    """Whether its layers have the self-attention of its source, so that the attention of both can be compared."""
 
     family: str
     """Which kind of model the student is; `students.FAMILIES` has all of them."""
@@ -74,5 +78,12 @@ class Student(Settings):
         """Build the student without weights, from a source without weights (`pretrained.outline`), in little time.
 
         Raises the errors of `build`.
+        """
+        raise NotImplementedError
+
+    def inner_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """The module of each layer of this student's model, in order: its output is the states after the layer.
+
+        A module that is repeated stands there several times. Empty for families without states of each token.
         """
         raise NotImplementedError

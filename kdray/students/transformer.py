@@ -5,12 +5,13 @@ when it loads a model, and then gets the weights of the source: a saved student 
 `kdray.training` trains a student, `kdray.evaluation` measures its costs.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -19,7 +20,7 @@ from kdray.models.checks import errors_of_transformers
 from kdray.models.families import GOOD, depends_on_padding
 from kdray.models.pretrained import Pretrained
 from kdray.settings import later_field
-from kdray.students.layers import layers_of, reduced_config
+from kdray.students.layers import layers_of, reduced_config, transformer_layers
 from kdray.students.narrowing import Narrowing, narrowing_of
 from kdray.students.student import Student
 from kdray.students.widths import WIDTHS, Width, Widths, requested_widths
@@ -35,6 +36,7 @@ class TransformerStudent(Student):
 
     is_plain: ClassVar[bool] = True
     is_cut: ClassVar[bool] = True
+    has_attention: ClassVar[bool] = True
 
     family: Literal["transformer"] = later_field("transformer")
     depth: int | None = Field(None, ge=1)
@@ -116,6 +118,10 @@ class TransformerStudent(Student):
         """See `Student`."""
         with torch.device(source.device):
             return self.build(source, seed=0)
+
+    def inner_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """See `Student`."""
+        return transformer_layers(model)
 
 
 def cut_widths(students: Iterable[Student], config: Any) -> tuple[Width, ...]:
