@@ -102,12 +102,19 @@ class CheckpointManager:
     """The checkpoints of one training: knows when one is due, writes it, and restores a training from it."""
 
     def __init__(
-        self, path: Path | None, training: Training, model: nn.Module, optimizer: torch.optim.Optimizer, worker: Worker
+        self,
+        path: Path | None,
+        training: Training,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        worker: Worker,
+        objective: nn.Module | None = None,
     ) -> None:
+        """`objective` has what a loss learns besides the model; None: nothing."""
         self.reports: list[Report] = []
         """All evaluations so far, including those before a restart."""
         self._path, self._training, self._worker = path, training, worker
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._objective = model, optimizer, objective
         self._saved_at = time.monotonic()
 
     def is_due(self) -> bool:
@@ -126,6 +133,8 @@ class CheckpointManager:
         ranks = self._worker.all_gather({"random": _random_states(self._worker), "sums": sums.state()})
         if self._path is not None and self._worker.rank == 0:
             models = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+            if learnt := self._learnt_by_objective():
+                models["objective"] = learnt
             write_checkpoint(self._path, {**models, "ranks": ranks, "reports": self.reports, "at": asdict(position)})
         self._saved_at = time.monotonic()
 
@@ -142,6 +151,8 @@ class CheckpointManager:
             return Position(), RunningSums()
         assert state is not None
         self._model.load_state_dict(state["model"])
+        if self._objective is not None:
+            self._objective.load_state_dict(state.get("objective", {}))
         self._optimizer.load_state_dict(state["optimizer"])
         self.reports = state["reports"]
         return Position(**state["at"]), self._restore_rank(state["ranks"])
@@ -153,13 +164,16 @@ class CheckpointManager:
             return None, ""
         try:
             state = read_checkpoint(self._path, max_checkpoint_bytes(self._model))
-            check_state(state, self._path, self._model, self._optimizer)
+            check_state(state, self._path, self._model, self._optimizer, self._learnt_by_objective())
             Position(**state["at"])
         except TypeError:  # the position has other fields
             return None, f"{self._path}: the checkpoint does not fit this training (at)."
         except (StorageError, OSError) as error:
             return None, str(error)
         return state, ""
+
+    def _learnt_by_objective(self) -> dict[str, Tensor]:
+        return {} if self._objective is None else self._objective.state_dict()
 
     def _restore_rank(self, ranks: list[dict[str, Any]]) -> RunningSums:
         """Restore the random states of this rank, and return its sums.

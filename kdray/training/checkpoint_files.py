@@ -29,7 +29,10 @@ SIZE_MARGIN_BYTES = 1 << 30
 
 
 def max_checkpoint_bytes(model: nn.Module) -> int:
-    """The longest checkpoint of a training of this model that is read."""
+    """The longest checkpoint of a training of this model that is read.
+
+    The projections of inner terms are smaller than the margin.
+    """
     tensors = chain(model.parameters(), model.buffers())
     return SIZE_MARGIN_BYTES + SIZE_FACTOR * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -68,10 +71,20 @@ def read_checkpoint(path: Path, max_bytes: int = SIZE_MARGIN_BYTES) -> dict[str,
     return state
 
 
-def check_state(state: Mapping[str, Any], path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise StorageError if this state is none of a training of this model with this optimizer."""
+def check_state(
+    state: Mapping[str, Any],
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Mapping[str, Tensor],
+) -> None:
+    """Raise StorageError if this state is none of a training of this model with this optimizer.
+
+    `objective` has the tensors that the loss learns.
+    """
     checks = {
-        "parts": lambda: state.keys() == PARTS,
+        "parts": lambda: state.keys() == (PARTS | {"objective"} if objective else PARTS),
+        "objective": lambda: _kinds(state.get("objective", {})) == _kinds(objective),
         "model": lambda: _kinds(state["model"]) == _kinds(model.state_dict()),
         "optimizer": lambda: _fits_optimizer(state["optimizer"], optimizer),
         "ranks": lambda: isinstance(state["ranks"], list) and all(map(_is_rank, state["ranks"])),

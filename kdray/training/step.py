@@ -3,7 +3,6 @@
 `fit` decides which rows a batch has and how many steps there are. Letters: A answers of a batch, C outputs.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdray.data.rows import Batch, Rows
 from kdray.losses.distillation import Loss, Targets
+from kdray.losses.objective import Objective
 from kdray.slots.job import Worker
 from kdray.training.checkpoint import RunningSums
+from kdray.training.inside import Inside, inner_weights
 from kdray.training.precision import autocast_dtype, model_family
 from kdray.training.settings import Training
-
-LossOf = Callable[[Tensor, Targets], Loss]
-"""A function of the model's outputs (A x C) and the targets of the answers that gives the loss of each answer."""
 
 UNUSED_PARAMETERS = ("big_bird", "canine", "esm", "luke", "xlnet")
 """Model families with parameters that their classification model never uses. DDP waits for the gradients of all
@@ -51,19 +49,36 @@ def _all_reduced(values: Tensor) -> Tensor:
     return total
 
 
+class Learner(nn.Module):
+    """The model with its objective: everything that an optimiser changes."""
+
+    def __init__(self, model: nn.Module, objective: Objective, inside: Inside | None = None) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+        self._inside = inside
+
+    def forward(self, batch: Batch, targets: Targets, rows: np.ndarray, weights: tuple[float, float]) -> Loss:
+        """The loss of a batch with these rows; `weights` are the `inner_weights` of the batch of all workers."""
+        outputs = batch.answers(self.model(**batch.inputs).logits)
+        compares = self._inside is not None and self.objective.compares_layers(targets.progress)
+        inner = self._inside.targets(batch, rows, weights) if self._inside is not None and compares else None
+        loss: Loss = self.objective(outputs, targets, inner)
+        return loss
+
+
 class Step:
     """The optimiser step of one model. Each worker computes its part of the global batch."""
 
-    def __init__(self, model: nn.Module, training: Training, loss_of: LossOf, worker: Worker) -> None:
-        self._training, self._loss_of, self._worker = training, loss_of, worker
-        self._model = model
+    def __init__(self, learner: Learner, training: Training, worker: Worker) -> None:
+        self._training, self._worker = training, worker
+        self._learner: nn.Module = learner
         if worker.world > 1:
-            unused = model_family(model) in UNUSED_PARAMETERS
-            self._model = DistributedDataParallel(model, find_unused_parameters=unused)
+            unused = model_family(learner.model) in UNUSED_PARAMETERS
+            self._learner = DistributedDataParallel(learner, find_unused_parameters=unused)
         # Found once: walking the modules at each step took 0.2 ms, longer than clipping a small model's gradients.
-        self._parameters = list(model.parameters())
-        self.optimizer = adamw(model, training)
-        self._autocast = autocast_dtype(training.precision, worker.device, model)
+        self._parameters = list(learner.parameters())
+        self.optimizer = adamw(learner, training)
+        self._autocast = autocast_dtype(training.precision, worker.device, learner.model)
 
     def __call__(self, rows: Rows, indices: np.ndarray, rate: float, progress: float, sums: RunningSums) -> None:
         """Make one step on these rows with this learning rate, and add its loss to `sums`.
@@ -71,9 +86,8 @@ class Step:
         `progress` is the share of the training that is behind, from 0 at the first step to 1 at the last one.
         """
         answers, with_gold = rows.count_answers(indices)
-        batch, weight = self._own_part(rows, indices, answers)
-        with torch.autocast(self._worker.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            outputs = batch.answers(self._model(**batch.inputs).logits)
+        own, weight = self._own_part(indices, answers)
+        batch = rows.batch(own, self._worker.pad_multiple).to(self._worker.device)
         targets = Targets(
             gold=batch.gold,
             teacher_AxC=batch.teacher_logits_AxC,
@@ -81,8 +95,9 @@ class Step:
             progress=progress,
             sum_over_workers=lambda values: self._sum_over_workers(values, bool(weight)),
         )
-        loss = self._loss_of(outputs, targets)
-        (loss.total_A.sum() * weight).backward()
+        with torch.autocast(self._worker.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            loss: Loss = self._learner(batch, targets, own, inner_weights(rows, indices, answers))
+        (loss.total * weight).backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self._training.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -99,17 +114,15 @@ class Step:
         total: Tensor = _SumOverWorkers.apply(values if has_rows else 0 * values)
         return total
 
-    def _own_part(self, rows: Rows, indices: np.ndarray, answers: int) -> tuple[Batch, float]:
+    def _own_part(self, indices: np.ndarray, answers: int) -> tuple[np.ndarray, float]:
         """This rank's rows of the global batch, and the weight of one answer in this rank's loss.
 
         DDP averages the gradients of the ranks. The weight `world / answers`, with the answers of the global batch,
         makes that average the gradient of the mean loss over all of them, whatever the sizes of the ranks' parts.
         """
         own = indices[self._worker.rank :: self._worker.world]
-        weight = self._worker.world / answers if len(own) else 0.0
         # DDP needs a backward pass of every rank, so a rank without a row of a short batch computes one with weight 0.
-        batch = rows.batch(own if len(own) else indices[:1], self._worker.pad_multiple)
-        return batch.to(self._worker.device), weight
+        return (own, self._worker.world / answers) if len(own) else (indices[:1], 0.0)
 
 
 def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:

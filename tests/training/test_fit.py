@@ -21,6 +21,7 @@ from kdray.errors import JobError, SpecError
 from kdray.evaluation.outputs import compute_logits
 from kdray.evaluation.quality import student_quality
 from kdray.losses.distillation import Distillation, Loss, Targets
+from kdray.losses.objective import Objective
 from kdray.losses.softmax import SOFTMAX
 from kdray.models.pretrained import Pretrained
 from kdray.slots.job import NOTE, Instruction, Report, Worker
@@ -49,13 +50,14 @@ class Trainer:
         return Recipe().with_dotted({"student.depth": 2, "student.dropout": 0.1}).student.build(self.source.model(), 0)
 
     def fit(self, model: nn.Module, training: Training = TRAINING, seed: int = 0, **changes: Any) -> Iterator[Report]:
-        def loss_of(outputs: torch.Tensor, targets: Targets) -> Loss:
-            return DISTILLATION.loss(outputs, targets, SOFTMAX)
-
         rows = self.transfer.rows(self.tokens, "train")
         worker = changes.pop("worker", Worker())
         plan = {"evaluate": lambda model, last: {"last": float(last)}} | changes
-        return fit(model, TrainingPlan(rows=rows, training=training, loss_of=loss_of, seed=seed, **plan), worker)
+        return fit(
+            model,
+            TrainingPlan(rows=rows, training=training, objective=Objective(DISTILLATION, SOFTMAX), seed=seed, **plan),
+            worker,
+        )
 
 
 @pytest.fixture
@@ -322,11 +324,9 @@ def _train(trial_inputs: TrialInputs, worker: Worker) -> tuple[list[Report], nn.
         student = Outputs(compute_logits(model, validation, 32, worker, None))
         return student_quality(trial_inputs.task, student, Outputs(validation.teacher_logits()), validation)
 
-    def loss_of(outputs: torch.Tensor, targets: Targets) -> Loss:
-        return recipe.distillation.loss(outputs, targets, SOFTMAX)
-
     rows = trial_inputs.rows("train", worker)
-    plan = TrainingPlan(rows=rows, training=training, loss_of=loss_of, evaluate=evaluate, seed=0)
+    objective = Objective(recipe.distillation, SOFTMAX)
+    plan = TrainingPlan(rows=rows, training=training, objective=objective, evaluate=evaluate, seed=0)
     return list(fit(model, plan, worker)), model
 
 

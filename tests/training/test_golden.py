@@ -6,13 +6,14 @@ order or training loop, writes the new numbers here and gives the reason in its 
 
 import numpy as np
 import pytest
-from torch import Tensor, nn
+from torch import nn
 
 from kdray.data.rows import Rows
 from kdray.data.tokens import TokenSet
 from kdray.evaluation.outputs import compute_logits
 from kdray.evaluation.quality import student_quality
-from kdray.losses.distillation import Distillation, Loss, Targets
+from kdray.losses.distillation import Distillation
+from kdray.losses.objective import Objective
 from kdray.losses.softmax import SOFTMAX
 from kdray.models.pretrained import Pretrained
 from kdray.slots.job import Worker
@@ -53,15 +54,14 @@ def train_20_steps(source: Pretrained, tokens: TokenSet, task: TextClassificatio
     model = TransformerStudent(depth=2).build(source.model(), seed=0)
     distillation = Distillation(temperature=3.0, alpha=0.6, logit_mse=0.05)
 
-    def loss_of(outputs: Tensor, targets: Targets) -> Loss:
-        return distillation.loss(outputs, targets, SOFTMAX)
-
     def evaluate(model: nn.Module, last: bool) -> dict[str, float]:
         student = Outputs(compute_logits(model, validation, 32, Worker(), None))
         return student_quality(task, student, Outputs(validation.teacher_logits()), validation)
 
     training = Training(epochs=4, batch_size=64, learning_rate=1e-2, precision="fp32")
-    plan = TrainingPlan(rows=train, training=training, loss_of=loss_of, evaluate=evaluate, seed=0)
+    plan = TrainingPlan(
+        rows=train, training=training, objective=Objective(distillation, SOFTMAX), evaluate=evaluate, seed=0
+    )
     *_, report = fit(model, plan, Worker())
     sums = [parameter.detach().double().abs().sum() for parameter in model.parameters()]
     times = ("examples_per_s", "train_seconds", "eval_seconds")

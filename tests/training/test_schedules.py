@@ -14,8 +14,10 @@ from torch import Tensor
 from kdray.data.tokens import TokenSet
 from kdray.data.transfer_set import TransferSet
 from kdray.losses.distillation import Distillation, Loss, Targets
+from kdray.losses.objective import Objective
 from kdray.losses.soft_terms import SOFT_TERMS
 from kdray.losses.softmax import SOFTMAX
+from kdray.losses.states import InnerTargets
 from kdray.models.pretrained import Pretrained
 from kdray.slots.job import Instruction, Report, Worker
 from kdray.training.fit import TrainingPlan, fit
@@ -26,6 +28,18 @@ InputsOf = Callable[[str], TrialInputs]
 TIMES = ("examples_per_s", "train_seconds", "eval_seconds")
 TRAINING = Training(epochs=2, batch_size=32, learning_rate=1e-3, precision="fp32", checkpoint_evaluations=1)
 COOLING = Distillation(temperature=6.0, temperature_end=1.0, alpha=1.0, alpha_end=0.2, schedule="cosine")
+
+
+class Watched(Objective):
+    """An objective that notes the progress of the training at each step."""
+
+    def __init__(self, distillation: Distillation, seen: list[float]) -> None:
+        super().__init__(distillation, SOFTMAX)
+        self.seen = seen
+
+    def forward(self, outputs_AxC: Tensor, targets: Targets, inner: InnerTargets | None = None) -> Loss:
+        self.seen.append(targets.progress)
+        return super().forward(outputs_AxC, targets, inner)
 
 
 def without_times(reports: list[Report]) -> list[Report]:
@@ -43,15 +57,10 @@ def test_the_progress_goes_from_0_to_1_also_after_an_interruption(
     teacher: Pretrained, tokens: TokenSet, transfer: TransferSet, tmp_path: Path, suspended_at: int
 ) -> None:
     seen: list[float] = []
-
-    def loss_of(outputs: Tensor, targets: Targets) -> Loss:
-        seen.append(targets.progress)
-        return Distillation().loss(outputs, targets, SOFTMAX)
-
     plan = TrainingPlan(
         rows=transfer.rows(tokens, "train"),
         training=TRAINING,
-        loss_of=loss_of,
+        objective=Watched(Distillation(), seen),
         evaluate=lambda model, last: {},
         seed=0,
         checkpoint=tmp_path / "at.pt",
@@ -71,13 +80,10 @@ def test_a_training_of_one_step_has_the_settings_of_its_start(
 ) -> None:
     rows = transfer.rows(tokens, "train")
     seen: list[float] = []
-
-    def loss_of(outputs: Tensor, targets: Targets) -> Loss:
-        seen.append(targets.progress)
-        return COOLING.loss(outputs, targets, SOFTMAX)
-
     training = Training(epochs=1, batch_size=len(rows), precision="fp32")
-    plan = TrainingPlan(rows=rows, training=training, loss_of=loss_of, evaluate=lambda model, last: {}, seed=0)
+    plan = TrainingPlan(
+        rows=rows, training=training, objective=Watched(COOLING, seen), evaluate=lambda model, last: {}, seed=0
+    )
     (report,) = fit(Recipe().with_dotted({"student.depth": 1}).student.build(teacher.model(), 0), plan, Worker())
     assert seen == [0]
     assert "share_hard" not in report
