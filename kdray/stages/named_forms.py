@@ -9,9 +9,9 @@ from kdray.errors import SpecError
 from kdray.evaluation.costs import Costs
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.forms.form import Form
-from kdray.forms.forms import ONNX
+from kdray.forms.forms import FORM_OF, ONNX
 from kdray.forms.libraries import require_installed
-from kdray.forms.metrics import FORM_METRICS, FORM_SPEEDUPS, named_forms
+from kdray.forms.metrics import FORM_METRICS, FORM_SPEEDUPS, metric_name, named_forms
 from kdray.students.student import Student
 from kdray.sweep import Sweep
 
@@ -20,9 +20,11 @@ def forms_of(sweep: Sweep, records: Sequence[TrialRecord]) -> tuple[Form, ...]:
     """The forms that a sweep with these trials is measured in.
 
     They include those that the trials were measured in: the rule may have changed, but trials of one architecture must
-    have the same costs, by which early stopping knows them. They include ONNX if a student is served by its graph.
+    have the same costs, by which early stopping knows them. They include ONNX if a student is served by its graph, and
+    int8 if students are trained for it: an architecture without that form is then refused before the search.
     """
-    named = named_forms((*_named_metrics(sweep), *(name for record in records for name in record.costs)))
+    measured = (name for record in records for name in record.costs)
+    named = named_forms((*_named_metrics(sweep), *_metrics_in_mind(sweep), *measured))
     return named if _all_plain(sweep) else tuple(dict.fromkeys((ONNX, *named)))
 
 
@@ -60,6 +62,10 @@ def check_speedups(sweep: Sweep, costs: Costs) -> None:
 
 def _all_plain(sweep: Sweep) -> bool:
     return all(student.is_plain for student in sweep.students)
+
+
+def _metrics_in_mind(sweep: Sweep) -> tuple[str, ...]:
+    return (metric_name(FORM_OF["int8"], "latency_ms"),) if sweep.trains_for_int8 else ()
 
 
 def _named_metrics(sweep: Sweep) -> tuple[str, ...]:

@@ -5,6 +5,10 @@ In reading order:
 - `settings`     Training: epochs, batch size, learning rate, precision, checkpoints
 - `fit`          the training loop
 - `step`         one optimiser step
+- `signal`       Signal: where the states of a teacher come from that inner terms compare; the live teacher
+- `stored_signal`  the signal that reads hidden states from files
+- `inside`       the states of student and teacher for the inner terms of a loss
+- `quantising`   the forward pass of a student as its int8 file computes it, for a student that is served in int8
 - `precision`    whether a model computes in bf16 or in float32
 - `checkpoint`   when a checkpoint is due, and how a training continues from it
 - `checkpoint_files`   the file of a checkpoint; one that is damaged or does not fit is not used

@@ -7,6 +7,7 @@ instruction to stop early, and `checkpoint` stores checkpoints.
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -17,10 +18,14 @@ from torch import nn
 
 from kdray.data.batches import epoch_batches
 from kdray.data.rows import Rows
+from kdray.errors import SpecError
+from kdray.losses.objective import Objective
 from kdray.slots.job import Instruction, Report, Worker
 from kdray.training.checkpoint import CheckpointManager, Position, RunningSums
+from kdray.training.inside import Inside
+from kdray.training.quantising import Quantising
 from kdray.training.settings import Training, evaluation_marks
-from kdray.training.step import LossOf, Step
+from kdray.training.step import Learner, Step
 
 FINITE_CHECK_STEPS = 50
 """Steps between two checks that the gradients are finite. On a GPU each check waits for the device, so not every step
@@ -37,14 +42,32 @@ class TrainingPlan:
     rows: Rows
     """The training rows."""
     training: Training
-    loss_of: LossOf
+    objective: Objective
+    """What is lowered. Its projections are trained with the model, and are no part of it."""
     evaluate: Evaluate
     seed: int
+    inside: Inside | None = None
+    """Gives the states that inner terms compare; None: the objective has no inner terms."""
     epoch_rows: int | None = None
     """The number of rows that make an epoch; None: the training rows. If it is larger, an epoch goes through the rows
     several times, so that a model which learns from fewer rows makes as many steps."""
     checkpoint: Path | None = None
     """The checkpoint file, from which a training that was cut off continues. None: no checkpoints."""
+    quantising: Quantising | None = None
+    """Switches the model to int8, if `training.quantised` says so; None: the model always computes in float32."""
+
+    def __post_init__(self) -> None:
+        if self.training.quantised != "no" and self.quantising is None:
+            raise SpecError(
+                f"training.quantised: got {self.training.quantised!r}, but only students are trained with int8 in "
+                "mind. Leave it out of teacher.training."
+            )
+
+    def form_at(self, progress: float) -> AbstractContextManager[None]:
+        """A block in which the model computes in the form that it has when this share of the training is behind."""
+        if self.quantising is None:
+            return nullcontext()
+        return self.quantising.step(self.training.is_quantised_at(progress))
 
 
 def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Report, None, list[Report]]:
@@ -55,11 +78,16 @@ def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Repor
     stop, the training ends early and returns an empty list. Raises JobError if the loss is not finite.
     """
     training = plan.training
-    model.to(worker.device).train()
-    step = Step(model=model, training=training, loss_of=plan.loss_of, worker=worker)
+    learner = Learner(model.to(worker.device).train(), plan.objective.to(worker.device), plan.inside)
+    step = Step(learner, training, worker)
     torch.manual_seed(plan.seed * 1000 + worker.rank)  # each rank draws its own dropout
     checkpoints = CheckpointManager(
-        path=plan.checkpoint, training=training, model=model, optimizer=step.optimizer, worker=worker
+        path=plan.checkpoint,
+        training=training,
+        model=model,
+        optimizer=step.optimizer,
+        worker=worker,
+        objective=plan.objective,
     )
     start, sums = checkpoints.restore()
     yield from checkpoints.reports
@@ -70,7 +98,8 @@ def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Repor
         rate = training.learning_rate_at(at.step - 1, steps)
         # From the number of the step, so a continued training and all ranks have the same one.
         progress = (at.step - 1) / max(1, steps - 1)
-        step(plan.rows, indices, rate, progress, sums)
+        with plan.form_at(progress):
+            step(plan.rows, indices, rate, progress, sums)
         must_evaluate = at.batch in marks
         if at.step % FINITE_CHECK_STEPS == 0 or must_evaluate:
             sums.check_finite(f"step {at.step}")

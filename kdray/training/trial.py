@@ -4,13 +4,13 @@ This module does not depend on search and tracking: a trial gets its recipe and 
 each evaluation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from kdray.augmentation.settings import Augmentation
@@ -19,8 +19,9 @@ from kdray.data.tokens import TokenSet
 from kdray.data.transfer_set import TransferSet
 from kdray.evaluation.outputs import compute_logits
 from kdray.evaluation.quality import student_quality
-from kdray.losses.distillation import Distillation, Loss, Targets
+from kdray.losses.distillation import Distillation
 from kdray.losses.distribution import Distribution
+from kdray.losses.objective import Objective
 from kdray.models.pretrained import Pretrained, save_model
 from kdray.settings import Settings, later_field
 from kdray.slots.job import Report, Worker
@@ -32,8 +33,11 @@ from kdray.students.transformer import TransformerStudent
 from kdray.tasks.kept_thresholds import read_thresholds, write_thresholds
 from kdray.tasks.task import Outputs, Task
 from kdray.training.fit import TrainingPlan, fit
+from kdray.training.inside import Inside, open_objective
 from kdray.training.precision import autocast_dtype
+from kdray.training.quantising import EVALUATION_ROWS, Quantising, int8_quality
 from kdray.training.settings import Training
+from kdray.training.signal import Signal
 
 EVALUATION_BATCH_SIZE = 128
 """Rows in one forward pass when a finished student is evaluated."""
@@ -63,6 +67,8 @@ class TrialInputs:
     tokens: TokenSet
     """The rows as token ids of the source's tokenizer."""
     transfer: TransferSet
+    signal: Signal | None = None
+    """Where the states of the teacher come from that inner terms compare; None: there are none."""
 
     def rows(self, split: str, worker: Worker) -> Rows:
         """The rows of a split with the teacher's logits. Their files stay open in the worker for the next job."""
@@ -121,9 +127,8 @@ class Trial:
             return
         source = worker.cached(("source", self.inputs.source.key), self.inputs.source.model)
         model = self.recipe.student.build(source, self.seed)
-        checkpoint = self.target.with_name("checkpoint.pt")
         distribution = self.inputs.task.distribution(self.inputs.rows("train", worker).gold).start_training(model)
-        reports = yield from fit(model, self._plan(model, distribution, checkpoint, worker), worker)
+        reports = yield from self._train(model, distribution, worker)
         if worker.rank == 0 and reports:
             distribution.end_training(model)
             tokenizer = worker.cached(("tokenizer", self.inputs.source.key), self.inputs.source.tokenizer)
@@ -131,35 +136,61 @@ class Trial:
                 save_model(model.cpu(), tokenizer, folder)
             # In this order: at any moment there is a checkpoint to continue from, or the finished student.
             write_json(reports_path, reports)
-            delete(checkpoint)
+            delete(self._checkpoint)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.target.with_name("checkpoint.pt")
+
+    def _train(
+        self, model: PreTrainedModel, distribution: Distribution, worker: Worker
+    ) -> Generator[Report, None, list[Report]]:
+        recipe = self.recipe
+        model.to(worker.device)  # before its layers are recorded, which runs it
+        student = (model, recipe.student.inner_layers(model))
+        with open_objective(
+            recipe.distillation, distribution, student, self.inputs.signal, self.seed, worker
+        ) as opened:
+            return (yield from fit(model, self._plan(model, distribution, opened, worker), worker))
 
     def _plan(
-        self, model: PreTrainedModel, distribution: Distribution, checkpoint: Path, worker: Worker
+        self,
+        model: PreTrainedModel,
+        distribution: Distribution,
+        opened: tuple[Objective, Inside | None],
+        worker: Worker,
     ) -> TrainingPlan:
         training = self.recipe.training
         validation = self.inputs.rows("validation", worker)
         dtype = autocast_dtype(training.precision, worker.device, model)
 
+        quantising = Quantising.of(model, training)
         task, teacher = self.inputs.task, self.inputs.teacher_outputs("validation", worker)
-
-        def loss_of(outputs: Tensor, targets: Targets) -> Loss:
-            return self.recipe.distillation.loss(outputs, targets, distribution)
 
         def evaluate(module: nn.Module, last: bool) -> dict[str, float]:
             # Trials are compared by the last evaluation, so it is in float32, as is a student that is loaded again.
             logits = compute_logits(module, validation, 4 * training.batch_size, worker, None if last else dtype)
             student = task.outputs(distribution.in_data_units(logits), validation)
             write_thresholds(model.config, student.thresholds_C)
-            return student_quality(task, student, teacher, validation)
+            metrics = student_quality(task, student, teacher, validation)
+            if quantising is None or not quantising.is_on:
+                return metrics
+            with quantising.forward():
+                logits = compute_logits(module, validation, EVALUATION_ROWS, worker, None if last else dtype)
+            # The file is served with the thresholds of the student.
+            int8 = Outputs(distribution.in_data_units(logits), student.thresholds_C)
+            return metrics | int8_quality(task, int8, student, validation)
 
         return TrainingPlan(
             rows=self.inputs.texts(self.recipe, worker),
             epoch_rows=self.inputs.text_rows(self.recipe),
             training=training,
-            loss_of=loss_of,
+            objective=opened[0],
+            inside=opened[1],
             evaluate=evaluate,
             seed=self.seed,
-            checkpoint=checkpoint,
+            checkpoint=self._checkpoint,
+            quantising=quantising,
         )
 
 

@@ -20,12 +20,13 @@ from kdray.forms import libraries
 from kdray.run import Outcome, RunOptions, run
 from kdray.search.settings import Search, at_least, at_most
 from kdray.slots.pool import SlotSettings
-from kdray.stages.named_forms import check_speedups
+from kdray.stages.named_forms import check_speedups, forms_of
 from kdray.stages.reading import read_figures
 from kdray.storage.files import read_json
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
 from kdray.tracking.settings import Tracking
+from kdray.training.settings import Training
 from tests.cli.test_cli import kdray
 from tests.stages.conftest import RunTiny
 
@@ -232,6 +233,21 @@ def test_a_rule_by_a_form_that_was_not_measured_is_refused(chosen: SweepPaths, t
     sentence = "choose 'int8_latency_ms': the trials of this sweep (there are 1) were not measured in this form."
     assert sentence in " ".join(done.err.split())
     assert read_json(own.choice) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({}, []),
+        ({"training": Training(quantised="int8")}, ["int8"]),
+        ({"space": {"student.depth": [1, 2], "training.quantised": ["no", "int8"]}}, ["int8"]),
+        ({"training": Training(quantised="int8"), "space": {"training.quantised": ["no"]}}, []),
+    ],
+)
+def test_a_sweep_that_trains_for_int8_is_measured_in_it(
+    make_sweep: Callable[..., Sweep], fields: dict[str, Any], names: list[str]
+) -> None:
+    assert [form.name for form in forms_of(make_sweep(**fields), [])] == names
 
 
 def test_a_metric_of_a_form_that_does_not_exist_is_refused(make_sweep: Callable[..., Sweep]) -> None:
