@@ -25,4 +25,5 @@ In reading order:
 - `rows`            one split of the token ids, memory-mapped; padded batches
 - `batches`         the order in which rows are put into batches
 - `transfer_set`    reads the teacher's stored logits (`teacher.transfer` writes them)
+- `state_store`     reads the teacher's stored hidden states (`teacher.state_files` writes them)
 """

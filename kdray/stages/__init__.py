@@ -9,6 +9,8 @@ In reading order:
 - `copying`          the text with changed copies of it, for each model that reads it
 - `warm_start`       which earlier trials may be compared with those of this sweep
 - `ordering`         the models that narrower students are cut from, with their most important units first
+- `inner_checks`     that what the inner terms of the loss compare can be recorded, checked before anything starts
+- `signals`          where the teacher's states come from that inner terms of the loss compare
 - `teaching`         the teacher and its transfer set
 - `searching`        costs of the architectures, then the trials
 - `bookkeeping`      keeps MLflow, the screen and the disk up to date with the ledger

@@ -15,7 +15,9 @@ from kdray.search.ledger import Ledger
 from kdray.sources.tables import short_list
 from kdray.stages.ancestry import earlier_sweep
 from kdray.stages.copying import sweep_text
+from kdray.stages.inner_checks import check_inner_terms
 from kdray.stages.named_forms import check_forms
+from kdray.stages.signals import check_signals
 from kdray.stages.warm_start import TrialMaterial, check_unchanged, warm_start
 from kdray.storage.files import fingerprint
 from kdray.storage.paths import SweepPaths
@@ -53,6 +55,13 @@ class Material:
     own_tokens: tuple[TokenSet, ...] = ()
     """These rows in the ids of each teacher's tokenizer."""
 
+    @property
+    def possible_sources(self) -> Sequence[int | None]:
+        """The numbers of the teachers that students may be built from; only None if the teacher is a file."""
+        if self.named_source is not None:
+            return [self.named_source]
+        return range(len(self.teachers)) if self.teachers else [None]
+
     def sources(self, teacher: int | None) -> BySource[StudentSource]:
         """The models that students are built from, if the teacher with this number is one of them."""
         return sources_by_name(None if teacher is None else self.teachers[teacher], self.checkpoints)
@@ -69,6 +78,7 @@ def prepare(sweep: Sweep, paths: SweepPaths, ledger: Ledger, screen: Screen) -> 
     source_number = named_source(sweep.student.source, [display_name(model) for model in sweep.teacher.models])
     rows = _read_rows(sweep, screen)
     material, copies = _read_models(sweep, rows, source_number, paths, screen)
+    _check_inner_terms(sweep, material, screen)
     _describe_truncation(sweep, material, screen)
     trial_material = TrialMaterial.of(
         sweep,
@@ -139,6 +149,16 @@ def _read_models(
 def _note_all(screen: Screen, notes: Iterable[str]) -> None:
     for note in notes:
         screen.note(note)
+
+
+def _check_inner_terms(sweep: Sweep, material: Material, screen: Screen) -> None:
+    notes: list[str] = []
+    for number in material.possible_sources:
+        sources = material.sources(number)
+        check_signals(sweep, sources)
+        notes += check_inner_terms(sweep, sources, several_teachers=len(material.possible_sources) > 1)
+    if len(set(notes)) == 1:
+        screen.note(notes[0])
 
 
 def _check_file_teacher(sweep: Sweep) -> None:

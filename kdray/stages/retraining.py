@@ -48,7 +48,7 @@ RERUN_ENTRIES = TypeAdapter(dict[str, RerunEntry])
 
 
 def train_controls(session: Session, lessons: Lessons, records: Sequence[TrialRecord]) -> list[Control]:
-    """Train each architecture of the front on labels only, and with default distillation.
+    """Train the controls of each architecture of the front.
 
     The list is empty if `confirm.controls` is off. A control whose training failed has an error and no metrics.
     """

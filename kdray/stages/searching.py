@@ -1,12 +1,13 @@
 """The stages of the search: the costs of every architecture, then the trials."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from kdray.evaluation.costs import CostConditions, CostMeasuring, Costs
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.models.lineage import Lineage
-from kdray.search.planner import Planner
+from kdray.search.planner import Length, Planner
 from kdray.search.run_search import run_search
 from kdray.stages.bookkeeping import Bookkeeper
 from kdray.stages.named_forms import check_speedups, forms_of
@@ -67,8 +68,10 @@ def _figures_of_models(lineage: Lineage) -> dict[str, float]:
     }
 
 
-def _evaluation_count(recipe: Recipe, lessons: Lessons) -> int:
-    return recipe.training.evaluation_count(lessons.inputs.of(recipe.student).text_rows(recipe))
+def _length(recipe: Recipe, lessons: Lessons) -> Length:
+    count = recipe.training.evaluation_count(lessons.inputs.of(recipe.student).text_rows(recipe))
+    # While the inner terms are alone, the head learns nothing: its answers say nothing about the student.
+    return Length(count, first_compared=1 + math.floor(count * recipe.distillation.inner_first))
 
 
 def search(session: Session, material: Material, lessons: Lessons, costs: Costs) -> list[TrialRecord]:
@@ -80,7 +83,7 @@ def search(session: Session, material: Material, lessons: Lessons, costs: Costs)
         sweep.search_space,
         session.ledger,
         costs=lambda params: costs.of(sweep.recipe_of(params).student),
-        evaluations=lambda params: _evaluation_count(sweep.recipe_of(params), lessons),
+        length=lambda params: _length(sweep.recipe_of(params), lessons),
     )
     if planner.ignored_trials:
         session.screen.note(

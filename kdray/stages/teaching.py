@@ -15,6 +15,7 @@ from kdray.slots.job import NOTE, Report
 from kdray.stages.ordering import order_units
 from kdray.stages.preparing import Material
 from kdray.stages.session import Session
+from kdray.stages.signals import give_signals
 from kdray.storage.files import fingerprint
 from kdray.storage.records import write_record
 from kdray.students.sources import BySource, StudentSource, refuse_students_of, with_trained_teacher
@@ -50,13 +51,15 @@ class _Taught:
     """The number of the model that students are built from."""
     source_model: Pretrained | None = None
     """That model after its fine-tuning."""
+    padding: bool = True
+    """See `Labelling`, for that model."""
 
 
 def teach(session: Session, material: Material) -> Lessons:
     """Obtain the teacher and its transfer set.
 
     Raises TeacherError for a teacher that is near chance, or whose outputs are in another order than the data's labels,
-    and for students that are built from a teacher whose answer depends on padding.
+    and for students that are built from a teacher whose answer depends on padding. See also `give_signals`.
     """
     sweep = session.sweep
     if material.answers is not None:
@@ -72,7 +75,7 @@ def teach(session: Session, material: Material) -> Lessons:
     inputs = trained.map(
         lambda source: TrialInputs(task=sweep.task, source=source.model, tokens=source.tokens, transfer=taught.transfer)
     )
-    inputs = order_units(session, inputs)
+    inputs = give_signals(session, order_units(session, inputs), taught.padding)
     lineage = Lineage(
         teacher=sweep.teacher.display_name,
         teacher_weights=taught.key,
@@ -126,15 +129,16 @@ def _teach_with_models(session: Session, material: Material) -> _Taught:
         )
         for number, model in enumerate(tuned)
     )
+    padding = labelled[source].labelling.padding
     if len(labelled) == 1:
-        return _Taught(labelled[0].transfer, tuned[0].key, models, source, tuned[0])
+        return _Taught(labelled[0].transfer, tuned[0].key, models, source, tuned[0], padding)
     # The gold decides the units of outputs in training; the stored ones are in the units of the data.
     distribution = sweep.task.distribution(np.zeros(1))
     tokens = material.teachers[source].tokens
     transfer = average(labelled, distribution, tokens, session.paths, screen.note)
     key = fingerprint("mean", [model.key for model in tuned], sweep.teacher.shares)
     screen.note(_describe_mean(sweep, models, source))
-    return _Taught(transfer, key, models, source, tuned[source])
+    return _Taught(transfer, key, models, source, tuned[source], padding)
 
 
 def _obtain(session: Session, material: Material, number: int) -> Pretrained:

@@ -5,7 +5,7 @@ A storage in a bucket is a local folder, too: `mirror` keeps it equal to the buc
 STORAGE/
   mlflow.db  mlartifacts/        MLflow's data of all sweeps of this storage
   cache/                         shared by all sweeps of this storage; a key is a fingerprint of the content
-    tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  costs/<key>.json
+    tokens/<key>/  models/<key>/  teachers/<key>/  transfers/<key>/  states/<key>/  costs/<key>.json
   <sweep>/
     sweep.json  owner.json  origin.json  lineage.json  times.json  teacher.json  conditions.json  choice.json
     ledger/  trials/<number>/  confirmation/<key>/  chosen/  report/  logs/  tracking/
@@ -57,6 +57,10 @@ class StoragePaths:
     def transfer(self, key: str) -> Path:
         """The folder with the shards of a transfer set."""
         return self.cache / "transfers" / key
+
+    def states(self, key: str) -> Path:
+        """The folder with the hidden states of one layer of a teacher."""
+        return self.cache / "states" / key
 
     def cost(self, key: str) -> Path:
         """The measured costs of one architecture."""

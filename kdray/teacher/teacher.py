@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from kdray.data.rows import Rows
@@ -19,8 +19,9 @@ from kdray.data.tokens import TokenSet
 from kdray.errors import TeacherError
 from kdray.evaluation.formatting import heading
 from kdray.evaluation.outputs import compute_logits
-from kdray.losses.distillation import Distillation, Loss, Targets
+from kdray.losses.distillation import Distillation
 from kdray.losses.distribution import Distribution
+from kdray.losses.objective import Objective
 from kdray.models.checks import loading_errors
 from kdray.models.families import depends_on_padding
 from kdray.models.fresh import FreshTransformer
@@ -104,6 +105,11 @@ class Teacher(Settings):
             raise ValueError("revision: several models have no common revision; download them, and give their folders.")
         if self.data is not None:
             self._check_data(self.data)
+        if self.training is not None and self.training.quantised != "no":
+            raise ValueError(
+                f"training.quantised: got {self.training.quantised!r}, but only students are trained with int8 in "
+                "mind. Leave it out of teacher.training."
+            )
         self._check_weights()
         return self
 
@@ -239,10 +245,7 @@ class FineTune:
     def _plan(self, model: PreTrainedModel, distribution: Distribution, worker: Worker) -> TrainingPlan:
         rows, validation = self.start.tokens.rows("train"), self.start.tokens.rows("validation")
         dtype = autocast_dtype(self.training.precision, worker.device, model)
-        labels_only, task = Distillation().labels_only(), self.start.task
-
-        def loss_of(outputs: Tensor, targets: Targets) -> Loss:
-            return labels_only.loss(outputs, targets, distribution)
+        task = self.start.task
 
         def evaluate(module: nn.Module, last: bool) -> dict[str, float]:
             logits = compute_logits(module, validation, 4 * self.training.batch_size, worker, None if last else dtype)
@@ -253,7 +256,7 @@ class FineTune:
         return TrainingPlan(
             rows=rows,
             training=self.training,
-            loss_of=loss_of,
+            objective=Objective(Distillation().labels_only(), distribution),
             evaluate=evaluate,
             seed=self.start.seed,
             checkpoint=self._checkpoint,
@@ -315,6 +318,9 @@ def _obtain_fresh_source(
     parts = [splits.train] if splits.unlabelled is None else [splits.train, splits.unlabelled]
     columns = [part[name] for part in parts for name in ("text", "pair") if name in part.column_names]
     more = () if splits.more_key is None else (splits.more_key,)
+    # The model has as many positions; the keys of earlier versions, which did not name them, stay for the default.
+    if task.max_length != type(task).model_fields["max_length"].default:
+        more = (*more, f"max_length {task.max_length}")
     count = sum(map(len, columns))
     key = fingerprint("fresh", model.model_dump(), splits.key, list(splits.labels), seed, count, *more)
 

@@ -5,13 +5,12 @@ They are stored by example id and apart from the token ids, so a student with an
 The temperature is applied in the loss, so one transfer set serves every trial and every later sweep. How it is read is
 in `data.transfer_set`.
 
-    transfers/<key>/ <split>-<first row>.arrow (columns id, logits)  manifest.json (the fingerprint of each file)
+    transfers/<key>/ <split>-<first row>.arrow (columns id, logits)  manifest.json (see `shard_files`)
 
 Letters: A answers, C outputs.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -27,14 +26,15 @@ from kdray.data.transfer_set import TransferSet
 from kdray.errors import JobError
 from kdray.evaluation.outputs import compute_logits, evaluation_mode
 from kdray.models.pretrained import Pretrained
-from kdray.settings import Settings
-from kdray.slots.job import Pool, Report, Worker
-from kdray.storage.files import file_fingerprint, fingerprint, read_json, replace_file, write_json
-from kdray.storage.mirror import delete, fetch_files
+from kdray.settings import MAY_CHANGE, Settings
+from kdray.slots.job import Job, Pool, Report, Worker
+from kdray.storage.files import fingerprint, replace_file
+from kdray.storage.mirror import fetch_files
 from kdray.storage.paths import StoragePaths
+from kdray.teacher.shard_files import MANIFEST, cached_model, missing_files, run_jobs, write_manifest
 from kdray.training.precision import autocast_dtype
 
-MANIFEST = "manifest.json"
+LABELLED_AGAIN = "its rows are labelled again"
 MAX_DIFFERENCE = 1e-3
 """The largest difference of a logit between two computations in fp32, as a share of the largest logit."""
 
@@ -50,6 +50,12 @@ class Transfer(Settings):
     """Rows in one job and in one file. Each job that is cut off loses at most this many rows."""
     check_rows: int = Field(32, ge=1)
     """Rows whose stored logits are compared with those of the live teacher before a student learns from them."""
+    signal: Literal["auto", "stored", "live"] = Field("auto", json_schema_extra=MAY_CHANGE)
+    """Where inner terms of the loss get the teacher's hidden states: from files that are written once, or from the
+    teacher itself, which then runs in each slot while students are trained. auto: from files if they have at most
+    `budget_gb` and no trial compares attention, which is never stored."""
+    budget_gb: float = Field(10.0, gt=0, json_schema_extra=MAY_CHANGE)
+    """The most GB (10^9 bytes) that the files with hidden states may have."""
 
 
 @dataclass(frozen=True)
@@ -108,23 +114,16 @@ def obtain_transfer_set(
     tokens.check_tokenizer(teacher.tokenizer(), f"teacher {teacher.folder}")
     folder = fetch_files(paths.transfer(labelling.key))
     shards = _shards(tokens, shard_rows)
-    missing, must_check = _missing_files(folder, shards, on_note)
-    done = len(shards) - len(missing)
-
-    def write_shard(name: str) -> None:
-        split, start = shards[name]
-        job = LabelShard(labelling=labelling, split=split, start=start, folder=folder)
-        list(pool.run(job, f"label-{labelling.key}-{name}"))
-
-    # One thread for each slot, because iterating the reports of a job blocks until it ends.
-    with ThreadPoolExecutor(pool.count) as threads:
-        for _ in threads.map(write_shard, missing):
-            done += 1
-            on_progress(done, len(shards))
+    missing, must_check = missing_files(folder, shards, on_note, LABELLED_AGAIN)
+    jobs: dict[str, Job] = {
+        f"label-{labelling.key}-{name}": LabelShard(labelling, *shards[name], folder) for name in missing
+    }
+    for done, _ in enumerate(run_jobs(pool, jobs), start=len(shards) - len(missing) + 1):
+        on_progress(done, len(shards))
     # The manifest is written after the check, so files without a complete manifest have not been checked.
     if must_check:
         list(pool.run(CheckSample(labelling, folder), f"check-{labelling.key}"))
-        _write_manifest(folder, shards)
+        write_manifest(folder, shards)
     return TransferSet(folder)
 
 
@@ -142,7 +141,7 @@ def write_transfer_set(
     """
     fetch_files(folder)
     shards = _shards(tokens, shard_rows)
-    missing, must_check = _missing_files(folder, shards, on_note)
+    missing, must_check = missing_files(folder, shards, on_note, LABELLED_AGAIN)
     rows_of = {split: tokens.all_rows(split) for split in SPLITS}
     for name in missing:
         split, start = shards[name]
@@ -152,7 +151,7 @@ def write_transfer_set(
         with replace_file(folder / name) as temporary:
             _write_arrow(temporary, rows.part(start, stop).answer_ids, logits_of(split, answers))
     if must_check:
-        _write_manifest(folder, shards)
+        write_manifest(folder, shards)
     return TransferSet(folder)
 
 
@@ -163,29 +162,6 @@ def _shards(tokens: TokenSet, shard_rows: int) -> dict[str, tuple[str, int]]:
         for split in SPLITS
         for start in range(0, len(tokens.all_rows(split)), shard_rows)
     }
-
-
-def _missing_files(folder: Path, shards: Iterable[str], on_note: Callable[[str], None]) -> tuple[list[str], bool]:
-    """The files to write, and whether the set is not known to be complete. Damaged files are deleted, with a note."""
-    shards, known = list(shards), _read_manifest(folder / MANIFEST)
-    # Only the files of this transfer set: a name in the manifest decides which file is deleted.
-    for name, digest in ((name, known[name]) for name in shards if name in known):
-        if (folder / name).exists() and file_fingerprint(folder / name) != digest:
-            delete(folder / name)
-            on_note(f"{folder / name}: damaged; its rows are labelled again.")
-    missing = [name for name in shards if not (folder / name).exists()]
-    return missing, bool(missing) or known.keys() != set(shards)
-
-
-def _write_manifest(folder: Path, shards: Iterable[str]) -> None:
-    fetch_files(folder)
-    write_json(folder / MANIFEST, {name: file_fingerprint(folder / name) for name in shards})
-
-
-def _read_manifest(manifest: Path) -> dict[str, str]:
-    """The fingerprint of each checked file, by file name; empty if there is no manifest, or none that kdray writes."""
-    known = read_json(manifest) if manifest.exists() else {}
-    return known if isinstance(known, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -202,7 +178,7 @@ class LabelShard:
         rows = self.labelling.tokens.all_rows(self.split)
         part = rows.part(self.start, min(self.start + settings.shard_rows, len(rows)))
         precision = settings.precision if self.split == "train" else "fp32"
-        model = _cached_model(self.labelling.teacher, worker)
+        model = cached_model(self.labelling.teacher, worker)
         autocast = autocast_dtype(precision, worker.device, model)
         logits = compute_logits(model, part, settings.batch_size, worker, autocast, self.labelling.padding)
         if worker.rank == 0:
@@ -221,7 +197,7 @@ class CheckPadding:
         teacher, all_rows = self.labelling.teacher, self.labelling.tokens.all_rows("train")
         order = np.argsort(all_rows.lengths, kind="stable")
         rows = np.unique([*order[: self.labelling.settings.check_rows], order[-1]])
-        model = _cached_model(teacher, worker)
+        model = cached_model(teacher, worker)
         padded = _logits_in_one_batch(model, all_rows, rows, worker)
         alone = np.concatenate(
             [_logits_in_one_batch(model, all_rows, rows[i : i + 1], worker) for i in range(len(rows))]
@@ -249,7 +225,7 @@ class CheckSample:
             [compute_live_logits(teacher, rows.part(int(i), int(i) + 1), 1, settings.precision, worker) for i in sample]
         )
         difference = _relative_difference(stored, live)
-        bf16 = autocast_dtype(settings.precision, worker.device, _cached_model(teacher, worker)) is not None
+        bf16 = autocast_dtype(settings.precision, worker.device, cached_model(teacher, worker)) is not None
         # A bf16 number has 8 significant bits, and the rounding depends on the width of the batch.
         tolerance = 0.1 if bf16 else MAX_DIFFERENCE
         if not difference <= tolerance:  # true for nan, too
@@ -264,13 +240,8 @@ def compute_live_logits(
     teacher: Pretrained, rows: Rows, batch_size: int, precision: Literal["auto", "fp32", "bf16"], worker: Worker
 ) -> np.ndarray:
     """Compute the teacher's logits for these rows (A x C, float32). The model stays in the worker for the next job."""
-    model = _cached_model(teacher, worker)
+    model = cached_model(teacher, worker)
     return compute_logits(model, rows, batch_size, worker, autocast_dtype(precision, worker.device, model))
-
-
-def _cached_model(teacher: Pretrained, worker: Worker) -> PreTrainedModel:
-    model: PreTrainedModel = worker.cached(("model", teacher.key), lambda: teacher.model().to(worker.device))
-    return model
 
 
 def _logits_in_one_batch(model: PreTrainedModel, rows: Rows, indices: np.ndarray, worker: Worker) -> np.ndarray:

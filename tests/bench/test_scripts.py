@@ -21,6 +21,7 @@ REAL = ("--max-rows", "600", "--epochs", "1", "--teacher-epochs", "6")
 SMALL: dict[str, tuple[str, ...]] = {
     "busy_machine": ("--seconds", "0.2", "--width", "16"),
     "empty_trials": ("--trials", "6", "--tune-trials", "3"),
+    "inner_ratio": ("--max-rows", "48", "--repeats", "1"),
     "kill_and_resume": ("{sweep}", "--kills", "1"),
     "million_rows": ("--rows", "400"),
     "slot_memory": ("--megabytes", "1"),
@@ -30,7 +31,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "trial_overhead": ("--trials", "3", "--nested", "1"),
 }
 
-QUICK = ("step_ratio",)
+QUICK = ("inner_ratio", "step_ratio")
 
 SWEEP = """
 from kdray import (

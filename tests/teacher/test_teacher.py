@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 
 from kdray.data.splits import Data, Splits, load_splits
 from kdray.data.tokens import TokenSet, tokenise
-from kdray.errors import TeacherError
+from kdray.errors import SpecError, TeacherError
 from kdray.evaluation.outputs import compute_logits
 from kdray.models.pretrained import Pretrained
 from kdray.settings import parse_value
@@ -321,3 +321,8 @@ def test_the_tokenizer_of_a_teacher_from_scratch_knows_the_words_of_both_texts(
     settings = Teacher(model=TINY, training=Training())
     tokenizer = obtain_source(settings, pairs, splits, StoragePaths(tmp_path / "storage"), seed=0).tokenizer()
     assert tokenizer.unk_token_id not in tokenizer("first 1", "second3")["input_ids"]
+
+
+def test_a_teacher_is_not_trained_for_int8() -> None:
+    with pytest.raises(SpecError, match=r"training\.quantised: got 'int8', but only students"):
+        Teacher(model="folder", training=Training(quantised="int8"))
