@@ -1,9 +1,9 @@
 """The controls of the front: each of its architectures, trained on labels only and with default distillation.
 
-Where there is more text than the labelled rows, a further control sees these alone. All have the seed and the number of
-steps of the search and are measured on the validation rows, so tables and plots can show them beside the trials. They
-prove little: there is one seed, and the best of many trials is overestimated on these rows. `verdict` computes what the
-chosen student gains.
+Where there is more text than the labelled rows, a further control sees these alone; where a trial has inner terms, a
+further control is trained without them. All have the seed and the number of steps of the search and are measured on the
+validation rows, so tables and plots can show them beside the trials. They prove little: there is one seed, and the best
+of many trials is overestimated on these rows. `verdict` computes what the chosen student gains.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from pydantic import Field
@@ -27,9 +27,12 @@ from kdray.storage.mirror import delete, fetch
 from kdray.tasks.task import Outputs
 from kdray.training.trial import Recipe, Trial, read_reports, reports_file
 
-Role: TypeAlias = Literal["candidate", "labels only", "labelled rows", "default distillation"]
+Role: TypeAlias = Literal["candidate", "labels only", "labelled rows", "logits alone", "default distillation"]
 """A candidate, or one of its controls. Its lead over "labels only" is due to distillation, its lead over "labelled
-rows" is due to more text, and its lead over "default distillation" is due to the search."""
+rows" is due to more text, its lead over "logits alone" is due to the inner terms of the loss, and its lead over
+"default distillation" is due to the search."""
+CONTROLS: tuple[Role, ...] = tuple(role for role in get_args(Role) if role != "candidate")
+"""The roles of controls, in the order in which they are trained and shown."""
 
 ANSWERS_FILE = "test.npy"
 """The file with the logits for the test rows, beside the folder of the student's weights."""
@@ -45,8 +48,9 @@ class Confirm(Settings):
     seeds: int = Field(3, ge=1)
     """How many times each candidate is trained again, each time with a seed that the search did not use."""
     controls: bool = True
-    """Train each architecture of the front on labels only, and with default distillation, with the seed of the search;
-    and train the controls of the candidates with the seeds of the confirmation."""
+    """Train the controls: for each architecture of the front with the seed of the search, and for each candidate with
+    the seeds of the confirmation. They are the same student on labels only, with default distillation, and, where the
+    trial has more text or inner terms, without these."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +66,22 @@ class ControlsOf:
         """The controls of a tuned recipe: the same student, trained in as many steps.
 
         "labels only" keeps the other tuned settings, and sees the labelled rows alone. "labelled rows" has the tuned
-        distillation, but sees the labelled rows alone; without more text it would be the trial itself.
+        distillation, but sees the labelled rows alone; without more text it would be the trial itself. "logits alone"
+        has the tuned distillation without its inner terms; where there are none, it would be the trial itself.
         "default distillation" has the default losses and training settings, in which nothing was searched.
         """
         training = self.untuned.training.model_copy(update={"epochs": tuned.training.epochs})
         fewer_rows = {"learn_from": "labelled rows"} if self.has_more_text(tuned) else {}
         labels_only = {"distillation": tuned.distillation.labels_only(), **fewer_rows}
+        logits_alone = {"distillation": tuned.distillation.logits_only()}
         default = tuned.model_copy(update={"distillation": Distillation(), "training": training})
-        return {
-            "labels only": tuned.model_copy(update=labels_only),
-            **({"labelled rows": tuned.model_copy(update=fewer_rows)} if fewer_rows else {}),
-            "default distillation": default,
-        }
+        controls: dict[Role, Recipe] = {"labels only": tuned.model_copy(update=labels_only)}
+        if fewer_rows:
+            controls["labelled rows"] = tuned.model_copy(update=fewer_rows)
+        if tuned.distillation.inner_terms:
+            controls["logits alone"] = tuned.model_copy(update=logits_alone)
+        controls["default distillation"] = default
+        return controls
 
 
 @dataclass(frozen=True)

@@ -307,6 +307,7 @@ def _describe_gain(metric: str, gain: Gain) -> str:
     cause, control = {
         "labels only": ("distillation", "the same student trained on labels only"),
         "labelled rows": ("more text", "the same distillation on the labelled rows alone"),
+        "logits alone": ("the inner terms", "the same distillation on logits alone"),
         "default distillation": ("the search", "the same student with default distillation"),
     }[gain.over]
     is_higher, is_lower = gain.difference.low > 0, gain.difference.high < 0

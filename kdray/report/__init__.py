@@ -10,6 +10,7 @@ In reading order:
 - `confirmed`   the table of the confirmed students
 - `labels`      the table of the labels
 - `controls`    the table of the controls
+- `terms`       the table of the terms of the loss
 - `front`       the plot of the Pareto front as a picture
 - `plots`       the interactive plots of the page
 - `page`        report.html, from page.html.j2

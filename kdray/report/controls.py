@@ -5,13 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from kdray.choice.controls import Control
-from kdray.choice.reruns import Role
+from kdray.choice.reruns import CONTROLS, Role
 from kdray.evaluation.formatting import format_metric, format_setting, heading, headings
 from kdray.losses.distillation import Distillation
 from kdray.report.figures import Figures
 
 TITLE = "The gain from distillation and from the search, for each architecture"
-ROLES: tuple[Role, ...] = ("labels only", "labelled rows", "default distillation")
 
 
 def about(figures: Figures) -> str:
@@ -22,16 +21,22 @@ def about(figures: Figures) -> str:
     losses = f"{f'T {defaults.temperature:g}, ' if has_temperature else ''}alpha {defaults.alpha:g}"
     return (
         "For each architecture on the front: its best trial, and the same student trained on labels only and with "
-        f"default distillation ({losses}, the sweep's own training settings){_about_text(figures)}. All have the seed "
-        "of the search and the same number of steps, and are measured on the validation rows. The trial is the best of "
-        "many on these rows, so its figure is too good; a small difference is noise."
+        f"default distillation ({losses}, the sweep's own training settings){_about_others(figures)}. All have the "
+        "seed of the search and the same number of steps, and are measured on the validation rows. The trial is the "
+        "best of many on these rows, so its figure is too good; a small difference is noise."
     )
 
 
-def _about_text(figures: Figures) -> str:
-    if "labelled rows" not in _roles(figures):
-        return ""
-    return ". The column labelled rows has the trial's own distillation, but without any other text"
+def _about_others(figures: Figures) -> str:
+    """Sentences about the controls that only some sweeps have."""
+    meanings: dict[Role, str] = {
+        "labelled rows": ". The column labelled rows has the trial's own distillation, but without any other text",
+        "logits alone": (
+            ". The column logits alone has the trial's own distillation without its inner terms, which compare layers; "
+            "a dash means that the trial has none"
+        ),
+    }
+    return "".join(meanings.get(role, "") for role in _roles(figures))
 
 
 def titles(figures: Figures) -> list[str]:
@@ -65,9 +70,9 @@ def failures(figures: Figures) -> list[str]:
 
 
 def _roles(figures: Figures) -> list[Role]:
-    """The roles that the sweep has controls of: without more text there is no control that sees less."""
+    """The roles that the sweep has controls of: without more text, for example, there is no control that sees less."""
     found = {control.role for control in figures.controls}
-    return [role for role in ROLES if role in found]
+    return [role for role in CONTROLS if role in found]
 
 
 def _shape_settings(figures: Figures) -> dict[str, str]:

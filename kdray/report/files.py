@@ -7,7 +7,7 @@ from pathlib import Path
 from kdray.choice.verdict import Verdict
 from kdray.evaluation.formatting import format_metric, format_settings, format_status, heading, headings, shorten
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.report import confirmed, controls, labels, teachers
+from kdray.report import confirmed, controls, labels, teachers, terms
 from kdray.report.families import about_families
 from kdray.report.figures import Figures
 from kdray.report.front import write_front
@@ -92,6 +92,9 @@ def markdown(figures: Figures) -> str:
         parts += [f"## {teachers.EARLIER_TITLE}", markdown_text(teachers.earlier_about(figures)), table]
     if figures.controls:
         parts += [f"## {controls.TITLE}", *_controls(figures)]
+    if terms.has_further_terms(figures):
+        table = markdown_table(terms.titles(figures), [cells for _, cells in terms.rows(figures)])
+        parts += [f"## {terms.TITLE}", markdown_text(terms.about(figures)), table]
     failures = [f"trial {r.number:03d}: {r.error}" for r in figures.records if r.error]
     parts += ["## Failed trials", *_bullets(failures)] if failures else []
     parts.append("All figures in full precision, under their names in MLflow: [results.csv](results.csv).")

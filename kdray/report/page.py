@@ -22,7 +22,7 @@ from kdray.evaluation.formatting import (
 )
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.forms.metrics import FORM_SIZES, FORM_SPEEDUPS
-from kdray.report import confirmed, controls, labels, plots, teachers
+from kdray.report import confirmed, controls, labels, plots, teachers, terms
 from kdray.report.families import about_families
 from kdray.report.figures import Figures
 from kdray.report.table import teacher_rows, trial_cells
@@ -80,6 +80,7 @@ def page(figures: Figures) -> str:
         confirmed=_confirmed_section(verdict) if verdict else None,
         labels=_labels_section(figures) if figures.by_label else None,
         controls=_controls_section(figures) if figures.controls else None,
+        terms=_terms_section(figures) if terms.has_further_terms(figures) else None,
         earlier=_earlier_section(figures) if teachers.earlier_sweeps(figures) else None,
         plots=[(title, caption, _html(plot)) for title, caption, plot in drawn if plot is not None],
         time_tiles=list(_time_tiles(figures)),
@@ -133,6 +134,16 @@ def _labels_section(figures: Figures) -> TableSection:
         caption=labels.about(figures),
         titles=labels.titles(figures),
         rows=list(labels.rows(figures)),
+        failures=(),
+    )
+
+
+def _terms_section(figures: Figures) -> TableSection:
+    return TableSection(
+        title=terms.TITLE,
+        caption=terms.about(figures),
+        titles=terms.titles(figures),
+        rows=list(terms.rows(figures)),
         failures=(),
     )
 

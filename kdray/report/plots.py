@@ -5,6 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from kdray.choice.reruns import Role
 from kdray.choice.verdict import ConfirmedStudent
 from kdray.evaluation.formatting import (
     format_count,
@@ -37,7 +38,12 @@ from kdray.safe_text.escaping import html_text
 
 SYMBOLS = {"*": "star", "o": "circle", "s": "square", "^": "triangle-up", "P": "cross", "D": "diamond"}
 """Marker of matplotlib -> symbol of plotly."""
-CONTROL_COLORS = {"labels only": CONTROL, "labelled rows": "#8d6a9f", "default distillation": "#2a9d8f"}
+CONTROL_COLORS: dict[Role, str] = {
+    "labels only": CONTROL,
+    "labelled rows": "#8d6a9f",
+    "logits alone": "#b5651d",
+    "default distillation": "#2a9d8f",
+}
 TEMPERATURE, ALPHA = "distillation.temperature", "distillation.alpha"
 
 

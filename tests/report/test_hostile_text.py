@@ -34,6 +34,7 @@ def figures_with(text: str) -> Figures:
         for record in RECORDS
     ]
     records[0] = replace(records[0], history=({**records[0].history[0], **metrics},))
+    records[2] = replace(records[2], history=({**records[2].history[0], f"share_{text}": 0.5},))
     return replace(
         FIGURES,
         name=text,

@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from kdray.choice.controls import Control
+from kdray.choice.reruns import CONTROLS
 from kdray.evaluation.formatting import format_metric, format_setting, headings
 from kdray.evaluation.trial_record import State, TrialRecord
 from kdray.losses.distillation import Distillation
-from kdray.report.controls import ROLES, TITLE
+from kdray.report.controls import TITLE
 from kdray.report.controls import about as about_controls
 from kdray.report.figures import Figures
 from kdray.report.files import markdown, results_csv, write_report
@@ -168,7 +169,7 @@ def test_controls_are_listed_by_cost_beside_the_trials_of_the_front():
     assert lines[6] == "| 000 | 1 | 0.80 ms | 0.8100 | 0.7800 | failed |"
     assert lines[7] == "| 002 | 2 | 1.60 ms | 0.8500 | 0.8300 | 0.8400 |"
     assert lines[9] == "- trial 000, default distillation: out of memory"
-    assert [list(points.y) for points in front_plot(figures).data if points.name in ROLES] == [[0.83, 0.78], [0.84]]
+    assert [list(points.y) for points in front_plot(figures).data if points.name in CONTROLS] == [[0.83, 0.78], [0.84]]
     assert TITLE not in markdown(FIGURES)
     assert TITLE in page(figures)
     assert TITLE not in page(FIGURES)
