@@ -62,6 +62,15 @@ Costs: TypeAlias = Mapping[str, float]
 
 
 @dataclass(frozen=True)
+class Length:
+    """How long a trial is, if nothing stops it."""
+
+    evaluations: int
+    first_compared: int = 1
+    """The number of its first evaluation, from 1, that says something about the student."""
+
+
+@dataclass(frozen=True)
 class PlannedTrial:
     """A trial to run."""
 
@@ -81,17 +90,17 @@ class Planner:
         space: SearchSpace,
         ledger: Ledger,
         costs: Callable[[Mapping[str, Any]], Costs],
-        evaluations: Callable[[Mapping[str, Any]], int] | None = None,
+        length: Callable[[Mapping[str, Any]], Length] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Continue the search that the ledger records. Raises SpecError when no architecture satisfies the constraints.
 
         `costs` gives the costs of a trial with these settings; it is called at once for all architectures of the space.
-        `evaluations` gives how many evaluations such a trial makes when nothing stops it. With it, no trial is stopped
-        after its last evaluation. `clock` gives the time in seconds.
+        `length` gives the length of such a trial. With it, no trial is stopped after its last evaluation, and trials of
+        different lengths are not compared. `clock` gives the time in seconds.
         """
         self.search, self.ledger = search, ledger
-        self._costs, self._evaluations, self._clock = costs, evaluations, clock
+        self._costs, self._length, self._clock = costs, length, clock
         self._distributions = ledger.extend_choices(distributions(space.domains))
         measured = [(shape, costs(shape)) for shape in space.architectures()]
         self._allowed = _allowed_architectures(search.constraints, measured)
@@ -117,7 +126,7 @@ class Planner:
         self._to_resume = [record.number for record in records if record.state == "running"]
         self._first_attempts: dict[int, int] = {}
         """A trial's number -> its attempts in the ledger when this session started it."""
-        self._full_lengths: dict[int, int] = {}
+        self._lengths: dict[int, Length] = {}
         self._retries: Counter[int] = Counter()
         self.ignored_trials = 0
         """Earlier trials that the sampler does not learn from, because their architecture breaks a constraint."""
@@ -246,7 +255,8 @@ class Planner:
         # a restarted job reports the same evaluation again.
         if stopping is None or record.continued_after >= evaluations or not stopping.is_rung(evaluations):
             return True
-        if self._evaluations and evaluations >= self._full_length(record):
+        length = self._length_of(record)
+        if length is not None and not length.first_compared <= evaluations < length.evaluations:
             return True
         # Equal costs mean the same architecture: a shallow student is not compared with a deep one.
         peers = (
@@ -255,18 +265,20 @@ class Planner:
             if other.costs == record.costs
             and other.number != record.number
             and other.state != "failed"
-            and self._full_length(other) == self._full_length(record)
+            and self._length_of(other) == length
         )
         can_continue = stopping.can_continue(record, peers, self.search.objectives[0])
         if can_continue:
             self.ledger.set_passed(record.number, evaluations)
         return can_continue
 
-    def _full_length(self, record: TrialRecord) -> int:
-        """How many evaluations the trial makes when nothing stops it; 0 where that is unknown."""
-        if record.number not in self._full_lengths:
-            self._full_lengths[record.number] = self._evaluations(record.params) if self._evaluations else 0
-        return self._full_lengths[record.number]
+    def _length_of(self, record: TrialRecord) -> Length | None:
+        """The length of the trial; None where it is unknown."""
+        if self._length is None:
+            return None
+        if record.number not in self._lengths:
+            self._lengths[record.number] = self._length(record.params)
+        return self._lengths[record.number]
 
     def _report_outcome(self, record: TrialRecord) -> None:
         """Report an ended trial to the sampler: metrics by value, costs by rank."""

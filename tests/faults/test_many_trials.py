@@ -12,7 +12,7 @@ from ray import cloudpickle
 
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.search.ledger import Ledger
-from kdray.search.planner import Planner
+from kdray.search.planner import Length, Planner
 from kdray.search.run_search import run_search
 from kdray.search.settings import Search
 from kdray.search.space import SearchSpace
@@ -59,7 +59,7 @@ def test_a_thousand_trials_lose_no_report_and_the_driver_needs_no_more_memory(tm
     ledger = Ledger.open(tmp_path / "journal.log", "many", ("accuracy",))
     search = Search(trials=TRIALS, objectives=("accuracy",), sampler="random", stopping=None)
     space = {"distillation.alpha": [0.1, 0.5, 0.9]}
-    planner = Planner(search, SearchSpace(space), ledger, costs=lambda params: {}, evaluations=lambda params: 2)
+    planner = Planner(search, SearchSpace(space), ledger, costs=lambda params: {}, length=lambda params: Length(2))
     sizes: dict[int, ProcessSize] = {}
 
     def watch(record: TrialRecord) -> None:

@@ -13,7 +13,7 @@ from kdray.choice.rule import front_trials
 from kdray.errors import DataError, JobError, ResourceError, SpecError
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.search.ledger import Ledger
-from kdray.search.planner import EARLIER_TRIALS, Planner
+from kdray.search.planner import EARLIER_TRIALS, Length, Planner
 from kdray.search.sequential_driver import run_in_sequence
 from kdray.search.settings import Search, at_least, at_most
 from kdray.search.space import SearchSpace
@@ -66,7 +66,7 @@ def make_planner(
     if earlier is not None:
         ledger.set_attr(EARLIER_TRIALS, {"trials": earlier})
     return Planner(
-        search, SearchSpace(space), ledger, costs=lambda params: costs(params, noise), evaluations=lambda params: 3
+        search, SearchSpace(space), ledger, costs=lambda params: costs(params, noise), length=lambda params: Length(3)
     )
 
 
@@ -334,7 +334,7 @@ def test_trials_of_different_length_are_not_compared(tmp_path: Path) -> None:
     search = Search(trials=20, stopping={"reduction": 2}, sampler="random", objectives=("accuracy", "latency_ms"))
     ledger = Ledger.open(tmp_path / "journal.log", "sweep", search.objectives)
     planner = Planner(
-        search, SearchSpace(space), ledger, costs=costs, evaluations=lambda params: params["training.epochs"]
+        search, SearchSpace(space), ledger, costs=costs, length=lambda params: Length(params["training.epochs"])
     )
     six_epochs_continue = []
     while trial := planner.next_trial():
@@ -346,6 +346,24 @@ def test_trials_of_different_length_are_not_compared(tmp_path: Path) -> None:
         planner.finish(trial.number, "completed" if continues else "stopped")
     assert len(six_epochs_continue) > 3
     assert all(six_epochs_continue)  # their accuracies are equal
+
+
+def test_no_trial_is_compared_before_its_evaluations_say_something(tmp_path: Path) -> None:
+    """The rungs are after 1, 2 and 4 evaluations; the first two say nothing about the student."""
+    space = {"student.depth": [2]}
+    search = Search(trials=6, stopping={"reduction": 2}, sampler="random", objectives=("accuracy", "latency_ms"))
+    ledger = Ledger.open(tmp_path / "journal.log", "sweep", search.objectives)
+    length = Length(evaluations=8, first_compared=3)
+    planner = Planner(search, SearchSpace(space), ledger, costs=costs, length=lambda params: length)
+    stopped_after = set()
+    while trial := planner.next_trial():
+        for evaluation in range(1, 9):
+            report = {"accuracy": 0.9 - 0.1 * trial.number, "epoch": evaluation, "step": evaluation}
+            if not planner.observe(trial.number, report):
+                stopped_after.add(evaluation)
+                break
+        planner.finish(trial.number, "completed" if evaluation == 8 else "stopped")
+    assert stopped_after == {4}
 
 
 def test_a_missing_slot_ends_the_search_and_fails_no_trial(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from kdray.errors import DataError, StorageError
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.search import sequential_driver, tune_driver
 from kdray.search.ledger import Ledger
-from kdray.search.planner import Planner
+from kdray.search.planner import Length, Planner
 from kdray.search.run_search import run_search
 from kdray.search.settings import Search
 from kdray.search.space import SearchSpace
@@ -114,7 +114,7 @@ def make_planner(folder: Path, space: dict[str, Any] = SPACE, **settings: Any) -
         SearchSpace(space),
         ledger,
         costs=lambda params: {"latency_ms": float(params["student.depth"])},
-        evaluations=lambda params: 3,
+        length=lambda params: Length(3),
     )
 
 
