@@ -35,7 +35,7 @@ from kdray.tasks.text_classification import TextClassification
 from kdray.teacher.teacher import Teacher
 from kdray.teacher.transfer import Transfer
 from kdray.tracking.settings import Tracking
-from kdray.training.settings import Training
+from kdray.training.settings import Training, check_quantised
 from kdray.training.trial import Recipe
 
 COPIES = "augmentation.copies"
@@ -141,8 +141,12 @@ class Sweep(Settings):
     @property
     def most_copies(self) -> int:
         """The largest number of changed copies of a text that a trial can need."""
-        domain = distributions(self.space).get(COPIES)
-        return self.augmentation.copies if domain is None else max(end_values(domain))
+        return int(max(self.possible_values(COPIES)))
+
+    @property
+    def trains_for_int8(self) -> bool:
+        """Whether a trial can train its student with int8 in mind."""
+        return "int8" in self.possible_values("training.quantised")
 
     def as_params(self) -> dict[str, Any]:
         """Dotted name -> value of every setting, with domains as text: the params of the sweep's MLflow run."""
@@ -179,6 +183,7 @@ class Sweep(Settings):
             student.check_task(self.task)
         self._check_augmentation()
         self._check_distillation()
+        check_quantised(self.training, self._searched("training."))
         self._name_quality()
         # The data are not read yet, so the labels are unknown; `check_classes` checks again with them.
         quality = self.task.metric_names(None)
@@ -222,10 +227,21 @@ class Sweep(Settings):
 
     @property
     def _loss_settings(self) -> LossSettings:
-        prefix = "distillation."
+        return LossSettings(self.distillation, self._searched("distillation."))
+
+    def possible_values(self, setting: str) -> tuple[Any, ...]:
+        """The values that a setting of a recipe, by its dotted name, has in the trials, or the ends of its range."""
+        if setting in self.space:
+            return end_values(distributions({setting: self.space[setting]})[setting])
+        value: Any = self
+        for name in setting.split("."):
+            value = getattr(value, name)
+        return (value,)
+
+    def _searched(self, prefix: str) -> dict[str, tuple[Any, ...]]:
+        """Name of a searched setting of a group, without the group -> its values, or the ends of its range."""
         searched = {name: value for name, value in self.space.items() if name.startswith(prefix)}
-        values = {name.removeprefix(prefix): end_values(each) for name, each in distributions(searched).items()}
-        return LossSettings(self.distillation, values)
+        return {name.removeprefix(prefix): end_values(each) for name, each in distributions(searched).items()}
 
     def _name_quality(self) -> None:
         """Write the name of the task's quality metric where it is called `quality`.

@@ -59,6 +59,7 @@ def test_bad_space_is_refused(make_sweep: MakeSweep, space: dict[str, Any], part
         ),
         ({"search": Search(constraints={"latencyms": at_most(5)})}, ["search.constraints 'latencyms'", "'latency_ms'"]),
         ({"search": Search(constraints={"accuracy": at_least(0.9)})}, ["search.constraints 'accuracy'", "latency_ms"]),
+        ({"training": Training(quantised_from=0.2)}, ["training.quantised_from: it has no effect", "quantised=int8"]),
         ({"choose": Choose(best="bleu")}, ["choose 'bleu'", "text classification does not measure this metric"]),
         ({"name": "../other"}, ["Sweep.name: got '../other'"]),
         ({"seed": -1}, ["Sweep.seed: got -1"]),
