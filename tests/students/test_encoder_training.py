@@ -1,15 +1,12 @@
 """Recurrent, convolutional and static students are trained like every other student, and chosen by a sweep."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from transformers import AutoModelForSequenceClassification
 
 from kdray.errors import SpecError, TeacherError
@@ -30,6 +27,7 @@ from kdray.teacher.teacher import Teacher
 from kdray.training.settings import Training
 from kdray.training.trial import EvaluateStudent, Recipe, Trial, TrialInputs
 from tests.stages.conftest import RunTiny, run_tiny  # noqa: F401  (a fixture)
+from tests.training.two_workers import run_two_workers
 
 InputsOf = Callable[[str], TrialInputs]
 TIMES = ("examples_per_s", "train_seconds", "eval_seconds")
@@ -133,14 +131,11 @@ def test_a_trial_that_is_cut_off_continues_with_the_same_numbers(
     assert files[0] == files[1]
 
 
-def _run_rank(rank: int, world: int, folder: Path, inputs: TrialInputs) -> None:
+def _train_rank(worker: Worker, folder: Path, inputs: TrialInputs) -> None:
     """The main function of one process of a slot: train a student of each family; rank 0 writes the reports."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    reports = {name: list(trial(Worker(rank, world))) for name, trial in _trials_without_dropout(inputs, folder)}
-    if rank == 0:
+    reports = {name: list(trial(worker)) for name, trial in _trials_without_dropout(inputs, folder)}
+    if worker.rank == 0:
         torch.save(reports, folder / "reports.pt")
-    dist.destroy_process_group()
 
 
 def _trials_without_dropout(inputs: TrialInputs, folder: Path) -> Iterator[tuple[str, Trial]]:
@@ -152,16 +147,7 @@ def _trials_without_dropout(inputs: TrialInputs, folder: Path) -> Iterator[tuple
 
 @pytest.mark.slow
 def test_two_workers_train_the_same_students_as_one(trial_inputs: TrialInputs, tmp_path: Path) -> None:
-    context = torch.multiprocessing.start_processes(
-        _run_rank, (2, tmp_path, trial_inputs), nprocs=2, join=False, start_method="spawn"
-    )
-    deadline = time.monotonic() + 180
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, "the two workers did not end"
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_two_workers(_train_rank, tmp_path, trial_inputs)
     reports = torch.load(tmp_path / "reports.pt", weights_only=True)
     for name, alone in _trials_without_dropout(trial_inputs, tmp_path / "alone"):
         expected = without_times(list(alone(Worker())))

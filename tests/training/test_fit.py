@@ -1,7 +1,6 @@
 """The training loop: its reports, its continuation after an interruption, and the equality of one and two workers."""
 
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
 from transformers import DebertaConfig, DebertaForSequenceClassification
 
@@ -32,6 +29,7 @@ from kdray.training.precision import autocast_dtype
 from kdray.training.settings import Training
 from kdray.training.step import adamw
 from kdray.training.trial import Recipe, TrialInputs
+from tests.training.two_workers import run_two_workers
 
 TRAINING = Training(epochs=2, batch_size=32, learning_rate=1e-3, precision="fp32", checkpoint_evaluations=1)
 DISTILLATION = Distillation(alpha=0.7, logit_mse=0.1)
@@ -302,14 +300,11 @@ def test_auto_does_not_use_bf16_for_a_family_that_overflows_in_it(monkeypatch: p
         assert torch.isfinite(model(input_ids=ids, attention_mask=mask).logits).all()
 
 
-def _run_rank(rank: int, world: int, folder: Path, trial_inputs: TrialInputs) -> None:
+def _train_rank(worker: Worker, folder: Path, trial_inputs: TrialInputs) -> None:
     """The main function of one process of a slot: train a student; rank 0 writes its reports and weights to a file."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    reports, model = _train(trial_inputs, Worker(rank, world))
-    if rank == 0:
+    reports, model = _train(trial_inputs, worker)
+    if worker.rank == 0:
         torch.save({"reports": reports, "weights": weights(model)}, folder / "done.pt")
-    dist.destroy_process_group()
 
 
 def _train(trial_inputs: TrialInputs, worker: Worker) -> tuple[list[Report], nn.Module]:
@@ -332,16 +327,7 @@ def _train(trial_inputs: TrialInputs, worker: Worker) -> tuple[list[Report], nn.
 
 def test_two_workers_train_the_same_student_as_one(trial_inputs: TrialInputs, tmp_path: Path) -> None:
     expected, model = _train(trial_inputs, Worker())
-    context = torch.multiprocessing.start_processes(
-        _run_rank, (2, tmp_path, trial_inputs), nprocs=2, join=False, start_method="spawn"
-    )
-    deadline = time.monotonic() + 120
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, "the two workers did not end"
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_two_workers(_train_rank, tmp_path, trial_inputs)
     done = torch.load(tmp_path / "done.pt", weights_only=True)
     assert len(done["reports"]) == len(expected) == 2
     for report, alone in zip(without_times(done["reports"]), without_times(expected), strict=True):

@@ -1,6 +1,5 @@
 """Inner terms in whole trainings: a live teacher, stages, interruptions, padding, two workers, and what is shipped."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from kdray.errors import SpecError
@@ -16,6 +14,7 @@ from kdray.slots.job import Report, Worker
 from kdray.training.checkpoint_files import read_checkpoint
 from kdray.training.signal import LiveSignal
 from kdray.training.trial import Recipe, Trial, TrialInputs
+from tests.training.two_workers import run_two_workers
 
 TIMES = ("examples_per_s", "train_seconds", "eval_seconds")
 
@@ -153,14 +152,10 @@ SHARED = {**NARROW, "distillation.embeddings": 1.0, "distillation.inner_first": 
 """Projections, and both stages: in each of them some parameters have no loss."""
 
 
-def _run_rank(rank: int, world: int, folder: Path, trial: Trial) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    worker = Worker(rank=rank, world=world)
+def _train_rank(worker: Worker, folder: Path, trial: Trial) -> None:
     reports = list(trial(worker))
-    if rank == 0:
+    if worker.rank == 0:
         torch.save(reports, folder / "reports.pt")
-    dist.destroy_process_group()
 
 
 def test_two_workers_train_the_same_student_as_one(inputs: TrialInputs, recipe: Recipe, tmp_path: Path) -> None:
@@ -168,16 +163,7 @@ def test_two_workers_train_the_same_student_as_one(inputs: TrialInputs, recipe: 
     alone = trial_of(inputs, recipe, settings, tmp_path / "alone")
     expected = list(alone(Worker()))
     shared = trial_of(inputs, recipe, settings, tmp_path / "shared")
-    context = torch.multiprocessing.start_processes(
-        _run_rank, (2, tmp_path, shared), nprocs=2, join=False, start_method="spawn"
-    )
-    deadline = time.monotonic() + 120
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, "the two workers did not end"
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_two_workers(_train_rank, tmp_path, shared)
     reports = torch.load(tmp_path / "reports.pt", weights_only=True)
     for report, one in zip(without_times(reports), without_times(expected), strict=True):
         assert report == pytest.approx(one, rel=1e-3)

@@ -1,7 +1,6 @@
 """Training with int8 in mind: the forward pass is that of the int8 file, and the student stays an ordinary student."""
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from safetensors import safe_open
 from torch import Tensor
 from transformers import (
@@ -39,6 +36,7 @@ from kdray.training.settings import Training, check_quantised
 from kdray.training.signal import LiveSignal
 from kdray.training.trial import EvaluateStudent, Recipe, Trial, TrialInputs
 from tests.models.tiny_bert import tiny_bert
+from tests.training.two_workers import run_two_workers
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {"vocab_size": 60, "embedding_width": 16, "num_labels": 3}
@@ -341,28 +339,16 @@ def _fit(inputs: TrialInputs, worker: Worker) -> tuple[list[Report], PreTrainedM
     return list(fit(model, plan, worker)), model
 
 
-def _run_rank(rank: int, world: int, folder: Path, inputs: TrialInputs) -> None:
+def _train_rank(worker: Worker, folder: Path, inputs: TrialInputs) -> None:
     """The main function of one process of a slot: train a student, and write its reports and weights to a file."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    reports, model = _fit(inputs, Worker(rank, world))
-    torch.save({"loss": reports[-1]["train_loss"], "weights": model.state_dict()}, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    reports, model = _fit(inputs, worker)
+    torch.save({"loss": reports[-1]["train_loss"], "weights": model.state_dict()}, folder / f"{worker.rank}.pt")
 
 
 def test_two_workers_train_one_student_in_int8(trial_inputs: TrialInputs, tmp_path: Path) -> None:
     """Each rank has the scales of its own rows, so the student is not exactly that of one worker."""
     (alone,), _ = _fit(trial_inputs, Worker())
-    context = torch.multiprocessing.start_processes(
-        _run_rank, (2, tmp_path, trial_inputs), nprocs=2, join=False, start_method="spawn"
-    )
-    deadline = time.monotonic() + 300
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, "the two workers did not end"
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_two_workers(_train_rank, tmp_path, trial_inputs)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["loss"] == pytest.approx(alone["train_loss"], rel=0.1)
     assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])

@@ -1,7 +1,6 @@
 """Trials of each task: what a batch has beside an answer changes nothing, and neither do workers and interruptions."""
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
 
 from kdray.data.rows import Rows
@@ -25,6 +22,7 @@ from kdray.teacher.teacher import FineTuning, Teacher, obtain_source, obtain_tea
 from kdray.training.settings import Training
 from kdray.training.trial import EvaluateStudent, Recipe, Trial, TrialInputs
 from tests.task_inputs import KINDS, TEACHER
+from tests.training.two_workers import run_two_workers
 
 InputsOf = Callable[[str], TrialInputs]
 TIMES = ("examples_per_s", "train_seconds", "eval_seconds")
@@ -144,29 +142,17 @@ def trials_of(inputs: dict[str, TrialInputs], target: Path) -> dict[str, Trial]:
     return trials | {"relations": replace(tagger, recipe=recipe, target=target / "relations" / "student")}
 
 
-def _run_rank(rank: int, world: int, folder: Path, inputs: dict[str, TrialInputs]) -> None:
+def _train_rank(worker: Worker, folder: Path, inputs: dict[str, TrialInputs]) -> None:
     """The main function of one process of a slot: train the students; rank 0 writes the reports."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    reports = {name: list(trial(Worker(rank, world))) for name, trial in trials_of(inputs, folder).items()}
-    if rank == 0:
+    reports = {name: list(trial(worker)) for name, trial in trials_of(inputs, folder).items()}
+    if worker.rank == 0:
         torch.save(reports, folder / "reports.pt")
-    dist.destroy_process_group()
 
 
 def test_two_workers_train_the_same_students_as_one(inputs_of: InputsOf, tmp_path: Path) -> None:
     """All students in one test, because it takes long to start the workers."""
     inputs = {kind: inputs_of(kind) for kind in KINDS}
-    context = torch.multiprocessing.start_processes(
-        _run_rank, (2, tmp_path, inputs), nprocs=2, join=False, start_method="spawn"
-    )
-    deadline = time.monotonic() + 180
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, "the two workers did not end"
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_two_workers(_train_rank, tmp_path, inputs)
     reports = torch.load(tmp_path / "reports.pt", weights_only=True)
     for name, alone in trials_of(inputs, tmp_path / "alone").items():
         expected = list(alone(Worker()))
