@@ -14,7 +14,7 @@ from kdray.errors import StorageError
 from kdray.report.screen import open_screen
 from kdray.report.table import table
 from kdray.safe_text.escaping import terminal_text
-from kdray.slots.interrupts import handle_signals
+from kdray.slots.interrupts import handle_signals, redirect_signals
 from kdray.stages.reading import read_figures
 from kdray.storage.bucket_copies import open_for_reading
 from kdray.storage.mirror import url_of
@@ -78,11 +78,21 @@ def _run_server(command: list[str]) -> int:
         server = subprocess.Popen(  # noqa: S603 - a list of words, no shell
             command, env=ui_environment(), start_new_session=True
         )
-        try:
-            return server.wait()
-        finally:
+
+        def end() -> None:
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGTERM)
+
+        def interrupt() -> None:
+            # Before the exception: `wait` grants a child 0.25 s after it, and a second signal ends this process.
+            end()
+            raise KeyboardInterrupt
+
+        try:
+            with redirect_signals(interrupt):
+                return server.wait()
+        finally:
+            end()
             server.wait()
 
 
