@@ -2,7 +2,7 @@
 
 In reading order:
 
-- `gold`            the right answers of rows: one label, several labels, or a number
+- `gold`            the right answers of rows: one label, several labels, a number, or the text itself
 - `task_data`       TaskData: what the data need to know of a task
 - `cells`           checks each cell of the text and label columns
 - `distinct_cells`  reads each different cell of a column once
@@ -22,7 +22,9 @@ In reading order:
 - `column_files`    writes an Arrow file with one record batch piece by piece
 - `tokens`          tokenises all splits once and caches the token ids as Arrow files
 - `truncation`      says how many texts are cut at the maximum length
+- `masking`         Masking: which tokens of a text a masked language model has to guess
 - `rows`            one split of the token ids, memory-mapped; padded batches
+- `masked_rows`     rows that are masked when they are read, in each pass through them anew
 - `batches`         the order in which rows are put into batches
 - `transfer_set`    reads the teacher's stored logits (`teacher.transfer` writes them)
 - `state_store`     reads the teacher's stored hidden states (`teacher.state_files` writes them)

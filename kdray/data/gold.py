@@ -1,8 +1,8 @@
-"""The gold of rows, the right answers: one label for each row, a list of labels, or a number.
+"""The gold of rows, the right answers: one label for each row, a list of labels, a number, or the text itself.
 
 The cells of a table are checked first and keep the names of their labels. When the order of all labels is known,
 `numbered` makes the column `label` of the splits: label numbers, lists of label numbers, or numbers as they are. The
-functions below read such a column, whichever of the three it is.
+functions below read such a column, whichever of the three it is. Where the text itself is the gold, it is empty.
 """
 
 from collections.abc import Mapping, Sequence
@@ -195,6 +195,42 @@ class Numbers:
         return pa.array(self.values)
 
 
+@dataclass(frozen=True)
+class OwnText:
+    """The text of each row itself, as of language models: every row has gold, and no label."""
+
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def names(self) -> frozenset[str]:
+        """See `Gold`."""
+        return frozenset()
+
+    @property
+    def has_minus_one(self) -> bool:
+        """See `Gold`."""
+        return False
+
+    def is_hidden(self, may_be_minus_one: bool) -> bool:
+        """See `Gold`."""
+        return False
+
+    def missing(self, numbers: Mapping[str, int]) -> np.ndarray:
+        """See `Gold`."""
+        return np.zeros(self.rows, bool)
+
+    def unknown(self, numbers: Mapping[str, int]) -> tuple[int, str] | None:
+        """See `Gold`."""
+        return None
+
+    def numbered(self, numbers: Mapping[str, int]) -> pa.Array:
+        """See `Gold`."""
+        return pa.nulls(self.rows)
+
+
 def no_gold(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     """The column `label`, of this type, of rows without gold: -1, nan, no list, or a list with -1 for each word."""
     if not pa.types.is_nested(kind):
@@ -208,6 +244,8 @@ def no_gold(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
 
 def gold_codes(column: pa.ChunkedArray) -> np.ndarray:
     """A number for each row: the same for rows with the same gold (N, int64)."""
+    if pa.types.is_null(column.type):
+        return np.zeros(len(column), np.int64)
     if pa.types.is_nested(column.type):
         # Arrow cannot dictionary-encode lists, so each list is written as text first.
         column = pc.binary_join(pc.cast(column, pa.large_list(pa.large_string())), pa.scalar(",", pa.large_string()))
@@ -220,6 +258,8 @@ def only_gold(table: pa.Table, labels: Sequence[str]) -> str | None:
     A row of words has as many answers as words; any other row has one.
     """
     column, what = table["label"], "row"
+    if pa.types.is_null(column.type):
+        return None
     if pa.types.is_nested(table["text"].type):
         column, what = pc.list_flatten(column), "word"
     if not len(column) or gold_codes(column).max() > 0:
@@ -233,8 +273,10 @@ def strata(column: pa.ChunkedArray) -> np.ndarray:
     """The group of each row from which rows are drawn evenly (N, int64).
 
     The label; of several labels the one with the fewest rows, or -1 without any; of numbers one of ten groups of equal
-    size, by value.
+    size, by value. Where the text is the gold, all rows are one group.
     """
+    if pa.types.is_null(column.type):
+        return np.zeros(len(column), np.int64)
     if pa.types.is_nested(column.type):
         return _rarest_labels(column)
     values = column.to_numpy()

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from kdray.data.masking import Masking
 from kdray.sources.arrow_types import check_schema
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
@@ -43,6 +44,9 @@ class Batch:
     places_A: Tensor | None = None
     """The place of each answer among the B * L tokens of the batch; None: the model gives one answer for each row."""
     teacher_logits_AxC: Tensor | None = None
+    """The teacher's logits; of a vocabulary what is kept of them, see `Layout.top_k`."""
+    top_k: int | None = None
+    """See `Layout.top_k`."""
 
     def answers(self, logits: Tensor) -> Tensor:
         """The outputs of the answers (A x C), of the model's logits: B x C, or B x L x C if there are places."""
@@ -73,6 +77,15 @@ class Layout:
     """Tokens; no batch is wider."""
     labels: tuple[str, ...] = ()
     """The names of the labels in the order of their numbers."""
+    top_k: int | None = None
+    """For answers that are tokens of a vocabulary: how many of the most probable ones are kept of a model's outputs, in
+    the rows of `kdray.losses.top_k`. None: all outputs are kept."""
+    repeats: int = 1
+    """How often each text stands in train, each time with other masks; an epoch reads as many rows as there are
+    texts."""
+    masking: Masking | None = None
+    """How the rows of train are masked when they are read, in each pass through them anew. None: they are read as they
+    are stored."""
 
 
 class Rows:
@@ -99,17 +112,28 @@ class Rows:
         self._values: dict[str, np.ndarray] = {name: column.values.to_numpy() for name, column in lists.items()}
         self._gold, self._answers_of_row = _gold_of(table["label"])
         self._places = table["place"].flatten().to_numpy() if "place" in table.schema.names else None
+        self._begins = table["begins"].flatten().to_numpy() if "begins" in table.schema.names else None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Rows, self._arguments
+        return type(self), self._arguments
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the labels in the order of their numbers; empty for a task without labels."""
         return self._layout.labels
+
+    @property
+    def top_k(self) -> int | None:
+        """See `Layout`."""
+        return self._layout.top_k
+
+    @property
+    def max_length(self) -> int:
+        """See `Layout`."""
+        return self._layout.max_length
 
     @cached_property
     def gold(self) -> np.ndarray:
@@ -148,17 +172,21 @@ class Rows:
         has_gold = np.isfinite(gold) if gold.dtype.kind == "f" else gold >= 0
         return len(gold), int((has_gold if gold.ndim == 1 else has_gold[:, 0]).sum())
 
-    def with_logits(self, logits: LogitStore) -> "Rows":
+    def with_logits(self, logits: LogitStore) -> Self:
         """The same rows with the teacher's logits."""
-        return Rows(*self._arguments[:2], logits)
+        return type(self)(*self._arguments[:2], logits)
 
-    def first(self, count: int) -> "Rows":
+    def first(self, count: int) -> Self:
         """The first rows, with their logits."""
-        return self if count == len(self) else Rows(*self._arguments[:3], (0, count))
+        return self if count == len(self) else type(self)(*self._arguments[:3], (0, count))
 
-    def part(self, start: int, stop: int) -> "Rows":
+    def part(self, start: int, stop: int) -> Self:
         """The rows from `start` to `stop - 1`, without logits."""
-        return Rows(*self._arguments[:2], None, (start, stop))
+        return type(self)(*self._arguments[:2], None, (start, stop))
+
+    def at_pass(self, number: int) -> Self:
+        """These rows as they are in the pass with this number through them, from 0: the same in every one."""
+        return self
 
     def teacher_logits(self, answers: np.ndarray | None = None) -> np.ndarray:
         """The teacher's logits of these answers, or of all (A x C, float32). Raises LookupError if there are none."""
@@ -194,6 +222,7 @@ class Rows:
             ids=self.ids[indices],
             places_A=self._places_in_batch(indices, answers, width),
             teacher_logits_AxC=None if self._logits is None else torch.from_numpy(self.teacher_logits(answers)),
+            top_k=self._layout.top_k,
         )
 
     def _places_in_batch(self, indices: np.ndarray, answers: np.ndarray, width: int) -> Tensor | None:

@@ -341,7 +341,7 @@ def _cut_missing_splits(
     for role, fraction in ((VALIDATION, data.validation_fraction), (TEST, data.test_fraction)):
         if role not in rows:
             rows[TRAIN], rows[role] = cut_split(rows[TRAIN], fraction, data.seed, labels, where=where, role=role)
-            by = "by label" if labels else "by value"
+            by = "by label" if labels else "at random" if pa.types.is_null(rows[role]["label"].type) else "by value"
             notes.append(f"{where}: {rows[role].num_rows} rows were cut from train for {role}, {by}.")
 
 

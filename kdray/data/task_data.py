@@ -54,6 +54,10 @@ class Encoded:
     """The tokens of each encoded row at which the model answers, from 0; None: one answer for the whole row."""
     rows: Sequence[int] | None = None
     """The number of the row that each encoded row is a part of; None: no row was divided."""
+    gold: Sequence[Sequence[int]] | None = None
+    """The gold at the places of each encoded row, for a task whose gold is its text; None: the data have the gold."""
+    begins: Sequence[Sequence[int]] | None = None
+    """For each place whether a word begins there (1 or 0); None: it is not needed."""
 
 
 class TaskData(Protocol):
@@ -111,8 +115,15 @@ class TaskData(Protocol):
         """
         ...
 
-    def encode(self, tokenizer: Any, columns: TextColumns) -> Encoded:
-        """Encode rows. Raises SpecError for a tokenizer that the task cannot use."""
+    def encode(self, tokenizer: Any, columns: TextColumns, for_training: bool = False) -> Encoded:
+        """Encode rows. Raises SpecError for a tokenizer that the task cannot use.
+
+        `for_training`: as they are learnt from, where that is not as they are measured.
+        """
+        ...
+
+    def layout(self, tokenizer: Any) -> Mapping[str, Any]:
+        """The fields of `Layout` that the task decides, by name: how answers are kept, and how rows are masked."""
         ...
 
     def lengths(self, tokenizer: Any, columns: TextColumns) -> list[int]:

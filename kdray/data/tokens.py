@@ -7,7 +7,7 @@ the files.
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from kdray.data.column_files import ColumnFiles
+from kdray.data.masked_rows import MaskedRows
+from kdray.data.masking import Masking
 from kdray.data.rows import SPLITS, TRAIN, Layout, Rows
 from kdray.data.task_data import Encoded, TaskData
 from kdray.errors import TeacherError
@@ -38,7 +40,7 @@ A fast tokenizer divides the texts of a call among all cores, unless TOKENIZERS_
 SAMPLE = 16
 """Rows of each split that are encoded again to check cached token ids."""
 
-ROW_COLUMNS = ("id", "label", "length", "place")
+ROW_COLUMNS = ("id", "label", "length", "place", "begins")
 """The columns of a token file that are not inputs of the model."""
 
 
@@ -92,7 +94,17 @@ class TokenSet:
 
     def all_rows(self, split: str) -> Rows:
         """All rows of one split, memory-mapped: for train with the texts without labels and all copies."""
-        return Rows(fetch(self.folder) / f"{split}.arrow", self.layout)
+        kind = MaskedRows if self.is_masked_anew(split) else Rows
+        return kind(fetch(self.folder) / f"{split}.arrow", self.layout)
+
+    def is_masked_anew(self, split: str) -> bool:
+        """Whether the rows of this split have other masks in each pass, so that no answers to them can be stored."""
+        return split == TRAIN and self.layout.masking is not None
+
+    @property
+    def stored_splits(self) -> tuple[str, ...]:
+        """The splits to whose rows the answers of a teacher are stored."""
+        return tuple(split for split in SPLITS if not self.is_masked_anew(split))
 
     def unchanged_blocks(self, split: str) -> list[Rows]:
         """The labelled rows of a split, and for train the texts without labels; copies are left out."""
@@ -103,6 +115,10 @@ class TokenSet:
     def texts(self, copies: int = 0) -> int:
         """The number of encoded rows that a student learns from: all texts, and so many copies of each."""
         return self.train_ends[1 + copies]
+
+    def epoch_rows(self, copies: int = 0) -> int:
+        """The number of them that make an epoch: each text once, also where it stands there with several masks."""
+        return -(-self.texts(copies) // self.layout.repeats)
 
     def check_tokenizer(self, tokenizer: Any, owner: str) -> None:
         """Raise TeacherError if this tokenizer gives other ids; `owner` is the model that it belongs to."""
@@ -134,8 +150,12 @@ def tokenise(text: TextBlocks, task: TaskData, tokenizer: Any, paths: StoragePat
     if folder.exists():
         logger.warning("%s: incomplete, or made by another version of the tokenizer; made again.", folder)
     encode = partial(_pieces, task=task, tokenizer=tokenizer, labels=len(text.labels))
+    of_task = task.layout(tokenizer)
     with replace_folder(folder) as temporary:
-        rows_of_blocks = {split: _write(temporary / f"{split}.arrow", text.blocks(split), encode) for split in SPLITS}
+        rows_of_blocks = {
+            split: _write(temporary / f"{split}.arrow", text.blocks(split), partial(encode, split=split))
+            for split in SPLITS
+        }
         train_ends = _train_ends(rows_of_blocks[TRAIN])
         padding = {name: _padding_value(tokenizer, name) for name in _inputs_in(temporary / f"{TRAIN}.arrow")}
         write_json(
@@ -145,6 +165,7 @@ def tokenise(text: TextBlocks, task: TaskData, tokenizer: Any, paths: StoragePat
                 "labels": text.labels,
                 "padding": padding,
                 "max_length": task.max_length,
+                **({"task": _as_json(of_task)} if of_task else {}),
                 "tokenizer": own_key,
                 "train_ends": train_ends,
             },
@@ -154,7 +175,7 @@ def tokenise(text: TextBlocks, task: TaskData, tokenizer: Any, paths: StoragePat
         key=key,
         labelled_key=labelled_key,
         labels=text.labels,
-        layout=Layout(padding, task.max_length, text.labels),
+        layout=Layout(padding, task.max_length, text.labels, **of_task),
         tokenizer_key=own_key,
         train_ends=train_ends,
     )
@@ -199,15 +220,18 @@ def _inputs_in(file: Path) -> list[str]:
     return [name for name in pa.ipc.open_file(file).schema.names if name not in ROW_COLUMNS]
 
 
-def _pieces(columns: Mapping[str, Any], task: TaskData, tokenizer: Any, labels: int) -> Iterator[pa.RecordBatch]:
+def _pieces(
+    columns: Mapping[str, Any], task: TaskData, tokenizer: Any, labels: int, split: str
+) -> Iterator[pa.RecordBatch]:
     """The rows of a block, encoded, a piece at a time: the columns of a token file."""
     for start in range(0, len(columns["id"]), ENCODED_AT_ONCE):
         piece = {name: columns[name][start : start + ENCODED_AT_ONCE] for name in columns}
-        yield _record_batch(piece, _encode(piece, task, tokenizer), labels)
+        yield _record_batch(piece, _encode(piece, task, tokenizer, split), labels)
 
 
-def _encode(columns: Mapping[str, Any], task: TaskData, tokenizer: Any) -> Encoded:
-    return task.encode(tokenizer, {name: list(columns[name]) for name in ("text", "pair") if name in columns})
+def _encode(columns: Mapping[str, Any], task: TaskData, tokenizer: Any, split: str) -> Encoded:
+    texts = {name: list(columns[name]) for name in ("text", "pair") if name in columns}
+    return task.encode(tokenizer, texts, split == TRAIN)
 
 
 def _record_batch(columns: Mapping[str, Any], encoded: Encoded, labels: int) -> pa.RecordBatch:
@@ -226,9 +250,11 @@ def _record_batch(columns: Mapping[str, Any], encoded: Encoded, labels: int) -> 
         return pa.record_batch({"id": ids, "label": label, "length": lengths, **inputs})
     # Every answer of a row is in exactly one of its parts, and the parts are in order, so the gold is in order, too.
     offsets = np.cumsum([0, *map(len, encoded.places)])
-    label = pa.LargeListArray.from_arrays(offsets, _numbers(columns["label"], np.int32))
+    gold = columns["label"] if encoded.gold is None else encoded.gold
+    label = pa.LargeListArray.from_arrays(offsets, _numbers(gold, np.int32))
+    more = {} if encoded.begins is None else {"begins": _lists(encoded.begins, np.int8)}
     places = _lists(encoded.places, np.int32)
-    return pa.record_batch({"id": ids, "length": lengths, "label": label, "place": places, **inputs})
+    return pa.record_batch({"id": ids, "length": lengths, "label": label, "place": places, **more, **inputs})
 
 
 def _row_numbers(encoded: Encoded) -> np.ndarray:
@@ -271,13 +297,20 @@ def _padding_value(tokenizer: Any, name: str) -> int:
     return int(value or 0)
 
 
+def _as_json(of_task: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: asdict(value) if isinstance(value, Masking) else value for name, value in of_task.items()}
+
+
 def _read(folder: Path, key: str, labelled_key: str) -> TokenSet | None:
     """The token set in this folder; None if a file is missing or is not as it was written."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         if any(file_fingerprint(folder / f"{split}.arrow") != meta["files"][split] for split in SPLITS):
             return None
-        layout = Layout(meta["padding"], meta["max_length"], tuple(meta["labels"]))
+        of_task = meta.get("task", {})
+        if masking := of_task.get("masking"):
+            of_task["masking"] = Masking(**masking)
+        layout = Layout(meta["padding"], meta["max_length"], tuple(meta["labels"]), **of_task)
         # Sets that were written before there were several blocks do not say where they end.
         ends = meta.get("train_ends") or _train_ends([len(Rows(folder / f"{TRAIN}.arrow", layout))])
         return TokenSet(
@@ -300,8 +333,9 @@ def _gives_same_ids(tokens: TokenSet, split: str, text: TextBlocks, task: TaskDa
     if len(np.unique(rows.ids)) != len(columns["id"]):
         return False
     first = {name: columns[name][:SAMPLE] for name in columns}
-    expected = _encode(first, task, tokenizer).inputs["input_ids"]
-    inputs = rows.batch(np.arange(len(expected))).inputs
+    expected = _encode(first, task, tokenizer, split).inputs["input_ids"]
+    # As they are stored, also if they are masked when they are read.
+    inputs = Rows(tokens.folder / f"{split}.arrow", tokens.layout).batch(np.arange(len(expected))).inputs
     cached = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
     return all(
         ids[is_token].tolist() == list(ids_now) for (ids, is_token), ids_now in zip(cached, expected, strict=True)

@@ -72,8 +72,12 @@ class TransferSet:
         return rows if split != TRAIN else rows.first(tokens.train_ends[0])
 
     def all_rows(self, tokens: TokenSet, split: str) -> Rows:
-        """All rows of a split with the teacher's logits: for train with the texts without labels and all copies."""
-        return self.logits(split).of(tokens.all_rows(split))
+        """All rows of a split with the teacher's logits: for train with the texts without labels and all copies.
+
+        Rows with other masks in each pass have no logits.
+        """
+        rows = tokens.all_rows(split)
+        return rows if tokens.is_masked_anew(split) else self.logits(split).of(rows)
 
 
 def _map_file(file: Path) -> pa.Table:

@@ -25,7 +25,7 @@ class TextTask(Task):
         pairs = columns["pairs"]
         return columns["texts"].to_pylist(), None if pairs is None else pairs.to_pylist()
 
-    def encode(self, tokenizer: Any, columns: TextColumns) -> Encoded:
+    def encode(self, tokenizer: Any, columns: TextColumns, for_training: bool = False) -> Encoded:
         """Tokenise the texts, truncated to `max_length`.
 
         Raises SpecError if `max_length` is greater than the maximum length of the tokenizer.
@@ -60,9 +60,7 @@ def check_columns(**columns: str | tuple[str, ...] | None) -> None:
         raise ValueError(f"{', '.join(first)} and {last} must be different columns, got {', '.join(names)}.")
 
 
-def check_max_length(max_length: int, tokenizer: Any) -> None:
-    """Raise SpecError if the model of this tokenizer reads fewer tokens."""
+def check_max_length(max_length: int, tokenizer: Any, setting: str = "task.max_length") -> None:
+    """Raise SpecError if the model of this tokenizer reads fewer tokens; `setting` has the number."""
     if max_length > tokenizer.model_max_length:
-        raise SpecError(
-            f"task.max_length: got {max_length}; this model takes at most {tokenizer.model_max_length} tokens."
-        )
+        raise SpecError(f"{setting}: got {max_length}; this model takes at most {tokenizer.model_max_length} tokens.")

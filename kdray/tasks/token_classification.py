@@ -122,7 +122,7 @@ class TokenClassification(Task):
         """See `Task`."""
         return load_word_tokenizer(folder)
 
-    def encode(self, tokenizer: Any, columns: TextColumns) -> Encoded:
+    def encode(self, tokenizer: Any, columns: TextColumns, for_training: bool = False) -> Encoded:
         """See `TaskData`. A text of more tokens than `max_length` becomes several windows, which overlap."""
         encoded = encode_words(tokenizer, columns["text"], self.max_length)
         return Encoded(encoded.inputs, encoded.places, encoded.sentences)

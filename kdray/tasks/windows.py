@@ -50,8 +50,8 @@ class Window:
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """The special tokens around a sentence, with their token types."""
+class Frame:
+    """The special tokens around a text, with their token types."""
 
     before: list[int]
     behind: list[int]
@@ -61,6 +61,7 @@ class _Frame:
 
     @property
     def size(self) -> int:
+        """The number of these tokens."""
         return len(self.before) + len(self.behind)
 
 
@@ -97,7 +98,7 @@ def encode_words(tokenizer: Any, sentences: Sequence[Sequence[str]], max_length:
     Raises TeacherError for a tokenizer that does not say which sub-words a word has, and SpecError for a `max_length`
     that is too small, or greater than that of the tokenizer.
     """
-    frame = _frame(tokenizer)
+    frame = frame_of(tokenizer)
     room = _room(tokenizer, max_length, frame)
     has_types = TOKEN_TYPES in tokenizer.model_input_names
     inputs: dict[str, list[list[int]]] = {"input_ids": [], **({TOKEN_TYPES: []} if has_types else {})}
@@ -124,7 +125,7 @@ def count_tokens(tokenizer: Any, sentences: Sequence[Sequence[str]]) -> list[int
 
     Raises TeacherError for a tokenizer that does not say which sub-words a word has.
     """
-    size = _frame(tokenizer).size
+    size = frame_of(tokenizer).size
     return [len(ids) + size for ids, _ in _sub_words(tokenizer, sentences, spare_token(tokenizer))]
 
 
@@ -168,7 +169,7 @@ def _begin(firsts: Sequence[int], word: int, context: int) -> int:
     return firsts[bisect_left(firsts, firsts[word] - context)]
 
 
-def _room(tokenizer: Any, max_length: int, frame: _Frame) -> int:
+def _room(tokenizer: Any, max_length: int, frame: Frame) -> int:
     """The number of sub-words of one window."""
     check_max_length(max_length, tokenizer)
     if max_length <= frame.size:
@@ -179,7 +180,11 @@ def _room(tokenizer: Any, max_length: int, frame: _Frame) -> int:
     return max_length - frame.size
 
 
-def _frame(tokenizer: Any) -> _Frame:
+def frame_of(tokenizer: Any) -> Frame:
+    """The special tokens that this tokenizer puts around a text.
+
+    Raises TeacherError for a tokenizer that does not say which tokens a word has.
+    """
     if not tokenizer.is_fast:
         raise TeacherError(
             f"the tokenizer of this model, {type(tokenizer).__name__}, does not say which tokens a word has. Tags of "
@@ -191,7 +196,7 @@ def _frame(tokenizer: Any) -> _Frame:
     if not inner:
         raise TeacherError("the tokenizer of this model gives no token for the word 'a'. Give another model.")
     first, end = inner[0], inner[-1] + 1
-    return _Frame(
+    return Frame(
         before=ids[:first],
         behind=ids[end:],
         types_before=types[:first],
