@@ -12,8 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from kdray.data.batches import batches_of_equal_length, ordered_batches
-from kdray.data.rows import Rows
+from kdray.data.rows import Batch, Rows
+from kdray.losses.top_k import TopK, numbers_kept
+from kdray.models.vocabulary_head import answer
 from kdray.slots.job import Worker
+
+TOKENS_AT_ONCE = 4096
+"""The most tokens of a batch, padding included, of a model that gives logits over a vocabulary for each of them."""
 
 
 def compute_logits(
@@ -28,19 +33,31 @@ def compute_logits(
 
     A collective call: every rank must make it. Each rank computes its share of the same batches, so the numbers do not
     depend on the number of ranks. `autocast`: the type that autocast computes in; None for float32. Without `padding`
-    the rows of a batch have the same length.
+    the rows of a batch have the same length. Of outputs over a vocabulary the rows of `TopK` are kept (A x D).
     """
+    if rows.top_k is not None:
+        # Some models, and all ONNX graphs, give the logits of every token, of which few fit into memory.
+        batch_size = min(batch_size, max(1, TOKENS_AT_ONCE // rows.max_length))
     batches = ordered_batches if padding else batches_of_equal_length
     share = batches(rows.lengths, batch_size)[worker.rank :: worker.world]
     outputs: list[Tensor] = []
     with evaluation_mode(model), torch.autocast(worker.device.type, dtype=autocast, enabled=autocast is not None):
         for indices in share:
             batch = rows.batch(indices, worker.pad_multiple if padding else 1).to(worker.device)
-            outputs.append(batch.answers(model(**batch.inputs).logits))
+            outputs.append(kept_outputs(model, batch))
             worker.progress += 1  # a worker whose count does not grow is taken for hung
     # One copy from the device at the end: each copy waits until the device has computed its batch.
     logits = torch.cat(outputs).float().cpu().numpy() if outputs else None
     return _merge_in_order(rows, worker.all_gather((share, logits)))
+
+
+def kept_outputs(model: nn.Module, batch: Batch) -> Tensor:
+    """The outputs of the model at the answers of a batch, A x C; of a vocabulary the rows of `TopK`, A x D."""
+    answers = answer(model, batch)
+    if batch.top_k is None:
+        return answers.outputs()
+    kept = [TopK.of_logits(answers.outputs(part), batch.gold[part], batch.top_k).rows() for part in answers.parts()]
+    return torch.cat(kept) if kept else batch.gold.new_zeros((0, numbers_kept(batch.top_k)), dtype=torch.float32)
 
 
 @contextmanager

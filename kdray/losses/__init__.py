@@ -21,6 +21,8 @@
 - `softmax`              Softmax: each answer is one of several classes
 - `sigmoid`              Sigmoid: each of several labels holds or does not hold
 - `value`                Value: the answer is a number
+- `top_k`                TopK: the outputs over a vocabulary in few numbers
+- `vocabulary`           Vocabulary: each answer is one token of a vocabulary
 - `distillation`         Distillation: the weights of all terms, and the loss of the outputs of a batch
 - `objective`            Objective: the whole loss of a training, with the projections that it learns
 - `checks`               which settings of the loss a sweep is refused for

@@ -8,7 +8,7 @@ Shapes: A answers of a batch, C outputs.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
 import torch
@@ -60,6 +60,11 @@ class Targets:
     """The share of the training that is behind: 0 at its first step, 1 at its last one."""
     sum_over_workers: Callable[[Tensor], Tensor] = own_sum
     """See `Comparison`."""
+
+    def part(self, answers: slice) -> Self:
+        """The targets of these answers."""
+        teacher_AxC = None if self.teacher_AxC is None else self.teacher_AxC[answers]
+        return replace(self, gold=self.gold[answers], teacher_AxC=teacher_AxC)
 
 
 def _one_of(names: Iterable[str]) -> AfterValidator:
@@ -156,6 +161,11 @@ class Distillation(InnerSettings):
         """Whether a term that compares a student with the teacher's outputs has a weight above 0 at some step."""
         ends = self.at(1.0)
         return max(self.alpha, self.logit_mse, ends.alpha, ends.logit_mse) > 0
+
+    def reads_teacher_at(self, progress: float) -> bool:
+        """Whether the loss reads the teacher's outputs at this share of the training."""
+        now = self.at(progress)
+        return max(now.alpha, now.logit_mse) > 0
 
     @property
     def soft_term(self) -> SoftTerm:

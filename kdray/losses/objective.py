@@ -60,18 +60,31 @@ class Objective(nn.Module):
         first = self._distillation.inner_first
         return bool(self._inner) and (first == 0 or progress < first)
 
+    def compares_outputs(self, progress: float) -> bool:
+        """Whether the outputs take part at this share of the training."""
+        return not (self.compares_layers(progress) and self._distillation.inner_first > 0)
+
+    def reads_teacher_outputs(self, progress: float) -> bool:
+        """Whether the loss reads the teacher's outputs at this share of the training."""
+        return self.compares_outputs(progress) and self._distillation.reads_teacher_at(progress)
+
     def forward(self, outputs_AxC: Tensor, targets: Targets, inner: InnerTargets | None = None) -> Loss:
         """Compute the loss in float32. `inner` is read if the inner terms take part at this time of the training."""
-        compares = self.compares_layers(targets.progress)
-        if compares and self._distillation.inner_first > 0:
+        return self.with_inner_terms(self.loss_of_outputs(outputs_AxC, targets), targets, inner)
+
+    def loss_of_outputs(self, outputs_AxC: Tensor, targets: Targets) -> Loss:
+        """The terms on the outputs of some answers of the batch; `targets` are those of the same answers."""
+        if not self.compares_outputs(targets.progress):
             # Not without the outputs: DDP waits for a gradient of every parameter, those of the head included.
-            loss = Loss(0.0 * outputs_AxC.float().sum(dim=-1), {})
-        else:
-            loss = self._distillation.loss(outputs_AxC, targets, self._distribution)
-        if not compares:
+            return Loss(0.0 * outputs_AxC.float().sum(dim=-1), {})
+        return self._distillation.loss(outputs_AxC, targets, self._distribution)
+
+    def with_inner_terms(self, loss: Loss, targets: Targets, inner: InnerTargets | None = None) -> Loss:
+        """The loss of all outputs of the batch, with the inner terms if they take part at this time of the training."""
+        if not self.compares_layers(targets.progress):
             return self._keep_projections(loss)
         assert inner is not None
-        with torch.autocast(outputs_AxC.device.type, enabled=False):
+        with torch.autocast(loss.total_A.device.type, enabled=False):
             terms = self._inner_terms(inner, self._distillation.at(targets.progress))
         named = {name: value.detach() for name, value in terms.items()}
         return replace(loss, terms={**loss.terms, **named}, inner=torch.stack(list(terms.values())).sum())

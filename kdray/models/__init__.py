@@ -9,6 +9,7 @@ In reading order:
 - `config_files`  config.json and the tokenizer's configuration: no code, no absurd numbers
 - `weight_files`  the weights: safetensors only, checked by their headers
 - `families`      which families of transformers are accepted, and which answers depend on padding
+- `vocabulary_head`  the outputs of a model at the answers of a batch, without all logits over a vocabulary
 - `lineage`       Lineage: names, fingerprints and figures of what the students of a sweep are made from
 - `fresh`         FreshTransformer: a small Transformer with random weights, and a tokenizer made from the texts
 """

@@ -1,0 +1,117 @@
+"""The outputs over a vocabulary in few numbers: the k most probable tokens, the rest as one class, and the gold token.
+
+A language model gives one logit for each of 30,000 to 250,000 tokens at every answer. Kept are, for each answer, in one
+row of float32:
+
+    k logarithms of probabilities, the largest first | their k token ids | the rest at each of `KNOTS` | the gold's
+
+All are those at temperature 1. The rest at an inverse temperature b is log(sum of p^b over the other tokens): exact at
+the knots, and between them, where it is a smooth convex function of b, on the line between two knots. So the k tokens
+and the rest have the right proportions at any temperature that the loss may ask for. Token ids are whole numbers below
+2^24, which float32 has exactly.
+
+Shapes: A answers, V tokens of the vocabulary, K kept tokens, D numbers of a row.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdray.losses.comparison import Outcomes
+
+KNOTS = (1.0, 0.5, 0.25, 0.125, 0.0)
+"""The inverse temperatures at which the rest is kept: temperatures 1, 2, 4, 8 and infinite."""
+SMALLEST_LOG = -1e30
+"""Stands for the logarithm of 0, so that all kept numbers are finite."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The kept outputs of some answers."""
+
+    logs_AxK: Tensor
+    """The logarithms of the largest probabilities, in descending order."""
+    ids_AxK: Tensor
+    """Their tokens, int64."""
+    rest_AxT: Tensor
+    """The logarithm of the sum of p^b over all other tokens, for each inverse temperature b in `KNOTS`."""
+    gold_A: Tensor
+    """The logarithm of the probability of the gold token; 0 for an answer without gold."""
+
+    @classmethod
+    def of_logits(cls, logits_AxV: Tensor, gold_A: Tensor, k: int) -> Self:
+        """Keep what matters of these logits. At most V - 1 tokens are kept; a gold of -1 is none."""
+        logs_AxV = torch.log_softmax(logits_AxV.float(), dim=-1)
+        logs_AxK, ids_AxK = logs_AxV.topk(min(k, logs_AxV.shape[-1] - 1), dim=-1)
+        others_AxV = logs_AxV.scatter(-1, ids_AxK, -torch.inf)
+        rest = [_log_sum(others_AxV, knot) for knot in KNOTS]
+        has_gold_A = gold_A >= 0
+        gold_logs_A = logs_AxV.gather(-1, gold_A.clamp(min=0)[:, None])[:, 0]
+        return cls(
+            logs_AxK.clamp(min=SMALLEST_LOG),
+            ids_AxK,
+            torch.stack(rest, dim=-1).clamp(min=SMALLEST_LOG),
+            torch.where(has_gold_A, gold_logs_A, 0.0).clamp(min=SMALLEST_LOG),
+        )
+
+    @classmethod
+    def of_rows(cls, kept_AxD: Tensor) -> Self:
+        """Read rows that `rows` has made."""
+        k = (kept_AxD.shape[-1] - len(KNOTS) - 1) // 2
+        logs_AxK, ids_AxK, rest_AxT, gold_Ax1 = kept_AxD.split((k, k, len(KNOTS), 1), dim=-1)
+        return cls(logs_AxK, ids_AxK.long(), rest_AxT, gold_Ax1[:, 0])
+
+    def rows(self) -> Tensor:
+        """All numbers of each answer in one row (A x D, float32)."""
+        parts = (self.logs_AxK, self.ids_AxK.float(), self.rest_AxT, self.gold_A[:, None])
+        return torch.cat(parts, dim=-1)
+
+    @property
+    def captured(self) -> Tensor:
+        """The probability of the kept tokens of each answer together, at temperature 1 (A)."""
+        return self.logs_AxK.exp().sum(dim=-1)
+
+    def outcomes(self, temperature: float) -> Outcomes:
+        """The probabilities of the kept tokens and of the rest (A x K + 1) at this temperature."""
+        rest_Ax1 = _between_knots(self.rest_AxT, 1 / temperature)[:, None]
+        return Outcomes.of_classes(torch.cat([self.logs_AxK / temperature, rest_Ax1], dim=-1))
+
+    def outcomes_of(self, logits_AxV: Tensor, temperature: float) -> Outcomes:
+        """The probabilities that other logits give to the same tokens, and to all others together (A x K + 1)."""
+        scaled_AxV = logits_AxV / temperature
+        others_AxV = scaled_AxV.scatter(-1, self.ids_AxK, -torch.inf)
+        rest_Ax1 = others_AxV.logsumexp(dim=-1, keepdim=True)
+        return Outcomes.of_classes(torch.cat([scaled_AxV.gather(-1, self.ids_AxK), rest_Ax1], dim=-1))
+
+
+def numbers_kept(k: int) -> int:
+    """The numbers that are kept of an answer: D."""
+    return 2 * k + len(KNOTS) + 1
+
+
+def logs_only(kept_AxD: np.ndarray) -> np.ndarray:
+    """The logarithms of kept rows, without token ids: what two computations of the same outputs may be compared by.
+
+    Of two tokens that are nearly as probable, rounding decides which one comes first.
+    """
+    k = (kept_AxD.shape[1] - len(KNOTS) - 1) // 2
+    return np.delete(kept_AxD, np.s_[k : 2 * k], axis=1)
+
+
+def _log_sum(others_AxV: Tensor, knot: float) -> Tensor:
+    """The logarithm of the sum of p^knot over the tokens that are not -inf (A)."""
+    # -inf * 0 is no number: at an infinite temperature every other token counts 1.
+    scaled_AxV = torch.where(others_AxV.isneginf(), others_AxV, others_AxV * knot)
+    return scaled_AxV.logsumexp(dim=-1)
+
+
+def _between_knots(rest_AxT: Tensor, inverse: float) -> Tensor:
+    """The rest at this inverse temperature (A): on the line between the two knots around it."""
+    # Below temperature 1 the line through the two largest knots goes on; convexity then makes the rest too small.
+    right = next((place for place in range(1, len(KNOTS)) if KNOTS[place] <= inverse), len(KNOTS) - 1)
+    left = right - 1
+    share = (inverse - KNOTS[right]) / (KNOTS[left] - KNOTS[right])
+    return rest_AxT[:, right] + share * (rest_AxT[:, left] - rest_AxT[:, right])
