@@ -5,6 +5,7 @@ In reading order:
 - `settings`     Training: epochs, batch size, learning rate, precision, checkpoints
 - `fit`          the training loop
 - `step`         one optimiser step
+- `parts`        the loss of outputs over a vocabulary, computed for some answers at a time
 - `signal`       Signal: where the states of a teacher come from that inner terms compare; the live teacher
 - `stored_signal`  the signal that reads hidden states from files
 - `inside`       the states of student and teacher for the inner terms of a loss

@@ -46,11 +46,14 @@ class RunningSums:
     """The sum of each loss term over the answers."""
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, loss: Loss, rows: int, answers: int, norm: Tensor) -> None:
-        """Add the loss of one step. `rows` is 0 if the rank had no row and took part for the other ranks only."""
+    def add_norm(self, norm: Tensor) -> None:
+        """Add the norm of the gradient of one step."""
+        self.norm = self.norm + norm
+
+    def add_loss(self, loss: Loss, rows: int, answers: int) -> None:
+        """Add the loss of rows of a step. `rows` is 0 if the rank had no row and took part for the others only."""
         self.rows += rows
         self.answers += answers
-        self.norm = self.norm + norm
         for name, value in loss.terms.items():
             value = value if rows else torch.zeros_like(value)
             self.terms[name] = self.terms[name] + value if name in self.terms else value

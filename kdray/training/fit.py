@@ -94,12 +94,12 @@ def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Repor
     steps_per_epoch = math.ceil((plan.epoch_rows or len(plan.rows)) / training.batch_size)
     steps = training.epochs * steps_per_epoch
     marks = evaluation_marks(steps_per_epoch, training.evaluations_per_epoch)
-    for at, indices in _remaining_batches(plan, start.step, steps_per_epoch):
+    for at, rows, indices in _remaining_batches(plan, start.step, steps_per_epoch):
         rate = training.learning_rate_at(at.step - 1, steps)
         # From the number of the step, so a continued training and all ranks have the same one.
         progress = (at.step - 1) / max(1, steps - 1)
         with plan.form_at(progress):
-            step(plan.rows, indices, rate, progress, sums)
+            step(rows, indices, rate, progress, sums)
         must_evaluate = at.batch in marks
         if at.step % FINITE_CHECK_STEPS == 0 or must_evaluate:
             sums.check_finite(f"step {at.step}")
@@ -124,21 +124,27 @@ def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Repor
     return checkpoints.reports
 
 
-def _remaining_batches(plan: TrainingPlan, start: int, steps_per_epoch: int) -> Iterator[tuple[Position, np.ndarray]]:
-    """The global batches after `start` steps (row numbers), each with the position that the training has after it.
+def _remaining_batches(
+    plan: TrainingPlan, start: int, steps_per_epoch: int
+) -> Iterator[tuple[Position, Rows, np.ndarray]]:
+    """The global batches after `start` steps, each with the position that the training has after it.
+
+    A batch is the rows as they are in this pass through them, and the numbers of those that belong to it.
 
     The batches are those of one pass through the rows after the other. A pass is an epoch, unless an epoch has more
     rows than there are.
     """
     steps_per_pass = math.ceil(len(plan.rows) / plan.training.batch_size)
     batches: list[np.ndarray] = []
+    rows = plan.rows
     for step in range(start, plan.training.epochs * steps_per_epoch):
         number, batch = divmod(step, steps_per_pass)
         if not batches or batch == 0:
             # The order of a pass depends on seed and number only, so a continued training skips what it has done.
             batches = epoch_batches(plan.rows.lengths, plan.training.batch_size, seed=plan.seed, epoch=number)
+            rows = plan.rows.at_pass(number)
         epoch, in_epoch = divmod(step, steps_per_epoch)
-        yield Position(epoch, in_epoch + 1, step + 1), batches[batch]
+        yield Position(epoch, in_epoch + 1, step + 1), rows, batches[batch]
 
 
 def _evaluate(model: nn.Module, evaluate: Evaluate, last: bool) -> Report:

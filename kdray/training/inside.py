@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdray.data.rows import Batch, Rows
@@ -27,6 +27,12 @@ class Inside:
     recorder: Recorder
     """Records the student."""
     signal: OpenSignal
+    answers_live: bool = False
+    """Whether the teacher's outputs come from the signal, because the rows have none."""
+
+    def teacher_outputs(self, batch: Batch) -> Tensor:
+        """The outputs of the teacher that runs here; call it before `targets`, which then need not run it again."""
+        return self.signal.outputs(batch)
 
     def targets(self, batch: Batch, rows: np.ndarray, weights: tuple[float, float]) -> InnerTargets:
         """The inner targets of a batch with these rows. `weights` are those of a token and of a row."""
@@ -52,25 +58,31 @@ def open_objective(
     signal: Signal | None,
     seed: int,
     worker: Worker,
+    answers_live: bool = False,
 ) -> Iterator[tuple[Objective, Inside | None]]:
     """The objective of a student's training, and the inside of the training if the objective has inner terms.
 
-    `student` is the model with its layers, on the worker's device. `seed` decides the projections. Raises SpecError for
-    inner terms without a signal, and for layers that one of the models does not have.
+    `student` is the model with its layers, on the worker's device. `seed` decides the projections. `answers_live`: the
+    teacher's outputs are not stored. Raises SpecError for inner terms without a signal, and for layers that one of the
+    models does not have.
     """
-    if not distillation.inner_terms:
+    answers_live = answers_live and distillation.needs_teacher
+    terms = [*distillation.inner_terms, *(["alpha"] if answers_live else [])]
+    if not terms:
         yield Objective(distillation, distribution), None
         return
     if signal is None:
+        what = "inner terms need the states" if distillation.inner_terms else "it needs the answers"
         raise SpecError(
-            f"distillation.{next(iter(distillation.inner_terms))}: inner terms need the states of a teacher, and these "
-            "inputs have none. Give a teacher that is a model, or leave them out."
+            f"distillation.{terms[0]}: {what} of a teacher, and these inputs have none. Give a teacher that is a model, "
+            "or leave them out."
         )
     model, layers = student
-    objective = Objective(distillation, distribution, layer_pairs(distillation.layer_map, len(layers), signal.layers))
+    pairs = layer_pairs(distillation.layer_map, len(layers), signal.layers) if distillation.inner_terms else ()
+    objective = Objective(distillation, distribution, pairs)
     with (
         Recorder(model, layers, objective.student_needs) as recorder,
         signal.open(objective.teacher_needs, worker) as opened,
     ):
         objective.add_projections(hidden_widths(model, recorder), opened.widths, seed)
-        yield objective.to(worker.device), Inside(recorder, opened)
+        yield objective.to(worker.device), Inside(recorder, opened, answers_live)

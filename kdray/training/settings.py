@@ -16,6 +16,9 @@ class Training(Settings):
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(32, ge=1)
     """Rows in one optimiser step, over all workers of the slot together."""
+    microbatch: int | None = later_field(None, ge=1)
+    """The most rows that a worker computes at the same time. The gradients of a step's rows are added up, so it changes
+    memory and speed, and the loss by no more than rounding. None: all rows of a step at once."""
     learning_rate: float = Field(5e-5, gt=0)
     """The highest learning rate, at the end of the warm-up."""
     warmup: float = Field(0.1, ge=0, lt=1)

@@ -10,10 +10,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdray.data.rows import Batch
+from kdray.evaluation.outputs import kept_outputs
 from kdray.losses.states import Needs, States
 from kdray.models.pretrained import Pretrained
 from kdray.slots.job import Worker
@@ -28,6 +29,13 @@ class OpenSignal(Protocol):
     @property
     def widths(self) -> Mapping[int, int]:
         """Number of a layer -> its hidden size, for the layers whose hidden states it has."""
+        ...
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """The teacher's outputs at the answers of this batch, without gradients: see `kept_outputs`.
+
+        Raises LookupError if the teacher does not run here.
+        """
         ...
 
     def states(self, batch: Batch, rows: np.ndarray) -> States:
@@ -74,24 +82,37 @@ class LiveSignal:
             yield _LiveTeacher(model, recorder, autocast_dtype(self.precision, worker.device, model))
 
 
-@dataclass(frozen=True)
 class _LiveTeacher:
-    model: PreTrainedModel
-    recorder: Recorder
-    autocast: torch.dtype | None
+    def __init__(self, model: PreTrainedModel, recorder: Recorder, autocast: torch.dtype | None) -> None:
+        self._model, self._recorder, self._autocast = model, recorder, autocast
+        self._has_read: Batch | None = None
+        """The batch whose states are recorded, and not taken yet."""
 
     @property
     def widths(self) -> Mapping[int, int]:
-        return hidden_widths(self.model, self.recorder)
+        return hidden_widths(self._model, self._recorder)
+
+    def outputs(self, batch: Batch) -> Tensor:
+        with self._reading(batch):
+            outputs = kept_outputs(self._model, batch)
+        self._has_read = batch
+        return outputs
 
     def states(self, batch: Batch, rows: np.ndarray) -> States:
-        device = batch.gold.device
-        # Not inference_mode: its tensors cannot be part of a loss with gradients.
-        with torch.no_grad(), torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            self.model(**batch.inputs)
-        states = self.recorder.take()
+        if self._has_read is not batch:
+            with self._reading(batch):
+                self._model(**batch.inputs)
+        self._has_read = None
+        states = self._recorder.take()
         # As they are stored, so that a stored signal and a live one give the same losses.
         return replace(states, hidden={layer: value.bfloat16() for layer, value in states.hidden.items()})
+
+    @contextmanager
+    def _reading(self, batch: Batch) -> Iterator[None]:
+        device = batch.gold.device
+        # Not inference_mode: its tensors cannot be part of a loss with gradients.
+        with torch.no_grad(), torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            yield
 
 
 def hidden_widths(model: nn.Module, recorder: Recorder) -> dict[int, int]:

@@ -3,6 +3,8 @@
 `fit` decides which rows a batch has and how many steps there are. Letters: A answers of a batch, C outputs.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from kdray.data.rows import Batch, Rows
 from kdray.losses.distillation import Loss, Targets
 from kdray.losses.objective import Objective
+from kdray.models.vocabulary_head import answer
 from kdray.slots.job import Worker
 from kdray.training.checkpoint import RunningSums
 from kdray.training.inside import Inside, inner_weights
+from kdray.training.parts import loss_in_parts
 from kdray.training.precision import autocast_dtype, model_family
 from kdray.training.settings import Training
 
@@ -59,11 +63,14 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch, targets: Targets, rows: np.ndarray, weights: tuple[float, float]) -> Loss:
         """The loss of a batch with these rows; `weights` are the `inner_weights` of the batch of all workers."""
-        outputs = batch.answers(self.model(**batch.inputs).logits)
-        compares = self._inside is not None and self.objective.compares_layers(targets.progress)
-        inner = self._inside.targets(batch, rows, weights) if self._inside is not None and compares else None
-        loss: Loss = self.objective(outputs, targets, inner)
-        return loss
+        answers = answer(self.model, batch)
+        inside, inner = self._inside, None
+        if inside is not None and inside.answers_live and self.objective.reads_teacher_outputs(targets.progress):
+            targets = replace(targets, teacher_AxC=inside.teacher_outputs(batch))
+        if inside is not None and self.objective.compares_layers(targets.progress):
+            inner = inside.targets(batch, rows, weights)
+        loss = loss_in_parts(answers, targets, self.objective.loss_of_outputs)
+        return self.objective.with_inner_terms(loss, targets, inner)
 
 
 class Step:
@@ -87,24 +94,28 @@ class Step:
         """
         answers, with_gold = rows.count_answers(indices)
         own, weight = self._own_part(indices, answers)
-        batch = rows.batch(own, self._worker.pad_multiple).to(self._worker.device)
-        targets = Targets(
-            gold=batch.gold,
-            teacher_AxC=batch.teacher_logits_AxC,
-            gold_weight=answers / max(1, with_gold),
-            progress=progress,
-            sum_over_workers=lambda values: self._sum_over_workers(values, bool(weight)),
-        )
-        with torch.autocast(self._worker.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            loss: Loss = self._learner(batch, targets, own, inner_weights(rows, indices, answers))
-        (loss.total * weight).backward()
+        pieces = self._pieces(own)
+        for number, piece in enumerate(pieces):
+            batch = rows.batch(piece, self._worker.pad_multiple).to(self._worker.device)
+            targets = Targets(
+                gold=batch.gold,
+                teacher_AxC=batch.teacher_logits_AxC,
+                gold_weight=answers / max(1, with_gold),
+                progress=progress,
+                sum_over_workers=lambda values: self._sum_over_workers(values, bool(weight)),
+            )
+            # The workers add up their gradients once a step, in the backward pass of the last piece.
+            with self._without_sum() if number < len(pieces) - 1 else nullcontext():
+                with torch.autocast(self._worker.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+                    loss: Loss = self._learner(batch, targets, piece, inner_weights(rows, indices, answers))
+                (loss.total * weight).backward()
+            sums.add_loss(loss, *((len(piece), len(loss.total_A)) if weight else (0, 0)))
         norm = nn.utils.clip_grad_norm_(self._parameters, self._training.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        counts = (len(batch.ids), len(loss.total_A)) if weight else (0, 0)
-        sums.add(loss, *counts, norm.detach())
+        sums.add_norm(norm.detach())
 
     def _sum_over_workers(self, values: Tensor, has_rows: bool) -> Tensor:
         """The sum of the tensors of all workers. A collective call, and another one in the backward pass."""
@@ -114,6 +125,16 @@ class Step:
         total: Tensor = _SumOverWorkers.apply(values if has_rows else 0 * values)
         return total
 
+    def _pieces(self, own: np.ndarray) -> list[np.ndarray]:
+        """This rank's rows of a step, as many at a time as are computed together."""
+        size = self._training.microbatch or len(own)
+        return [own[start : start + size] for start in range(0, len(own), size)]
+
+    def _without_sum(self) -> AbstractContextManager[None]:
+        """A block in which the workers do not add up their gradients."""
+        learner = self._learner
+        return learner.no_sync() if isinstance(learner, DistributedDataParallel) else nullcontext()
+
     def _own_part(self, indices: np.ndarray, answers: int) -> tuple[np.ndarray, float]:
         """This rank's rows of the global batch, and the weight of one answer in this rank's loss.
 
@@ -122,7 +143,7 @@ class Step:
         """
         own = indices[self._worker.rank :: self._worker.world]
         # DDP needs a backward pass of every rank, so a rank without a row of a short batch computes one with weight 0.
-        return (own, self._worker.world / answers) if len(own) else (indices[:1], 0.0)
+        return (own, self._worker.world / max(1, answers)) if len(own) else (indices[:1], 0.0)
 
 
 def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:

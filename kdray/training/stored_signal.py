@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from kdray.data.rows import Batch
 from kdray.data.state_store import StateSet, StoredStates
@@ -47,6 +48,9 @@ class _OpenFiles:
     @property
     def widths(self) -> Mapping[int, int]:
         return {layer: states.width for layer, states in self.layers.items()}
+
+    def outputs(self, batch: Batch) -> Tensor:
+        raise LookupError("the files have the states of the teacher; its outputs are in the transfer set")
 
     def states(self, batch: Batch, rows: np.ndarray) -> States:
         width, device = batch.inputs["attention_mask"].shape[1], batch.gold.device

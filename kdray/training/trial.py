@@ -85,8 +85,12 @@ class TrialInputs:
         return worker.cached(key, lambda: self.transfer.all_rows(self.tokens, "train").first(count))
 
     def text_rows(self, recipe: Recipe) -> int:
-        """The number of rows in an epoch of a trial with this recipe: all texts and their copies."""
+        """The number of rows that a trial with this recipe learns from: all texts and their copies."""
         return self.tokens.texts(recipe.augmentation.copies)
+
+    def epoch_rows(self, recipe: Recipe) -> int:
+        """The number of rows that make an epoch of a trial with this recipe."""
+        return self.tokens.epoch_rows(recipe.augmentation.copies)
 
     def has_more_text(self, recipe: Recipe) -> bool:
         """Whether there is more text for this recipe than the labelled rows."""
@@ -149,7 +153,13 @@ class Trial:
         model.to(worker.device)  # before its layers are recorded, which runs it
         student = (model, recipe.student.inner_layers(model))
         with open_objective(
-            recipe.distillation, distribution, student, self.inputs.signal, self.seed, worker
+            recipe.distillation,
+            distribution,
+            student,
+            self.inputs.signal,
+            self.seed,
+            worker,
+            answers_live=self.inputs.tokens.is_masked_anew("train"),
         ) as opened:
             return (yield from fit(model, self._plan(model, distribution, opened, worker), worker))
 
@@ -183,7 +193,7 @@ class Trial:
 
         return TrainingPlan(
             rows=self.inputs.texts(self.recipe, worker),
-            epoch_rows=self.inputs.text_rows(self.recipe),
+            epoch_rows=self.inputs.epoch_rows(self.recipe),
             training=training,
             objective=opened[0],
             inside=opened[1],

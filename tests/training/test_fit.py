@@ -346,6 +346,8 @@ def test_the_number_of_evaluations_is_known_before_the_training(rows: int, per_e
 def test_a_rank_without_rows_adds_nothing_to_the_loss() -> None:
     sums = RunningSums()
     loss = Loss(torch.ones(1), {"hard": torch.tensor(0.7)})
-    sums.add(loss, 1, 1, torch.tensor(1.0))
-    sums.add(loss, 0, 0, torch.tensor(1.0))
+    sums.add_loss(loss, 1, 1)
+    sums.add_loss(loss, 0, 0)
+    for _ in range(2):
+        sums.add_norm(torch.tensor(1.0))
     assert (sums.rows, float(sums.norm), float(sums.terms["hard"])) == (1, 2.0, pytest.approx(0.7))
