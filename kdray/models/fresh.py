@@ -6,14 +6,17 @@ from typing import Self
 import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import BertConfig, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
 
 from kdray.settings import Settings
 from kdray.tasks.task import Task
 
 
 class FreshTransformer(Settings):
-    """A BERT with random weights, and a tokenizer of whole words made from the texts that it is trained on."""
+    """A BERT with random weights, and a tokenizer of whole words made from the texts that it is trained on.
+
+    For a causal language model it is a GPT-2 of these sizes.
+    """
 
     layers: int = Field(4, ge=1)
     width: int = Field(64, ge=8)
@@ -40,8 +43,14 @@ class FreshTransformer(Settings):
 
         `seed` decides the weights; torch's global random generator is left as it was.
         """
-        tokenizer = word_tokenizer(texts, self.vocabulary, task.max_length)
-        config = BertConfig(
+        tokenizer = word_tokenizer(texts, self.vocabulary, task.max_length, task.is_causal)
+        config = self._causal_config(tokenizer, task) if task.is_causal else self._config(tokenizer, task, labels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return task.fresh_model(config), tokenizer
+
+    def _config(self, tokenizer: PreTrainedTokenizerFast, task: Task, labels: Sequence[str]) -> BertConfig:
+        return BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=self.width,
             num_hidden_layers=self.layers,
@@ -54,13 +63,32 @@ class FreshTransformer(Settings):
             pad_token_id=tokenizer.pad_token_id,
             **task.head_settings(labels),
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return task.fresh_model(config), tokenizer
+
+    def _causal_config(self, tokenizer: PreTrainedTokenizerFast, task: Task) -> GPT2Config:
+        return GPT2Config(
+            vocab_size=len(tokenizer),
+            n_embd=self.width,
+            n_layer=self.layers,
+            n_head=self.heads,
+            n_inner=self.feed_forward,
+            n_positions=task.max_length,
+            embd_pdrop=self.dropout,
+            attn_pdrop=self.dropout,
+            resid_pdrop=self.dropout,
+            initializer_range=self.spread,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
 
 
-def word_tokenizer(texts: Sequence[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of lower-case words and punctuation; it adds BERT's special tokens to a text or a pair of texts."""
+def word_tokenizer(
+    texts: Sequence[str], vocabulary: int, max_length: int, is_causal: bool = False
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of lower-case words and punctuation; it adds BERT's special tokens to a text or a pair of texts.
+
+    `is_causal`: it adds none, so that a text may be continued, and has tokens for the begin and the end of a text.
+    """
     words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     words.normalizer = normalizers.BertNormalizer(lowercase=True)
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -68,6 +96,16 @@ def word_tokenizer(texts: Sequence[str], vocabulary: int, max_length: int) -> Pr
     words.train_from_iterator(
         texts, trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
     )
+    if is_causal:
+        return PreTrainedTokenizerFast(
+            tokenizer_object=words,
+            model_max_length=max_length,
+            model_input_names=["input_ids", "attention_mask"],
+            pad_token="[PAD]",
+            unk_token="[UNK]",
+            bos_token="[CLS]",
+            eos_token="[SEP]",
+        )
     words.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -76,6 +76,8 @@ def give_signals(session: Session, inputs: BySource[TrialInputs], padding: bool)
     """
     readers = inputs.map(lambda each: Reader(each.source, each.tokens))
     wanted = wanted_states(session.sweep, readers)
+    if inputs.teacher is not None and inputs.teacher.tokens.is_masked_anew(TRAIN):
+        return _live_everywhere(session, inputs, inputs.teacher.source)
     if not wanted:
         return inputs
     why_live = reason_to_run_the_teacher(session.sweep, list(wanted.values()))
@@ -88,6 +90,16 @@ def give_signals(session: Session, inputs: BySource[TrialInputs], padding: bool)
         session.screen.note(f"The teacher runs in each slot while students are trained, because {why_live}.")
     signals = {key: _signal(session, each, padding, why_live is None) for key, each in wanted.items()}
     return inputs.map(lambda each: replace(each, signal=signals.get(Reader(each.source, each.tokens).key)))
+
+
+def _live_everywhere(session: Session, inputs: BySource[TrialInputs], teacher: Pretrained) -> BySource[TrialInputs]:
+    """The inputs of trials whose rows have other masks in each epoch: no answers to them can be stored."""
+    session.screen.note(
+        "The teacher runs in each slot while students are trained, because the texts are masked anew in each epoch. "
+        "With task.maskings=N its answers to N maskings of each text are stored instead."
+    )
+    live = LiveSignal(teacher, session.sweep.transfer.precision)
+    return inputs.map(lambda each: replace(each, signal=live))
 
 
 def check_signals(sweep: Sweep, sources: BySource[StudentSource]) -> None:

@@ -25,5 +25,9 @@
 - `spans`                 the spans of tagged words, as seqeval reads them; tags at impossible places
 - `span_metrics`          tagged words as counts: F1 of spans and of types, accuracy
 - `windows`               words as sub-words; long sentences as windows that overlap
+- `language_model`        LanguageModel: what the two tasks of language models have in common
+- `masked_lm`             MaskedLM: which tokens were masked
+- `causal_lm`             CausalLM: which token comes next
+- `token_metrics`         tokens as counts: perplexity, loss, accuracy
 - `correlation`           one number for each row as counts: Pearson, MSE, MAE; Spearman
 """

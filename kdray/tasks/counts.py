@@ -34,6 +34,10 @@ class Metric:
     """Whether 1 is its best value, as of shares and correlations: people give their differences in points of 0.01.
     False for a value in the units of the data."""
 
+    def is_as_good(self, value: float, other: float) -> bool:
+        """Whether a value is at least as good as another one; False for nan."""
+        return value >= other if self.direction == "maximize" else value <= other
+
 
 @dataclass(frozen=True)
 class Counts:

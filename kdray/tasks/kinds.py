@@ -6,14 +6,16 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, SerializeAsAny
 
 from kdray.errors import SpecError, did_you_mean
+from kdray.tasks.causal_lm import CausalLM
 from kdray.tasks.counts import Metric
+from kdray.tasks.masked_lm import MaskedLM
 from kdray.tasks.multi_label import MultiLabel
 from kdray.tasks.regression import Regression
 from kdray.tasks.task import Task
 from kdray.tasks.text_classification import TextClassification
 from kdray.tasks.token_classification import TokenClassification
 
-TASKS: tuple[type[Task], ...] = (TextClassification, TokenClassification, MultiLabel, Regression)
+TASKS: tuple[type[Task], ...] = (TextClassification, TokenClassification, MultiLabel, Regression, MaskedLM, CausalLM)
 """The first one is the task of a sweep that names none."""
 
 KINDS: Mapping[str, type[Task]] = {task.model_fields["kind"].default: task for task in TASKS}

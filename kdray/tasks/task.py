@@ -76,6 +76,8 @@ class Task(Settings):
     """Whether an example has one answer that is right or wrong; then McNemar's test compares two models."""
     answers_each_word: ClassVar[bool] = False
     """Whether a text is a list of words, each of which has an answer."""
+    is_causal: ClassVar[bool] = False
+    """Whether a model reads a text in one direction, and so needs an architecture that does."""
     agreement_meaning: ClassVar[str] = "the share of rows with the same predicted label"
     """What `agreement` is, for a sentence."""
 
@@ -138,9 +140,13 @@ class Task(Settings):
         """See `TaskData`."""
         return ()
 
-    def encode(self, tokenizer: Any, columns: TextColumns) -> Encoded:
+    def encode(self, tokenizer: Any, columns: TextColumns, for_training: bool = False) -> Encoded:
         """See `TaskData`."""
         raise NotImplementedError
+
+    def layout(self, tokenizer: Any) -> dict[str, Any]:
+        """See `TaskData`."""
+        return {}
 
     def lengths(self, tokenizer: Any, columns: TextColumns) -> list[int]:
         """See `TaskData`."""
@@ -228,6 +234,11 @@ class Task(Settings):
     def chance(self, rows: GoldRows) -> float:
         """The quality of the best answers that do not depend on the text."""
         raise NotImplementedError
+
+    def required_quality(self, chance: float, above_chance: float) -> float:
+        """The quality that a teacher must reach, if that of answers which do not depend on the text is `chance`."""
+        # If nearly all rows have one label, chance + above_chance may be out of reach, even above 1.
+        return chance + min(above_chance, (1 - chance) / 2)
 
     def exchanged_outputs(self, outputs: Outputs, rows: GoldRows) -> tuple[float, list[int]] | None:
         """The order of the outputs with the best quality: that quality, and the label of each output.

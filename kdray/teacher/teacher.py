@@ -255,6 +255,7 @@ class FineTune:
 
         return TrainingPlan(
             rows=rows,
+            epoch_rows=-(-len(rows) // self.start.tokens.layout.repeats),
             training=self.training,
             objective=Objective(Distillation().labels_only(), distribution),
             evaluate=evaluate,
@@ -271,11 +272,11 @@ def check_quality(teacher: Teacher, task: Task, outputs: Outputs, validation: Ro
     """
     metric = heading(task.quality.name)
     quality, chance = task.values(outputs, validation)[task.quality.name], task.chance(validation)
-    # If nearly all rows have one label, chance + above_chance may be out of reach, even above 1.
-    required = chance + min(teacher.above_chance, (1 - chance) / 2)
+    required = task.required_quality(chance, teacher.above_chance)
+    is_enough = task.quality.is_as_good(quality, required)
     best, order = task.exchanged_outputs(outputs, validation) or (quality, [])
     is_exchanged = teacher.training is None and best >= required and best > quality + EXCHANGED_GAIN
-    if quality >= required and not is_exchanged:
+    if is_enough and not is_exchanged:
         if teacher.training is None and (problem := task.other_units(outputs, validation)):
             other = "Correct the answers" if teacher.outputs else f"Fine-tune the teacher, {TRAINED}"
             raise TeacherError(
@@ -283,7 +284,7 @@ def check_quality(teacher: Teacher, task: Task, outputs: Outputs, validation: Ro
                 "units."
             )
         return
-    near = f", near chance ({chance:.3f} for answers that do not depend on the text)" if not quality >= required else ""
+    near = f", near chance ({chance:.3f} for answers that do not depend on the text)" if not is_enough else ""
     problem = f"{owner}'s validation {metric} is {quality:.3f}{near}"
     if is_exchanged:
         said = _said_order(teacher, validation.labels, order)
@@ -294,9 +295,10 @@ def check_quality(teacher: Teacher, task: Task, outputs: Outputs, validation: Ro
             f"{problem}, but would be {best:.3f} if its outputs meant, in order, {said}: teacher and data "
             f"disagree about the order of the labels. {remedy}"
         )
+    bound = "at least" if task.quality.direction == "maximize" else "at most"
     remedy = "Correct the answers" if teacher.outputs else "Fine-tune it (longer)"
     raise TeacherError(
-        f"{problem}; at least {required:.3f} is required (teacher.above_chance={teacher.above_chance}). "
+        f"{problem}; {bound} {required:.3f} is required (teacher.above_chance={teacher.above_chance}). "
         f"{remedy}, or give a teacher of this task."
     )
 
@@ -319,8 +321,10 @@ def _obtain_fresh_source(
     columns = [part[name] for part in parts for name in ("text", "pair") if name in part.column_names]
     more = () if splits.more_key is None else (splits.more_key,)
     # The model has as many positions; the keys of earlier versions, which did not name them, stay for the default.
-    if task.max_length != type(task).model_fields["max_length"].default:
+    if task.max_length != Task.model_fields["max_length"].default:
         more = (*more, f"max_length {task.max_length}")
+    if task.is_causal:
+        more = (*more, "causal")
     count = sum(map(len, columns))
     key = fingerprint("fresh", model.model_dump(), splits.key, list(splits.labels), seed, count, *more)
 

@@ -20,11 +20,12 @@ import pyarrow as pa
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from kdray.data.rows import SPLITS, Rows
+from kdray.data.rows import TRAIN, Rows
 from kdray.data.tokens import TokenSet
 from kdray.data.transfer_set import TransferSet
 from kdray.errors import JobError
-from kdray.evaluation.outputs import compute_logits, evaluation_mode
+from kdray.evaluation.outputs import compute_logits, evaluation_mode, kept_outputs
+from kdray.losses.top_k import logs_only
 from kdray.models.pretrained import Pretrained
 from kdray.settings import MAY_CHANGE, Settings
 from kdray.slots.job import Job, Pool, Report, Worker
@@ -142,7 +143,7 @@ def write_transfer_set(
     fetch_files(folder)
     shards = _shards(tokens, shard_rows)
     missing, must_check = missing_files(folder, shards, on_note, LABELLED_AGAIN)
-    rows_of = {split: tokens.all_rows(split) for split in SPLITS}
+    rows_of = {split: tokens.all_rows(split) for split in tokens.stored_splits}
     for name in missing:
         split, start = shards[name]
         rows = rows_of[split]
@@ -159,7 +160,7 @@ def _shards(tokens: TokenSet, shard_rows: int) -> dict[str, tuple[str, int]]:
     """The name of each file of a transfer set -> its split and its first row."""
     return {
         f"{split}-{start:09d}.arrow": (split, start)
-        for split in SPLITS
+        for split in tokens.stored_splits
         for start in range(0, len(tokens.all_rows(split)), shard_rows)
     }
 
@@ -177,7 +178,7 @@ class LabelShard:
         settings = self.labelling.settings
         rows = self.labelling.tokens.all_rows(self.split)
         part = rows.part(self.start, min(self.start + settings.shard_rows, len(rows)))
-        precision = settings.precision if self.split == "train" else "fp32"
+        precision = settings.precision if self.split == TRAIN else "fp32"
         model = cached_model(self.labelling.teacher, worker)
         autocast = autocast_dtype(precision, worker.device, model)
         logits = compute_logits(model, part, settings.batch_size, worker, autocast, self.labelling.padding)
@@ -202,7 +203,7 @@ class CheckPadding:
         alone = np.concatenate(
             [_logits_in_one_batch(model, all_rows, rows[i : i + 1], worker) for i in range(len(rows))]
         )
-        yield {"difference": _relative_difference(padded, alone)}
+        yield {"difference": _relative_difference(*(_comparable(logits, all_rows) for logits in (padded, alone)))}
 
 
 @dataclass(frozen=True)
@@ -217,15 +218,17 @@ class CheckSample:
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
         settings, teacher = self.labelling.settings, self.labelling.teacher
-        rows = TransferSet(self.folder).all_rows(self.labelling.tokens, "train")
+        split = self.labelling.tokens.stored_splits[0]
+        precision = settings.precision if split == TRAIN else "fp32"
+        rows = TransferSet(self.folder).all_rows(self.labelling.tokens, split)
         sample = np.random.default_rng(0).permutation(len(rows))[: settings.check_rows]
         stored = rows.teacher_logits(rows.answers(sample))
         # One row at a time, so without padding, unlike the batches from which the stored logits were computed.
         live = np.concatenate(
-            [compute_live_logits(teacher, rows.part(int(i), int(i) + 1), 1, settings.precision, worker) for i in sample]
+            [compute_live_logits(teacher, rows.part(int(i), int(i) + 1), 1, precision, worker) for i in sample]
         )
-        difference = _relative_difference(stored, live)
-        bf16 = autocast_dtype(settings.precision, worker.device, cached_model(teacher, worker)) is not None
+        difference = _relative_difference(*(_comparable(logits, rows) for logits in (stored, live)))
+        bf16 = autocast_dtype(precision, worker.device, cached_model(teacher, worker)) is not None
         # A bf16 number has 8 significant bits, and the rounding depends on the width of the batch.
         tolerance = 0.1 if bf16 else MAX_DIFFERENCE
         if not difference <= tolerance:  # true for nan, too
@@ -248,8 +251,13 @@ def _logits_in_one_batch(model: PreTrainedModel, rows: Rows, indices: np.ndarray
     """The logits of these rows (A x C) as one batch, so that the shorter ones are padded to the longest."""
     batch = rows.batch(indices).to(worker.device)
     with evaluation_mode(model):
-        logits_AxC: np.ndarray = batch.answers(model(**batch.inputs).logits).float().cpu().numpy()
+        logits_AxC: np.ndarray = kept_outputs(model, batch).float().cpu().numpy()
     return logits_AxC
+
+
+def _comparable(logits_AxC: np.ndarray, rows: Rows) -> np.ndarray:
+    """The logits themselves; of what is kept of those over a vocabulary, the logarithms."""
+    return logits_AxC if rows.top_k is None else logs_only(logits_AxC)
 
 
 def _relative_difference(logits_AxC: np.ndarray, expected_AxC: np.ndarray) -> float:
