@@ -74,8 +74,8 @@ def open_objective(
     if signal is None:
         what = "inner terms need the states" if distillation.inner_terms else "it needs the answers"
         raise SpecError(
-            f"distillation.{terms[0]}: {what} of a teacher, and these inputs have none. Give a teacher that is a model, "
-            "or leave them out."
+            f"distillation.{terms[0]}: {what} of a teacher, and these inputs have none. Give a teacher that is a "
+            "model, or leave them out."
         )
     model, layers = student
     pairs = layer_pairs(distillation.layer_map, len(layers), signal.layers) if distillation.inner_terms else ()

@@ -65,8 +65,9 @@ class Learner(nn.Module):
         """The loss of a batch with these rows; `weights` are the `inner_weights` of the batch of all workers."""
         answers = answer(self.model, batch)
         inside, inner = self._inside, None
-        if inside is not None and inside.answers_live and self.objective.reads_teacher_outputs(targets.progress):
-            targets = replace(targets, teacher_AxC=inside.teacher_outputs(batch))
+        if inside is not None and inside.answers_live:
+            reads = self.objective.reads_teacher_outputs(targets.progress)
+            targets = replace(targets, is_live=True, teacher_AxC=inside.teacher_outputs(batch) if reads else None)
         if inside is not None and self.objective.compares_layers(targets.progress):
             inner = inside.targets(batch, rows, weights)
         loss = loss_in_parts(answers, targets, self.objective.loss_of_outputs)

@@ -37,9 +37,9 @@ class Watched(Objective):
         super().__init__(distillation, SOFTMAX)
         self.seen = seen
 
-    def forward(self, outputs_AxC: Tensor, targets: Targets, inner: InnerTargets | None = None) -> Loss:
+    def with_inner_terms(self, loss: Loss, targets: Targets, inner: InnerTargets | None = None) -> Loss:
         self.seen.append(targets.progress)
-        return super().forward(outputs_AxC, targets, inner)
+        return super().with_inner_terms(loss, targets, inner)
 
 
 def without_times(reports: list[Report]) -> list[Report]:
