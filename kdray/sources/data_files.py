@@ -110,10 +110,11 @@ class DataFile:
 def data_files_at(path: Path, any_ending: bool = False) -> list[DataFile]:
     """The data files that a path stands for: itself, or the members of a zip archive; none for another ending.
 
-    If `any_ending`, a file with another ending stands for itself. Raises DataError for an archive that cannot be read.
+    If `any_ending`, a file with another ending stands for itself, and an archive in which no ending is known stands for
+    all its members. Raises DataError for an archive that cannot be read.
     """
     if path.suffix.lower() == ".zip":
-        return _archive_members(path)
+        return _archive_members(path, any_ending)
     return [DataFile(path, path.name)] if any_ending or _NAME.fullmatch(path.name) else []
 
 
@@ -140,10 +141,13 @@ def unreadable(where: str, error: BaseException) -> DataError:
     return DataError(f"{where}: cannot be read ({first_line(error)}). Write the file again.")
 
 
-def _archive_members(path: Path) -> list[DataFile]:
+def _archive_members(path: Path, any_ending: bool) -> list[DataFile]:
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir() and _is_data_member(info.filename)]
+            visible = [info for info in archive.infolist() if not info.is_dir() and _is_visible(info.filename)]
+            # Beside files with known endings, others explain them, such as a LICENSE.
+            infos = [info for info in visible if _NAME.fullmatch(PurePosixPath(info.filename).name)]
+            infos = infos or (visible if any_ending else [])
     except READ_ERRORS as error:
         raise unreadable(str(path), error) from None
     for info in infos:
@@ -160,11 +164,9 @@ def _archive_members(path: Path) -> list[DataFile]:
     return [DataFile(path, name, info.filename) for name, info in zip(names, infos, strict=True)]
 
 
-def _is_data_member(name: str) -> bool:
-    path = PurePosixPath(name)
+def _is_visible(name: str) -> bool:
     # macOS adds a folder __MACOSX with hidden copies that hold no rows.
-    is_hidden = any(part.startswith((".", "_")) for part in path.parts)
-    return not is_hidden and _NAME.fullmatch(path.name) is not None
+    return not any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
 
 
 def _unpacked(stream: Any, compression: str | None) -> Any:

@@ -1,7 +1,8 @@
 """Raw tables from files, a folder, the Hugging Face hub or a generator.
 
-This module opens a source and reads its splits without a check of single cells: `folders` finds the files, `delimited`,
-`json_files`, `columnar` and `conll` read one file, `cells` checks texts and labels, `splits` puts the splits together.
+This module opens a source and reads its splits without a check of single cells: `folders` finds the files,
+`plain_text`, `delimited`, `json_files`, `columnar` and `conll` read one file, `cells` checks texts and labels, `splits`
+puts the splits together.
 """
 
 import csv
@@ -38,9 +39,11 @@ from kdray.sources.generated.drawing import UNLABELLED, GeneratedRows
 from kdray.sources.generated.drawing import Split as GeneratedSplit
 from kdray.sources.json_files import read_json
 from kdray.sources.memory import Budget
+from kdray.sources.plain_text import UNITS, PlainText, read_plain_text
 from kdray.sources.reading import Reading
 from kdray.sources.tables import Table, plain_table
 
+PLAIN_TEXT_HINT = "A .txt file is read as columns; plain text is read with data.format=lines, paragraphs or documents. "
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -182,7 +185,8 @@ def _files_at(path: Path, reading: Reading) -> list[DataFile]:
             else f"cannot read files ending in {path.suffix!r}"
         )
         raise DataError(
-            f"data.source {path}: {holds}. Allowed: {READABLE}; any ending, with data.format=conll or another format."
+            f"data.source {path}: {holds}. Allowed: {READABLE}; any ending, with data.format=conll, lines or another "
+            "format."
         )
     return files
 
@@ -197,13 +201,16 @@ def _files_of(pattern: str, reading: Reading) -> list[DataFile]:
 def _read_file(file: DataFile, reading: Reading, budget: Budget) -> Table:
     """Read one file in the format that a setting or its ending names. Raises DataError if it cannot be read."""
     try:
+        if reading.format in UNITS:
+            form = PlainText(reading.format, reading.document_start)
+            return read_plain_text(file, budget, form, reading.encoding)
         ending = file.ending if reading.format is None else f".{reading.format}"
         if ending in CONLL_ENDINGS:
             is_conllu = ending == CONLLU_ENDING
             return read_conll(file, budget, columns=reading.columns, encoding=reading.encoding, is_conllu=is_conllu)
         if ending in DELIMITERS:
-            form = Delimited(ending, reading.columns, reading.delimiter)
-            return read_delimited(file, budget, form, reading.encoding)
+            columns = Delimited(ending, reading.columns, reading.delimiter)
+            return _read_delimited(file, budget, columns, reading)
         if ending in JSON_ENDINGS:
             return read_json(file, budget, field=reading.field, encoding=reading.encoding)
         return read_parquet(file, budget) if ending == ".parquet" else read_arrow(file, budget)
@@ -217,6 +224,16 @@ def _read_file(file: DataFile, reading: Reading, budget: Budget) -> Table:
         ) from None
     except (*READ_ERRORS, csv.Error, ValueError) as error:
         raise unreadable(file.where, error) from None
+
+
+def _read_delimited(file: DataFile, budget: Budget, columns: Delimited, reading: Reading) -> Table:
+    """Read rows with cells. If only the ending .txt says that there are cells, messages say how to read plain text."""
+    if reading.format is not None or columns.ending != ".txt":
+        return read_delimited(file, budget, columns, reading.encoding)
+    try:
+        return replace(read_delimited(file, budget, columns, reading.encoding), hint=PLAIN_TEXT_HINT)
+    except DataError as error:
+        raise DataError(f"{error} {PLAIN_TEXT_HINT.strip()}") from None
 
 
 @contextmanager

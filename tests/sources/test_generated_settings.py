@@ -77,7 +77,7 @@ def test_dotted_names_choose_another_generator(changes: dict[str, Any], expected
     [
         (
             {"source.kind": "mood"},
-            "source.kind: got 'mood'; did you mean 'moods'? Allowed: mentions, moods, pairs, rev",
+            "source.kind: got 'mood'; did you mean 'moods'? Allowed: articles, mentions, moods,",
         ),
         ({"source.kind": "pairs", "source.sureness": 2}, "source.sureness: no such setting; "),
     ],
@@ -95,7 +95,10 @@ def test_every_generator_is_listed() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"kind": "mention"}, "no generator of the kind 'mention'; did you mean 'mentions'? Allowed: mentions, moods,"),
+        (
+            {"kind": "mention"},
+            "no generator of the kind 'mention'; did you mean 'mentions'? Allowed: articles, mentions, ",
+        ),
         ({"kind": ["moods"]}, "no generator of the kind ['moods']; "),
         ({"kind": "moods", "spread": 1}, "GeneratedMoods.spread: no such setting; "),
         ({"train_rows": 1}, "GeneratedReviews.train_rows: got 1; input should be greater than or equal to 2."),

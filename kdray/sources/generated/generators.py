@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, SerializeAsAny
 
 from kdray.errors import did_you_mean
+from kdray.sources.generated.articles import GeneratedArticles
 from kdray.sources.generated.drawing import GeneratedRows
 from kdray.sources.generated.mentions import GeneratedMentions
 from kdray.sources.generated.moods import GeneratedMoods
@@ -13,7 +14,13 @@ from kdray.sources.generated.pairs import GeneratedPairs
 from kdray.sources.generated.reviews import GeneratedReviews
 from kdray.sources.tables import short_repr
 
-GENERATORS: tuple[type[GeneratedRows], ...] = (GeneratedReviews, GeneratedMentions, GeneratedMoods, GeneratedPairs)
+GENERATORS: tuple[type[GeneratedRows], ...] = (
+    GeneratedReviews,
+    GeneratedMentions,
+    GeneratedMoods,
+    GeneratedPairs,
+    GeneratedArticles,
+)
 """The first one is that of settings without a kind, as sweeps have them that were started when there was no other."""
 
 KINDS: Mapping[str, type[GeneratedRows]] = {each.model_fields["kind"].default: each for each in GENERATORS}
