@@ -1,15 +1,17 @@
 """MaskedRows: the rows of a masked language model that are masked when they are read, in each pass through them anew.
 
-The file has the whole texts: its answers are all places that may be masked, and their gold is the token there.
+The file has the whole texts: its answers are all places that may be masked, and their gold is the token there. Shapes:
+B rows of a batch, P places of these rows that may be masked, M masked ones.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from kdray.data.masking import Masking
+from kdray.data.masking import Masking, row_keys
 from kdray.data.rows import Batch, Layout, LogitStore, Rows
 
 SEED = 17
@@ -36,40 +38,46 @@ class MaskedRows(Rows):
         """See `Rows`."""
         return self if number == self._number else type(self)(*(*self._arguments[:4], number))
 
+    def first(self, count: int) -> Self:
+        """See `Rows`. No answers of a teacher are stored for these rows."""
+        return self.part(0, count)
+
+    def part(self, start: int, stop: int) -> Self:
+        """See `Rows`. The rows keep their numbers in the file, and so their masks."""
+        part = (self._first_row + start, self._first_row + stop)
+        return type(self)(*(*self._arguments[:2], None, part, self._number))
+
     def count_answers(self, indices: np.ndarray) -> tuple[int, int]:
         """See `Rows`: the number of tokens that are masked in this pass."""
-        count = sum(len(self._chosen(row)) for row in indices)
+        counts_B = self._places_of(indices)
+        if self._begins is None:
+            count = int(self._masking.wanted(counts_B).sum())
+        else:
+            begins_P = self._begins[self.answers(indices)]
+            count = len(self._masking.choose(self._keys(indices), counts_B, begins_P))
         return count, count
 
     def batch(self, indices: np.ndarray, multiple: int = 1) -> Batch:
         """See `Rows`. The batch has the masked tokens of this pass."""
         whole = super().batch(indices, multiple)
         assert whole.places_A is not None
-        masking, starts = self._masking, np.concatenate(([0], np.cumsum(np.diff(self.answer_starts)[indices])))
-        flat = whole.inputs["input_ids"].flatten()
-        chosen: list[np.ndarray] = []
-        for row, start in zip(indices, starts[:-1], strict=True):
-            random = self._random(row)
-            mine = start + masking.choose(random, *self._candidates(row))
-            tokens = whole.gold[torch.from_numpy(mine)].numpy()
-            flat[whole.places_A[torch.from_numpy(mine)]] = torch.from_numpy(masking.replace(random, tokens))
-            chosen.append(mine)
-        answers = torch.from_numpy(np.concatenate(chosen))
-        inputs = {**whole.inputs, "input_ids": flat.view_as(whole.inputs["input_ids"])}
-        return Batch(inputs, whole.gold[answers], whole.ids, whole.places_A[answers], top_k=whole.top_k)
+        begins_P = None if self._begins is None else self._begins[self.answers(indices)]
+        chosen_M, masked_M = self._masking.mask(
+            self._keys(indices), self._places_of(indices), whole.gold.numpy(), begins_P
+        )
+        answers = torch.from_numpy(chosen_M)
+        # `batch` has made these tensors for this call: nobody else reads them.
+        whole.inputs["input_ids"].view(-1)[whole.places_A[answers]] = torch.from_numpy(masked_M)
+        return replace(whole, gold=whole.gold[answers], places_A=whole.places_A[answers])
 
     @property
     def _masking(self) -> Masking:
         assert self._layout.masking is not None
         return self._layout.masking
 
-    def _random(self, row: int) -> np.random.Generator:
-        return np.random.default_rng([SEED, self._first_row + int(row), self._number])
+    def _keys(self, indices: np.ndarray) -> np.ndarray:
+        return row_keys(SEED, self._number, self._first_row + indices)
 
-    def _candidates(self, row: int) -> tuple[int, np.ndarray | None]:
-        """The number of places of a row that may be masked, and where among them words begin."""
-        start, stop = self.answer_starts[row : row + 2]
-        return int(stop - start), None if self._begins is None else self._begins[start:stop]
-
-    def _chosen(self, row: int) -> np.ndarray:
-        return self._masking.choose(self._random(row), *self._candidates(row))
+    def _places_of(self, indices: np.ndarray) -> np.ndarray:
+        """The number of places of each row that may be masked (B)."""
+        return np.asarray(self.answer_starts[indices + 1] - self.answer_starts[indices])

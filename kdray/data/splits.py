@@ -307,8 +307,9 @@ def _check_answers(table: pa.Table, labels: Sequence[str], role: str, parts: lis
     if table.num_rows == 0:
         count = sum(len(part.texts) for part in parts)
         problem = f"none of its {count} rows has a label (task.label)" if count else "the split has no rows"
+        needed = "rows" if pa.types.is_null(table["label"].type) else "labelled rows"
         raise DataError(
-            f"{where}: {problem}. Give a split with labelled rows; or leave it out, and kdray cuts it from train."
+            f"{where}: {problem}. Give a split with {needed}; or leave it out, and kdray cuts it from train."
         )
     if role != TEST and (only := only_gold(table, labels)):
         raise DataError(f"{where}: {only}; at least two are needed. Check the label column (task.label).")

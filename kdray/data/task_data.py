@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
 from kdray.data.gold import Gold
@@ -128,4 +129,11 @@ class TaskData(Protocol):
 
     def lengths(self, tokenizer: Any, columns: TextColumns) -> list[int]:
         """The number of tokens of each text, if it were not truncated."""
+        ...
+
+    def describe_division(self, split: str, parts_N: np.ndarray, tokens_N: np.ndarray) -> str | None:
+        """A sentence about texts of a split that are divided into several encoded rows; None if there are none.
+
+        Each text is `parts_N` rows with `tokens_N` tokens together.
+        """
         ...

@@ -322,7 +322,7 @@ def _read(folder: Path, key: str, labelled_key: str) -> TokenSet | None:
             tokenizer_key=meta["tokenizer"],
             train_ends=tuple(ends),
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -1,11 +1,14 @@
-"""How many texts are longer than the maximum length of a sweep, and how much of them no model reads."""
+"""How many texts are longer than the maximum length of a sweep, and how much of them no model reads.
+
+Shapes: N texts.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from kdray.data.rows import SPLITS, Rows
+from kdray.data.rows import SPLITS, TRAIN, Rows
 from kdray.data.task_data import TaskData
 from kdray.data.tokens import TextBlocks, TokenSet
 from kdray.sources.tables import short_repr
@@ -15,27 +18,31 @@ MEASURED = 1000
 
 
 def describe_truncation(tokens: TokenSet, text: TextBlocks, task: TaskData, tokenizer: object) -> list[str]:
-    """One sentence for each split with texts that are cut at `max_length`: how many, by how much, and an example.
+    """One sentence for each split about how texts are read that no model reads at once.
 
+    How many texts are cut at `max_length`, by how much, and an example; or into how many rows the task divides them.
     Texts without labels have a sentence of their own; changed copies are about as long as their texts.
     """
     notes = []
     for split in SPLITS:
+        # Rows that stand there with several masks count once.
+        repeats = tokens.layout.repeats if split == TRAIN else 1
         for name, rows, columns in zip(
             (split, "texts without labels"), tokens.unchanged_blocks(split), text.blocks(split), strict=False
         ):
-            if len(rows) and (note := _describe_block(name, rows, columns, task, tokenizer)):
-                notes.append(note)
-    return notes
+            if len(rows):
+                division = _describe_division(name, rows, task, repeats)
+                notes.append(division or _describe_cuts(name, rows, columns, task, tokenizer))
+    return [note for note in notes if note is not None]
 
 
-def _describe_block(name: str, rows: Rows, columns: Mapping[str, Any], task: TaskData, tokenizer: object) -> str | None:
-    _, parts = np.unique(rows.ids, return_counts=True)
-    if divided := int((parts > 1).sum()):
-        return (
-            f"{name}: {divided:,} of {len(parts):,} texts are longer than {task.max_length} tokens (task.max_length) "
-            "and are read in overlapping parts; every word is answered once."
-        )
+def _describe_division(name: str, rows: Rows, task: TaskData, repeats: int) -> str | None:
+    _, text_of_row, parts_N = np.unique(rows.ids, return_inverse=True, return_counts=True)
+    tokens_N = np.bincount(text_of_row, weights=rows.lengths).astype(np.int64)
+    return task.describe_division(name, parts_N // repeats, tokens_N // repeats)
+
+
+def _describe_cuts(name: str, rows: Rows, columns: Mapping[str, Any], task: TaskData, tokenizer: object) -> str | None:
     lengths = rows.lengths
     full = np.flatnonzero(lengths >= task.max_length)
     measured = full[:MEASURED]

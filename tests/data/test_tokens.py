@@ -232,7 +232,7 @@ def test_the_memory_for_tokenising_does_not_grow_with_the_rows(
 class FailingTask(TextClassification):
     """Cannot encode a certain text."""
 
-    def encode(self, tokenizer: Any, columns: Any) -> Any:
+    def encode(self, tokenizer: Any, columns: Any, for_training: bool = False) -> Any:
         if "the plot 30 is good" in columns["text"]:
             raise SpecError("text 30")
         return super().encode(tokenizer, columns)
