@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdray.data.batches import batches_of_equal_length, ordered_batches
 from kdray.data.rows import Batch, Rows
-from kdray.losses.top_k import TopK, numbers_kept
+from kdray.losses.top_k import TopK
 from kdray.models.vocabulary_head import answer
 from kdray.slots.job import Worker
 
@@ -56,8 +56,9 @@ def kept_outputs(model: nn.Module, batch: Batch) -> Tensor:
     answers = answer(model, batch)
     if batch.top_k is None:
         return answers.outputs()
-    kept = [TopK.of_logits(answers.outputs(part), batch.gold[part], batch.top_k).rows() for part in answers.parts()]
-    return torch.cat(kept) if kept else batch.gold.new_zeros((0, numbers_kept(batch.top_k)), dtype=torch.float32)
+    # A batch without answers has one part, which is empty.
+    parts = list(answers.parts()) or [slice(0)]
+    return torch.cat([TopK.of_logits(answers.outputs(part), batch.gold[part], batch.top_k).rows() for part in parts])
 
 
 @contextmanager

@@ -55,6 +55,18 @@ class LossSettings:
                 "logits are always the same two numbers, so they only say which one is larger. Leave it out.",
             )
 
+    def check_microbatches(self, microbatches: Iterable[int | None]) -> None:
+        """Raise SpecError for a term that needs all answers of a batch at once, with these values of the setting."""
+        given = [size for size in microbatches if size is not None]
+        for soft in self._values("soft") if given else ():
+            weight = SOFT_TERMS[soft].whole_batch
+            if weight and any(self._values(weight)):
+                raise SpecError(
+                    f"training.microbatch: got {max(given)}, but distillation.soft={soft} relates all answers of a "
+                    "batch with each other, so they must be computed at once. Leave microbatch out, or set "
+                    f"distillation.{weight}=0."
+                )
+
     def _values(self, name: str) -> tuple[Any, ...]:
         return self.searched.get(name, (getattr(self.fixed, name),))
 

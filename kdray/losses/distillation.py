@@ -52,7 +52,7 @@ class Targets:
     gold: Tensor
     """A or A x C, as the distribution reads it."""
     teacher_AxC: Tensor | None = None
-    """The teacher's outputs; None: these rows have none."""
+    """The teacher's outputs; None: these rows have none, or no term reads them now."""
     gold_weight: float = 1.0
     """The number of answers in the batch of all workers, divided by the number of those that have gold. With this
     factor the hard term is a mean over the answers with gold, as the soft term is one over all answers."""
@@ -60,6 +60,8 @@ class Targets:
     """The share of the training that is behind: 0 at its first step, 1 at its last one."""
     sum_over_workers: Callable[[Tensor], Tensor] = own_sum
     """See `Comparison`."""
+    is_live: bool = False
+    """Whether the teacher answers while the student is trained, and only when a term reads its outputs."""
 
     def part(self, answers: slice) -> Self:
         """The targets of these answers."""
@@ -192,7 +194,9 @@ class Distillation(InnerSettings):
 
         Raises SpecError if a term needs the teacher's outputs and the targets have none.
         """
-        if self.needs_teacher and targets.teacher_AxC is None:
+        # Rows without logits are refused at the first step, also if a term begins later.
+        must_be_there = self.reads_teacher_at(targets.progress) if targets.is_live else self.needs_teacher
+        if must_be_there and targets.teacher_AxC is None:
             raise SpecError(
                 f"distillation: {self._written('alpha')} and {self._written('logit_mse')} need the teacher's logits, "
                 f"and these rows have none. Give rows with logits, or set both to 0."

@@ -38,6 +38,7 @@ class DIST(SoftTerm):
     why_so_many: ClassVar[str] = (
         "the correlation of two probabilities with two others is 1 or -1, so it only says which one is larger"
     )
+    whole_batch: ClassVar[str] = "dist_gamma"
     dist_beta: float
     dist_gamma: float
 

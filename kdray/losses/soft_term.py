@@ -26,6 +26,8 @@ class SoftTerm(ABC):
     """Why fewer outputs are refused."""
     why_not_labels: ClassVar[str] = ""
     """Why the term is not defined for independent labels; empty: it is defined for them."""
+    whole_batch: ClassVar[str] = ""
+    """The setting that is the weight of what relates all answers of a batch with each other; empty: nothing does."""
 
     @classmethod
     def settings(cls) -> frozenset[str]:

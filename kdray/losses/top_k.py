@@ -5,25 +5,30 @@ row of float32:
 
     k logarithms of probabilities, the largest first | their k token ids | the rest at each of `KNOTS` | the gold's
 
-All are those at temperature 1. The rest at an inverse temperature b is log(sum of p^b over the other tokens): exact at
-the knots, and between them, where it is a smooth convex function of b, on the line between two knots. So the k tokens
-and the rest have the right proportions at any temperature that the loss may ask for. Token ids are whole numbers below
-2^24, which float32 has exactly.
+All are those at temperature 1. The rest at an inverse temperature b is log(sum of p^b over the other tokens), a smooth
+convex function of b: exact at the knots, and between them on a cubic curve through the knots around, within the limits
+that convexity gives. So the k tokens and the rest have the right proportions at the knots, and nearly so between them.
+Token ids are whole numbers below 2^24, which float32 has exactly.
 
-Shapes: A answers, V tokens of the vocabulary, K kept tokens, D numbers of a row.
+Shapes: A answers, V tokens of the vocabulary, K kept tokens, T knots, D numbers of a row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdray.errors import SpecError
 from kdray.losses.comparison import Outcomes
 
-KNOTS = (1.0, 0.5, 0.25, 0.125, 0.0)
-"""The inverse temperatures at which the rest is kept: temperatures 1, 2, 4, 8 and infinite."""
+KNOTS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0)
+"""The inverse temperatures at which the rest is kept: temperatures 1/4, 1/2, 1, 2, 4, 8 and infinite."""
+LARGEST_VOCABULARY = 2**24
+"""float32 has every whole number up to this one."""
 SMALLEST_LOG = -1e30
 """Stands for the logarithm of 0, so that all kept numbers are finite."""
 
@@ -43,7 +48,15 @@ class TopK:
 
     @classmethod
     def of_logits(cls, logits_AxV: Tensor, gold_A: Tensor, k: int) -> Self:
-        """Keep what matters of these logits. At most V - 1 tokens are kept; a gold of -1 is none."""
+        """Keep what matters of these logits. At most V - 1 tokens are kept; a gold of -1 is none.
+
+        Raises SpecError for a vocabulary with more than `LARGEST_VOCABULARY` tokens.
+        """
+        if logits_AxV.shape[-1] > LARGEST_VOCABULARY:
+            raise SpecError(
+                f"the vocabulary of the model has {logits_AxV.shape[-1]:,} tokens, and the outputs of at most "
+                f"{LARGEST_VOCABULARY:,} can be kept. Give a model with fewer tokens."
+            )
         logs_AxV = torch.log_softmax(logits_AxV.float(), dim=-1)
         logs_AxK, ids_AxK = logs_AxV.topk(min(k, logs_AxV.shape[-1] - 1), dim=-1)
         others_AxV = logs_AxV.scatter(-1, ids_AxK, -torch.inf)
@@ -77,7 +90,8 @@ class TopK:
     def outcomes(self, temperature: float) -> Outcomes:
         """The probabilities of the kept tokens and of the rest (A x K + 1) at this temperature."""
         rest_Ax1 = _between_knots(self.rest_AxT, 1 / temperature)[:, None]
-        return Outcomes.of_classes(torch.cat([self.logs_AxK / temperature, rest_Ax1], dim=-1))
+        logs_AxK1 = torch.cat([self.logs_AxK / temperature, rest_Ax1], dim=-1)
+        return Outcomes.of_classes(logs_AxK1.clamp(min=SMALLEST_LOG))
 
     def outcomes_of(self, logits_AxV: Tensor, temperature: float) -> Outcomes:
         """The probabilities that other logits give to the same tokens, and to all others together (A x K + 1)."""
@@ -109,9 +123,26 @@ def _log_sum(others_AxV: Tensor, knot: float) -> Tensor:
 
 
 def _between_knots(rest_AxT: Tensor, inverse: float) -> Tensor:
-    """The rest at this inverse temperature (A): on the line between the two knots around it."""
-    # Below temperature 1 the line through the two largest knots goes on; convexity then makes the rest too small.
-    right = next((place for place in range(1, len(KNOTS)) if KNOTS[place] <= inverse), len(KNOTS) - 1)
+    """The rest at this inverse temperature (A)."""
+    knots = range(len(KNOTS))
+    right = next((place for place in knots[1:] if KNOTS[place] <= inverse), knots[-1])
     left = right - 1
-    share = (inverse - KNOTS[right]) / (KNOTS[left] - KNOTS[right])
-    return rest_AxT[:, right] + share * (rest_AxT[:, left] - rest_AxT[:, right])
+    highest_A = _through(rest_AxT, (left, right), inverse)
+    if inverse >= KNOTS[0]:
+        # Below the lowest temperature of a knot the line goes on. The rest is larger than that, but small beside the
+        # kept tokens, each of which is at least as probable as any other one.
+        return highest_A
+    # A convex function is below the line through the knots around, and above the lines through their neighbours.
+    beside = [pair for pair in ((left - 1, left), (right, right + 1)) if pair[0] in knots and pair[1] in knots]
+    lowest_A = torch.stack([_through(rest_AxT, pair, inverse) for pair in beside]).amax(dim=0)
+    around = knots[max(0, left - 1) : right + 2]
+    return torch.minimum(torch.maximum(_through(rest_AxT, around, inverse), lowest_A), highest_A)
+
+
+def _through(rest_AxT: Tensor, places: Sequence[int], inverse: float) -> Tensor:
+    """The polynomial through these knots (Lagrange's form) at this inverse temperature (A)."""
+    weights = [
+        prod((inverse - KNOTS[other]) / (KNOTS[place] - KNOTS[other]) for other in places if other != place)
+        for place in places
+    ]
+    return torch.stack([weight * rest_AxT[:, place] for weight, place in zip(weights, places, strict=True)]).sum(dim=0)

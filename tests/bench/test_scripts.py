@@ -1,6 +1,6 @@
 """Every script in bench/ still starts, measures something small, and prints its one line.
 
-All but one start Ray, which takes half a minute each: those run with `-m slow`. mypy checks all of them at once.
+Most of them start Ray, which takes half a minute each: those run with `-m slow`. mypy checks all of them at once.
 """
 
 import json
@@ -27,11 +27,13 @@ SMALL: dict[str, tuple[str, ...]] = {
     "slot_memory": ("--megabytes", "1"),
     "step_ratio": (*REAL, "--repeats", "1", "--depths", "1"),
     "sweep_efficiency": (*REAL, "--trials", "2"),
+    "top_k": ("--steps", "4", "--vocabulary", "400"),
     "transformers_peer": (*REAL, "--trials", "2"),
     "trial_overhead": ("--trials", "3", "--nested", "1"),
+    "vocabulary_memory": ("--vocabulary", "500", "--tokens", "128"),
 }
 
-QUICK = ("inner_ratio", "step_ratio")
+QUICK = ("top_k",)
 
 SWEEP = """
 from kdray import (

@@ -4,14 +4,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from ray import tune
 
 from kdray.data.splits import Splits
 from kdray.errors import SpecError
+from kdray.losses.checks import LossSettings
 from kdray.losses.distillation import Distillation
 from kdray.losses.inner_terms import INNER_TERMS
+from kdray.losses.soft_terms import SOFT_TERMS
+from kdray.losses.vocabulary import VOCABULARY
 from kdray.sweep import Sweep
+from kdray.tasks.causal_lm import CausalLM
+from kdray.tasks.masked_lm import MaskedLM
 from kdray.tasks.multi_label import MultiLabel
 from kdray.tasks.regression import Regression
 from kdray.tasks.token_classification import TokenClassification
@@ -49,6 +55,49 @@ def test_a_regression_has_no_probabilities(make_sweep: MakeSweep, name: str, val
         make_sweep(task=Regression(), **fields)
     where = f"space 'distillation.{name}': it" if is_searched else f"distillation.{name}: got {value!r}; it"
     assert str(caught.value).startswith(f"{where} has no meaning for regression. Leave it out; with a meaning: ")
+
+
+NEEDS_EVERY_LOGIT = {
+    "soft": ("dkd", "dist", "mse"),
+    "standardize": (True,),
+    "logit_mse": (0.1,),
+    "logit_mse_end": (0.1,),
+    "dkd_alpha": (2.0,),
+    "dist_gamma": (0.5,),
+}
+
+
+@pytest.mark.parametrize("task", [MaskedLM(), CausalLM()])
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, all in NEEDS_EVERY_LOGIT.items() for value in all])
+@pytest.mark.parametrize("is_searched", [False, True])
+def test_of_a_vocabulary_only_the_largest_logits_are_kept(task: Any, name: str, value: Any, is_searched: bool) -> None:
+    """Of a search one such value is enough."""
+    searched = {name: ("kl", value) if name == "soft" else (value,)} if is_searched else {}
+    settings = LossSettings(Distillation(**({} if is_searched else {name: value})), searched)
+    with pytest.raises(SpecError) as caught:
+        settings.check(task.distribution(np.zeros(1)), task.name)
+    message = str(caught.value)
+    assert message.startswith(f"space 'distillation.{name}': " if is_searched else f"distillation.{name}: got ")
+    if name == "soft":
+        assert message.endswith(f"got {value!r}; {VOCABULARY.problem_of_term(SOFT_TERMS[value])}")
+        assert "it needs every logit of the teacher, but of a vocabulary only the largest are kept" in message
+    else:
+        assert f"it has no meaning for {task.name}. Leave it out; with a meaning: distillation.alpha, " in message
+
+
+@pytest.mark.parametrize("task", [MaskedLM(), CausalLM()])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"soft": "reverse_kl", "trust": 0.5},
+        {"soft": "jsd", "jsd_beta": 0.3},
+        {"soft": "tvd", "schedule": "linear", "temperature_end": 1.0, "alpha_end": 0.9},
+        INNER,
+    ],
+)
+def test_divergences_and_inner_terms_have_a_meaning_for_a_vocabulary(task: Any, fields: dict[str, Any]) -> None:
+    LossSettings(Distillation(**fields), {}).check(task.distribution(np.zeros(1)), task.name)
+    LossSettings(Distillation(**fields), {}).check_outputs(len(task.order_labels([], None).labels))
 
 
 def test_the_alpha_of_a_regression_may_have_a_schedule(make_sweep: MakeSweep) -> None:
