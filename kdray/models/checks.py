@@ -102,11 +102,11 @@ def errors_of_transformers(problem: str, remedy: str) -> Iterator[None]:
         raise TeacherError(f"{problem} ({reason}). {remedy}") from error
 
 
-def loading_errors(folder: Path) -> AbstractContextManager[None]:
-    """Raise TeacherError in place of any error of transformers while it loads this folder."""
+def loading_errors(folder: Path, head: str = "ForSequenceClassification") -> AbstractContextManager[None]:
+    """Raise TeacherError in place of any error of transformers while it loads this folder with this head."""
     return errors_of_transformers(
         f"{folder}: transformers cannot load this model or its tokenizer",
-        "Check that AutoModelForSequenceClassification and AutoTokenizer load this folder.",
+        f"Check that AutoModel{head} and AutoTokenizer load this folder.",
     )
 
 

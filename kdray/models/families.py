@@ -3,11 +3,16 @@
 docs/models.md has a table of all families, with what was tried. `layers` knows how the layers of a family are counted.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import CONFIG_MAPPING, __version__
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from kdray.errors import TeacherError, did_you_mean
 from kdray.networks.registered import OWN_TYPES
@@ -17,6 +22,12 @@ GOOD = ("BERT", "RoBERTa", "DistilBERT", "ELECTRA", "MPNet", "DeBERTa-v2", "ALBE
 """Families that can teach and be made shallower, for messages."""
 FAMILIES = frozenset(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
 """The model types for which transformers has a sequence classifier."""
+
+VOCABULARY_HEADS: Mapping[str, frozenset[str]] = {
+    "ForMaskedLM": frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    "ForCausalLM": frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+}
+"""The heads whose outputs are a vocabulary, as keys of `kdray.tasks.heads.HEADS` -> the model types that have one."""
 
 END_TOKEN = "has an encoder and a decoder, and answers at the end token of a text, which not every input has"
 IMAGES = "reads images beside the text"
@@ -76,6 +87,23 @@ def reason_against(family: str, has_decoder: bool = False) -> str | None:
     if has_decoder or default.is_encoder_decoder:
         return END_TOKEN
     return IMAGES if hasattr(default, "vision_config") else REFUSED.get(family)
+
+
+def check_vocabulary_head(family: str, head: str, task: str, where: str) -> None:
+    """Raise TeacherError if this head has the outputs of a vocabulary, and a model of this family has no such head.
+
+    `task` is the name of the task.
+    """
+    families = VOCABULARY_HEADS.get(head)
+    if families is None or family in families:
+        return
+    kinds = {"ForMaskedLM": ("masked_lm", "BERT or RoBERTa"), "ForCausalLM": ("causal_lm", "GPT-2 or Llama")}
+    other = next((kind for name, (kind, _) in kinds.items() if family in VOCABULARY_HEADS[name]), None)
+    change = f", or set task.kind={other}" if other else ""
+    raise TeacherError(
+        f"{where}: transformers has no head for {task} for a {family} model. Give a model such as "
+        f"{kinds[head][1]}{change}."
+    )
 
 
 def depends_on_padding(family: str) -> bool:

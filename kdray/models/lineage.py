@@ -8,7 +8,8 @@ from kdray.storage.records import Number
 
 
 class EarlierSweep(BaseModel):
-    """The sweep that made a teacher: what its student and its own teacher were measured to be."""
+    """The sweep that made a teacher, or a checkpoint of the students: what its student and its teacher were measured
+    to be."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,6 +29,14 @@ class EarlierSweep(BaseModel):
     """How and on which hardware the costs were measured."""
     earlier: "EarlierSweep | None" = None
     """The sweep that made the teacher of that sweep."""
+    task: str = Field("", exclude_if=lambda name: not name)
+    """The name of its task; empty in the records of a teacher, whose task is that of this sweep."""
+    teacher_weights: str = Field("", exclude_if=lambda key: not key)
+    """`Lineage.teacher_weights` of that sweep; empty as `task` is."""
+    data: str = Field("", exclude_if=lambda key: not key)
+    """`Lineage.data` of that sweep; empty as `task` is."""
+    read_from: str = Field("", exclude_if=lambda name: not name)
+    """Where its rows came from; empty as `task` is."""
 
     def chain(self) -> "Iterator[EarlierSweep]":
         """This sweep, and those before it."""
@@ -56,6 +65,19 @@ class TeacherModel(BaseModel):
     """The sweep that made it; None: no sweep, or none whose records are beside it."""
 
 
+class CheckpointModel(BaseModel):
+    """A checkpoint that students are built from, which an earlier sweep made."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    """The value of the setting `student.checkpoint`."""
+    weights: str
+    """The fingerprint of its weights, its configuration and its tokenizer, with the head of this sweep's task."""
+    earlier: EarlierSweep
+    """The sweep whose chosen student it is."""
+
+
 class Lineage(BaseModel):
     """The content of lineage.json. `teacher_weights`, `data` and `test_rows` are fingerprints."""
 
@@ -74,6 +96,8 @@ class Lineage(BaseModel):
 
     teacher_rows: int = Field(0, exclude_if=lambda rows: not rows)
     """The number of labelled rows of its own that the teacher was fine-tuned on; 0: it has none."""
+    checkpoints: tuple[CheckpointModel, ...] = Field((), exclude_if=lambda models: not models)
+    """The checkpoints that students are built from and an earlier sweep made; none in records of earlier versions."""
 
     def with_costs(self, costs: tuple[dict[str, float], ...]) -> "Lineage":
         """The lineage in which each model has its costs, too."""
@@ -84,6 +108,12 @@ class Lineage(BaseModel):
         return self.model_copy(update={"models": models})
 
     def earlier_sweeps(self) -> Iterator[EarlierSweep]:
+        """The sweeps that made the teachers and the checkpoints of the students, and those before them."""
+        yield from self.teacher_sweeps()
+        for checkpoint in self.checkpoints:
+            yield from checkpoint.earlier.chain()
+
+    def teacher_sweeps(self) -> Iterator[EarlierSweep]:
         """The sweeps that made the teachers, and those before them."""
         for model in self.models:
             if model.earlier is not None:

@@ -20,12 +20,13 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from kdray.errors import SpecError, TeacherError, first_line
 from kdray.losses.distribution import output_layer
 from kdray.models.checks import check_folder, check_safety, check_size, check_tokenizer, loading_errors
+from kdray.models.families import VOCABULARY_HEADS, check_vocabulary_head
 from kdray.models.folders import FILES, weights_fingerprint
 from kdray.networks.registered import OWN_TYPES
 from kdray.storage.files import fingerprint, replace_folder
 from kdray.storage.mirror import fetch
 from kdray.storage.paths import StoragePaths
-from kdray.tasks.heads import HEADS, auto_class
+from kdray.tasks.heads import HEADS, auto_class, head_of_class
 from kdray.tasks.task import Task
 
 RESERVED_POSITIONS = 2
@@ -140,24 +141,28 @@ def import_model(folder: Path, task: Task, head: Head, paths: StoragePaths, seed
     def make(target: Path) -> None:
         torch.manual_seed(seed)
         _silence_transformers()
-        with loading_errors(folder):
-            check_size(folder, outline(_config_in(folder), HEADS[task.head]))
+        with loading_errors(folder, task.head):
+            config = _config_in(folder)
+            check_vocabulary_head(config.model_type, task.head, task.name, str(folder))
+            check_size(folder, outline(config, HEADS[task.head]))
             model, random_weights = task.model(folder, labels)
             tokenizer = task.tokenizer(folder)
         _check_weights_fit(model, random_weights, folder)
         check_tokenizer(tokenizer, folder)
         if random_weights and head.must_be_trained:
             raise TeacherError(
-                f"teacher.model {folder}: it has no trained head for {task.name} with {_outputs(labels)} "
+                f"teacher.model {folder}: it has no trained head for {task.name} with {_outputs(labels, task)} "
                 f"({', '.join(random_weights)} would be random). Fine-tune it: Teacher(..., training=Training())."
             )
         if order != labels:
             _reorder_outputs(model, [order.index(label) for label in labels])
+        if task.is_causal:
+            _check_direction(model, folder)
         _set_padding_token(model, tokenizer, folder)
         save_model(model, tokenizer, target)
 
     imported = Pretrained(cached_folder(paths.model(key), make), key)
-    _check_positions(imported, task.max_length, folder)
+    _check_positions(imported, task, folder)
     return imported
 
 
@@ -184,11 +189,17 @@ def outline(config: PreTrainedConfig, head: Any = None) -> PreTrainedModel:
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Write the model (as safetensors) and the tokenizer into the folder."""
     _silence_transformers()
+    if model.can_generate() and model.generation_config is not None:
+        # Without them, `generate` warns about padding, or goes on behind the end token of the trained texts.
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _outputs(labels: Sequence[str]) -> str:
+def _outputs(labels: Sequence[str], task: Task) -> str:
+    if task.head in VOCABULARY_HEADS:
+        return "a vocabulary"
     return f"{len(labels)} labels" if labels else "one output"
 
 
@@ -207,12 +218,30 @@ def _check_weights_fit(model: PreTrainedModel, random_weights: Sequence[str], fo
         )
 
 
+def _check_direction(model: PreTrainedModel, folder: Path) -> None:
+    """Raise TeacherError if the answer at a token depends on the tokens behind it, which it would have to predict."""
+    last = model.config.vocab_size - 1
+    ids_BxL = torch.tensor([[last, last // 2, last // 3], [last, last // 4, last // 5]])
+    with torch.no_grad(), loading_errors(folder, "ForCausalLM"):
+        one, other = model.eval()(input_ids=ids_BxL, attention_mask=torch.ones_like(ids_BxL)).logits[:, 0]
+    if not torch.allclose(one, other, rtol=1e-4, atol=1e-5):
+        raise TeacherError(
+            f"{folder}: a {model.config.model_type} model reads a text in both directions, so it sees the tokens that "
+            "a causal language model has to predict. Give a model such as GPT-2 or Llama, or set task.kind=masked_lm."
+        )
+
+
 def _set_padding_token(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Give the model and the tokenizer the same padding token. Raises TeacherError if both have none.
 
-    A decoder computes its output at the last token before the padding, so a wrong padding token gives wrong outputs.
+    A classifier that is a decoder computes its output at the last token before the padding, so a wrong padding token
+    gives wrong outputs. For a language model nothing depends on it, so the end token takes its place if there is none.
     """
     if tokenizer.pad_token_id is None and model.config.pad_token_id is None:
+        if head_of_class(type(model)) in VOCABULARY_HEADS and tokenizer.eos_token_id is not None:
+            # Not in the configuration: models do not train the embedding of the padding token that it names.
+            tokenizer.pad_token = tokenizer.eos_token
+            return
         raise TeacherError(
             f"{folder}: neither the tokenizer nor config.json has a padding token. Give it one: "
             "tokenizer.pad_token = tokenizer.eos_token, then save the tokenizer there."
@@ -222,19 +251,20 @@ def _set_padding_token(model: PreTrainedModel, tokenizer: Any, folder: Path) -> 
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _check_positions(imported: Pretrained, max_length: int, folder: Path) -> None:
-    """Raise SpecError if the model has fewer positions than `max_length` and its tokenizer does not know that.
+def _check_positions(imported: Pretrained, task: Task, folder: Path) -> None:
+    """Raise SpecError if the model has fewer positions than `task.max_length` and its tokenizer does not know that.
 
     Without this check, a long text would end in an index error in the embedding. If the tokenizer knows the maximum
     length of the model, the task's `encode` raises the SpecError.
     """
-    config = _config_in(imported.folder)
+    config, max_length = _config_in(imported.folder), task.max_length
     positions = getattr(config, "max_position_embeddings", None) or max_length + RESERVED_POSITIONS
     if max_length <= positions - RESERVED_POSITIONS or imported.tokenizer().model_max_length <= positions:
         return  # decided by the small files alone: loading the model takes longer
     maximum = count_positions(imported.model(), max_length)
     if max_length > maximum:
-        raise SpecError(f"task.max_length: got {max_length}; the model of {folder} takes at most {maximum} tokens.")
+        what = f"{task.length_setting}: got {max_length}"
+        raise SpecError(f"{what}; the model of {folder} takes at most {maximum} tokens.")
 
 
 def _reorder_outputs(model: PreTrainedModel, order: list[int]) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from kdray.errors import SpecError
+from kdray.models.families import VOCABULARY_HEADS
 from kdray.models.pretrained import Pretrained
 from kdray.networks.encoder_model import EncoderConfig, EncoderModel
 from kdray.networks.registered import OWN_MODELS
@@ -117,6 +118,11 @@ class EncoderStudent(WordStudent):
 
     def check_task(self, task: Task) -> None:
         """See `Student`."""
+        if task.head in VOCABULARY_HEADS:
+            raise SpecError(
+                f"student.family: got {self.family!r}, but only a transformer has the outputs of {task.name}. Take "
+                "'transformer', and this family for a task with labels."
+            )
         if task.head not in OWN_MODELS[self.config_class]:
             raise SpecError(self._no_head_sentence())
 

@@ -164,6 +164,21 @@ class SourceLoader:
         return StudentSource(model, tokenise(self.text_for(reader), self.task, model.tokenizer(), self.paths))
 
 
+def check_tokenizers(teacher: StudentSource, checkpoints: Mapping[str, StudentSource]) -> None:
+    """Raise TeacherError for a checkpoint with other tokens than the teacher, if the answers are tokens of a text."""
+    if teacher.tokens.layout.top_k is None:
+        return
+    for name, checkpoint in checkpoints.items():
+        if checkpoint.tokens.tokenizer_key != teacher.tokens.tokenizer_key:
+            raise TeacherError(
+                f"student.checkpoint {name}: its tokenizer is not that of the teacher. The teacher's answers are "
+                "tokens of its own vocabulary, which say nothing about other tokens, and perplexities of two "
+                "tokenizers cannot be compared. Give a checkpoint with the teacher's tokenizer; or train it with a "
+                "teacher that has its own tokenizer, and distil it from this family in a sweep with labels, where "
+                "tokenizers may differ."
+            )
+
+
 def named_source(source: int | str | None, names: Sequence[str]) -> int | None:
     """The number of the teacher that the setting `student.source` names, among teachers with these names.
 

@@ -14,7 +14,7 @@ Width: TypeAlias = Literal["heads", "feed_forward", "hidden"]
 
 WIDTHS: tuple[Width, ...] = ("heads", "feed_forward", "hidden")
 
-NARROWED = ("BERT", "RoBERTa", "DistilBERT", "ELECTRA", "MPNet", "DeBERTa-v2", "ALBERT", "ModernBERT")
+NARROWED = ("BERT", "RoBERTa", "DistilBERT", "ELECTRA", "MPNet", "DeBERTa-v2", "ALBERT", "ModernBERT", "Llama")
 """Families of which all widths can be cut, for messages."""
 FEED_FORWARD = ("intermediate_size", "hidden_dim")
 """The names of the feed-forward width in configurations of transformers, which has no common name for it."""

@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from kdray.errors import TeacherError
 from kdray.models.checks import loading_errors
+from kdray.models.families import VOCABULARY_HEADS
 from kdray.tasks.heads import head_of
 from kdray.tasks.kinds import TASKS
 from kdray.tasks.task import Task
@@ -26,6 +27,8 @@ def check_head(task: Task, folder: Path, labels: Sequence[str]) -> None:
     if head is None or (head == task.head and _can_answer(task, config, labels)):
         return
     outputs = "1 output" if config.num_labels == 1 else f"{config.num_labels} outputs"
+    if head in VOCABULARY_HEADS:
+        outputs = "the outputs of a vocabulary"
     problem = f", problem_type {config.problem_type}" if config.problem_type else ""
     kind = _kind_of(config, head)
     raise TeacherError(

@@ -284,7 +284,10 @@ def check_quality(teacher: Teacher, task: Task, outputs: Outputs, validation: Ro
                 "units."
             )
         return
-    near = f", near chance ({chance:.3f} for answers that do not depend on the text)" if not is_enough else ""
+    is_worse = not task.quality.is_as_good(quality, chance)
+    # A perplexity has no upper limit: that of a model which is not trained is far from that of the frequent tokens.
+    place = "worse than chance" if is_worse and task.quality.direction == "minimize" else "near chance"
+    near = f", {place} ({chance:.3f} for answers that do not depend on the text)" if not is_enough else ""
     problem = f"{owner}'s validation {metric} is {quality:.3f}{near}"
     if is_exchanged:
         said = _said_order(teacher, validation.labels, order)

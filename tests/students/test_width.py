@@ -26,6 +26,8 @@ HALF = TransformerStudent(heads=2, feed_forward=24)
 class Texts:
     """Texts as a batch whose answers are all logits."""
 
+    top_k = None
+
     def __init__(self, ids: torch.Tensor = IDS) -> None:
         self.inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
         self.ids = np.arange(len(ids))
