@@ -159,6 +159,13 @@ class PredictGroup:
     max_gb: MaxGB = DEFAULT_MAX_GB
     form: Annotated[str, typer.Option(help="pytorch, onnx or int8.")] = "pytorch"
     batch_size: Annotated[int, typer.Option(help="Texts per batch.", min=1)] = 64
+    tokens: Annotated[int | None, typer.Option(help="The most tokens that continue a text, 32 by default.", min=1)] = (
+        None
+    )
+    temperature: Annotated[
+        float | None, typer.Option(help="Draw the tokens that continue a text; by default the most probable.", min=0)
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="The seed of the drawn tokens, 0 by default.", min=0)] = None
     raw: Annotated[
         bool,
         typer.Option(

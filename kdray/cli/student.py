@@ -36,7 +36,7 @@ from kdray.storage.bucket_copies import sync_with_bucket
 from kdray.storage.mirror import fetch
 from kdray.storage.owner import own_sweep
 from kdray.storage.paths import SweepPaths, display_path, sweep_paths
-from kdray.tasks.answers import Answer
+from kdray.tasks.answers import Answer, Continuation
 
 
 def export_student(
@@ -105,13 +105,29 @@ def _predict_file(student: Shipped, options: PredictGroup, file: Path, to: Path)
         log_to(student.paths)
     with open_screen() as screen, handle_signals():
         screen.stage(f"Predicting {file} by {options.form}")
-        predictor = Predictor(student, _parse_form(options.form), options.batch_size)
+        predictor = _predictor(student, options)
         written = predict_file(
             predictor, file, to, reading, lambda done, count: screen.progress("rows", done, count), raw=options.raw
         )
         if written.note:
             screen.note(written.note)
     typer.echo(f"{written.rows:,} rows  {to}")
+
+
+def _predictor(student: Shipped, options: PredictGroup) -> Predictor:
+    return Predictor(student, _parse_form(options.form), options.batch_size, _continuation(student, options))
+
+
+def _continuation(student: Shipped, options: PredictGroup) -> Continuation:
+    """How texts are continued. Raises SpecError if an option says it to a student that does not continue texts."""
+    given = {name: getattr(options, name) for name in ("tokens", "temperature", "seed")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not student.task.is_causal:
+        raise SpecError(
+            f"--{next(iter(given))}: this student does not continue texts; its task is {student.task.name}. Leave out "
+            f"--{next(iter(given))}."
+        )
+    return Continuation(**given)
 
 
 def _reading(options: PredictGroup) -> Reading:
@@ -130,7 +146,7 @@ def _predict_texts(student: Shipped, options: PredictGroup, texts: list[str]) ->
     else:
         second_texts = check_pairs(student, first_texts, [check_text(text) for text in options.pair or []])
         chunks = [(first_texts, second_texts)]
-    predictor = Predictor(student, _parse_form(options.form), options.batch_size)
+    predictor = _predictor(student, options)
     for chunk, second_chunk in chunks:
         for text, answer in zip(chunk, predictor.answers(chunk, second_chunk), strict=True):
             typer.echo(_format_answer(text, answer, options.raw))

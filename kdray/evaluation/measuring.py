@@ -53,6 +53,9 @@ SPEEDUP_METRICS = {"speedup": "latency_ms", "cpu_speedup": "cpu_latency_ms", **F
 ARCHITECTURE_METRICS = (*COST_METRICS, *SPEEDUP_METRICS)
 """All metrics of an architecture that are known before it is trained."""
 
+LOGITS_AT_ONCE = 2**26
+"""The most logits of a vocabulary that a pass computes at once: 256 MiB in float32. A larger pass has several parts."""
+
 THROUGHPUT_MS = 1000
 """The measurement of throughput ends after this many milliseconds."""
 THROUGHPUT_CALLS = 30
@@ -195,8 +198,8 @@ def measure_form(form: nn.Module, model: PreTrainedModel, latency: Latency) -> d
     """
 
     def make_pass(examples: int) -> Callable[[], object]:
-        inputs = synthetic_inputs(model, examples, latency.length, torch.device("cpu"))
-        return lambda: form(**inputs)
+        parts = _synthetic_parts(model, examples, latency.length, torch.device("cpu"))
+        return lambda: [form(**inputs) for inputs in parts]
 
     with evaluation_mode(form), torch_threads(latency.threads):
         passes = time_calls(make_pass(latency.batch_size), latency)
@@ -274,15 +277,28 @@ class _ModelTimer:
 
     def _make_pass(self, examples: int) -> Callable[[], None]:
         """A function that runs one forward pass over `examples` examples and waits for its end."""
-        inputs = synthetic_inputs(self.model, examples, self._latency.length, self._device)
+        parts = _synthetic_parts(self.model, examples, self._latency.length, self._device)
 
         def run_pass() -> None:
-            self.model(**inputs)
+            for inputs in parts:
+                self.model(**inputs)
             if self._device.type == "cuda":
                 # CUDA kernels run asynchronously. Without this, the time of their launch would be measured.
                 torch.cuda.synchronize(self._device)
 
         return run_pass
+
+
+def _synthetic_parts(
+    model: PreTrainedModel, examples: int, length: int, device: torch.device
+) -> list[dict[str, torch.Tensor]]:
+    """Synthetic examples, in as many parts as the logits need that a language model gives for each of their tokens."""
+    inputs = synthetic_inputs(model, examples, length, device)
+    has_vocabulary = model.get_output_embeddings() is not None
+    size = max(1, LOGITS_AT_ONCE // (length * model.config.vocab_size)) if has_vocabulary else examples
+    return [
+        {name: values[start : start + size] for name, values in inputs.items()} for start in range(0, examples, size)
+    ]
 
 
 @contextmanager

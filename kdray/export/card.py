@@ -22,6 +22,7 @@ from kdray.safe_text.escaping import Markdown, markdown_code, markdown_table, ma
 from kdray.settings import dotted_values, names_that_may_change
 from kdray.sources.generated.generators import OLDEST
 from kdray.sources.opening import HUB_NAME
+from kdray.tasks.counts import Metric
 from kdray.tasks.kept_thresholds import read_thresholds
 from kdray.training.trial import Recipe
 
@@ -56,8 +57,8 @@ def model_card(student: Shipped, figures: Figures, folder: Path) -> str:
         *_onnx_parts(student, exported),
         "## Quality",
         _quality_table(student, figures, chosen, exported),
-        f"Agreement compares the student with the teacher: it is {student.task.agreement_meaning}. Retention is the "
-        f"student's {noun(student.task.quality.name)} divided by the teacher's.",
+        f"Agreement compares the student with the teacher: it is {student.task.agreement_meaning}. "
+        f"{_about_retention(student.task.quality)}",
         *_interval_note(exported),
         *_label_parts(student, labels),
         *_confirmed_parts(figures),
@@ -133,6 +134,12 @@ def _quality_table(student: Shipped, figures: Figures, chosen: TrialRecord, expo
     return markdown_table(["metric", "teacher, validation", "student, validation", "student, test"], rows)
 
 
+def _about_retention(quality: Metric) -> str:
+    """What retention is; of a metric whose small values are good, it is the other way round."""
+    one, other = ("student", "teacher") if quality.direction == "maximize" else ("teacher", "student")
+    return f"Retention is the {one}'s {noun(quality.name)} divided by the {other}'s."
+
+
 def _pytorch_intervals(exported: ExportResult | None) -> Mapping[str, Interval]:
     pytorch = exported.figures_of("pytorch") if exported is not None else None
     return pytorch.intervals if pytorch is not None else {}
@@ -149,14 +156,14 @@ def _interval_note(exported: ExportResult | None) -> list[str]:
     )
     return [
         f"{brackets if any(intervals) else ''}The validation rows were used to choose the student, so its metrics on "
-        "these rows tend to be too high."
+        "these rows tend to be too good."
     ]
 
 
 def _confirmed_parts(figures: Figures) -> list[str]:
     if figures.verdict is None:
         return []
-    rows = [cells for _, cells in confirmed.rows(figures.verdict)]
+    rows = [cells for _, cells in confirmed.rows(figures.verdict, figures.task)]
     return [confirmed.about(figures.verdict), markdown_table(confirmed.titles(figures.verdict), rows)]
 
 

@@ -31,6 +31,11 @@ BATCH = 32
 quantisation computes one scale for all their activations."""
 
 
+TOKENS = 1024
+"""The most tokens of a batch of a language model: a graph gives a logit of each of them for each token of the
+vocabulary, and its answers are copies of these. With a vocabulary of 50,000 they are 200 MB."""
+
+
 @dataclass(frozen=True)
 class FormFigures:
     """The quality, size and speed of one form."""
@@ -108,7 +113,7 @@ class FormChecker:
     def measure(self, form: str, model: nn.Module, file: Path) -> FormFigures:
         """Measure this form; `model` was loaded from `file`."""
         task = self._student.task
-        outputs = Outputs(compute_logits(model, self._rows, BATCH, Worker(), None), self._thresholds_C)
+        outputs = Outputs(compute_logits(model, self._rows, _batch(self._rows), Worker(), None), self._thresholds_C)
         expected = self._pytorch = self._pytorch or outputs
         speed = measure_form(model, self._config_model, self._student.latency)
         return FormFigures(
@@ -121,7 +126,7 @@ class FormChecker:
             metrics=task.values(outputs, self._rows),
             intervals=_intervals(task, outputs, self._rows),
             agreement=task.agreement(outputs, expected),
-            largest_difference=float(np.abs(outputs.logits_AxC - expected.logits_AxC).max()),
+            largest_difference=_largest_difference(task, outputs, expected),
             difference=_difference(task, outputs, expected, self._rows),
         )
 
@@ -142,6 +147,15 @@ class FormChecker:
             forms=tuple(forms),
             missing=missing,
         )
+
+
+def _batch(rows: Rows) -> int:
+    """The number of rows per batch."""
+    return BATCH if rows.top_k is None else min(BATCH, max(1, TOKENS // rows.max_length))
+
+
+def _largest_difference(task: Task, outputs: Outputs, expected: Outputs) -> float:
+    return float(np.abs(task.compared_numbers(outputs) - task.compared_numbers(expected)).max())
 
 
 def _intervals(task: Task, outputs: Outputs, rows: Rows) -> dict[str, Interval]:

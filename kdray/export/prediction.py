@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+from torch import Tensor
 
-from kdray.data.task_data import TextColumns
+from kdray.data.task_data import Encoded, TextColumns
 from kdray.errors import DataError, SpecError
 from kdray.evaluation.outputs import evaluation_mode
 from kdray.export.shipped import Shipped
@@ -31,7 +32,7 @@ from kdray.sources.opening import read_file
 from kdray.sources.reading import Reading
 from kdray.sources.tables import Column, Table
 from kdray.storage.files import replace_file
-from kdray.tasks.answers import Answer
+from kdray.tasks.answers import Answer, Continuation, Progress
 from kdray.tasks.kept_thresholds import read_thresholds
 from kdray.tasks.task import Outputs
 
@@ -41,20 +42,26 @@ ENDINGS = (".csv", ".jsonl", ".parquet")
 """Formats that can be written."""
 
 
-class Predictor:
-    """A chosen student that is loaded in one of its forms."""
+T = TypeVar("T")
 
-    def __init__(self, student: Shipped, form: str, batch_size: int) -> None:
-        self.student, self._batch_size = student, batch_size
-        self._model = open_form(student.model, form)
-        self._tokenizer = student.task.tokenizer(student.folder)
-        self._tokenizer.padding_side = "right"
+
+class Predictor:
+    """A chosen student that is loaded in one of its forms: a `LoadedStudent`."""
+
+    def __init__(self, student: Shipped, form: str, batch_size: int, continuation: Continuation | None = None) -> None:
+        self.student, self.batch_size = student, batch_size
+        self.continuation = continuation or Continuation()
+        self.model = open_form(student.model, form)
+        self.tokenizer = student.task.tokenizer(student.folder)
+        self.tokenizer.padding_side = "right"
         self._thresholds_C = read_thresholds(student.model.config())
         self.labels = student.task.model_labels(student.folder)
 
-    def outputs(self, columns: TextColumns, on_progress: Callable[[float], None] = lambda share: None) -> Outputs:
+    def outputs(self, columns: TextColumns, on_progress: Progress = lambda share: None) -> Outputs:
         """Compute the outputs for all answers to these texts; `on_progress` receives the complete share of them."""
-        return Outputs(self._logits(columns, on_progress), self._thresholds_C)
+        encoded = self.student.task.encode(self.tokenizer, columns)
+        logits = self.read_rows(encoded, lambda logits_AxC: np.asarray(logits_AxC.numpy()), on_progress)
+        return Outputs(np.concatenate(logits), self._thresholds_C)
 
     def answers(
         self, texts: Sequence[Any], pairs: Sequence[str] | None, on_progress: Callable[[int], None] = lambda done: None
@@ -67,33 +74,38 @@ class Predictor:
         for start in range(0, len(texts), CHUNK):
             rows = slice(start, start + CHUNK)
             columns = task.columns_of(texts[rows], None if pairs is None else pairs[rows])
-            outputs = self.outputs(columns, _progress_from(start, len(texts[rows]), on_progress))
-            yield from task.answers(outputs, columns, self.labels)
+            yield from task.reply(self, columns, _progress_from(start, len(texts[rows]), on_progress))
 
-    def _logits(self, columns: TextColumns, on_progress: Callable[[float], None]) -> np.ndarray:
-        """The logits of all answers to these texts (A x C); `on_progress` receives the complete share of them."""
-        encoded = self.student.task.encode(self._tokenizer, columns)
+    def read_rows(
+        self, encoded: Encoded, read: Callable[[Tensor], T], on_progress: Progress, at_once: int | None = None
+    ) -> list[T]:
+        """What `read` makes of the logits at the answers of each encoded row (A x C).
+
+        `on_progress` receives the complete share of the rows. At most `at_once` rows are in a batch.
+        """
+        size = min(self.batch_size, at_once or self.batch_size)
         count = len(encoded.inputs["input_ids"])
-        logits_of_row: list[np.ndarray] = [np.empty(0)] * count
+        values: dict[int, T] = {}
         # Rows of similar length share a batch, which needs less padding.
         order = np.argsort([-len(ids) for ids in encoded.inputs["input_ids"]], kind="stable")
-        for first in range(0, count, self._batch_size):
-            batch = order[first : first + self._batch_size]
+        for first in range(0, count, size):
+            batch = order[first : first + size]
             inputs = {name: [list(values[row]) for row in batch] for name, values in encoded.inputs.items()}
-            for row, logits in zip(batch, self._batch_logits(inputs), strict=True):
-                logits_of_row[row] = logits[None] if encoded.places is None else logits[list(encoded.places[row])]
-            on_progress(min(first + self._batch_size, count) / count)
-        return np.concatenate(logits_of_row)
+            for row, logits in zip(batch.tolist(), self._batch_logits(inputs), strict=True):
+                values[row] = read(logits[None] if encoded.places is None else logits[list(encoded.places[row])])
+            on_progress(min(first + size, count) / count)
+        return [values[row] for row in range(count)]
 
-    def _batch_logits(self, encoded: Mapping[str, list[list[int]]]) -> np.ndarray:
+    def _batch_logits(self, encoded: Mapping[str, list[list[int]]]) -> Tensor:
         """The logits of a batch: B x C, or B x L x C."""
         # The tokenizer of a decoder makes no token of an empty text. If all texts of a batch are empty, the batch must
         # be padded to one token, because a model cannot read a sequence of length 0.
         has_tokens = any(next(iter(encoded.values())))
         padding = {} if has_tokens else {"padding": "max_length", "max_length": 1}
-        inputs = self._tokenizer.pad(dict(encoded), return_tensors="pt", return_attention_mask=True, **padding)
-        with evaluation_mode(self._model):
-            return np.asarray(self._model(**inputs).logits.float().numpy())
+        inputs = self.tokenizer.pad(dict(encoded), return_tensors="pt", return_attention_mask=True, **padding)
+        with evaluation_mode(self.model):
+            logits: Tensor = self.model(**inputs).logits
+            return logits.float()
 
 
 def _progress_from(start: int, count: int, on_progress: Callable[[int], None]) -> Callable[[float], None]:

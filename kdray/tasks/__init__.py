@@ -26,6 +26,8 @@
 - `span_metrics`          tagged words as counts: F1 of spans and of types, accuracy
 - `windows`               words as sub-words; long sentences as windows that overlap
 - `language_model`        LanguageModel: what the two tasks of language models have in common
+- `token_answers`         what a masked language model puts in the place of masks, for people
+- `continuing`            texts that a causal language model continues, token by token
 - `masked_lm`             MaskedLM: which tokens were masked
 - `causal_lm`             CausalLM: which token comes next
 - `token_metrics`         tokens as counts: perplexity, loss, accuracy

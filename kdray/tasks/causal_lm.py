@@ -1,10 +1,16 @@
 """Causal language models: the model says which token comes next, at each token of a text."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from kdray.data.task_data import Encoded, TextColumns
+from kdray.tasks.answers import PREDICTED, PROBABILITY, Continuation, LoadedStudent, Progress
+from kdray.tasks.continuing import ContinuedText, continue_texts
 from kdray.tasks.language_model import LanguageModel, blocks_of, token_ids
+from kdray.tasks.serving import Serving
 from kdray.tasks.texts import check_max_length
+from kdray.tasks.usage import continuing_code, onnx_continuing_code
+from kdray.tasks.windows import spare_token
 
 
 class CausalLM(LanguageModel):
@@ -31,18 +37,45 @@ class CausalLM(LanguageModel):
         return {"top_k": self.top_k}
 
     def encode(self, tokenizer: Any, columns: TextColumns, for_training: bool = False) -> Encoded:
-        """See `TaskData`. A text begins with the token that the tokenizer begins it with, and ends with its end token.
+        """See `TaskData`. A text has the begin token before it and the end token behind it, if the tokenizer has them.
 
         A block begins with the last token of the block before it, from which its first answer follows. Raises SpecError
         for blocks that the model of this tokenizer cannot read.
         """
-        check_max_length(self.block, tokenizer, "task.block")
+        check_max_length(self.block, tokenizer, self.length_setting)
+        spare = [spare_token(tokenizer)]
         first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         last = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         blocks, rows = [], []
         for row, ids in enumerate(token_ids(tokenizer, columns["text"])["input_ids"]):
-            for block in blocks_of([*first, *ids, *last], self.block, overlap=1):
+            # A text without tokens still is a row, and a model reads at least one token; it is no answer.
+            for block in blocks_of([*first, *ids, *last] or spare, self.block, overlap=1):
                 blocks.append(list(block))
                 rows.append(row)
         places = [list(range(len(block) - 1)) for block in blocks]
         return Encoded({"input_ids": blocks}, places, rows, [block[1:] for block in blocks])
+
+    def reply(self, student: LoadedStudent, columns: TextColumns, on_progress: Progress) -> list[ContinuedText]:
+        """The continuation of each text. Raises SpecError if it and a text together are longer than a block."""
+        return continue_texts(student, columns["text"], self.block, on_progress)
+
+    def answer_columns(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """See `Task`."""
+        return (PREDICTED, PROBABILITY)
+
+    def predicts(self, labels: Sequence[str]) -> str:
+        """See `Task`."""
+        return "the next token of a text, and so continues texts"
+
+    def pytorch_code(self, labels: Sequence[str]) -> str:
+        """See `Task`."""
+        return continuing_code()
+
+    def onnx_code(self, file: str) -> str:
+        """See `Task`."""
+        return onnx_continuing_code(file, self.block)
+
+    def serving(self, labels: Sequence[str]) -> Serving:
+        """See `Task`: the continuation alone, of texts of any length."""
+        settings = {"answers": "continuation", "tokens": min(Continuation.tokens, self.block // 2)}
+        return Serving({"continuation": "string", "score": "double"}, settings)

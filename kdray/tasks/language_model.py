@@ -13,20 +13,47 @@ import torch
 from pydantic import Field, model_validator
 
 from kdray.data.cells import text_column
+from kdray.data.findings import BLANK
 from kdray.data.gold import OwnText
 from kdray.data.task_data import CheckedTable, LabelOrder, TextColumns
-from kdray.errors import DataError
-from kdray.losses.top_k import TopK
+from kdray.errors import DataError, TeacherError
+from kdray.losses.top_k import TopK, logs_only
 from kdray.losses.vocabulary import VOCABULARY, Vocabulary
 from kdray.sources.tables import Table
 from kdray.tasks.counts import Counts, Metric
 from kdray.tasks.task import GoldRows, Outputs, Task
-from kdray.tasks.token_metrics import FIRST, TOKEN_METRICS, count_texts
+from kdray.tasks.token_metrics import FIRST, TOKEN_METRICS, count_texts, unigram_perplexity
 
 PERPLEXITY = Metric("perplexity", "minimize", hub="perplexity", is_share=False)
-LOSS = Metric("loss", "minimize", heading="loss (nats)", noun="loss in nats a token", is_share=False)
+# All tasks have a loss, so that its heading cannot name the nats.
+LOSS = Metric("loss", "minimize", is_share=False)
 ACCURACY = Metric("token_accuracy", hub="accuracy")
 FIRST_FIVE = Metric("top5_accuracy", heading="top-5 accuracy", noun="accuracy of the first five tokens")
+
+_NO_LABELS = "learns from all its texts, and none needs a label. "
+REFUSED = {
+    **{
+        f"data.{name}": f"{_NO_LABELS}Add the texts to data.train."
+        for name in ("unlabelled", "keep_unlabelled", "max_labelled", "max_unlabelled")
+    },
+    **{f"task.{name}": f"{_NO_LABELS}Leave it out." for name in ("label", "labels")},
+    "task.max_length": "cuts no text off: it reads long texts in blocks. Set task.block.",
+    **{
+        f"augmentation.{name}": "learns the texts as they are: a changed text is not the gold of anything. Leave "
+        "augmentation out."
+        for name in ("copies", "ways")
+    },
+    "teacher.outputs": "needs a teacher that answers at every token, out of its whole vocabulary, and a file holds no "
+    "such answers. Give a model as the teacher.",
+    "teacher.labels": "has tokens as outputs, whose meaning the tokenizer says. Leave it out.",
+    "student.vocabulary": "has one vocabulary, the teacher's: perplexities of two vocabularies cannot be compared. "
+    "Leave it out, and cut the vocabulary of the student (student.checkpoint) in a sweep with labels.",
+    "student.tokenizer": "has one vocabulary, the teacher's: perplexities of two vocabularies cannot be compared. "
+    "Leave it out, and let students of a sweep with labels read words.",
+    "training.quantised": "computes its outputs in parts, which int8 rounds in different ways. Leave it out; the form "
+    "int8 of a student can still be measured and exported.",
+}
+"""The settings of a sweep that a language model does not have; see `Task`."""
 
 
 class LanguageModel(Task):
@@ -39,8 +66,17 @@ class LanguageModel(Task):
     together are one more class. docs/language-models.md has the bytes, and the share that is captured."""
 
     max_length: ClassVar[property] = property(lambda self: self.block)  # type: ignore[misc]
+    length_setting: ClassVar[str] = "task.block"
     answers_each_word: ClassVar[bool] = False
+    averages_teachers: ClassVar[bool] = False
+    refused: ClassVar[Mapping[str, str]] = REFUSED
     agreement_meaning: ClassVar[str] = "the share of tokens for which both have the same most probable one"
+    comparability: ClassVar[str] = (
+        "Perplexity and loss depend on the tokenizer, on task.block and on how tokens are masked: compare them only "
+        "with figures for the same texts, tokens and masks, such as all those here."
+    )
+    control_name: ClassVar[str] = "without the teacher"
+    without_teacher: ClassVar[str] = "without the teacher"
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
@@ -53,7 +89,7 @@ class LanguageModel(Task):
     ) -> CheckedTable:
         """See `TaskData`. Blank texts are left out, with a note; raises DataError if no other one is there."""
         texts = text_column(table, self.text, "task.text")
-        is_blank = pc.match_substring_regex(texts, r"^\s*$")
+        is_blank = pc.match_substring_regex(texts, BLANK)
         kept = texts.filter(pc.invert(is_blank))
         blank = len(texts) - len(kept)
         if not len(kept) and len(texts):
@@ -79,6 +115,22 @@ class LanguageModel(Task):
     def lengths(self, tokenizer: Any, columns: TextColumns) -> list[int]:
         """No text is truncated: each counts as one block at most."""
         return [min(len(ids), self.block) for ids in token_ids(tokenizer, columns["text"])["input_ids"]]
+
+    def describe_division(self, split: str, parts_N: np.ndarray, tokens_N: np.ndarray) -> str:
+        """See `TaskData`: documents, blocks and tokens, and the documents that are much shorter than a block."""
+        blocks, short = int(parts_N.sum()), int((2 * tokens_N < self.block).sum())
+        note = (
+            f"{split}: {_counted(len(parts_N), 'document')} in {_counted(blocks, 'block')} of at most {self.block} "
+            f"tokens (task.block), {_counted(int(tokens_N.sum()), 'token')} in all; "
+            f"{_counted(short, 'document')} {'is' if short == 1 else 'are'} shorter than half a block"
+        )
+        longest = int(tokens_N.max())
+        if longest >= self.block:
+            return f"{note}."
+        return (
+            f"{note}. No document fills a block: the longest has {longest:,} tokens. If the rows are parts of longer "
+            "texts, give these as documents (data.format); otherwise a smaller task.block reads the same."
+        )
 
     def head_settings(self, labels: Sequence[str]) -> dict[str, Any]:
         """None: the outputs are the vocabulary of the model."""
@@ -115,14 +167,29 @@ class LanguageModel(Task):
         return TopK.of_rows(torch.from_numpy(outputs.logits_AxC)).ids_AxK[:, 0].numpy()
 
     def chance(self, rows: GoldRows) -> float:
-        """The perplexity of the frequencies of the tokens themselves."""
-        counts = np.unique(rows.gold[rows.gold >= 0], return_counts=True)[1]
-        shares = counts / counts.sum()
-        return float(np.exp(-(shares * np.log(shares)).sum()))
+        """The perplexity of a model that knows the frequencies of the tokens alone."""
+        return unigram_perplexity(rows.gold)
 
     def required_quality(self, chance: float, above_chance: float) -> float:
         """See `Task`: a share of the perplexity of answers that do not depend on the text."""
         return chance * (1 - above_chance)
+
+    def texts_to_predict(self, table: Table) -> tuple[list[Any], None]:
+        """See `Task`."""
+        return text_column(table, self.text, "task.text").to_pylist(), None
+
+    @property
+    def counted(self) -> str:
+        """Tokens."""
+        return "tokens"
+
+    def compared_numbers(self, outputs: Outputs) -> np.ndarray:
+        """The logarithms of probabilities: of two tokens that are nearly as probable, rounding decides the order."""
+        return logs_only(outputs.logits_AxC)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def blocks_of(ids: Sequence[int], room: int, overlap: int = 0) -> list[Sequence[int]]:
@@ -131,10 +198,25 @@ def blocks_of(ids: Sequence[int], room: int, overlap: int = 0) -> list[Sequence[
     return [ids[start : start + room] for start in range(0, max(1, len(ids) - overlap), step)]
 
 
-def token_ids(tokenizer: Any, texts: Sequence[str], **options: Any) -> Mapping[str, Any]:
-    """The tokens of texts without special tokens, not truncated."""
-    # A tokenizer warns about texts that are longer than its model can read; they are cut into blocks.
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> Mapping[str, Any]:
+    """The tokens of texts (`input_ids`) without special tokens around them, not truncated."""
     encoded: Mapping[str, Any] = tokenizer(
-        list(texts), add_special_tokens=False, truncation=False, padding=False, verbose=False, **options
+        list(texts),
+        add_special_tokens=False,
+        truncation=False,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        # A tokenizer warns about texts that are longer than its model can read; they are cut into blocks.
+        verbose=False,
     )
     return encoded
+
+
+def check_fast(tokenizer: Any) -> None:
+    """Raise TeacherError for a tokenizer that does not say which tokens it puts around a text."""
+    if not tokenizer.is_fast:
+        raise TeacherError(
+            f"the tokenizer of this model, {type(tokenizer).__name__}, does not say which tokens are special. Masks "
+            "need a fast tokenizer, one with a file tokenizer.json. Give another model."
+        )

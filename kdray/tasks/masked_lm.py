@@ -1,22 +1,26 @@
 """Masked language models: some tokens of a text are masked, and the model says which they were.
 
-Shapes: P places of a block that may be masked, M masked ones.
+Shapes: L tokens of a text or block, P places of it that may be masked, M masked ones, B blocks with their copies.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 from zlib import crc32
 
 import numpy as np
 from pydantic import Field
 
-from kdray.data.masking import Masking
+from kdray.data.masking import Masking, row_keys
 from kdray.data.task_data import Encoded, TextColumns
 from kdray.errors import SpecError
-from kdray.tasks.language_model import LanguageModel, blocks_of, token_ids
+from kdray.tasks.answers import PREDICTED, PROBABILITY, LoadedStudent, Progress
+from kdray.tasks.language_model import LanguageModel, check_fast, token_ids
+from kdray.tasks.serving import Serving
 from kdray.tasks.texts import check_max_length
-from kdray.tasks.windows import TOKEN_TYPES, Frame, frame_of
+from kdray.tasks.token_answers import CANDIDATES, MASK, SHOWN, FilledText, fill_masks
+from kdray.tasks.usage import mask_code, onnx_mask_code
+from kdray.tasks.windows import TOKEN_TYPES, frame_of, spare_token
 
 SEED = 18
 """The first number of every seed of stored masks."""
@@ -55,45 +59,54 @@ class MaskedLM(LanguageModel):
     def encode(self, tokenizer: Any, columns: TextColumns, for_training: bool = False) -> Encoded:
         """See `TaskData`. Each text becomes its blocks; each block is masked, unless it is masked in each epoch anew.
 
-        Raises SpecError for a tokenizer without a mask token, and for blocks that its model cannot read.
+        Special tokens that stand in the text itself are never masked. Raises SpecError for a tokenizer without a mask
+        token, for one that does not know words if whole words are masked, and for blocks that its model cannot read;
+        raises TeacherError for a tokenizer that is not fast.
         """
-        masking, frame = self._masking(tokenizer), frame_of(tokenizer)
-        check_max_length(self.block, tokenizer, "task.block")
-        inputs: dict[str, list[list[int]]] = {"input_ids": []}
-        if TOKEN_TYPES in tokenizer.model_input_names:
-            inputs[TOKEN_TYPES] = []
-        places: list[list[int]] = []
-        gold: list[list[int]] = []
-        begins: list[list[int]] = []
-        rows: list[int] = []
+        check_fast(tokenizer)
+        masking = self._masking(tokenizer)
+        cutter = _Cutter(self, tokenizer)
         copies = (self.maskings or 1) if for_training else 1
         is_whole = for_training and self.maskings is None
-        for row, ids, starts in self._blocks(tokenizer, columns["text"], frame):
-            for copy in range(copies):
-                chosen, masked = np.arange(len(ids)), np.array(ids)
-                if not is_whole:
-                    # The masks of a text depend on nothing but the text, and on which of its maskings this is.
-                    random = np.random.default_rng([SEED, crc32(masked.tobytes()), copy])
-                    chosen = masking.choose(random, len(ids), starts)
-                    masked[chosen] = masking.replace(random, masked[chosen])
-                _add_framed(inputs, frame, masked.tolist())
-                places.append((chosen + len(frame.before)).tolist())
-                gold.append(np.array(ids)[chosen].tolist())
-                if is_whole and starts is not None:
-                    begins.append(starts.tolist())
-                rows.append(row)
-        return Encoded(inputs, places, rows, gold, begins or None)
-
-    def _blocks(
-        self, tokenizer: Any, texts: Sequence[str], frame: Frame
-    ) -> Iterator[tuple[int, Sequence[int], np.ndarray | None]]:
-        """For each block the number of its text, its tokens, and with `whole_words` where words begin."""
-        room = self.block - frame.size
-        encoded = token_ids(tokenizer, texts)
+        encoded = token_ids(tokenizer, columns["text"])
+        blocks: list[_Block] = []
         for row, ids in enumerate(encoded["input_ids"]):
-            begins = np.array(_word_begins(encoded.word_ids(row)), np.int8) if self.whole_words else None  # type: ignore[attr-defined]
-            for start, block in zip(range(0, max(1, len(ids)), room), blocks_of(ids, room), strict=True):
-                yield row, block, None if begins is None else begins[start : start + room]
+            words = encoded.word_ids(row) if self.whole_words else None  # type: ignore[attr-defined]
+            of_text = cutter.blocks(row, ids, words)
+            blocks += of_text if is_whole else _masked(masking, of_text, copies)
+        return Encoded(
+            inputs=cutter.inputs(blocks),
+            places=[(block.places_P + len(cutter.frame.before)).tolist() for block in blocks],
+            rows=[block.row for block in blocks],
+            gold=[block.gold_P.tolist() for block in blocks],
+            begins=[block.begins_P.tolist() for block in blocks] if is_whole and self.whole_words else None,
+        )
+
+    def reply(self, student: LoadedStudent, columns: TextColumns, on_progress: Progress) -> list[FilledText]:
+        """The most probable tokens at the masks of each text. Raises DataError for a text without a mask."""
+        return fill_masks(student, columns["text"], self.block, on_progress)
+
+    def answer_columns(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """See `Task`."""
+        return (PREDICTED, PROBABILITY, CANDIDATES)
+
+    def predicts(self, labels: Sequence[str]) -> str:
+        """See `Task`."""
+        return "the tokens at the masks of a text"
+
+    def pytorch_code(self, labels: Sequence[str]) -> str:
+        """See `Task`."""
+        return mask_code()
+
+    def onnx_code(self, file: str) -> str:
+        """See `Task`."""
+        return onnx_mask_code(file, self.block)
+
+    def serving(self, labels: Sequence[str]) -> Serving:
+        """See `Task`: the candidates of each mask, also of several masks, and in texts of any length."""
+        candidate = {"token": "string", "score": "double"}
+        mask = {**candidate, "candidates": [candidate]}
+        return Serving({"masks": [mask]}, {"answers": "masks", "mask": MASK, "candidates": SHOWN})
 
     def _masking(self, tokenizer: Any) -> Masking:
         if tokenizer.mask_token_id is None:
@@ -104,12 +117,87 @@ class MaskedLM(LanguageModel):
         return Masking(self.mask_share, tokenizer.mask_token_id, len(tokenizer))
 
 
-def _word_begins(words: Sequence[int | None]) -> list[bool]:
-    return [True, *(before != word for before, word in pairwise(words))][: len(words)]
+@dataclass(frozen=True)
+class _Block:
+    """A block of a text, without the special tokens around it."""
+
+    row: int
+    """The number of the text."""
+    ids_L: np.ndarray
+    """Its tokens, int64, as the model reads them."""
+    places_P: np.ndarray
+    """The tokens that are answers: all that may be masked, or those that are."""
+    gold_P: np.ndarray
+    """What stands at these places in the text."""
+    begins_P: np.ndarray
+    """Whether a word begins there; always, where words have no meaning."""
 
 
-def _add_framed(inputs: dict[str, list[list[int]]], frame: Frame, ids: list[int]) -> None:
-    """Add a block with the special tokens around it."""
-    inputs["input_ids"].append([*frame.before, *ids, *frame.behind])
-    if TOKEN_TYPES in inputs:
-        inputs[TOKEN_TYPES].append([*frame.types_before, *[frame.type_of_words] * len(ids), *frame.types_behind])
+class _Cutter:
+    """Cuts texts into blocks, and puts special tokens around them."""
+
+    def __init__(self, task: MaskedLM, tokenizer: Any) -> None:
+        self.frame = frame_of(tokenizer)
+        self._room = task.block - self.frame.size
+        self._has_types = TOKEN_TYPES in tokenizer.model_input_names
+        # A text without tokens still is a row, and a model reads at least one token; it is no answer.
+        self._spare = [] if self.frame.size else [spare_token(tokenizer)]
+        # An unknown word is a word of the text.
+        self._special = np.array(sorted({*tokenizer.all_special_ids} - {tokenizer.unk_token_id}), np.int64)
+        check_max_length(task.block, tokenizer, task.length_setting)
+        if self._room < 1:
+            raise SpecError(
+                f"task.block: got {task.block}; this model adds {self.frame.size} tokens to each block. Give at least "
+                f"{self.frame.size + 1}."
+            )
+        if task.whole_words and len({*tokenizer("a a", add_special_tokens=False).word_ids()}) < 2:
+            raise SpecError(
+                f"task.whole_words: the tokenizer of this model, {type(tokenizer).__name__}, does not divide a text "
+                "into words. Set task.whole_words=false."
+            )
+
+    def blocks(self, row: int, ids: Sequence[int], words: Sequence[int | None] | None) -> list[_Block]:
+        """The blocks of the text with this number; `words` has the word of each token, as `tokenizers` counts them."""
+        ids_L = np.array(ids or self._spare, np.int64)
+        is_answer_L = ~np.isin(ids_L, self._special) & bool(ids)
+        begins_L = np.ones(len(ids_L), bool)
+        if words:
+            # A special token in the text has no word.
+            word_L = np.array([-1 if word is None else word for word in words])
+            begins_L[1:] = word_L[1:] != word_L[:-1]
+        found = []
+        for start in range(0, max(1, len(ids_L)), self._room):
+            part = slice(start, start + self._room)
+            places_P = np.flatnonzero(is_answer_L[part])
+            found.append(_Block(row, ids_L[part], places_P, ids_L[part][places_P], begins_L[part][places_P]))
+        return found
+
+    def inputs(self, blocks: Sequence[_Block]) -> dict[str, list[list[int]]]:
+        """The inputs of the model for each block, with special tokens."""
+        frame = self.frame
+        inputs = {"input_ids": [[*frame.before, *block.ids_L.tolist(), *frame.behind] for block in blocks]}
+        if self._has_types:
+            inputs[TOKEN_TYPES] = [
+                [*frame.types_before, *[frame.type_of_words] * len(block.ids_L), *frame.types_behind]
+                for block in blocks
+            ]
+        return inputs
+
+
+def _masked(masking: Masking, blocks: Sequence[_Block], copies: int) -> Iterator[_Block]:
+    """Each block so many times, each time with other masks; its answers are the masked tokens."""
+    copied = [block for block in blocks for _ in range(copies)]
+    # The masks of a block depend on nothing but its tokens, and on which of its maskings this is.
+    checksums_B = np.array([crc32(block.ids_L.tobytes()) for block in copied], np.uint64)
+    keys_B = row_keys(SEED, checksums_B, np.tile(np.arange(copies), len(blocks)))
+    counts_B = np.array([len(block.places_P) for block in copied])
+    gold_P, begins_P = (np.concatenate(parts) for parts in zip(*((b.gold_P, b.begins_P) for b in copied), strict=True))
+    chosen_M, masked_M = masking.mask(keys_B, counts_B, gold_P, begins_P)
+    starts_B = np.cumsum(counts_B) - counts_B
+    ends = np.searchsorted(chosen_M, starts_B[1:])
+    parts = zip(copied, starts_B, np.split(chosen_M, ends), np.split(masked_M, ends), strict=True)
+    for block, start, chosen, tokens in parts:
+        places_P = block.places_P[chosen - start]
+        ids_L = block.ids_L.copy()
+        ids_L[places_P] = tokens
+        yield replace(block, ids_L=ids_L, places_P=places_P, gold_P=block.ids_L[places_P])

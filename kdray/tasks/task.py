@@ -19,7 +19,7 @@ from kdray.data.task_data import CheckedTable, Encoded, LabelOrder, TextColumns
 from kdray.losses.distribution import Distribution
 from kdray.settings import Settings
 from kdray.sources.tables import Table
-from kdray.tasks.answers import Answer
+from kdray.tasks.answers import Answer, LoadedStudent, Progress
 from kdray.tasks.counts import Counts, Metric
 from kdray.tasks.heads import HEADS
 from kdray.tasks.label_figures import LabelFigures
@@ -78,8 +78,21 @@ class Task(Settings):
     """Whether a text is a list of words, each of which has an answer."""
     is_causal: ClassVar[bool] = False
     """Whether a model reads a text in one direction, and so needs an architecture that does."""
+    length_setting: ClassVar[str] = "task.max_length"
+    """The setting that says how many tokens a model reads at once: `max_length`, or what it is made of."""
+    averages_teachers: ClassVar[bool] = True
+    """Whether the mean of the outputs of several models can teach."""
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Settings of a sweep that have no meaning for this task, by their dotted names -> why, and what to do instead, as
+    the end of a sentence. A setting of a sweep may only have its default then; one of the task is not there."""
     agreement_meaning: ClassVar[str] = "the share of rows with the same predicted label"
     """What `agreement` is, for a sentence."""
+    comparability: ClassVar[str] = ""
+    """A sentence about what the quality depends on besides the rows; empty: on nothing."""
+    control_name: ClassVar[str] = "labels only"
+    """What a table calls a student that is trained without the teacher."""
+    without_teacher: ClassVar[str] = "on labels only"
+    """How such a student is trained, for a sentence."""
 
     kind: str
     """Which task this is; `KINDS` has all of them."""
@@ -151,6 +164,15 @@ class Task(Settings):
     def lengths(self, tokenizer: Any, columns: TextColumns) -> list[int]:
         """See `TaskData`."""
         raise NotImplementedError
+
+    def describe_division(self, split: str, parts_N: np.ndarray, tokens_N: np.ndarray) -> str | None:
+        """See `TaskData`."""
+        if not (divided := int((parts_N > 1).sum())):
+            return None
+        return (
+            f"{split}: {divided:,} of {len(parts_N):,} texts are longer than {self.max_length} tokens "
+            "(task.max_length) and are read in overlapping parts; every word is answered once."
+        )
 
     # Models
 
@@ -258,6 +280,10 @@ class Task(Settings):
         """The answer for each text: `outputs` are those of the answers to these texts, in `TextColumns`."""
         raise NotImplementedError
 
+    def reply(self, student: LoadedStudent, columns: TextColumns, on_progress: Progress) -> Sequence[Answer]:
+        """The answer of a student for each text; `on_progress` receives the complete share of them."""
+        return self.answers(student.outputs(columns, on_progress), columns, student.labels)
+
     def answer_columns(self, labels: Sequence[str]) -> tuple[str, ...]:
         """The names of the columns of `Answer.columns`; the first one is `PREDICTED`."""
         raise NotImplementedError
@@ -295,6 +321,10 @@ class Task(Settings):
     def onnx_code(self, file: str) -> str:
         """Python code that predicts an example with the ONNX graph in this file, in the folder of the model."""
         raise NotImplementedError
+
+    def compared_numbers(self, outputs: Outputs) -> np.ndarray:
+        """The numbers of these outputs that another computation of the same outputs gives, too, but for rounding."""
+        return outputs.logits_AxC
 
     def allowed_difference(self, outputs: Outputs) -> float:
         """The largest difference of an output from these that rounding in float32 may explain."""

@@ -28,6 +28,8 @@ inputs = {{entry.name: np.array([values[entry.name]]) for entry in session.get_i
 _FIRST_TOKENS = "first = {{word: token for token, word in reversed(list(enumerate({words}))) if word is not None}}"
 """Word -> its first token, where a tagger answers for it."""
 
+NEW_TOKENS = 20
+"""The most tokens that the code adds to a text."""
 SENTENCE = "In May Ada Lovelace left London ."
 
 
@@ -108,6 +110,62 @@ def onnx_tag_code(file: str, max_length: int) -> str:
     return _onnx_code(file, max_length, encode, reading)
 
 
+def mask_code() -> str:
+    """Code that prints the most probable tokens in the place of a mask."""
+    return """\
+from transformers import pipeline
+
+folder = "."  # the folder of this file
+fill = pipeline("fill-mask", model=folder)
+for answer in fill(f"one {fill.tokenizer.mask_token} text"):
+    print(answer["token_str"], round(answer["score"], 4))"""
+
+
+def continuing_code() -> str:
+    """Code that prints a text with its continuation."""
+    return f"""\
+from transformers import pipeline
+
+folder = "."  # the folder of this file
+generate = pipeline("text-generation", model=folder)
+(answer,) = generate("one text", max_new_tokens={NEW_TOKENS}, do_sample=False)
+print(answer["generated_text"])"""
+
+
+def onnx_mask_code(file: str, max_length: int) -> str:
+    """Code that prints the most probable tokens in the place of a mask, with the graph in this file."""
+    encode = (
+        'mask = json.load(open("tokenizer_config.json"))["mask_token"]\ntext = tokenizer.encode(f"one {mask} text")'
+    )
+    reading = [
+        'logits = session.run(["logits"], inputs)[0][0, text.tokens.index(mask)]',
+        "print([tokenizer.id_to_token(int(token)) for token in logits.argsort()[::-1][:5]])",
+    ]
+    return _onnx_code(file, max_length, encode, reading)
+
+
+def onnx_continuing_code(file: str, max_length: int) -> str:
+    """Code that prints a text with its continuation, with the graph in this file."""
+    return f"""\
+import json
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("tokenizer.json")
+end = json.load(open("generation_config.json")).get("eos_token_id")
+session = onnxruntime.InferenceSession("{file}")
+ids = tokenizer.encode("one text").ids  # at most {max_length} tokens, with the continuation
+for _ in range({NEW_TOKENS}):
+    values = {{"input_ids": ids, "attention_mask": [1] * len(ids), "position_ids": list(range(len(ids)))}}
+    inputs = {{entry.name: np.array([values[entry.name]]) for entry in session.get_inputs()}}
+    ids.append(int(session.run(["logits"], inputs)[0][0, -1].argmax()))
+    if ids[-1] == end:
+        break
+print(tokenizer.decode(ids))"""
+
+
 def _onnx_code(file: str, max_length: int, encode: str, reading: Sequence[str]) -> str:
-    imports = "import json\n\n" if any("json." in line for line in reading) else ""
+    imports = "import json\n\n" if any("json." in line for line in (encode, *reading)) else ""
     return _ONNX.format(imports=imports, max_length=max_length, encode=encode, file=file) + "\n".join(reading)

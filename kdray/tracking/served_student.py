@@ -48,15 +48,18 @@ def _open_graph(file: Path) -> Logits:
     return logits
 
 
-def _open_weights(folder: Path, head: str) -> Logits:
+def _load_weights(folder: Path, head: str) -> Any:
     import torch  # noqa: PLC0415  (not needed for a graph)
     import transformers  # noqa: PLC0415
 
-    model = (
-        getattr(transformers, f"AutoModel{head}")
-        .from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
-        .eval()
-    )
+    model = getattr(transformers, f"AutoModel{head}")
+    return model.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32).eval()
+
+
+def _open_weights(folder: Path, head: str) -> Logits:
+    import torch  # noqa: PLC0415  (not needed for a graph)
+
+    model = _load_weights(folder, head)
 
     def logits(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         with torch.inference_mode():
@@ -224,6 +227,90 @@ class Spans:
         return next((token for name in names if (token := getattr(self.tokenizer, name, None)) is not None), 0)
 
 
+class Masks:
+    """The answer is the most probable tokens at each mask of a text."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self._logits = open_model(folder, "ForMaskedLM")
+        self._mask, self._shown = settings["mask"], settings["candidates"]
+        encoded = self.tokenizer(["a"], is_split_into_words=True)
+        inner = [place for place, word in enumerate(encoded.word_ids()) if word is not None]
+        self._before, self._behind = encoded["input_ids"][: inner[0]], encoded["input_ids"][inner[-1] + 1 :]
+        self._room = settings["max_length"] - len(self._before) - len(self._behind)
+
+    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None) -> pd.DataFrame:
+        """The column `masks`: for each mask of a text the token with its score, and the most probable candidates."""
+        cells: list[list[dict[str, Any]]] = []
+        for text in texts:
+            text = text.replace(self._mask, self.tokenizer.mask_token)
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            places = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
+            masks = []
+            # One window at a time: the logits of all its tokens, over the vocabulary, are many numbers.
+            for begin, end, inside in _around(places, len(ids), self._room):
+                window = np.array([[*self._before, *ids[begin:end], *self._behind]])
+                (logits_LxV,) = self._logits({"input_ids": window, "attention_mask": np.ones_like(window)})
+                masks += [self._candidates(logits_LxV[place - begin + len(self._before)]) for place in inside]
+            cells.append(masks)
+        return pd.DataFrame({"masks": cells})
+
+    def _candidates(self, logits_V: np.ndarray) -> dict[str, Any]:
+        scores_V = softmax(logits_V.astype(float))
+        best = np.argsort(-scores_V)[: self._shown]
+        names = [self.tokenizer.decode([int(token)]).strip() for token in best]
+        candidates = [{"token": name, "score": float(scores_V[token])} for name, token in zip(names, best, strict=True)]
+        return {**candidates[0], "candidates": candidates}
+
+
+class Continuation:
+    """The answer is what the student writes behind a text, taking the most probable token each time."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self._model = _load_weights(folder, "ForCausalLM")
+        self._tokens, self._room = settings["tokens"], settings["max_length"] - settings["tokens"]
+
+    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None) -> pd.DataFrame:
+        """The columns `continuation` and `score`, the geometric mean of the probabilities of its tokens."""
+        answers = [self._continue(text) for text in texts]
+        return pd.DataFrame(answers, columns=["continuation", "score"])
+
+    def _continue(self, text: str) -> tuple[str, float]:
+        import torch  # noqa: PLC0415  (not needed for a graph)
+
+        tokenizer = self.tokenizer
+        ids = tokenizer(text, verbose=False)["input_ids"]
+        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]  # some tokenizers end each text; this one goes on
+        first = tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        prompt = torch.tensor([ids[-self._room :] or [first]])
+        with torch.inference_mode():
+            outputs = self._model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=self._tokens,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        new = outputs.sequences[0, prompt.shape[-1] :]
+        logs_S = torch.cat(outputs.logits).float().log_softmax(dim=-1).gather(-1, new[:, None])
+        before, whole = (tokenizer.decode(each, skip_special_tokens=True) for each in (prompt[0], outputs.sequences[0]))
+        return whole[len(before) :], float(logs_S.mean().exp())
+
+
+def _around(masks: Sequence[int], size: int, room: int) -> Iterator[tuple[int, int, Sequence[int]]]:
+    """First token, the token behind the last one, and the masks of each window. `kdray.tasks.token_answers` has it."""
+    context, first = room // 4, 0
+    while first < len(masks):
+        begin = max(0, min(masks[first] - context, size - room))
+        end = min(begin + room, size)
+        behind = bisect_left(masks, end if end == size else end - context)
+        yield begin, end, masks[first:behind]
+        first = behind
+
+
 def _cut(firsts: Sequence[int], size: int, room: int) -> Iterator[tuple[int, int, int, int]]:
     """First token, the token behind the last one, first word, and the word behind the last one of each window."""
     if size <= room:
@@ -263,7 +350,14 @@ def _groups(tags: Sequence[str], has_spans: bool) -> Iterator[tuple[int, int, st
         before, label = prefix, kind
 
 
-ANSWERS: dict[str, Any] = {"label": Label, "labels": Labels, "number": Number, "spans": Spans}
+ANSWERS: dict[str, Any] = {
+    "label": Label,
+    "labels": Labels,
+    "number": Number,
+    "spans": Spans,
+    "masks": Masks,
+    "continuation": Continuation,
+}
 """The setting `answers` -> what answers."""
 
 

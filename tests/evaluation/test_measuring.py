@@ -12,6 +12,7 @@ from transformers import (
     DebertaV2ForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
     ModernBertConfig,
     ModernBertForSequenceClassification,
     PreTrainedModel,
@@ -28,6 +29,7 @@ from kdray.evaluation.measuring import (
     count_parameters,
     describe_conditions,
     hardware_name,
+    measure_form,
     measure_latency,
     measure_model,
     measure_throughput,
@@ -171,3 +173,23 @@ def test_roberta_is_measured_up_to_its_last_position():
 
 def test_hardware_has_a_name():
     assert hardware_name() == hardware_name(CPU) != ""
+
+
+@pytest.mark.parametrize("name", ["pytorch", "form"])
+def test_a_language_model_gives_few_logits_at_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A pass over 32 examples has several parts, and is a pass over 32 examples."""
+    config = GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=16)
+    model = GPT2LMHeadModel(config).eval()
+    latency = Latency(length=16, warmup=1, repeats=2, throughput_batch_size=32)
+    examples: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, arguments, inputs: examples.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    monkeypatch.setattr("kdray.evaluation.measuring.LOGITS_AT_ONCE", 10 * 16 * 50)
+    monkeypatch.setattr("kdray.evaluation.measuring.THROUGHPUT_CALLS", 1)
+    if name == "form":
+        measure_form(model, model, latency)
+    else:
+        measure_model(model, latency, torch.device("cpu"))
+    assert examples[:3] == [1, 1, 1]  # the passes of the latency
+    assert examples[3:11] == [10, 10, 10, 2] * 2

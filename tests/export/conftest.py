@@ -1,6 +1,7 @@
-"""Finished sweeps of all tasks but text classification, on generated data: seconds each, made once a session."""
+"""Finished sweeps of all tasks but text classification, on small data: seconds each, made once a session."""
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -23,6 +24,9 @@ from kdray.sources.generated.moods import GeneratedMoods
 from kdray.sources.generated.pairs import GeneratedPairs
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
+from kdray.tasks.causal_lm import CausalLM
+from kdray.tasks.language_model import LanguageModel
+from kdray.tasks.masked_lm import MaskedLM
 from kdray.tasks.multi_label import MultiLabel
 from kdray.tasks.regression import Regression
 from kdray.tasks.token_classification import TokenClassification
@@ -43,17 +47,37 @@ TASKS: dict[str, dict[str, Any]] = {
 """A short name of each task -> the settings of its sweep."""
 BIOES = "bioes"
 """The name of one more sweep of tags, in a scheme that the pipeline of transformers does not group."""
+BLOCK = 32
+LANGUAGE: dict[str, LanguageModel] = {"masked": MaskedLM(block=BLOCK), "causal": CausalLM(block=BLOCK)}
+"""The names of two more sweeps -> their tasks, the language models."""
+REGISTERED = {"tracking": Tracking(), "confirm": Confirm(candidates=1, seeds=1, controls=False)}
+"""What a sweep needs so that its student can be registered."""
+SENTENCE_WORDS = [
+    ("the", "a", "this"),
+    ("old", "new", "small", "warm"),
+    ("king", "film", "house", "river"),
+    ("sees", "likes", "knows"),
+    ("the", "a", "this"),
+    ("king", "film", "house", "river"),
+    (".",),
+]
+"""What may stand at each place of a sentence in the texts of language models."""
 GetSweep: TypeAlias = Callable[[str], SweepPaths]
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> GetSweep:
-    """A function that gives the finished sweep of a task in `TASKS`, or `BIOES`. Read it only."""
+    """A function that gives the finished sweep of a task in `TASKS` or `LANGUAGE`, or `BIOES`. Read it only."""
 
     @cache
     def paths_of(name: str) -> SweepPaths:
         folder = tmp_path_factory.mktemp(name)
-        settings = TASKS.get(name) or {"task": TASKS["tags"]["task"], "data": Data(source=str(_write_bioes(folder)))}
+        settings = TASKS.get(name)
+        if name in LANGUAGE:
+            source = str(_write_sentences(folder / "data"))
+            settings = {"task": LANGUAGE[name], "data": Data(source=source), **REGISTERED}
+        if settings is None:
+            settings = {"task": TASKS["tags"]["task"], "data": Data(source=str(_write_bioes(folder)))}
         return run(_tiny_sweep(name, settings), SweepPaths(folder, name), RunOptions(local=True)).paths
 
     return paths_of
@@ -95,11 +119,22 @@ def _tiny_sweep(name: str, settings: dict[str, Any]) -> Sweep:
         space={"student.depth": [1]},
         search=Search(trials=1, stopping=None),
         latency=Latency(length=16, warmup=1, repeats=9),
-        confirm=Confirm(candidates=0, controls=False),
-        tracking=Tracking(enabled=False),
         slots=SlotSettings(cpus=1),
-        **settings,
+        **{"tracking": Tracking(enabled=False), "confirm": Confirm(candidates=0, controls=False)} | settings,
     )
+
+
+def _write_sentences(folder: Path) -> Path:
+    """Write texts of one to six sentences; a text has more tokens than a block, or fewer."""
+    folder.mkdir()
+    draw = random.Random(0)
+    for split, count in (("train", 150), ("validation", 30), ("test", 30)):
+        texts = [
+            " ".join(draw.choice(words) for _ in range(draw.randint(1, 6)) for words in SENTENCE_WORDS)
+            for _ in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return folder
 
 
 def _write_bioes(folder: Path) -> Path:

@@ -189,7 +189,7 @@ def test_a_text_that_is_not_utf8_is_refused(chosen: SweepPaths) -> None:
 
 def test_a_decoder_reads_an_empty_text(chosen: SweepPaths) -> None:
     predictor = Predictor(read_shipped(chosen), "pytorch", 2)
-    predictor._tokenizer.backend_tokenizer.post_processor = None
+    predictor.tokenizer.backend_tokenizer.post_processor = None
     assert np.isfinite(probabilities(predictor, ["", ""])).all()
 
 
