@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from kdray.evaluation.formatting import format_metric, heading
 from kdray.evaluation.measuring import COST_METRICS
 from kdray.forms.metrics import FORM_SPEEDUPS
-from kdray.models.lineage import EarlierSweep
+from kdray.models.lineage import CheckpointModel, EarlierSweep
 from kdray.report.figures import Figures
 
 UNKNOWN = "unknown"
-EARLIER_TITLE = "The sweeps that made the teacher"
+EARLIER_TITLE = "The sweeps before this one"
 EARLIER_COSTS = ("latency_ms", "parameters")
 
 
@@ -53,13 +53,37 @@ def about_rows(figures: Figures) -> str:
     return f"The teacher was fine-tuned on {rows:,} labelled rows of its own (teacher.data), which no student sees."
 
 
+def about_checkpoints(figures: Figures) -> str:
+    """Which earlier sweeps made the checkpoints that students begin from; empty if none did."""
+    return " ".join(f"{_beginning(each)}." for each in _checkpoints(figures))
+
+
+def _checkpoints(figures: Figures) -> tuple[CheckpointModel, ...]:
+    return figures.lineage.checkpoints if figures.lineage else ()
+
+
+def _beginning(checkpoint: CheckpointModel) -> str:
+    # Without the folder, because the card is published.
+    sweep = checkpoint.earlier
+    task = f" ({sweep.task})" if sweep.task else ""
+    return f"Students with a student.checkpoint begin from the student of the sweep {sweep.name}{task}"
+
+
+def _fingerprints(checkpoint: CheckpointModel) -> str:
+    sweep = checkpoint.earlier
+    return (
+        f"{_beginning(checkpoint)}. Fingerprints: {sweep.data} of its data, {sweep.teacher_weights} of its teacher, "
+        f"{checkpoint.weights} of its student with a head for this task."
+    )
+
+
 def about_teacher(figures: Figures) -> str:
-    """How the teacher came about, where that is out of the ordinary; empty otherwise."""
-    return " ".join(filter(None, [about_models(figures), about_rows(figures)]))
+    """How the teacher, and what students begin from, came about, where that is out of the ordinary; empty otherwise."""
+    return " ".join(filter(None, [about_models(figures), about_rows(figures), about_checkpoints(figures)]))
 
 
 def earlier_sweeps(figures: Figures) -> list[EarlierSweep]:
-    """The sweeps that made the teachers, and those before them."""
+    """The sweeps that made the teachers and the checkpoints of the students, and those before them."""
     return list(figures.lineage.earlier_sweeps()) if figures.lineage else []
 
 
@@ -76,7 +100,10 @@ def earlier_about(figures: Figures) -> str:
         )
     measured = dict.fromkeys(f"{sweep.name}: {sweep.measured}" for sweep in sweeps if sweep.measured)
     costs = f" Costs were measured in the sweep of each row: {'; '.join(measured)}." if measured else ""
-    return f"The teacher is the student of an earlier sweep, which had a teacher of its own. {rows}{costs}"
+    made = []
+    if any(figures.lineage.teacher_sweeps() if figures.lineage else ()):
+        made.append("The teacher is the student of an earlier sweep, which had a teacher of its own.")
+    return " ".join([*made, *map(_fingerprints, _checkpoints(figures)), f"{rows}{costs}"])
 
 
 def earlier_titles(figures: Figures) -> list[str]:

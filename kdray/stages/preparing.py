@@ -3,17 +3,20 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from kdray.data.rows import TRAIN
 from kdray.data.splits import Splits, load_splits
 from kdray.data.tokens import TokenSet, tokenise
 from kdray.data.truncation import describe_truncation
 from kdray.errors import SpecError, TeacherError
 from kdray.evaluation.measuring import SPEEDUP_METRICS
-from kdray.models.lineage import EarlierSweep
+from kdray.models.families import depends_on_padding
+from kdray.models.lineage import CheckpointModel, EarlierSweep
 from kdray.models.pretrained import Pretrained
 from kdray.report.screen import Screen
+from kdray.safe_text.escaping import printable
 from kdray.search.ledger import Ledger
 from kdray.sources.tables import short_list
-from kdray.stages.ancestry import earlier_sweep
+from kdray.stages.ancestry import data_name, earlier_sweep, measured_rows, sweep_of_checkpoint
 from kdray.stages.copying import sweep_text
 from kdray.stages.inner_checks import check_inner_terms
 from kdray.stages.named_forms import check_forms
@@ -26,6 +29,7 @@ from kdray.students.sources import (
     BySource,
     SourceLoader,
     StudentSource,
+    check_tokenizers,
     named_source,
     sources_by_name,
 )
@@ -50,6 +54,8 @@ class Material:
     """The number of the teacher that `student.source` names."""
     earlier: tuple[EarlierSweep | None, ...] = ()
     """The sweeps that made the teachers."""
+    made_checkpoints: tuple[CheckpointModel, ...] = ()
+    """The checkpoints that earlier sweeps made."""
     own_rows: Splits | None = None
     """The rows that the teachers are fine-tuned on, if they are other ones than those of the students."""
     own_tokens: tuple[TokenSet, ...] = ()
@@ -131,6 +137,10 @@ def _read_models(
     loader = SourceLoader(tuple(sweep.students), splits.labels, text.read_by, sweep.task, paths, sweep.seed)
     teachers = _load_teachers(sweep, loader, models, source_number)
     checkpoints = loader.checkpoints()
+    for teacher in teachers:
+        check_tokenizers(teacher, checkpoints)
+        _check_live(teacher)
+    _note_all(screen, _describe_padding(teachers))
     _note_all(screen, text.notes)
     _note_all(screen, (note for source in (*teachers, *checkpoints.values()) for note in source.notes))
     material = Material(
@@ -139,11 +149,33 @@ def _read_models(
         checkpoints=checkpoints,
         answers=rows.answers,
         named_source=source_number,
-        earlier=tuple(_earlier_sweeps(sweep, splits, screen)),
+        earlier=tuple(_earlier_sweeps(sweep, splits, teachers, screen)),
+        made_checkpoints=tuple(_made_checkpoints(sweep, splits, checkpoints, screen)),
         own_rows=own,
         own_tokens=() if own is None else tuple(tokenise(own, sweep.task, each.tokenizer(), paths) for each in models),
     )
     return material, text.key
+
+
+def _check_live(teacher: StudentSource) -> None:
+    """Raise TeacherError for a teacher that would answer in padded batches, if its answers depend on padding."""
+    family = teacher.model.config().model_type
+    if teacher.tokens.is_masked_anew(TRAIN) and depends_on_padding(family):
+        raise TeacherError(
+            f"teacher.model: the answer of a {family} model for a text depends on the padding behind the text, so it "
+            "cannot answer while students are trained. Set task.maskings=1 or more: its answers are then stored."
+        )
+
+
+def _describe_padding(teachers: Sequence[StudentSource]) -> Iterator[str]:
+    """A note for each teacher whose end token is used as padding, because it has no padding token."""
+    for teacher in teachers:
+        tokenizer, known = teacher.model.tokenizer(), teacher.model.config().pad_token_id
+        if teacher.tokens.layout.top_k is not None and known is None and tokenizer.pad_token == tokenizer.eos_token:
+            yield (
+                f"The teacher's tokenizer has no padding token, so its end token {printable(tokenizer.eos_token, 60)} "
+                "is used as padding. No answer of a language model depends on it."
+            )
 
 
 def _note_all(screen: Screen, notes: Iterable[str]) -> None:
@@ -217,13 +249,25 @@ def _files_of_students(teachers: Sequence[StudentSource], checkpoints: Mapping[s
     return names
 
 
-def _earlier_sweeps(sweep: Sweep, splits: Splits, screen: Screen) -> Iterator[EarlierSweep | None]:
-    test_rows = splits.content("test")
-    for model in sweep.teacher.models:
-        earlier, note = earlier_sweep(model, test_rows)
+def _earlier_sweeps(
+    sweep: Sweep, splits: Splits, teachers: Sequence[StudentSource], screen: Screen
+) -> Iterator[EarlierSweep | None]:
+    for model, teacher in zip(sweep.teacher.models, teachers, strict=True):
+        earlier, note = earlier_sweep(model, measured_rows(sweep.task, splits, teacher.tokens))
         if note is not None:
             screen.note(note)
         yield earlier
+
+
+def _made_checkpoints(
+    sweep: Sweep, splits: Splits, checkpoints: Mapping[str, StudentSource], screen: Screen
+) -> Iterator[CheckpointModel]:
+    """The checkpoints that are the chosen students of earlier sweeps."""
+    for name, checkpoint in checkpoints.items():
+        earlier, notes = sweep_of_checkpoint(name, splits, data_name(sweep.data))
+        _note_all(screen, notes)
+        if earlier is not None:
+            yield CheckpointModel(name=name, weights=checkpoint.model.key, earlier=earlier)
 
 
 def _describe_truncation(sweep: Sweep, material: Material, screen: Screen) -> None:

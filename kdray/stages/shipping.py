@@ -203,5 +203,5 @@ def _describe_test(session: Session, lessons: Lessons, decision: Decision, test:
     value = format_metric(metric, test[metric])
     return (
         f"{seed}On {rows:,} test rows, which were not used to choose it: {noun(metric)} {value}, "
-        f"{test['retention']:.1%} of the teacher's."
+        f"retention {format_metric('retention', test['retention'])}."
     )

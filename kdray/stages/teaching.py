@@ -8,10 +8,11 @@ import numpy as np
 from kdray.data.tokens import TokenSet
 from kdray.data.transfer_set import TransferSet
 from kdray.evaluation.formatting import format_metric, noun
-from kdray.models.lineage import Lineage, TeacherModel
+from kdray.models.lineage import CheckpointModel, Lineage, TeacherModel
 from kdray.models.pretrained import Pretrained
 from kdray.report.screen import Screen
 from kdray.slots.job import NOTE, Report
+from kdray.stages.ancestry import measured_rows
 from kdray.stages.ordering import order_units
 from kdray.stages.preparing import Material
 from kdray.stages.session import Session
@@ -80,12 +81,25 @@ def teach(session: Session, material: Material) -> Lessons:
         teacher=sweep.teacher.display_name,
         teacher_weights=taught.key,
         data=material.splits.key,
-        test_rows=material.splits.content("test"),
+        test_rows=measured_rows(sweep.task, material.splits, sources.first.tokens),
         models=taught.models,
+        checkpoints=material.made_checkpoints,
         teacher_rows=0 if material.own_rows is None else len(material.own_rows.train),
     )
     write_record(session.paths.lineage, lineage)
+    if lineage.checkpoints:
+        session.tracker.sweep(tags=_tags(lineage.checkpoints))
     return Lessons(sources=sources, inputs=inputs, metrics=metrics, lineage=lineage)
+
+
+def _tags(checkpoints: Sequence[CheckpointModel]) -> dict[str, str]:
+    """The tags of the sweep's run that say which sweeps made the checkpoints of the students."""
+    return {
+        "kdray.checkpoint_sweeps": ", ".join(each.earlier.name for each in checkpoints),
+        "kdray.checkpoint_teachers": ", ".join(each.earlier.teacher for each in checkpoints),
+        "kdray.checkpoint_weights": ", ".join(each.weights for each in checkpoints),
+        "kdray.checkpoint_data": ", ".join(each.earlier.data for each in checkpoints),
+    }
 
 
 def _write_answers(session: Session, material: Material, answers: Answers) -> _Taught:

@@ -296,7 +296,7 @@ def test_a_chain_of_sweeps_shows_the_first_teacher(
     texts = [markdown(second.figures), (second.paths.chosen / FILE).read_text()]
     texts.append((second.paths.report / "report.html").read_text())
     for text in texts:
-        assert "The sweeps that made the teacher" in text
+        assert "The sweeps before this one" in text
         assert f"{verdict.teacher.estimate:.4f}" in text
         assert "as here" in text
     # The card is published: it has no folder of this machine.
