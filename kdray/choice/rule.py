@@ -4,6 +4,7 @@ A rule is applied twice: to the figures of the search, which gives the candidate
 gives the choice. This module does not know which rows and seeds the figures come from.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -85,6 +86,9 @@ class Choose(Settings):
         """
         misses = []
         share = metrics["retention"]
+        if math.isnan(share):
+            # Every comparison with nan is false: without this, such a student would miss nothing.
+            return ["has outputs that are not numbers"]
         if self.retention is not None and share < self.retention:
             misses.append(f"keeps {share:.1%} of the teacher's quality (the rule requires {100 * self.retention:g}%)")
         for name, limit in self.at_most.items():
@@ -106,11 +110,18 @@ class Choose(Settings):
         return sorted(enough, key=lambda record: self._sort_key(record, self.smallest or self.best))
 
     def rank_by_limits(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-        """All completed trials: those that exceed the fewest limits first, and of these the best first."""
+        """All completed trials: those that exceed the fewest limits first, and of these the best first.
+
+        Trials whose outputs are not numbers come last.
+        """
         completed = [record for record in records if record.state == "completed"]
-        return sorted(
-            completed, key=lambda record: (self._count_exceeded_limits(record), *self._sort_key(record, self.best))
-        )
+
+        def key(record: TrialRecord) -> tuple[float, ...]:
+            if math.isnan(record.metrics["retention"]):
+                return (math.inf, record.number)
+            return (self._count_exceeded_limits(record), *self._sort_key(record, self.best))
+
+        return sorted(completed, key=key)
 
     def _knee_scores(self, records: Sequence[TrialRecord]) -> dict[int, float]:
         distances = knee_distances([record.metrics for record in records], self.best, self.cost)

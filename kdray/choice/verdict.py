@@ -13,7 +13,14 @@ from pydantic import BaseModel, ConfigDict
 from kdray.choice.reruns import Rerun, Role
 from kdray.choice.rule import Choice, Choose, apply_rule
 from kdray.data.rows import Rows
-from kdray.evaluation.formatting import format_difference, format_distance, format_interval, noun
+from kdray.evaluation.formatting import (
+    format_change,
+    format_difference,
+    format_distance,
+    format_interval,
+    has_points,
+    noun,
+)
 from kdray.evaluation.pareto import direction
 from kdray.evaluation.quality import student_quality
 from kdray.evaluation.randomisation import randomisation_test
@@ -172,7 +179,7 @@ def reach_verdict(
         against = figures.paired_test(winner.trial, others[0]) if others else None
         gains = [figures.gain(winner.trial, role) for role in figures.roles(winner.trial) if role != "candidate"]
         verdict = verdict.model_copy(update={"gains": gains, "against": against, "flattered": excess})
-    return verdict.model_copy(update={"sentences": _describe(verdict, choice)})
+    return verdict.model_copy(update={"sentences": _describe(verdict, choice, answers.task)})
 
 
 class _ConfirmedFigures:
@@ -236,7 +243,7 @@ class _ConfirmedFigures:
         return metric_of_counts(self.metric, [self._task.counts(each, self._rows) for each in outputs])
 
 
-def _describe(verdict: Verdict, choice: Choice) -> list[str]:
+def _describe(verdict: Verdict, choice: Choice, task: Task) -> list[str]:
     """The verdict in sentences."""
     sentences = [choice.sentence]
     if (winner := verdict.winner) is not None:
@@ -247,8 +254,8 @@ def _describe(verdict: Verdict, choice: Choice) -> list[str]:
             f"Trial {winner.trial} was trained again with {seeds} and measured on {verdict.rows:,} test rows, which "
             f"the search did not use: {noun(verdict.metric)} {metric}, retention {retention}."
         )
-        sentences += [_describe_gain(verdict.metric, gain) for gain in verdict.gains]
-        sentences += _describe_weak_teacher(verdict, winner)
+        sentences += [_describe_gain(verdict, gain, task) for gain in verdict.gains]
+        sentences += _describe_weak_teacher(verdict, winner, task)
     elif not any(student.role == "candidate" for student in verdict.confirmed):
         sentences.append(
             "The choice could not be confirmed, because no candidate could be trained again. The figures are those of "
@@ -267,14 +274,14 @@ def _describe(verdict: Verdict, choice: Choice) -> list[str]:
     return sentences
 
 
-def _describe_weak_teacher(verdict: Verdict, winner: ConfirmedStudent) -> list[str]:
+def _describe_weak_teacher(verdict: Verdict, winner: ConfirmedStudent, task: Task) -> list[str]:
     """A sentence if a student without a teacher is better than the teacher; the interval must show it."""
     own = (winner.trial, "labels only")
     control = next((student for student in verdict.confirmed if (student.trial, student.role) == own), None)
     if control is None or control.retention.low <= 1:
         return []
     return [
-        f"The teacher is weak: the same student trained on labels only is better ({noun(verdict.metric)} "
+        f"The teacher is weak: the same student trained {task.without_teacher} is better ({noun(verdict.metric)} "
         f"{format_interval(verdict.metric, control.metric)}). Fine-tune the teacher longer, or with another learning "
         "rate, before you trust the retention."
     ]
@@ -303,9 +310,10 @@ def _describe_excess(verdict: Verdict, excess: float) -> str:
     return f"{before} {distance}, so it was not overestimated."
 
 
-def _describe_gain(metric: str, gain: Gain) -> str:
+def _describe_gain(verdict: Verdict, gain: Gain, task: Task) -> str:
+    metric = verdict.metric
     cause, control = {
-        "labels only": ("distillation", "the same student trained on labels only"),
+        "labels only": ("distillation", f"the same student trained {task.without_teacher}"),
         "labelled rows": ("more text", "the same distillation on the labelled rows alone"),
         "logits alone": ("the inner terms", "the same distillation on logits alone"),
         "default distillation": ("the search", "the same student with default distillation"),
@@ -317,4 +325,15 @@ def _describe_gain(metric: str, gain: Gain) -> str:
         remark = ""
     elif is_worse:
         remark = "; the chosen student is worse"
-    return f"Due to {cause}: {noun(metric)} {format_difference(metric, gain.difference)} over {control}{remark}."
+    if has_points(metric):
+        return f"Due to {cause}: {noun(metric)} {format_difference(metric, gain.difference)} over {control}{remark}."
+    change = format_change(metric, gain.difference)
+    return f"Due to {cause}: {noun(metric)} {change} than for {control}{_share_of_control(verdict, gain)}{remark}."
+
+
+def _share_of_control(verdict: Verdict, gain: Gain) -> str:
+    """How much less or more the value of the chosen student is than that of its control, in percent."""
+    if (winner := verdict.winner) is None or not (control := winner.metric.estimate - gain.difference.estimate):
+        return ""
+    share = gain.difference.estimate / abs(control)
+    return f", {abs(share):.1%} {'less' if share < 0 else 'more'}"

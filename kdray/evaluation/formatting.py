@@ -106,6 +106,17 @@ def format_difference(metric: str, difference: Interval) -> str:
     return f"{estimate}{' points' if points else ''} ({difference.level:.0%}: {low} to {high})"
 
 
+def format_change(metric: str, difference: Interval) -> str:
+    """A difference of two values in the units of the data, in words: lower by 12.30 (95%: 10.20 to 14.40).
+
+    The bounds say by how much lower, too: a negative one means higher.
+    """
+    is_lower = difference.estimate < 0
+    low, high = (-difference.high, -difference.low) if is_lower else (difference.low, difference.high)
+    bounds = f"({difference.level:.0%}: {format_metric(metric, low)} to {format_metric(metric, high)})"
+    return f"{'lower' if is_lower else 'higher'} by {format_metric(metric, abs(difference.estimate))} {bounds}"
+
+
 def format_distance(metric: str, first: float, second: float) -> str:
     """How far apart two values of a metric are: 1.2 points, or 0.0213 for a metric in the units of the data."""
     distance = abs(first - second)

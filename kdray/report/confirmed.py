@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from kdray.choice.verdict import ConfirmedStudent, Verdict
 from kdray.evaluation.formatting import format_interval, heading
+from kdray.report.figures import role_name
+from kdray.tasks.task import Task
 
 
 def about(verdict: Verdict) -> str:
@@ -19,13 +21,13 @@ def titles(verdict: Verdict) -> list[str]:
     return ["student", "seeds", heading(verdict.metric), "retention", "rule not satisfied"]
 
 
-def rows(verdict: Verdict) -> Iterator[tuple[bool, list[str]]]:
+def rows(verdict: Verdict, task: Task) -> Iterator[tuple[bool, list[str]]]:
     """For the teacher, each candidate and each of its controls: whether it is the chosen student, and its cells."""
     yield False, ["teacher", "", format_interval(verdict.metric, verdict.teacher), "100%", ""]
     for student in verdict.confirmed:
         is_candidate = student.role == "candidate"
         cells = [
-            _name(student),
+            _name(student, task),
             str(student.seeds),
             format_interval(verdict.metric, student.metric),
             format_interval("retention", student.retention),
@@ -40,5 +42,6 @@ def failures(verdict: Verdict) -> list[str]:
     return [f"{run}: {error}" for run, error in verdict.failed.items()]
 
 
-def _name(student: ConfirmedStudent) -> str:
-    return f"trial {student.trial:03d}" + ("" if student.role == "candidate" else f", {student.role}")
+def _name(student: ConfirmedStudent, task: Task) -> str:
+    role = "" if student.role == "candidate" else f", {role_name(student.role, task)}"
+    return f"trial {student.trial:03d}{role}"

@@ -8,7 +8,7 @@ from kdray.choice.controls import Control
 from kdray.choice.reruns import CONTROLS, Role
 from kdray.evaluation.formatting import format_metric, format_setting, heading, headings
 from kdray.losses.distillation import Distillation
-from kdray.report.figures import Figures
+from kdray.report.figures import Figures, role_name
 
 TITLE = "The gain from distillation and from the search, for each architecture"
 
@@ -20,7 +20,8 @@ def about(figures: Figures) -> str:
     has_temperature = "temperature" in figures.task.distribution(np.zeros(1)).settings
     losses = f"{f'T {defaults.temperature:g}, ' if has_temperature else ''}alpha {defaults.alpha:g}"
     return (
-        "For each architecture on the front: its best trial, and the same student trained on labels only and with "
+        "For each architecture on the front: its best trial, and the same student trained "
+        f"{figures.task.without_teacher} and with "
         f"default distillation ({losses}, the sweep's own training settings){_about_others(figures)}. All have the "
         "seed of the search and the same number of steps, and are measured on the validation rows. The trial is the "
         "best of many on these rows, so its figure is too good; a small difference is noise."
@@ -46,7 +47,7 @@ def titles(figures: Figures) -> list[str]:
         *_shape_settings(figures),
         heading(figures.cost),
         f"{heading(figures.quality)}, best trial",
-        *_roles(figures),
+        *(role_name(role, figures.task) for role in _roles(figures)),
     ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kdray.choice.controls import Control
+from kdray.choice.reruns import Role
 from kdray.choice.verdict import Verdict
 from kdray.evaluation.formatting import noun
 from kdray.evaluation.measuring import COST_METRICS, CPU_METRICS
@@ -18,6 +19,11 @@ from kdray.forms.metrics import FORM_METRICS, metric_name, named_forms
 from kdray.models.lineage import Lineage, TeacherModel
 from kdray.tasks.label_figures import LabelFigures
 from kdray.tasks.task import Task
+
+
+def role_name(role: Role, task: Task) -> str:
+    """What a report calls a rerun with this role: a language model, for example, has no labels."""
+    return task.control_name if role == "labels only" else role
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,11 @@ class Figures:
         student, teacher = "the student's", "the teacher's"
         quality = self.task.quality
         first, second = (teacher, student) if quality.direction == "minimize" else (student, teacher)
-        return (
+        meanings = (
             f"Retention is {first} {noun(quality.name)} divided by {second}. The agreement of student and teacher is "
             f"{self.task.agreement_meaning}."
         )
+        return f"{meanings} {self.task.comparability}".rstrip()
 
     @property
     def columns(self) -> list[str]:

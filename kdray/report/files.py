@@ -17,6 +17,7 @@ from kdray.safe_text.escaping import markdown_table, markdown_text
 from kdray.safe_text.secrets import mask_secrets
 from kdray.safe_text.spreadsheet import write_csv
 from kdray.storage.files import replace_folder
+from kdray.tasks.task import Task
 
 
 def write_report(figures: Figures, folder: Path) -> None:
@@ -67,7 +68,7 @@ def markdown(figures: Figures) -> str:
         parts += [markdown_text(f"Measured: {figures.measured}.")] if figures.measured else []
         parts += [about_rows] if (about_rows := markdown_text(teachers.about_rows(figures))) else []
     if figures.verdict is not None:
-        parts += ["## Confirmed", *_confirmation(figures.verdict)]
+        parts += ["## Confirmed", *_confirmation(figures.verdict, figures.task)]
     if figures.by_label:
         label_rows = [cells for _, cells in labels.rows(figures)]
         table = markdown_table(labels.titles(figures), label_rows)
@@ -120,8 +121,8 @@ def _teachers_table(figures: Figures) -> str:
     return markdown_table(["", *map(heading, names)], rows)
 
 
-def _confirmation(verdict: Verdict) -> list[str]:
-    rows = [cells for _, cells in confirmed.rows(verdict)]
+def _confirmation(verdict: Verdict, task: Task) -> list[str]:
+    rows = [cells for _, cells in confirmed.rows(verdict, task)]
     table = markdown_table(confirmed.titles(verdict), rows)
     return [confirmed.about(verdict), table, *_bullets(confirmed.failures(verdict))]
 

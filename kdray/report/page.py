@@ -27,6 +27,7 @@ from kdray.report.families import about_families
 from kdray.report.figures import Figures
 from kdray.report.table import teacher_rows, trial_cells
 from kdray.safe_text.escaping import visible
+from kdray.tasks.task import Task
 
 PLOTS: tuple[tuple[str, str, Callable[[Figures], go.Figure | None]], ...] = (
     (
@@ -77,7 +78,7 @@ def page(figures: Figures) -> str:
         plotly_js=get_plotlyjs(),
         tiles=list(_chosen_tiles(figures, chosen)) if chosen else [],
         tiles_caption=_tiles_caption(figures),
-        confirmed=_confirmed_section(verdict) if verdict else None,
+        confirmed=_confirmed_section(verdict, figures.task) if verdict else None,
         labels=_labels_section(figures) if figures.by_label else None,
         controls=_controls_section(figures) if figures.controls else None,
         terms=_terms_section(figures) if terms.has_further_terms(figures) else None,
@@ -108,12 +109,12 @@ class TableSection:
     failures: Sequence[str]
 
 
-def _confirmed_section(verdict: Verdict) -> TableSection:
+def _confirmed_section(verdict: Verdict, task: Task) -> TableSection:
     return TableSection(
         title="Confirmed on test rows that the search did not use",
         caption=confirmed.about(verdict),
         titles=confirmed.titles(verdict),
-        rows=list(confirmed.rows(verdict)),
+        rows=list(confirmed.rows(verdict, task)),
         failures=confirmed.failures(verdict),
     )
 

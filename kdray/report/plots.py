@@ -19,7 +19,7 @@ from kdray.evaluation.formatting import (
 )
 from kdray.evaluation.measuring import COST_METRICS
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.report.figures import Figures
+from kdray.report.figures import Figures, role_name
 from kdray.report.front import (
     CHOSEN,
     CONTROL,
@@ -221,10 +221,10 @@ def _add_controls(plot: go.Figure, figures: Figures) -> None:
                 x=[costs[control.trial] for control in controls],
                 y=[control.metrics[figures.quality] for control in controls],
                 mode="markers",
-                name=role,
+                name=role_name(role, figures.task),
                 marker={"color": color, "symbol": "cross-thin-open", "size": 9},
                 text=[
-                    f"<b>{role}</b>, control of trial {control.trial:03d}<br>"
+                    f"<b>{role_name(role, figures.task)}</b>, control of trial {control.trial:03d}<br>"
                     f"{html_text(heading(figures.quality))} "
                     f"{format_metric(figures.quality, control.metrics[figures.quality])}"
                     for control in controls
@@ -253,19 +253,20 @@ def _add_confirmed(plot: go.Figure, figures: Figures) -> None:
                 x=[costs[each.trial] for each in students],
                 y=[each.metrics[quality] for each in students],
                 mode="markers",
-                name=f"{'confirmed' if role == 'candidate' else role} (test)",
+                name=f"{'confirmed' if role == 'candidate' else role_name(role, figures.task)} (test)",
                 hoverinfo="text",
                 marker={"color": color, "symbol": "square-open", "size": 10},
-                text=[_confirmed_text(each, quality, has_intervals) for each in students],
+                text=[_confirmed_text(figures, each, has_intervals) for each in students],
                 error_y=_error_bars(students) if has_intervals else None,
             )
 
 
-def _confirmed_text(student: ConfirmedStudent, quality: str, has_interval: bool) -> str:
+def _confirmed_text(figures: Figures, student: ConfirmedStudent, has_interval: bool) -> str:
+    quality = figures.quality
     value = format_metric(quality, student.metrics[quality])
     figure = format_interval(quality, student.metric) if has_interval else value
     return (
-        f"<b>trial {student.trial:03d}, {student.role}</b><br>"
+        f"<b>trial {student.trial:03d}, {role_name(student.role, figures.task)}</b><br>"
         f"{format_count(student.seeds, 'seed')}: {html_text(heading(quality))} {figure}"
     )
 

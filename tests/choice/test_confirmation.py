@@ -273,7 +273,8 @@ def test_less_of_a_minimized_quality_is_a_gain(monkeypatch: pytest.MonkeyPatch) 
     assert 0.1 < control.retention.high < student.retention.low < 1
     assert verdict.gains[0].difference.high < 0
     assert re.fullmatch(
-        r"Due to distillation: MSE -0\.\d+ \(95%: -0\.\d+ to -0\.\d+\) over the same student trained on labels only\.",
+        r"Due to distillation: MSE lower by 0\.\d+ \(95%: 0\.\d+ to 0\.\d+\) than for the same student trained on "
+        r"labels only, \d\d\.\d% less\.",
         verdict.sentences[2],
     )
     assert re.search(r"the MSE of trial 1 was 0\.0\d+ lower: the best of many trials is over", verdict.sentences[3])

@@ -21,6 +21,7 @@ from kdray.search.settings import Search
 from kdray.slots.pool import SlotSettings
 from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
+from kdray.tasks.text_classification import TextClassification
 from kdray.training.trial import Recipe
 from tests.choice.test_confirmation import FakeTestRows, searched
 
@@ -127,7 +128,7 @@ def test_the_sentence_says_what_inner_terms_add(logits_alone: tuple[float, ...],
     assert sentence == verdict.sentences[3]
     assert sentence.startswith(f"Due to the inner terms: accuracy {number} points (95%: ")
     assert sentence.endswith(f") over the same distillation on logits alone{remark}.")
-    names = [cells[0] for _, cells in confirmed.rows(verdict)]
+    names = [cells[0] for _, cells in confirmed.rows(verdict, TextClassification())]
     assert names == ["teacher", "trial 001", "trial 001, labels only", "trial 001, logits alone"]
 
 

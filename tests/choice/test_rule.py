@@ -204,3 +204,12 @@ def test_chosen_trial_satisfies_the_rule_and_has_weights(points: list[tuple[int,
     if choice.satisfied:
         assert not rule.misses(records[choice.number].metrics)
         assert candidates(records, rule, 99)[0].number == choice.number
+
+
+def test_a_student_whose_outputs_are_not_numbers_is_never_good_enough() -> None:
+    nan = float("nan")
+    broken, weak = record(0, nan, 1.0), record(1, 0.5, 6.0)
+    for rule in (by_accuracy(), by_accuracy(at_most={"latency_ms": 5.0}), by_accuracy(smallest=None, retention=None)):
+        assert rule.misses(broken.metrics) == ["has outputs that are not numbers"]
+        assert apply_rule([broken, weak], rule, TEACHER).number == 1
+        assert rule.rank_by_limits([broken, weak])[-1] is broken

@@ -3,6 +3,7 @@
 import pytest
 
 from kdray.evaluation.formatting import (
+    format_change,
     format_difference,
     format_distance,
     format_metric,
@@ -43,6 +44,7 @@ def test_only_metrics_in_the_units_of_the_data_have_no_points() -> None:
         "loss",
         "mae",
         "mse",
+        "perplexity",
     }
 
 
@@ -50,6 +52,7 @@ DIFFERENCES = {
     "span_f1": (Interval(0.0123, -0.004, 0.03, 0.95), "+1.2 points (95%: -0.4 to +3.0)"),
     "pearson": (Interval(-0.02, -0.03, -0.01, 0.95), "-2.0 points (95%: -3.0 to -1.0)"),
     "mse": (Interval(-0.25, -0.5, 0.0, 0.95), "-0.2500 (95%: -0.5000 to +0.000)"),
+    "perplexity": (Interval(-12.3, -14.4, 0.21, 0.95), "-12.30 (95%: -14.40 to +0.2100)"),
     "mae": (Interval(1234.5, 1200.0, 12345.0, 0.95), "+1,234 (95%: +1,200 to +12,345)"),
 }
 
@@ -58,6 +61,18 @@ DIFFERENCES = {
 def test_a_difference_is_in_points_or_in_the_units_of_the_data(metric: str, case: tuple[Interval, str]) -> None:
     difference, text = case
     assert format_difference(metric, difference) == text
+
+
+@pytest.mark.parametrize(
+    ("difference", "text"),
+    [
+        (Interval(-12.3, -14.4, 0.21, 0.95), "lower by 12.30 (95%: -0.2100 to 14.40)"),
+        (Interval(1.54, -2.242, 5.588, 0.95), "higher by 1.540 (95%: -2.242 to 5.588)"),
+        (Interval(0.0, 0.0, 0.0, 0.95), "higher by 0.000 (95%: 0.000 to 0.000)"),
+    ],
+)
+def test_a_change_says_by_how_much_a_value_is_lower_or_higher(difference: Interval, text: str) -> None:
+    assert format_change("perplexity", difference) == text
 
 
 def test_a_distance_has_no_sign() -> None:

@@ -33,7 +33,7 @@ def test_equal_trials_all_continue() -> None:
     assert Halving().can_continue(trial(9, 0.5), [trial(n, 0.5) for n in range(9)], "accuracy")
 
 
-@pytest.mark.parametrize("metric", ["loss", "mse", "mae"])
+@pytest.mark.parametrize("metric", ["loss", "mse", "mae", "perplexity"])
 def test_less_of_a_minimized_metric_is_better(metric: str) -> None:
     peers = [TrialRecord(n, {}, history=({metric: 0.1 * (n + 1)},)) for n in range(3)]
     assert Halving().can_continue(TrialRecord(9, {}, history=({metric: 0.05},)), peers, metric)
