@@ -21,6 +21,8 @@ from .students.recurrent import RecurrentStudent
 from .students.static import StaticStudent
 from .students.transformer import TransformerStudent
 from .sweep import Sweep
+from .tasks.causal_lm import CausalLM
+from .tasks.masked_lm import MaskedLM
 from .tasks.multi_label import MultiLabel
 from .tasks.regression import Regression
 from .tasks.text_classification import TextClassification
@@ -34,6 +36,7 @@ from .training.settings import Training
 __all__ = [
     "AnswerFile",
     "Augmentation",
+    "CausalLM",
     "Choose",
     "Confirm",
     "ConvolutionalStudent",
@@ -46,6 +49,7 @@ __all__ = [
     "GeneratedReviews",
     "Halving",
     "Latency",
+    "MaskedLM",
     "MultiLabel",
     "RecurrentStudent",
     "Regression",

@@ -30,7 +30,7 @@ from kdray.slots.pool import SlotSettings
 from kdray.students.kinds import AnyStudent
 from kdray.students.student import Student
 from kdray.students.transformer import TransformerStudent
-from kdray.tasks.kinds import AnyTask
+from kdray.tasks.kinds import KINDS, AnyTask
 from kdray.tasks.text_classification import TextClassification
 from kdray.teacher.teacher import Teacher
 from kdray.teacher.transfer import Transfer
@@ -91,6 +91,11 @@ class Sweep(Settings):
         """
         if "space" in changes:
             raise SpecError("space: give each domain by its own name, such as --set space.student.depth=[1,2].")
+        kind = str(changes.get("task.kind", self.task.kind))
+        refused = KINDS[kind].refused if kind in KINDS else {}
+        if wrong := [name for name in changes if name in refused and name.startswith("task.")]:
+            # Other settings are checked when the sweep is made; a task does not have these.
+            raise SpecError(f"{wrong[0]}: {KINDS[kind](kind=kind).name} {refused[wrong[0]]}")
         unchanged = {name: value for name, value in self.space.items() if name not in changes}
         domains = {name.removeprefix("space."): value for name, value in changes.items() if name.startswith("space.")}
         others = {name: value for name, value in changes.items() if not name.startswith("space.")}
@@ -181,6 +186,7 @@ class Sweep(Settings):
             )
         for student in self.students:
             student.check_task(self.task)
+        self._check_task()
         self._check_augmentation()
         self._check_distillation()
         check_quantised(self.training, self._searched("training."))
@@ -195,6 +201,19 @@ class Sweep(Settings):
                 f"retention), because early stopping compares trials by it; got {first!r}."
             )
         return self
+
+    def _check_task(self) -> None:
+        """Raise SpecError for settings, also searched ones, that have no meaning for the task."""
+        for name, reason in self.task.refused.items():
+            group, _, field = name.rpartition(".")
+            fields = type(getattr(self, group)).model_fields
+            if field in fields and any(value != fields[field].default for value in self.possible_values(name)):
+                raise SpecError(f"{name}: {self.task.name} {reason}")
+        if len(self.teacher.models) > 1 and not self.task.averages_teachers:
+            raise SpecError(
+                f"teacher.model: got {len(self.teacher.models)} models, but {self.task.name} has no mean of several "
+                "teachers: of each only its most probable tokens are kept. Give one model."
+            )
 
     def _check_augmentation(self) -> None:
         """Raise SpecError for searched settings of copies other than their number, and for ways the task does not have.
@@ -224,6 +243,7 @@ class Sweep(Settings):
         """Raise SpecError for a setting of the loss without a meaning for the task's outputs, or without effect."""
         # The gold decides the units of the outputs, not their kind.
         self._loss_settings.check(self.task.distribution(np.zeros(1)), self.task.name)
+        self._loss_settings.check_microbatches(self.possible_values("training.microbatch"))
 
     @property
     def _loss_settings(self) -> LossSettings:

@@ -271,9 +271,9 @@ def test_plain_tags_have_another_quality(make_sweep: MakeSweep) -> None:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"task.kind": "regresion"}, "task.kind: got 'regresion'; did you mean 'regression'? Allowed: multi_label"),
+        ({"task.kind": "regresion"}, "task.kind: got 'regresion'; did you mean 'regression'? Allowed: causal_lm"),
         ({"task.kind": ["regression"]}, "task.kind: got ['regression']"),
-        ({"task": {"kind": {}}}, "task.kind: got {}; Allowed: multi_label, regression, text_classification"),
+        ({"task": {"kind": {}}}, "task.kind: got {}; Allowed: causal_lm, masked_lm, multi_label, regression"),
         ({"task": 3}, "task: got 3"),
         ({"task.kind": "regression", "task.labels": "a,b"}, "task.labels: no such setting; did you mean 'task.label'?"),
         ({"task.separator": ","}, "task.separator: no such setting"),

@@ -1,5 +1,6 @@
 """The files in sweeps/: each is valid, and the commands in its docstring read its data as published."""
 
+import json
 import re
 import runpy
 import shlex
@@ -9,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from kdray.data.splits import load_splits
+from kdray.models.fresh import word_tokenizer
+from kdray.run import RunOptions, run
 from kdray.settings import parse_value
+from kdray.stages.shipping import Outcome
+from kdray.storage.paths import SweepPaths
 from kdray.sweep import Sweep
 
 FILES = {path.stem: path for path in sorted((Path(__file__).parents[1] / "sweeps").glob("*.py"))}
@@ -77,8 +84,10 @@ def test_the_commands_of_a_docstring_name_the_file_and_existing_settings(name: s
     found = commands(docstring)
     assert found[0] == ["kdray", "run", f"sweeps/{name}.py"]
     for command in found:
-        assert f"sweeps/{name}.py" in command
-        sweep.smoke_copy().with_changes(changes_of(command))
+        (file,) = (word for word in command if word.startswith("sweeps/"))
+        other, _ = (sweep, "") if file == f"sweeps/{name}.py" else read_sweep(Path(file).stem)
+        other.smoke_copy().with_changes(changes_of(command))
+    assert any(f"sweeps/{name}.py" in command for command in found)
 
 
 # The data as they are published: a few rows in files with the same names and the same form.
@@ -151,3 +160,82 @@ def test_the_command_for_local_folders_reads_the_published_files(
     assert [len(rows) for rows in (splits.train, splits.validation, splits.test)] == [3, 3, rows_of_test]
     first = next(iter(splits.train))
     assert (first["text"], first["label"]) == (text, label)
+
+
+# The two sweeps of language models, and the sweep that begins with the student of one of them, on tiny models ---------
+
+WORDS = ("a", "dog", "runs", "home", ",", "the", "cat", "sleeps", "there", "and", "no", "film", "is", "as", "warm")
+DOCUMENTS = [" ".join(WORDS[(row % 2 + place) % len(WORDS)] for place in range(12 + row)) for row in range(40)]
+TINY = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def write_documents(folder: Path) -> None:
+    for split, texts in {"train": DOCUMENTS[:24], "validation": DOCUMENTS[24:32], "test": DOCUMENTS[32:]}.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def save_language_model(folder: Path, *, is_causal: bool) -> None:
+    """A tiny BERT of six layers, or a tiny Llama of fifteen, with a tokenizer of the words of `DOCUMENTS`."""
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer(DOCUMENTS, 60, 64, is_causal)
+    sizes = {
+        **TINY,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.1,
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if is_causal:
+        config = LlamaConfig(**sizes, num_hidden_layers=15, bos_token_id=2, eos_token_id=3)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    else:
+        BertForMaskedLM(BertConfig(**sizes, num_hidden_layers=6)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def run_smoke(name: str, folder: Path, **changes: Any) -> Outcome:
+    """Run the smoke copy of a sweep with the changes of its command for local folders, all of them in `folder`."""
+    sweep, local = local_command(name, folder)
+    quick: dict[str, Any] = {"latency.warmup": 1, "latency.repeats": 3, "tracking.enabled": False}
+    changed = sweep.smoke_copy().with_changes({**local, **quick, **changes})
+    return run(changed, SweepPaths(folder / "results", name), RunOptions(local=True))
+
+
+@pytest.fixture
+def untrained_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accept teachers with random weights, whose perplexity is that of chance or worse: training one takes minutes."""
+    monkeypatch.setattr("kdray.stages.teaching.check_quality", lambda *arguments, **named: None)
+
+
+@pytest.mark.usefixtures("untrained_teachers")
+@pytest.mark.parametrize("name", ["general", "smollm"])
+def test_the_smoke_copy_of_a_language_model_runs_on_local_folders(name: str, tmp_path: Path) -> None:
+    write_documents(tmp_path)
+    save_language_model(tmp_path, is_causal=name == "smollm")
+    outcome = run_smoke(name, tmp_path)
+    assert [record.state for record in outcome.figures.records] == ["completed", "completed"]
+    assert outcome.figures.quality == "perplexity"
+    (sentence,) = (each for each in outcome.figures.sentences if each.startswith("Due to distillation"))
+    assert "the same student trained without the teacher" in sentence
+    assert (outcome.paths.chosen / "model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("untrained_teachers")
+def test_the_student_of_general_begins_the_sweep_of_a_task_as_documented(tmp_path: Path) -> None:
+    write_documents(tmp_path)
+    save_language_model(tmp_path, is_causal=False)
+    general = run_smoke("general", tmp_path)
+    _, docstring = read_sweep("general")
+    (command,) = (command for command in commands(docstring) if "sweeps/sst2.py" in command)
+    assert changes_of(command) == {"student.checkpoint": "results/general/chosen"}
+    layers = AutoModelForMaskedLM.from_pretrained(general.paths.chosen).config.num_hidden_layers
+
+    reviews = tmp_path / "reviews"
+    reviews.mkdir()
+    for split in ("train", "dev", "test"):
+        rows = [f"{DOCUMENTS[row]} {split}\t{row % 2}\n" for row in range(40)]
+        (reviews / f"{split}.tsv").write_text("".join(rows))
+    changes = {"data.source": str(reviews), "student.checkpoint": str(general.paths.chosen)}
+    outcome = run_smoke("sst2", tmp_path, **changes, **{"student.depth": layers, "latency.length": 32})
+    assert [record.state for record in outcome.figures.records] == ["completed", "completed"]
+    assert outcome.figures.quality == "accuracy"
