@@ -5,7 +5,7 @@
     kdray run sweeps/sst2.py --set student.checkpoint=results/general/chosen       # then a student of a task from it
     ray submit cluster.yaml sweeps/general.py -- --trials 32 --require-cluster
 
-A row is a whole article of the Simple English Wikipedia (241,787 of them). The loss has the three terms of DistilBERT
+A row is a whole article of the Simple English Wikipedia (about 240,000). The loss has the three terms of DistilBERT
 (arXiv:1910.01108): the teacher's probabilities, the masked tokens, and the cosine of the last hidden states, with the
 weights of its training, 5 : 2 : 1, divided by 7. The texts are masked anew in each epoch, so the teacher runs in the
 slots. A teacher that does not know your kind of text is fine-tuned first: `--set 'teacher.training={"epochs": 1}'`.

@@ -81,7 +81,7 @@ class Step:
         self._training, self._worker = training, worker
         self._learner: nn.Module = learner
         if worker.world > 1:
-            unused = model_family(learner.model) in UNUSED_PARAMETERS
+            unused = may_have_unused_parameters(learner.model)
             self._learner = DistributedDataParallel(learner, find_unused_parameters=unused)
         # Found once: walking the modules at each step took 0.2 ms, longer than clipping a small model's gradients.
         self._parameters = list(learner.parameters())
@@ -145,6 +145,15 @@ class Step:
         own = indices[self._worker.rank :: self._worker.world]
         # DDP needs a backward pass of every rank, so a rank without a row of a short batch computes one with weight 0.
         return (own, self._worker.world / max(1, answers)) if len(own) else (indices[:1], 0.0)
+
+
+def may_have_unused_parameters(model: nn.Module) -> bool:
+    """Whether a training step may leave parameters of this model without a gradient."""
+    if model_family(model) in UNUSED_PARAMETERS:
+        return True
+    # With a last layer of its own, BERT and its relatives keep a second bias, which only a tied layer uses.
+    find = getattr(model, "get_output_embeddings", None)
+    return find is not None and find() is not None and not model.config.tie_word_embeddings
 
 
 def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:

@@ -14,6 +14,7 @@ from kdray.losses.vocabulary import VOCABULARY
 from kdray.models import vocabulary_head
 from kdray.models.vocabulary_head import answer
 from kdray.training.parts import loss_in_parts
+from kdray.training.step import may_have_unused_parameters
 from tests.models.vocabulary_models import V, batch_of, language_model
 
 SETTINGS = Distillation(alpha=0.6, trust=0.4, temperature=2.0)
@@ -87,3 +88,14 @@ def test_a_batch_without_answers(family: str) -> None:
     assert (len(loss.total_A), loss.total.item()) == (0, 0.0)
     assert gradients.keys() == {name for name, _ in model.named_parameters()}
     assert not any(gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert", "mobilebert", "gpt2"])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_no_worker_waits_for_a_gradient_that_never_comes(family: str, is_tied: bool) -> None:
+    """A model with a last layer of its own may keep a bias that nothing uses."""
+    model, batch = language_model(family, tie_word_embeddings=is_tied), batch_of()
+    answer(model, batch).outputs().sum().backward()
+    has_unused = any(parameter.grad is None for parameter in model.parameters())
+    assert may_have_unused_parameters(model) or not has_unused
+    assert not (is_tied and has_unused)
