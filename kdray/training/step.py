@@ -153,7 +153,8 @@ def may_have_unused_parameters(model: nn.Module) -> bool:
         return True
     # With a last layer of its own, BERT and its relatives keep a second bias, which only a tied layer uses.
     find = getattr(model, "get_output_embeddings", None)
-    return find is not None and find() is not None and not model.config.tie_word_embeddings
+    is_tied = getattr(getattr(model, "config", None), "tie_word_embeddings", True)
+    return find is not None and find() is not None and not is_tied
 
 
 def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
