@@ -177,11 +177,11 @@ def test_findings_speak_of_texts_and_not_of_labels(tmp_path: Path) -> None:
     jsonl(tmp_path / "test.jsonl", ["new", "newer"])
     notes = load(tmp_path, MASKED).notes
     assert [re.sub(", for example .*?;", ";", note) for note in notes] == [
-        "train: 1 of 62 texts are blank; they are used.",
+        f"{tmp_path}/train.jsonl: 1 of 62 texts are blank and are left out.",
         "validation: 2 of 3 texts stand in train, too; they are used, and make its figures look better than for new "
         "texts.",
         "test: 1 of 2 texts stand in validation, too; they are used.",
-        "train: 1 of 62 rows repeat an earlier row; they are used, and count as often as they occur.",
+        "train: 1 of 61 rows repeat an earlier row; they are used, and count as often as they occur.",
     ]
 
 

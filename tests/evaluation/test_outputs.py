@@ -26,6 +26,7 @@ class FewRows:
     """Rows of different lengths, with the part of the interface of `Rows` that `compute_logits` uses."""
 
     texts: list[torch.Tensor]
+    top_k: int | None = None
 
     @property
     def lengths(self) -> np.ndarray:
