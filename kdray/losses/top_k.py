@@ -60,13 +60,12 @@ class TopK:
         logs_AxV = torch.log_softmax(logits_AxV.float(), dim=-1)
         logs_AxK, ids_AxK = logs_AxV.topk(min(k, logs_AxV.shape[-1] - 1), dim=-1)
         others_AxV = logs_AxV.scatter(-1, ids_AxK, -torch.inf)
-        rest = [_log_sum(others_AxV, knot) for knot in KNOTS]
         has_gold_A = gold_A >= 0
         gold_logs_A = logs_AxV.gather(-1, gold_A.clamp(min=0)[:, None])[:, 0]
         return cls(
             logs_AxK.clamp(min=SMALLEST_LOG),
             ids_AxK,
-            torch.stack(rest, dim=-1).clamp(min=SMALLEST_LOG),
+            _rest(others_AxV),
             torch.where(has_gold_A, gold_logs_A, 0.0).clamp(min=SMALLEST_LOG),
         )
 
@@ -115,11 +114,16 @@ def logs_only(kept_AxD: np.ndarray) -> np.ndarray:
     return np.delete(kept_AxD, np.s_[k : 2 * k], axis=1)
 
 
-def _log_sum(others_AxV: Tensor, knot: float) -> Tensor:
-    """The logarithm of the sum of p^knot over the tokens that are not -inf (A)."""
-    # -inf * 0 is no number: at an infinite temperature every other token counts 1.
-    scaled_AxV = torch.where(others_AxV.isneginf(), others_AxV, others_AxV * knot)
-    return scaled_AxV.logsumexp(dim=-1)
+def _rest(others_AxV: Tensor) -> Tensor:
+    """The logarithm of the sum of p^b over the tokens that are not -inf, for each inverse temperature b (A x T)."""
+    largest_Ax1 = others_AxV.amax(dim=-1, keepdim=True).clamp(min=SMALLEST_LOG)
+    # Each knot is twice the next one: one exponential and squares of it, in place of an exponential for each knot.
+    powers_AxV = ((others_AxV - largest_Ax1) * KNOTS[-2]).exp_()
+    sums = [(~others_AxV.isneginf()).sum(dim=-1).to(others_AxV.dtype).log()]
+    for knot in reversed(KNOTS[:-1]):
+        sums.append(powers_AxV.sum(dim=-1).log() + knot * largest_Ax1[:, 0])
+        powers_AxV.square_()
+    return torch.stack(sums[::-1], dim=-1).clamp(min=SMALLEST_LOG)
 
 
 def _between_knots(rest_AxT: Tensor, inverse: float) -> Tensor:
