@@ -50,10 +50,13 @@ def earlier_sweep(model: str | FreshTransformer, test_rows: str) -> tuple[Earlie
     )
 
 
-def sweep_of_checkpoint(name: str, splits: Splits, read_from: str) -> tuple[EarlierSweep | None, list[str]]:
+def sweep_of_checkpoint(
+    name: str, splits: Splits, read_from: str, test_rows: str
+) -> tuple[EarlierSweep | None, list[str]]:
     """The sweep in whose folder this checkpoint of students is `chosen`, and notes; None for other checkpoints.
 
-    `splits` are the rows of the sweep that is running, `read_from` says where they come from (`data_name`).
+    `splits` are the rows of the sweep that is running, `read_from` says where they come from (`data_name`), and
+    `test_rows` is the fingerprint of its `measured_rows`.
     """
     found, problem = _records_beside(name)
     if found is None:
@@ -63,7 +66,7 @@ def sweep_of_checkpoint(name: str, splits: Splits, read_from: str) -> tuple[Earl
     except KDRayError as error:
         return None, [_unreadable(found.paths.chosen, error)]
     data, task = settings.get("data"), settings.get("task")
-    earlier = found.sweep(splits.content(TEST)).model_copy(
+    earlier = found.sweep(test_rows).model_copy(
         update={
             "task": _task_name(task),
             "teacher_weights": found.lineage.teacher_weights,

@@ -264,7 +264,8 @@ def _made_checkpoints(
 ) -> Iterator[CheckpointModel]:
     """The checkpoints that are the chosen students of earlier sweeps."""
     for name, checkpoint in checkpoints.items():
-        earlier, notes = sweep_of_checkpoint(name, splits, data_name(sweep.data))
+        test_rows = measured_rows(sweep.task, splits, checkpoint.tokens)
+        earlier, notes = sweep_of_checkpoint(name, splits, data_name(sweep.data), test_rows)
         _note_all(screen, notes)
         if earlier is not None:
             yield CheckpointModel(name=name, weights=checkpoint.model.key, earlier=earlier)

@@ -116,17 +116,17 @@ def test_rows_that_both_steps_may_have_are_noted(general: Callable[..., Outcome]
     first = general()
     task = GENERAL["task"]
     same, other = load_splits(Data(source=str(corpus)), task), Data(source=str(corpus), seed=1, test=None)
-    name = str(first.paths.chosen)
-    earlier, notes = sweep_of_checkpoint(name, same, data_name(other))
+    name, rows = str(first.paths.chosen), read_record(Lineage, first.paths.lineage).test_rows
+    earlier, notes = sweep_of_checkpoint(name, same, data_name(other), rows)
     assert earlier is not None
     assert earlier.is_on_same_rows
     assert not any("may have been trained on" in note for note in notes)
-    _, notes = sweep_of_checkpoint(name, load_splits(other, task), data_name(other))
+    _, notes = sweep_of_checkpoint(name, load_splits(other, task), data_name(other), "others")
     assert any(f"The sweep general read {corpus}, too" in note and "data.test" in note for note in notes)
-    _, notes = sweep_of_checkpoint(name, load_splits(other, task), "elsewhere")
+    _, notes = sweep_of_checkpoint(name, load_splits(other, task), "elsewhere", "others")
     assert len(notes) == 1
     first.paths.settings.write_text("{")
-    found, notes = sweep_of_checkpoint(name, same, "elsewhere")
+    found, notes = sweep_of_checkpoint(name, same, "elsewhere", rows)
     assert found is None
     assert "the records of its sweep cannot be read" in notes[0]
 
