@@ -1,6 +1,6 @@
 """Every script in bench/ still starts, measures something small, and prints its one line.
 
-Most of them start Ray, which takes half a minute each: those run with `-m slow`. mypy checks all of them at once.
+They run with `-m slow`: most of them start Ray, which takes half a minute each. mypy checks all of them at once.
 """
 
 import json
@@ -33,8 +33,6 @@ SMALL: dict[str, tuple[str, ...]] = {
     "vocabulary_memory": ("--vocabulary", "500", "--tokens", "128"),
 }
 
-QUICK = ("top_k",)
-
 SWEEP = """
 from kdray import (
     Confirm, Data, FreshTransformer, GeneratedReviews, Latency, Search, Sweep, Teacher, TextClassification, Training,
@@ -60,9 +58,8 @@ def test_every_script_has_a_small_run() -> None:
     assert {path.stem for path in BENCH.glob("*.py")} - NO_SCRIPTS == set(SMALL)
 
 
-@pytest.mark.parametrize(
-    "script", [script if script in QUICK else pytest.param(script, marks=pytest.mark.slow) for script in SMALL]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("script", list(SMALL))
 def test_a_script_prints_its_claim(script: str, tmp_path: Path) -> None:
     sweep = tmp_path / "tiny.py"
     sweep.write_text(SWEEP)

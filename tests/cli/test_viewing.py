@@ -35,7 +35,14 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [signal.SIGTERM],
+        pytest.param([signal.SIGINT], marks=pytest.mark.slow),
+        [signal.SIGTERM, signal.SIGTERM],
+    ],
+)
 def test_a_signal_ends_the_server_and_its_processes(tmp_path: Path, numbers: list[signal.Signals]) -> None:
     """A second signal ends the command at once, and must not leave the server behind."""
     written = tmp_path / "processes"

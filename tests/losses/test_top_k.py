@@ -141,7 +141,8 @@ def test_the_rest_is_within_the_limits_of_a_convex_function(logits: np.ndarray, 
     assert torch.isfinite(outcomes.logs).all()
     torch.testing.assert_close(outcomes.probabilities.sum(dim=-1), torch.ones(A))
     largest_A = outcomes.probabilities[:, K - 1]
-    assert (outcomes.probabilities[:, -1] <= (V - K) * largest_A * 1.001).all()
+    # Below 1e-37, float32 has few digits left.
+    assert (outcomes.probabilities[:, -1] <= (V - K) * largest_A * 1.001 + 1e-37).all()
 
 
 # The loss -------------------------------------------------------------------------------------------------------------

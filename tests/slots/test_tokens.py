@@ -142,7 +142,9 @@ finally:
 """Prints from which file a worker imports a module that nothing has imported before."""
 
 
-@pytest.mark.parametrize(("paths", "is_hostile"), [("kdray's", False), ("ray's own", True)])
+@pytest.mark.parametrize(
+    ("paths", "is_hostile"), [("kdray's", False), pytest.param("ray's own", True, marks=pytest.mark.slow)]
+)
 def test_a_module_in_the_working_directory_is_not_imported_by_a_worker(
     home: Path, tmp_path: Path, paths: str, is_hostile: bool
 ) -> None:

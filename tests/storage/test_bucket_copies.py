@@ -139,6 +139,7 @@ def test_another_machine_resumes_with_the_results_of_an_undisturbed_sweep(
     assert set(runs_in(f"sqlite:///{database}", "kdray")) == {None, "0", "1", "2"}
 
 
+@pytest.mark.slow
 def test_sweep_deleted_from_the_bucket_starts_again(
     run_tiny: Callable[..., Outcome], bucket: str, bucket_server: BucketServer
 ) -> None:
@@ -200,6 +201,7 @@ def test_sync_and_ui_on_another_machine(
     assert missing.exit_code == 2
 
 
+@pytest.mark.slow
 def test_warm_start_from_a_sweep_in_a_bucket(run_tiny: Callable[..., Outcome], bucket: str) -> None:
     run_tiny()
     screen = RecordingScreen()
