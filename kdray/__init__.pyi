@@ -12,6 +12,7 @@ from .models.fresh import FreshTransformer
 from .search.settings import Search, at_least, at_most
 from .search.stopping import Halving
 from .slots.pool import SlotSettings
+from .sources.generated.articles import GeneratedArticles
 from .sources.generated.mentions import GeneratedMentions
 from .sources.generated.moods import GeneratedMoods
 from .sources.generated.pairs import GeneratedPairs
@@ -43,6 +44,7 @@ __all__ = [
     "Data",
     "Distillation",
     "FreshTransformer",
+    "GeneratedArticles",
     "GeneratedMentions",
     "GeneratedMoods",
     "GeneratedPairs",
