@@ -37,14 +37,14 @@ class CausalLM(LanguageModel):
         return {"top_k": self.top_k}
 
     def encode(self, tokenizer: Any, columns: TextColumns, for_training: bool = False) -> Encoded:
-        """See `TaskData`. A text has the begin token before it and the end token behind it, if the tokenizer has them.
+        """See `TaskData`. A text begins as the tokenizer begins it, and ends with the end token if there is one.
 
-        A block begins with the last token of the block before it, from which its first answer follows. Raises SpecError
+        So a student has learnt from texts that begin as the ones do that it continues. A block begins with the last token of the block before it, from which its first answer follows. Raises SpecError
         for blocks that the model of this tokenizer cannot read.
         """
         check_max_length(self.block, tokenizer, self.length_setting)
         spare = [spare_token(tokenizer)]
-        first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        first = _begin(tokenizer)
         last = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         blocks, rows = [], []
         for row, ids in enumerate(token_ids(tokenizer, columns["text"])["input_ids"]):
@@ -56,7 +56,7 @@ class CausalLM(LanguageModel):
         return Encoded({"input_ids": blocks}, places, rows, [block[1:] for block in blocks])
 
     def reply(self, student: LoadedStudent, columns: TextColumns, on_progress: Progress) -> list[ContinuedText]:
-        """The continuation of each text. Raises SpecError if it and a text together are longer than a block."""
+        """The continuation of each text. Raises SpecError if a block has no room for a text beside it."""
         return continue_texts(student, columns["text"], self.block, on_progress)
 
     def answer_columns(self, labels: Sequence[str]) -> tuple[str, ...]:
@@ -79,3 +79,9 @@ class CausalLM(LanguageModel):
         """See `Task`: the continuation alone, of texts of any length."""
         settings = {"answers": "continuation", "tokens": min(Continuation.tokens, self.block // 2)}
         return Serving({"continuation": "string", "score": "double"}, settings)
+
+
+def _begin(tokenizer: Any) -> list[int]:
+    """The begin token, if the tokenizer puts it before a text; GPT-2 has one, but does not."""
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
