@@ -174,13 +174,9 @@ class _Cutter:
 
     def inputs(self, blocks: Sequence[_Block]) -> dict[str, list[list[int]]]:
         """The inputs of the model for each block, with special tokens."""
-        frame = self.frame
-        inputs = {"input_ids": [[*frame.before, *block.ids_L.tolist(), *frame.behind] for block in blocks]}
+        inputs = {"input_ids": [self.frame.around(block.ids_L.tolist()) for block in blocks]}
         if self._has_types:
-            inputs[TOKEN_TYPES] = [
-                [*frame.types_before, *[frame.type_of_words] * len(block.ids_L), *frame.types_behind]
-                for block in blocks
-            ]
+            inputs[TOKEN_TYPES] = [self.frame.types_around(len(block.ids_L)) for block in blocks]
         return inputs
 
 

@@ -101,10 +101,9 @@ def _encode(tokenizer: Any, texts: Sequence[str], block: int) -> Encoded:
             )
         for begin, end, inside in _windows(masks, len(ids), block - frame.size):
             inner = ids[begin:end]
-            inputs["input_ids"].append([*frame.before, *inner, *frame.behind])
+            inputs["input_ids"].append(frame.around(inner))
             if TOKEN_TYPES in inputs:
-                types = [*frame.types_before, *[frame.type_of_words] * len(inner), *frame.types_behind]
-                inputs[TOKEN_TYPES].append(types)
+                inputs[TOKEN_TYPES].append(frame.types_around(len(inner)))
             places.append([mask - begin + len(frame.before) for mask in inside])
             rows.append(row)
     return Encoded(inputs, places, rows)

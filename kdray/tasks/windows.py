@@ -64,6 +64,14 @@ class Frame:
         """The number of these tokens."""
         return len(self.before) + len(self.behind)
 
+    def around(self, ids: Sequence[int]) -> list[int]:
+        """These tokens of a text, between the special ones."""
+        return [*self.before, *ids, *self.behind]
+
+    def types_around(self, tokens: int) -> list[int]:
+        """The token types of so many tokens of a text, between those of the special ones."""
+        return [*self.types_before, *[self.type_of_words] * tokens, *self.types_behind]
+
 
 def load_word_tokenizer(folder: Path) -> Any:
     """Load the tokenizer in this folder so that it encodes single words as it encodes words inside a text.
@@ -109,11 +117,9 @@ def encode_words(tokenizer: Any, sentences: Sequence[Sequence[str]], max_length:
         for window in cut_windows(firsts, len(ids), room):
             # A model reads at least one token.
             inner = ids[window.begin : window.end] or ([] if frame.size else [spare])
-            inputs["input_ids"].append([*frame.before, *inner, *frame.behind])
+            inputs["input_ids"].append(frame.around(inner))
             if has_types:
-                inputs[TOKEN_TYPES].append(
-                    [*frame.types_before, *[frame.type_of_words] * len(inner), *frame.types_behind]
-                )
+                inputs[TOKEN_TYPES].append(frame.types_around(len(inner)))
             offset = len(frame.before) - window.begin
             places.append([first + offset for first in firsts[window.first_word : window.end_word]])
             numbers.append(number)
