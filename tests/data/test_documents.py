@@ -219,9 +219,9 @@ def test_a_note_counts_documents_blocks_and_tokens(tmp_path: Path, maskings: int
 
 
 def test_a_causal_model_has_a_note_too(tmp_path: Path) -> None:
-    texts = {"train": ["word " * 29, "word " * 14], "validation": ["word " * 30], "test": ["word " * 20]}
+    texts = {"train": ["word " * 30, "word " * 15], "validation": ["word " * 30], "test": ["word " * 20]}
     train = notes_about_blocks(tmp_path, CAUSAL, **texts)[0]
-    # The text begins and ends with a token; the second block begins with the last token of the first one.
+    # A text ends with a token; the second block begins with the last token of the first one.
     assert train.startswith("train: 2 documents in 3 blocks of at most 16 tokens (task.block), 48 tokens in all; 0 ")
 
 
