@@ -10,14 +10,12 @@ from typing import NoReturn
 
 import numpy as np
 from torch import Tensor
-from torch.nn import functional
 
 from kdray.errors import SpecError
 from kdray.losses.comparison import Comparison, Outcomes, Weights
-from kdray.losses.distribution import Unchanged
 from kdray.losses.schedule import scheduled
 from kdray.losses.soft_term import Divergence, SoftTerm
-from kdray.losses.softmax import NO_GOLD
+from kdray.losses.softmax import NO_GOLD, Softmax
 from kdray.losses.top_k import TopK
 
 
@@ -31,8 +29,8 @@ class _TopKComparison(Comparison):
         return teacher.outcomes_of(self.student_AxC, self.temperature), teacher.outcomes(self.temperature)
 
 
-class Vocabulary(Unchanged):
-    """The terms of the loss for logits of tokens. See `Distribution`."""
+class Vocabulary(Softmax):
+    """The terms of the loss for logits of tokens, of a teacher of which only the `TopK` rows are kept."""
 
     settings = scheduled("temperature", "alpha") | {"trust", "soft", "jsd_beta"}
 
@@ -48,11 +46,6 @@ class Vocabulary(Unchanged):
         if issubclass(term, Divergence):
             return ""
         return "it needs every logit of the teacher, but of a vocabulary only the largest are kept (task.top_k)."
-
-    def hard_loss(self, student_AxC: Tensor, gold: Tensor, weights: Weights = 1.0) -> Tensor:
-        """Cross-entropy of the student's distribution with the gold tokens (A, int64)."""
-        loss_A = functional.cross_entropy(student_AxC, gold, reduction="none", ignore_index=NO_GOLD)
-        return (loss_A[:, None] * weights)[:, 0]
 
     def contradicts(self, teacher_AxC: Tensor, gold: Tensor) -> Tensor:
         """Whether the teacher's most probable token is not the gold token (A x 1)."""
