@@ -95,7 +95,7 @@ class Step:
         """
         answers, with_gold = rows.count_answers(indices)
         own, weight = self._own_part(indices, answers)
-        pieces = self._pieces(own)
+        pieces, inner = self._pieces(own), inner_weights(rows, indices, answers)
         for number, piece in enumerate(pieces):
             batch = rows.batch(piece, self._worker.pad_multiple).to(self._worker.device)
             targets = Targets(
@@ -108,7 +108,7 @@ class Step:
             # The workers add up their gradients once a step, in the backward pass of the last piece.
             with self._without_sum() if number < len(pieces) - 1 else nullcontext():
                 with torch.autocast(self._worker.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-                    loss: Loss = self._learner(batch, targets, piece, inner_weights(rows, indices, answers))
+                    loss: Loss = self._learner(batch, targets, piece, inner)
                 (loss.total * weight).backward()
             sums.add_loss(loss, *((len(piece), len(loss.total_A)) if weight else (0, 0)))
         norm = nn.utils.clip_grad_norm_(self._parameters, self._training.clip_norm)
