@@ -30,6 +30,7 @@ from kdray.forms.synthetic import synthetic_inputs
 from kdray.models.pretrained import count_positions
 from kdray.settings import Settings
 from kdray.slots.job import torch_threads
+from kdray.tasks.token_answers import LOGITS_AT_ONCE
 
 SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64"}
 """The name of a torch dtype in the header of a safetensors file."""
@@ -52,9 +53,6 @@ SPEEDUP_METRICS = {"speedup": "latency_ms", "cpu_speedup": "cpu_latency_ms", **F
 
 ARCHITECTURE_METRICS = (*COST_METRICS, *SPEEDUP_METRICS)
 """All metrics of an architecture that are known before it is trained."""
-
-LOGITS_AT_ONCE = 2**26
-"""The most logits of a vocabulary that a pass computes at once: 256 MiB in float32. A larger pass has several parts."""
 
 THROUGHPUT_MS = 1000
 """The measurement of throughput ends after this many milliseconds."""
@@ -292,7 +290,10 @@ class _ModelTimer:
 def _synthetic_parts(
     model: PreTrainedModel, examples: int, length: int, device: torch.device
 ) -> list[dict[str, torch.Tensor]]:
-    """Synthetic examples, in as many parts as the logits need that a language model gives for each of their tokens."""
+    """Synthetic examples, in as many parts as the logits need that a language model gives for each of their tokens.
+
+    As in a prediction, at most `LOGITS_AT_ONCE` of them exist at the same time.
+    """
     inputs = synthetic_inputs(model, examples, length, device)
     has_vocabulary = model.get_output_embeddings() is not None
     size = max(1, LOGITS_AT_ONCE // (length * model.config.vocab_size)) if has_vocabulary else examples

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from kdray.data.task_data import Encoded, TextColumns
 from kdray.tasks.answers import PREDICTED, PROBABILITY, Continuation, LoadedStudent, Progress
 from kdray.tasks.continuing import ContinuedText, continue_texts
-from kdray.tasks.language_model import LanguageModel, blocks_of, token_ids
+from kdray.tasks.language_model import LanguageModel, token_ids
 from kdray.tasks.serving import Serving
 from kdray.tasks.texts import check_max_length
 from kdray.tasks.usage import continuing_code, onnx_continuing_code
@@ -39,8 +39,9 @@ class CausalLM(LanguageModel):
     def encode(self, tokenizer: Any, columns: TextColumns, for_training: bool = False) -> Encoded:
         """See `TaskData`. A text begins as the tokenizer begins it, and ends with the end token if there is one.
 
-        So a student has learnt from texts that begin as the ones do that it continues. A block begins with the last token of the block before it, from which its first answer follows. Raises SpecError
-        for blocks that the model of this tokenizer cannot read.
+        So a student has learnt from texts that begin as the ones do that it continues. A block begins with the last
+        token of the block before it, from which its first answer follows. Raises SpecError for blocks that the model of
+        this tokenizer cannot read.
         """
         check_max_length(self.block, tokenizer, self.length_setting)
         spare = [spare_token(tokenizer)]
@@ -79,6 +80,12 @@ class CausalLM(LanguageModel):
         """See `Task`: the continuation alone, of texts of any length."""
         settings = {"answers": "continuation", "tokens": min(Continuation.tokens, self.block // 2)}
         return Serving({"continuation": "string", "score": "double"}, settings)
+
+
+def blocks_of(ids: Sequence[int], room: int, overlap: int = 0) -> list[Sequence[int]]:
+    """Cut the tokens of a text into blocks of at most `room`; the last tokens of a block are the first of the next."""
+    step = room - overlap
+    return [ids[start : start + room] for start in range(0, max(1, len(ids) - overlap), step)]
 
 
 def _begin(tokenizer: Any) -> list[int]:

@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 from kdray.data.cells import text_column
 from kdray.data.findings import BLANK
 from kdray.data.gold import OwnText
-from kdray.data.task_data import CheckedTable, LabelOrder, TextColumns
-from kdray.errors import DataError, TeacherError
+from kdray.data.task_data import CheckedTable, LabelOrder
+from kdray.errors import DataError
 from kdray.losses.top_k import TopK, logs_only
 from kdray.losses.vocabulary import VOCABULARY, Vocabulary
 from kdray.sources.tables import Table
@@ -63,7 +63,7 @@ class LanguageModel(Task):
     """The tokens of a block, special tokens included: what a model reads at once. Longer texts are cut into several."""
     top_k: int = Field(16, ge=FIRST)
     """The most probable tokens of the teacher that are kept at each answer, out of the whole vocabulary; all others
-    together are one more class. docs/language-models.md has the bytes, and the share that is captured."""
+    together are one more class. docs/language-models.md has the bytes."""
 
     max_length: ClassVar[property] = property(lambda self: self.block)  # type: ignore[misc]
     length_setting: ClassVar[str] = "task.block"
@@ -112,10 +112,6 @@ class LanguageModel(Task):
         """No labels."""
         return LabelOrder((), {})
 
-    def lengths(self, tokenizer: Any, columns: TextColumns) -> list[int]:
-        """No text is truncated: each counts as one block at most."""
-        return [min(len(ids), self.block) for ids in token_ids(tokenizer, columns["text"])["input_ids"]]
-
     def describe_division(self, split: str, parts_N: np.ndarray, tokens_N: np.ndarray) -> str:
         """See `TaskData`: documents, blocks and tokens, and the documents that are much shorter than a block."""
         blocks, short = int(parts_N.sum()), int((2 * tokens_N < self.block).sum())
@@ -159,12 +155,7 @@ class LanguageModel(Task):
 
     def agreement(self, student: Outputs, teacher: Outputs) -> float:
         """The share of answers with the same most probable token."""
-        first = [self._first(outputs) for outputs in (student, teacher)]
-        return float(np.mean(first[0] == first[1]))
-
-    def _first(self, outputs: Outputs) -> np.ndarray:
-        """The most probable token of each answer (A)."""
-        return TopK.of_rows(torch.from_numpy(outputs.logits_AxC)).ids_AxK[:, 0].numpy()
+        return float(np.mean(_first(student) == _first(teacher)))
 
     def chance(self, rows: GoldRows) -> float:
         """The perplexity of a model that knows the frequencies of the tokens alone."""
@@ -188,14 +179,13 @@ class LanguageModel(Task):
         return logs_only(outputs.logits_AxC)
 
 
+def _first(outputs: Outputs) -> np.ndarray:
+    """The most probable token of each answer (A)."""
+    return TopK.of_rows(torch.from_numpy(outputs.logits_AxC)).ids_AxK[:, 0].numpy()
+
+
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def blocks_of(ids: Sequence[int], room: int, overlap: int = 0) -> list[Sequence[int]]:
-    """Cut the tokens of a text into blocks of at most `room`; the last tokens of a block are the first of the next."""
-    step = room - overlap
-    return [ids[start : start + room] for start in range(0, max(1, len(ids) - overlap), step)]
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> Mapping[str, Any]:
@@ -211,12 +201,3 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> Mapping[str, Any]:
         verbose=False,
     )
     return encoded
-
-
-def check_fast(tokenizer: Any) -> None:
-    """Raise TeacherError for a tokenizer that does not say which tokens it puts around a text."""
-    if not tokenizer.is_fast:
-        raise TeacherError(
-            f"the tokenizer of this model, {type(tokenizer).__name__}, does not say which tokens are special. Masks "
-            "need a fast tokenizer, one with a file tokenizer.json. Give another model."
-        )

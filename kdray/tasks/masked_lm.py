@@ -13,9 +13,9 @@ from pydantic import Field
 
 from kdray.data.masking import Masking, row_keys
 from kdray.data.task_data import Encoded, TextColumns
-from kdray.errors import SpecError
+from kdray.errors import SpecError, TeacherError
 from kdray.tasks.answers import PREDICTED, PROBABILITY, LoadedStudent, Progress
-from kdray.tasks.language_model import LanguageModel, check_fast, token_ids
+from kdray.tasks.language_model import LanguageModel, token_ids
 from kdray.tasks.serving import Serving
 from kdray.tasks.texts import check_max_length
 from kdray.tasks.token_answers import CANDIDATES, MASK, SHOWN, FilledText, fill_masks
@@ -63,7 +63,7 @@ class MaskedLM(LanguageModel):
         token, for one that does not know words if whole words are masked, and for blocks that its model cannot read;
         raises TeacherError for a tokenizer that is not fast.
         """
-        check_fast(tokenizer)
+        _check_fast(tokenizer)
         masking = self._masking(tokenizer)
         cutter = _Cutter(self, tokenizer)
         copies = (self.maskings or 1) if for_training else 1
@@ -197,3 +197,12 @@ def _masked(masking: Masking, blocks: Sequence[_Block], copies: int) -> Iterator
         ids_L = block.ids_L.copy()
         ids_L[places_P] = tokens
         yield replace(block, ids_L=ids_L, places_P=places_P, gold_P=block.ids_L[places_P])
+
+
+def _check_fast(tokenizer: Any) -> None:
+    """Raise TeacherError for a tokenizer that does not say which tokens it puts around a text."""
+    if not tokenizer.is_fast:
+        raise TeacherError(
+            f"the tokenizer of this model, {type(tokenizer).__name__}, does not say which tokens are special. Masks "
+            "need a fast tokenizer, one with a file tokenizer.json. Give another model."
+        )

@@ -18,8 +18,7 @@ from kdray.data.tokens import tokenise
 from kdray.errors import SpecError
 from kdray.models.pretrained import Head, import_model, save_model
 from kdray.storage.paths import StoragePaths
-from kdray.tasks.causal_lm import CausalLM
-from kdray.tasks.language_model import blocks_of
+from kdray.tasks.causal_lm import CausalLM, blocks_of
 from tests.tasks.language_tokenizers import CAUSAL, load
 
 BLOCK = 12
