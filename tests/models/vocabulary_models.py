@@ -7,25 +7,10 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from kdray.data.rows import Batch
+from tests.models import families
 
 V = 96
-SIZES: dict[str, Any] = {
-    "vocab_size": V,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "intermediate_size": 24,
-    "max_position_embeddings": 64,
-    "head_dim": 8,
-    "embedding_size": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-    "cls_token_id": 2,
-    "sep_token_id": 3,
-    "initializer_range": 0.3,
-}
+SIZES: dict[str, Any] = families.SIZES | {"vocab_size": V, "num_hidden_layers": 2, "initializer_range": 0.3}
 """Sizes by their common names. The weights are so large that the logits of a tiny model differ."""
 MASKED = ("bert", "roberta", "distilbert", "albert", "modernbert", "mobilebert")
 CAUSAL = ("gpt2", "llama", "gemma2", "cohere", "granite")
