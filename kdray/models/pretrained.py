@@ -255,13 +255,16 @@ def _check_positions(imported: Pretrained, task: Task, folder: Path) -> None:
     """Raise SpecError if the model has fewer positions than `task.max_length` and its tokenizer does not know that.
 
     Without this check, a long text would end in an index error in the embedding. If the tokenizer knows the maximum
-    length of the model, the task's `encode` raises the SpecError.
+    length of the model, the task's `encode` raises the SpecError. A language model without a table of positions, such
+    as Llama, would read any number of tokens, but was trained for those in its configuration.
     """
     config, max_length = _config_in(imported.folder), task.max_length
     positions = getattr(config, "max_position_embeddings", None) or max_length + RESERVED_POSITIONS
     if max_length <= positions - RESERVED_POSITIONS or imported.tokenizer().model_max_length <= positions:
         return  # decided by the small files alone: loading the model takes longer
     maximum = count_positions(imported.model(), max_length)
+    if task.head in VOCABULARY_HEADS:
+        maximum = min(maximum, positions)
     if max_length > maximum:
         what = f"{task.length_setting}: got {max_length}"
         raise SpecError(f"{what}; the model of {folder} takes at most {maximum} tokens.")

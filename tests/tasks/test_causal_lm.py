@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 
 from kdray.data.rows import Rows
 from kdray.data.splits import Data, load_splits
@@ -94,14 +94,24 @@ def test_a_block_that_the_model_cannot_read_is_refused(gpt2: Any) -> None:
         CausalLM(block=128).encode(gpt2, {"text": ["a"]})
 
 
-def test_a_block_beyond_the_positions_of_a_model_is_refused(gpt2: Any, tmp_path: Path) -> None:
-    """The tokenizer does not know the maximum length, so a long block would end in an index error."""
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize("config_class", [GPT2Config, LlamaConfig])
+def test_a_block_beyond_the_positions_of_a_model_is_refused(
+    config_class: type[PreTrainedConfig], gpt2: Any, tmp_path: Path
+) -> None:
+    """The tokenizer does not know the maximum length, so a long block would end in an index error of GPT-2.
+
+    Llama has no table of positions: it would read the block, but was never trained on as many.
+    """
     folder, tokenizer = tmp_path / "model", copy.deepcopy(gpt2)
     tokenizer.model_max_length, tokenizer.pad_token = int(1e30), tokenizer.eos_token
-    config = GPT2Config(n_positions=32, n_embd=8, n_layer=1, n_head=1, vocab_size=len(gpt2))
-    save_model(GPT2LMHeadModel(config), tokenizer, folder)
+    config = config_class(vocab_size=len(gpt2), intermediate_size=8, pad_token_id=0, **SIZES)
+    save_model(AutoModelForCausalLM.from_config(config), tokenizer, folder)
     with pytest.raises(SpecError, match=r"task\.block: got 33; the model of .* takes at most 32 tokens"):
         import_model(folder, CausalLM(block=33), Head(()), StoragePaths(tmp_path / "storage"), 0)
+    import_model(folder, CausalLM(block=32), Head(()), StoragePaths(tmp_path / "storage"), 0)
 
 
 def test_a_token_set_is_read_back_as_it_was_written(gpt2: Any, tmp_path: Path) -> None:
