@@ -15,6 +15,7 @@ from kdray.errors import SpecError
 from kdray.losses.comparison import Comparison, Outcomes, Weights
 from kdray.losses.schedule import scheduled
 from kdray.losses.soft_term import Divergence, SoftTerm
+from kdray.losses.soft_terms import SOFT_TERMS
 from kdray.losses.softmax import NO_GOLD, Softmax
 from kdray.losses.top_k import TopK
 
@@ -45,7 +46,11 @@ class Vocabulary(Softmax):
         """Only divergences are sums over outcomes, of which the rest can be one."""
         if issubclass(term, Divergence):
             return ""
-        return "it needs every logit of the teacher, but of a vocabulary only the largest are kept (task.top_k)."
+        allowed = ", ".join(name for name, each in SOFT_TERMS.items() if issubclass(each, Divergence))
+        return (
+            "it needs every logit of the teacher, but of a vocabulary only the largest are kept (task.top_k). Allowed: "
+            f"{allowed}."
+        )
 
     def contradicts(self, teacher_AxC: Tensor, gold: Tensor) -> Tensor:
         """Whether the teacher's most probable token is not the gold token (A x 1)."""
