@@ -1,4 +1,4 @@
-"""Claim: the 16 most probable tokens and the rest carry most of what a teacher says about a whole vocabulary.
+"""What the k most probable tokens and the rest carry of what a teacher says about a whole vocabulary.
 
 Two small causal models with a vocabulary of words are trained on a text: a teacher of two layers, and a student of one
 layer with a quarter of the steps. On the last tenth of the text both give all logits. `captured` is the probability of

@@ -26,7 +26,7 @@ sweep = Sweep(
     training=Training(epochs=3, batch_size=64, microbatch=16),
     space={
         "student.depth": tune.randint(2, 7),
-        "distillation.temperature": tune.uniform(1.0, 4.0),
+        "distillation.temperature": tune.uniform(1.0, 2.0),
         "distillation.alpha": tune.uniform(0.3, 1.0),
         "training.learning_rate": tune.loguniform(1e-4, 1e-3),
     },
