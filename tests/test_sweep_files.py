@@ -208,7 +208,8 @@ def untrained_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("untrained_teachers")
-@pytest.mark.parametrize("name", ["general", "smollm"])
+# The test below runs the smoke copy of general, too.
+@pytest.mark.parametrize("name", [pytest.param("general", marks=pytest.mark.slow), "smollm"])
 def test_the_smoke_copy_of_a_language_model_runs_on_local_folders(name: str, tmp_path: Path) -> None:
     write_documents(tmp_path)
     save_language_model(tmp_path, is_causal=name == "smollm")

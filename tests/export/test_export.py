@@ -208,7 +208,9 @@ def test_a_model_without_an_onnx_graph_keeps_its_folder(own: SweepPaths, capfd: 
     assert student.model().config.model_type == "longformer"
 
 
-@pytest.mark.parametrize("forms", [("onnx",), ("int8",), ("onnx", "int8")])
+@pytest.mark.parametrize(
+    "forms", [*(pytest.param((form,), marks=pytest.mark.slow) for form in ("onnx", "int8")), ("onnx", "int8")]
+)
 def test_a_graph_with_other_answers_is_deleted_in_every_form(
     own: SweepPaths, teacher: Pretrained, forms: tuple[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

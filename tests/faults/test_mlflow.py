@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,7 @@ from kdray.tracking.settings import Tracking
 from tests.tracking.mlflow_server import Fault, FaultyProxy, Server
 from tests.tracking.scripted_sweep import ScriptedSweep, assert_all_in_mlflow, runs_in, wait_until
 
-pytestmark = pytest.mark.faults
-SLOW = partial(pytest.param, marks=pytest.mark.slow)
-"""A fault that is like another one, and left out of a run of all quick tests."""
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,7 +65,7 @@ def kdray(*arguments: str | Path) -> tuple[int, str]:
 # While the sweep runs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["refused", SLOW("error 500"), SLOW("no answer"), "lost answer"])
+@pytest.mark.parametrize("fault", ["refused", "error 500", "no answer", "lost answer"])
 def test_a_failing_server_delays_nothing_and_receives_everything_later(
     fault: Fault | str,
     proxy: FaultyProxy,
@@ -121,7 +118,6 @@ def test_a_server_that_is_down_at_the_start_receives_everything_later(
     assert_all_in_mlflow(paths, server.store, tracking.experiment)
 
 
-@pytest.mark.slow
 def test_a_slow_server_delays_nothing_and_receives_everything(
     proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
@@ -134,7 +130,7 @@ def test_a_slow_server_delays_nothing_and_receives_everything(
     assert_all_in_mlflow(paths, server.store, tracking.experiment)
 
 
-@pytest.mark.parametrize("fate", [SLOW("late answer"), "lost answer"])
+@pytest.mark.parametrize("fate", ["late answer", "lost answer"])
 def test_a_run_that_was_created_without_an_answer_is_not_created_twice(
     fate: Fault, proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
@@ -179,7 +175,6 @@ def test_a_run_that_a_delayed_request_creates_is_deleted(
     assert_all_in_mlflow(paths, server.store, tracking.experiment)
 
 
-@pytest.mark.slow
 def test_a_server_that_is_killed_and_started_again_receives_everything(
     paths: SweepPaths, tmp_path: Path, report: Path
 ) -> None:
@@ -278,7 +273,7 @@ def run_and_kill_driver(paths: SweepPaths, tracking: Tracking, sent: str) -> Non
             driver.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("later", ["sync", SLOW("resume")])
+@pytest.mark.parametrize("later", ["sync", "resume"])
 def test_changes_that_a_killed_driver_did_not_send_are_sent_later(
     later: str, proxy: FaultyProxy, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:
@@ -308,7 +303,7 @@ def test_changes_that_a_killed_driver_did_not_send_are_sent_later(
     assert_all_in_mlflow(paths, server.store, tracking.experiment, status="KILLED")
 
 
-@pytest.mark.parametrize("later", ["sync", SLOW("resume")])
+@pytest.mark.parametrize("later", ["sync", "resume"])
 def test_runs_that_a_killed_driver_left_running_are_closed(
     later: str, server: Server, paths: SweepPaths, tracking: Tracking
 ) -> None:

@@ -100,6 +100,7 @@ def train_without_padding(folder: Path, splits: Splits) -> None:
     model.save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_answer_depends_on_padding_teaches_students_of_another_model(
     save_folder: Callable[[str], Path], run_sweep: Callable[..., tuple[Outcome, list[str]]], splits: Splits
 ) -> None:

@@ -176,6 +176,7 @@ def test_a_stopped_trial_releases_its_slot_at_once(pool: RaySlots, tmp_path: Pat
     assert (tmp_path / "6").read_text() == "stopped"
 
 
+@pytest.mark.slow
 def test_a_killed_actor_loses_no_trial(pool: RaySlots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
     on_trial_result = tune_driver.PlannerScheduler.on_trial_result
@@ -195,6 +196,7 @@ def test_a_killed_actor_loses_no_trial(pool: RaySlots, tmp_path: Path, monkeypat
     assert [metrics["epoch"] for metrics in planner.record(2).history] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_trial_whose_actor_dies_repeatedly_fails(
     pool: RaySlots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

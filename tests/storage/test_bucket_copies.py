@@ -186,6 +186,7 @@ def test_one_machine_fetches_each_shared_file_once_and_sends_none_again(
     assert all(bucket_server.count_requests("PUT", f"{bucket}/cache/{name}") == 0 for name in shards)
 
 
+@pytest.mark.slow
 def test_sync_and_ui_on_another_machine(
     run_tiny: Callable[..., Outcome], bucket: str, tmp_path: Path, switch_machine: Callable[[], None]
 ) -> None:

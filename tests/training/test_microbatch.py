@@ -70,6 +70,7 @@ def _train_rank(worker: Worker, folder: Path, inputs: dict[str, TrialInputs]) ->
         torch.save(reports, folder / "reports.pt")
 
 
+@pytest.mark.slow
 def test_pieces_give_the_numbers_of_whole_batches(inputs: dict[str, TrialInputs], tmp_path: Path) -> None:
     """With one worker and with two. All students in one test, because it takes long to start the workers."""
     run_two_workers(_train_rank, tmp_path, inputs)

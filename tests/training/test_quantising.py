@@ -345,6 +345,7 @@ def _train_rank(worker: Worker, folder: Path, inputs: TrialInputs) -> None:
     torch.save({"loss": reports[-1]["train_loss"], "weights": model.state_dict()}, folder / f"{worker.rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_workers_train_one_student_in_int8(trial_inputs: TrialInputs, tmp_path: Path) -> None:
     """Each rank has the scales of its own rows, so the student is not exactly that of one worker."""
     (alone,), _ = _fit(trial_inputs, Worker())
