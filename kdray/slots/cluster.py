@@ -210,6 +210,14 @@ def _start_or_join(address: str | None, started: ExitStack) -> None:
             f"There is no Ray cluster {where}: {error}. Start one (ray up, ray start), give its address, or leave out "
             "--require-cluster to use this machine alone."
         ) from None
+    except Exception as error:
+        # Ray has no class of its own for this: a node that takes longer than 30 s to start raises a plain Exception.
+        if type(error) is not Exception:
+            raise
+        raise ResourceError(
+            f"Ray did not start: {error} If other programs keep this machine busy, run the command again when they "
+            "have ended."
+        ) from error
 
 
 def _no_token_sentence(info: ClusterInfo) -> str:

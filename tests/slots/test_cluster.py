@@ -69,6 +69,16 @@ def test_without_the_file_no_machines_are_waited_for(bootstrap_config: Path) -> 
     cluster._wait_for_first_nodes(pytest.fail)
 
 
+def test_a_ray_that_cannot_start_is_refused_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(cluster, "address_to_join", lambda address: None)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(ResourceError, match="Ray did not start: The current node timed out"):
+        cluster.connect("local", False, tmp_path)
+
+
 def test_on_the_head_of_a_cluster_a_missing_cluster_is_refused_and_no_local_ray_is_started(
     bootstrap_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
