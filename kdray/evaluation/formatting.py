@@ -10,7 +10,7 @@ from typing import Any
 
 from kdray.evaluation.statistics import Interval
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.forms.metrics import FORM_METRICS
+from kdray.forms.metrics import split_form
 from kdray.tasks.kinds import task_metrics
 
 _SHORT_HEADINGS = {
@@ -37,10 +37,6 @@ _METRIC_FORMATS: dict[str, tuple[str, Callable[[float], str]]] = {
     "size_mb": ("size", lambda value: f"{_three_digits(value)} MB"),
 }
 """A metric that no task defines -> its heading, and the function that writes its value with the unit."""
-_METRIC_FORMATS |= {
-    name: (f"{metric.form.label} {_METRIC_FORMATS[metric.base][0]}", _METRIC_FORMATS[metric.base][1])
-    for name, metric in FORM_METRICS.items()
-}
 _TASK_METRICS = task_metrics()
 _SPELLINGS = {"f1": "F1"}
 """A word in the name of a metric -> how it is written in a heading."""
@@ -61,6 +57,9 @@ def headings(names: Iterable[str]) -> dict[str, str]:
 
 def heading(metric: str) -> str:
     """The name of a metric for people: "p95 latency" for latency_p95_ms."""
+    form, metric = split_form(metric)
+    if form is not None:
+        return f"{form.label} {heading(metric)}"
     if metric in _METRIC_FORMATS:
         return _METRIC_FORMATS[metric][0]
     if metric in _TASK_METRICS and _TASK_METRICS[metric].heading:
@@ -75,6 +74,7 @@ def noun(metric: str) -> str:
 
 def has_points(metric: str) -> bool:
     """Whether people give a difference of this metric in points of 0.01; False for a value in the units of the data."""
+    metric = split_form(metric)[1]
     return metric in ("retention", "agreement") or (metric in _TASK_METRICS and _TASK_METRICS[metric].is_share)
 
 
@@ -82,6 +82,7 @@ def format_metric(metric: str, value: float | None) -> str:
     """A metric's value, rounded, with its unit; a dash if there is no value, or if it is not a number."""
     if value is None or math.isnan(value):
         return "-"
+    metric = split_form(metric)[1]
     if metric in _METRIC_FORMATS:
         return _METRIC_FORMATS[metric][1](value)
     return f"{value:.4f}" if has_points(metric) else _four_digits(value)

@@ -44,9 +44,10 @@ FORM_METRICS: Mapping[str, FormMetric] = {
 """All metrics of forms, by name."""
 
 
-def base_metric(name: str) -> str:
-    """The same metric in PyTorch: latency_ms for int8_latency_ms; the name itself for any other metric."""
-    return FORM_METRICS[name].base if name in FORM_METRICS else name
+def split_form(name: str) -> tuple[Form | None, str]:
+    """The form that a metric is of, None for PyTorch, and the metric's name there: int8 and latency_ms."""
+    form = next((form for form in GRAPH_FORMS if name.startswith(metric_name(form, ""))), None)
+    return form, name if form is None else name.removeprefix(metric_name(form, ""))
 
 
 def named_forms(metrics: Iterable[str]) -> tuple[Form, ...]:

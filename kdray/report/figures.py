@@ -15,6 +15,7 @@ from kdray.evaluation.measuring import COST_METRICS, CPU_METRICS
 from kdray.evaluation.pareto import direction
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.forms.form import Form
+from kdray.forms.forms import GRAPH_FORMS
 from kdray.forms.metrics import FORM_METRICS, metric_name, named_forms
 from kdray.models.lineage import Lineage, TeacherModel
 from kdray.tasks.label_figures import LabelFigures
@@ -116,8 +117,16 @@ class Figures:
             for name in (metric_name(form, "latency_ms"), metric_name(form, "speedup"))
             if name in self._cost_names
         ]
-        usual = (self.quality, "retention", "latency_ms", *speedup, *on_cpu, *in_forms, "parameters")
+        quality = (self.quality, *self._quality_in_forms, "retention")
+        usual = (*quality, "latency_ms", *speedup, *on_cpu, *in_forms, "parameters")
         return list(dict.fromkeys((*usual, *self.objectives)))
+
+    @property
+    def _quality_in_forms(self) -> list[str]:
+        """The quality in the forms that students were trained for, and the agreement with their float32 selves."""
+        measured = set[str]().union(*(record.metrics for record in self.records))
+        names = [metric_name(form, name) for form in GRAPH_FORMS for name in (self.task.quality.name, "agreement")]
+        return [name for name in names if name in measured]
 
     @property
     def costs(self) -> list[str]:

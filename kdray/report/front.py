@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Picture
 
 from kdray.evaluation.formatting import heading
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.forms.metrics import base_metric
+from kdray.forms.metrics import split_form
 from kdray.report.families import families, family_of
 from kdray.report.figures import Figures
 from kdray.safe_text.escaping import one_line
@@ -153,7 +153,7 @@ def axis_title(metric: str) -> str:
         "latency_p95_ms": " (ms)",
         "size_mb": " (MB)",
         "throughput_per_s": " (examples/s)",
-    }.get(base_metric(metric).removeprefix("cpu_"), "")
+    }.get(split_form(metric)[1].removeprefix("cpu_"), "")
     return heading(metric) + unit
 
 

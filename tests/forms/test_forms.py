@@ -13,7 +13,7 @@ from kdray.evaluation.measuring import ARCHITECTURE_METRICS, COST_METRICS, SPEED
 from kdray.evaluation.pareto import direction
 from kdray.forms.form import Form, size_mb
 from kdray.forms.forms import FILES, FORMS, GRAPH_FORMS, ONNX, FormName, open_form
-from kdray.forms.metrics import FORM_METRICS, base_metric, metric_name, named_forms
+from kdray.forms.metrics import FORM_METRICS, metric_name, named_forms, split_form
 from kdray.forms.synthetic import synthetic_inputs
 from kdray.models.pretrained import Pretrained
 from tests.forms.conftest import Exported
@@ -66,7 +66,8 @@ def test_the_metrics_of_a_form_follow_from_those_of_pytorch(form: Form) -> None:
         assert direction(name) == direction(base)
         assert heading(name) == f"{form.label} {heading(base)}"
         assert format_metric(name, 1.25) == format_metric(base, 1.25)
-        assert base_metric(name) == base
+        assert split_form(name) == (form, base)
+        assert split_form(base) == (None, base)
 
 
 def test_the_forms_are_those_of_the_named_metrics() -> None:

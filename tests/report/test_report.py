@@ -266,6 +266,18 @@ def test_forms_that_were_measured_have_columns() -> None:
     assert "onnx" not in text.replace("onnxruntime", "").lower()
 
 
+def test_students_trained_for_int8_have_their_quality_in_it_beside_their_own() -> None:
+    first, *others = RECORDS
+    last = {**first.history[-1], "int8_accuracy": 0.8124, "int8_agreement": 0.991}
+    trained = replace(FIGURES, records=[replace(first, history=(*first.history[:-1], last)), *others])
+    assert trained.columns[:4] == ["accuracy", "int8_accuracy", "int8_agreement", "retention"]
+    lines = [" ".join(line.split()) for line in printed_table(trained, 200) if line.strip()]
+    assert "accuracy int8 accuracy int8 agreement retention" in lines[1]
+    number = f"{first.number:03d} "
+    assert " 0.8124 99.1% " in next(line for line in lines if number in line)
+    assert " - - " in next(line for line in lines if f"{others[0].number:03d} " in line)
+
+
 def test_without_forms_nothing_of_them_is_shown() -> None:
     assert FIGURES.forms == ()
     assert FIGURES.speedup == "speedup"
