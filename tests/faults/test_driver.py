@@ -115,6 +115,24 @@ transfer.LabelShard.__call__ = label_or_die
 """
 """Put in front of a sweep, it kills the process that labels the file of the split and the first row in DIE."""
 
+DYING_IN_RECORDING = """
+import os, signal
+from kdray.teacher import state_files
+
+save = state_files.save_file
+
+
+def save_or_die(tensors, file):
+    save(tensors, file)
+    if os.environ.get("DIE") and f"{int(os.environ['DIE']):09d}" in str(file):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+state_files.save_file = save_or_die
+"""
+"""Put in front of a sweep, it kills the process when it has written the hidden states from the row in DIE on, and
+before their file has its name."""
+
 DYING_AGAIN = """
 from kdray.stages.retraining import RerunLog
 
@@ -207,6 +225,33 @@ def test_labelling_continues_after_the_last_complete_file(sweep: SweepProcess) -
     assert [shard.stat().st_mtime_ns for shard in shards] == written
     assert without_clock_metrics(sweep.records()) == without_clock_metrics(undisturbed.records())
     sweep.assert_sound(["completed"] * 2)
+
+
+@pytest.mark.slow
+def test_hidden_states_are_recorded_from_the_last_complete_file_on(sweep: SweepProcess) -> None:
+    """The driver dies while it writes a file with hidden states, and a worker on Ray dies after some files."""
+    settings = ("--set", "distillation.hidden_mse=0.1", "--set", "transfer.signal=stored", "--set", "student.depth=1")
+    settings += ("--set", "transfer.shard_rows=16", "--trials", "2")
+    undisturbed = SweepProcess(sweep.script, sweep.folder / "undisturbed")
+    undisturbed.run("--local", *settings, slots=1)
+    on_ray = SweepProcess(sweep.script, sweep.folder / "on-ray", mark=sweep.mark)
+    on_ray.start(*settings, slots=1)
+    wait_for(lambda: list(on_ray.storage.glob("cache/states/*/*.safetensors")), "a file with hidden states")
+    on_ray.kill("RayTrainWorker")
+    on_ray.end()
+    sweep.script.write_text(DYING_IN_RECORDING + sweep.script.read_text())
+    sweep.run("--local", *settings, slots=1, expected=-signal.SIGKILL, DIE="160")
+    files = sorted(sweep.storage.glob("cache/states/*/*.safetensors"))
+    assert [int(file.stem) for file in files] == list(range(0, 160, 16))
+    written = [file.stat().st_mtime_ns for file in files]
+    sweep.run("--local", *settings, slots=1)
+    assert [file.stat().st_mtime_ns for file in files] == written
+    for each in (sweep, on_ray):
+        assert without_clock_metrics(each.records()) == without_clock_metrics(undisturbed.records())
+        each.assert_sound(["completed"] * 2)
+        assert not [
+            file for file in each.storage.glob("cache/states/*/*") if file.suffix not in (".safetensors", ".json")
+        ]
 
 
 @pytest.mark.slow

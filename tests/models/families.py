@@ -24,6 +24,7 @@ from kdray.models.families import FAMILIES, depends_on_padding, reason_against
 from kdray.models.fresh import word_tokenizer
 from kdray.models.pretrained import Head, Pretrained, find_model, import_model, outline, save_model
 from kdray.storage.paths import StoragePaths
+from kdray.students.recordable import Recordable
 from kdray.students.transformer import TransformerStudent
 from kdray.tasks.task import LARGEST_LOGIT_DIFFERENCE
 from kdray.tasks.text_classification import TextClassification
@@ -159,12 +160,19 @@ def try_export(family: str, folder: Path) -> None:
         raise ExportError("the graph does not answer as the student does")  # `kdray export` refuses it, too
 
 
-TRIED: dict[str, Callable[[str, Path], None]] = {
+def try_recording(family: str, _folder: Path) -> str:
+    """What inner terms of the loss can compare of a model of this family, as a cell of the table."""
+    found = Recordable.of(random_model(tiny_config(family)))
+    return "yes" if found.hidden and found.attention else "hidden states" if found.hidden else "refused"
+
+
+TRIED: dict[str, Callable[[str, Path], str | None]] = {
     "teacher": try_teacher,
+    "inner terms": try_recording,
     "students": try_students,
     "ONNX": try_export,
 }
-"""A column of the table -> what is tried."""
+"""A column of the table -> what is tried. It gives the cell, or None for `yes`."""
 SWEEPS = ("albert", "bert", "deberta-v2", "fnet")
 """The families with which the tests run a sweep to a chosen student, as the teacher."""
 
@@ -190,8 +198,7 @@ def row_of(family: str, columns: Iterable[str] = tuple(TRIED)) -> dict[str, str]
             }
         try:
             with tempfile.TemporaryDirectory() as folder:
-                TRIED[column](family, Path(folder))
-            row[column] = "yes"
+                row[column] = TRIED[column](family, Path(folder)) or "yes"
         except (TeacherError, ExportError) as error:
             row[column], row["why"] = "refused", _reason(error)
             if column == "students":
