@@ -32,7 +32,6 @@ class MaskedRows(Rows):
         super().__init__(file, layout, logits, part)
         self._arguments: tuple[Any, ...] = (file, layout, logits, part, number)
         self._number = number
-        self._first_row = 0 if part is None else part[0]
 
     def at_pass(self, number: int) -> Self:
         """See `Rows`."""
@@ -44,8 +43,7 @@ class MaskedRows(Rows):
 
     def part(self, start: int, stop: int) -> Self:
         """See `Rows`. The rows keep their numbers in the file, and so their masks."""
-        part = (self._first_row + start, self._first_row + stop)
-        return type(self)(*(*self._arguments[:2], None, part, self._number))
+        return type(self)(*(*self._arguments[:2], None, self._part_of_file(start, stop), self._number))
 
     def count_answers(self, indices: np.ndarray) -> tuple[int, int]:
         """See `Rows`: the number of tokens that are masked in this pass."""

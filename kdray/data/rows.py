@@ -98,6 +98,7 @@ class Rows:
         self, file: Path, layout: Layout, logits: LogitStore | None = None, part: tuple[int, int] | None = None
     ) -> None:
         self._arguments = (file, layout, logits, part)
+        self._first_row = 0 if part is None else part[0]
         self._layout, self._logits = layout, logits
         table = _map_file(file)
         if part is not None:
@@ -178,11 +179,15 @@ class Rows:
 
     def first(self, count: int) -> Self:
         """The first rows, with their logits."""
-        return self if count == len(self) else type(self)(*self._arguments[:3], (0, count))
+        return self if count == len(self) else type(self)(*self._arguments[:3], self._part_of_file(0, count))
 
     def part(self, start: int, stop: int) -> Self:
         """The rows from `start` to `stop - 1`, without logits."""
-        return type(self)(*self._arguments[:2], None, (start, stop))
+        return type(self)(*self._arguments[:2], None, self._part_of_file(start, stop))
+
+    def _part_of_file(self, start: int, stop: int) -> tuple[int, int]:
+        """Where these rows stand in the file: these may be a part of it themselves."""
+        return self._first_row + start, self._first_row + stop
 
     def at_pass(self, number: int) -> Self:
         """These rows as they are in the pass with this number through them, from 0: the same in every one."""

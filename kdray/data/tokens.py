@@ -22,7 +22,7 @@ from kdray.data.masked_rows import MaskedRows
 from kdray.data.masking import Masking
 from kdray.data.rows import SPLITS, TRAIN, Layout, Rows
 from kdray.data.task_data import Encoded, TaskData
-from kdray.errors import TeacherError
+from kdray.errors import DataError, TeacherError
 from kdray.storage.files import file_fingerprint, fingerprint, replace_folder, write_json
 from kdray.storage.mirror import fetch
 from kdray.storage.paths import StoragePaths
@@ -133,7 +133,7 @@ def tokenise(text: TextBlocks, task: TaskData, tokenizer: Any, paths: StoragePat
     """The token ids of this text: read from the storage's cache, or made if they are missing or damaged there.
 
     The cache key is the content: rows, labels, tokenizer, maximum length. Raises SpecError if the task cannot use the
-    tokenizer.
+    tokenizer, DataError if the texts of a split have nothing to answer.
     """
     own_key = tokenizer_key(tokenizer)
     labelled_key = fingerprint(FORMAT, *task.cache_key, task.max_length, text.key, own_key)
@@ -158,6 +158,8 @@ def tokenise(text: TextBlocks, task: TaskData, tokenizer: Any, paths: StoragePat
         }
         train_ends = _train_ends(rows_of_blocks[TRAIN])
         padding = {name: _padding_value(tokenizer, name) for name in _inputs_in(temporary / f"{TRAIN}.arrow")}
+        for split in SPLITS:
+            _check_answers(split, Rows(temporary / f"{split}.arrow", Layout(padding, task.max_length)))
         write_json(
             temporary / "meta.json",
             {
@@ -199,6 +201,12 @@ def _train_ends(rows_of_blocks: Sequence[int]) -> tuple[int, ...]:
     """`TokenSet.train_ends`: without texts that have no labels, all texts end where the labelled rows end."""
     ends = tuple(accumulate(rows_of_blocks))
     return ends if len(ends) > 1 else (*ends, *ends)
+
+
+def _check_answers(split: str, rows: Rows) -> None:
+    """Raise DataError for a split on which nothing can be measured."""
+    if not rows.answer_starts[-1]:
+        raise DataError(f"{split}: none of its {len(rows)} texts has a token to answer. Give it longer texts.")
 
 
 def _write(

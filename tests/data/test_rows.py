@@ -110,6 +110,13 @@ def test_a_part_has_the_answers_of_its_rows(tmp_path: Path) -> None:
         assert torch.equal(own.inputs["input_ids"], whole.inputs["input_ids"])
 
 
+def test_a_part_of_a_part_has_the_rows_of_the_file(tmp_path: Path) -> None:
+    rows = tagged(tmp_path)
+    part = rows.part(1, 5)
+    assert part.part(1, 3).ids.tolist() == rows.ids[2:4].tolist()
+    assert part.first(2).ids.tolist() == rows.ids[1:3].tolist()
+
+
 def test_teacher_logits_are_those_of_the_answers(tmp_path: Path) -> None:
     rows = tagged(tmp_path)
     logits_AxC = np.arange(19 * 2, dtype=np.float32).reshape(19, 2)

@@ -15,7 +15,7 @@ from kdray.data.masked_rows import MaskedRows
 from kdray.data.splits import Data, Splits, load_splits
 from kdray.data.task_data import Encoded
 from kdray.data.tokens import TokenSet, tokenise
-from kdray.errors import SpecError, TeacherError
+from kdray.errors import DataError, SpecError, TeacherError
 from kdray.storage.paths import StoragePaths
 from kdray.tasks.masked_lm import MaskedLM
 from kdray.tasks.windows import frame_of
@@ -230,6 +230,16 @@ def splits_of(folder: Path, task: MaskedLM) -> Splits:
 
 def tokens_of(task: MaskedLM, tokenizer: Any, folder: Path) -> TokenSet:
     return tokenise(splits_of(folder / "data", task), task, tokenizer, StoragePaths(folder / "storage"))
+
+
+def test_a_split_without_any_answer_is_refused(tmp_path: Path) -> None:
+    """Its perplexity would be 1, the best there is."""
+    task, tokenizer = MaskedLM(block=BLOCK), load("bert", tmp_path / "tokenizer")
+    splits_of(tmp_path / "data", task)
+    (tmp_path / "data" / "test.jsonl").write_text('{"text": "\\u0300"}\n{"text": "\\u0301"}\n')
+    splits = load_splits(Data(source=str(tmp_path / "data")), task)
+    with pytest.raises(DataError, match="test: none of its 2 texts has a token to answer"):
+        tokenise(splits, task, tokenizer, StoragePaths(tmp_path / "storage"))
 
 
 @pytest.mark.parametrize("settings", [{}, {"whole_words": True}, {"maskings": 3, "whole_words": True}], ids=str)
