@@ -4,6 +4,8 @@
 """
 
 import argparse
+import os
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -20,6 +22,12 @@ from kdray import (
     Tracking,
     Training,
 )
+from kdray.data.splits import load_splits
+from kdray.data.tokens import tokenise
+from kdray.models.pretrained import Pretrained
+from kdray.slots.local import LocalSlots
+from kdray.storage.paths import SweepPaths
+from kdray.teacher.teacher import FineTuning, obtain_source, obtain_teacher
 
 SPACE = {
     "student.depth": [1, 2, 3],
@@ -71,3 +79,14 @@ def sweep(options: argparse.Namespace, search: Search | None = None) -> Sweep:
         confirm=Confirm(candidates=0, controls=False),  # the benchmarks measure the search
         tracking=Tracking(),
     )
+
+
+def fine_tune_teacher(settings: Sweep, folder: Path) -> Pretrained:
+    """The teacher, fine-tuned for both sides before the time is measured."""
+    paths = SweepPaths(folder, "teacher")
+    splits = load_splits(settings.data, settings.task)
+    source = obtain_source(settings.teacher, settings.task, splits, paths, settings.seed)
+    tokens = tokenise(splits, settings.task, source.tokenizer(), paths)
+    with LocalSlots(threads=os.cpu_count() or 1) as slots:
+        start = FineTuning(source, tokens, settings.task, settings.seed)
+        return obtain_teacher(settings.teacher, start, paths, slots, lambda report: None)

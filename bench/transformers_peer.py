@@ -15,7 +15,6 @@ trials, MLflow, choice, export, report. The time of the peer is that of Ray and 
 
 import argparse
 import logging
-import os
 import statistics
 import sys
 import tempfile
@@ -31,7 +30,7 @@ import numpy as np
 import ray
 import torch
 from machine import machine, print_result
-from material import SPACE, parser, sweep
+from material import SPACE, fine_tune_teacher, parser, sweep
 from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from torch.nn import functional
@@ -39,15 +38,12 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, Trai
 
 from kdray import Search, Sweep
 from kdray.data.splits import Splits, load_splits
-from kdray.data.tokens import tokenise
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.models.pretrained import Pretrained
 from kdray.run import RunOptions, run
-from kdray.slots.local import LocalSlots
 from kdray.stages.reading import read_figures
 from kdray.storage.paths import SweepPaths
 from kdray.students.transformer import TransformerStudent
-from kdray.teacher.teacher import FineTuning, obtain_source, obtain_teacher
 from kdray.training.precision import autocast_dtype
 
 DEPTH, TEMPERATURE, ALPHA, RATE = (
@@ -195,17 +191,6 @@ class SearchResult:
             f"{who}_mean_accuracy": statistics.mean(self.accuracies),
             f"{who}_accuracies": self.accuracies,
         }
-
-
-def fine_tune_teacher(settings: Sweep, folder: Path) -> Pretrained:
-    """The teacher, fine-tuned for both searches before the time is measured."""
-    paths = SweepPaths(folder, "teacher")
-    splits = load_splits(settings.data, settings.task)
-    source = obtain_source(settings.teacher, settings.task, splits, paths, settings.seed)
-    tokens = tokenise(splits, settings.task, source.tokenizer(), paths)
-    with LocalSlots(threads=os.cpu_count() or 1) as slots:
-        start = FineTuning(source, tokens, settings.task, settings.seed)
-        return obtain_teacher(settings.teacher, start, paths, slots, lambda report: None)
 
 
 def search_with_kdray(settings: Sweep, folder: Path) -> tuple[SearchResult, Sequence[TrialRecord]]:

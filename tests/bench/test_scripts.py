@@ -27,6 +27,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "slot_memory": ("--megabytes", "1"),
     "step_ratio": (*REAL, "--repeats", "1", "--depths", "1"),
     "sweep_efficiency": (*REAL, "--trials", "2"),
+    "textbrewer_peer": (*REAL, "--depths", "1"),
     "top_k": ("--steps", "4", "--vocabulary", "400"),
     "transformers_peer": (*REAL, "--trials", "2"),
     "trial_overhead": ("--trials", "3", "--nested", "1"),
@@ -61,6 +62,8 @@ def test_every_script_has_a_small_run() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("script", list(SMALL))
 def test_a_script_prints_its_claim(script: str, tmp_path: Path) -> None:
+    if script == "textbrewer_peer":
+        pytest.importorskip("textbrewer")
     sweep = tmp_path / "tiny.py"
     sweep.write_text(SWEEP)
     arguments = [argument.format(sweep=sweep) for argument in SMALL[script]]
