@@ -9,7 +9,7 @@ import math
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
@@ -23,6 +23,7 @@ from kdray.search.ledger import OPTUNA_STATES, Ledger
 from kdray.search.sampling import Draw, TrialSampler
 from kdray.search.settings import Limit, Search
 from kdray.search.space import SearchSpace, distributions, narrow_distributions
+from kdray.search.stopping import Rungs
 from kdray.slots.job import NOTE
 from kdray.storage.records import Number, describe_problem
 
@@ -127,6 +128,7 @@ class Planner:
         self._first_attempts: dict[int, int] = {}
         """A trial's number -> its attempts in the ledger when this session started it."""
         self._lengths: dict[int, Length] = {}
+        self._rungs = Rungs(search.stopping, search.objectives[0]) if search.stopping else None
         self._retries: Counter[int] = Counter()
         self.ignored_trials = 0
         """Earlier trials that the sampler does not learn from, because their architecture breaks a constraint."""
@@ -140,6 +142,8 @@ class Planner:
                 self._sampler.restore(record.params, ledger.sampler_notes(record.number))
                 if record.state != "running":
                     self._report_outcome(record)
+            for evaluations, metrics in enumerate(record.history if record.state != "failed" else (), start=1):
+                self._add_to_rung(record, evaluations, metrics)
 
     def records(self) -> list[TrialRecord]:
         """The records of all trials so far, including those of earlier sessions."""
@@ -209,7 +213,9 @@ class Planner:
             return True
         metrics = {name: float(value) for name, value in report.items() if isinstance(value, Real)}
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        record = self.ledger.add_evaluation(number, finite)
+        before, record = record, self.ledger.add_evaluation(number, finite)
+        if len(record.history) > len(before.history):
+            self._add_to_rung(record, len(record.history), finite)
         wrong = [name for name in (*self.search.objectives, *MUST_BE_FINITE) if name in metrics and name not in finite]
         if wrong:
             self.finish(number, "failed", f"{wrong[0]} is {metrics[wrong[0]]} at {_evaluation_name(metrics)}")
@@ -225,6 +231,8 @@ class Planner:
         if state == "completed" and missing:
             state, error = "failed", f"the job ended without reporting {' and '.join(missing)}"
         record = self.ledger.finish(number, state, error)
+        if self._rungs and state == "failed":
+            self._rungs.remove(self._group(record), record.history)
         self._report_outcome(record)
         return record
 
@@ -250,27 +258,27 @@ class Planner:
 
     def _can_continue(self, record: TrialRecord) -> bool:
         """Whether early stopping lets the trial continue after its last evaluation."""
-        stopping, evaluations = self.search.stopping, len(record.history)
+        evaluations = len(record.history)
         # A trial that may continue keeps that right: better trials that reach the rung later do not stop it, also when
         # a restarted job reports the same evaluation again.
-        if stopping is None or record.continued_after >= evaluations or not stopping.is_rung(evaluations):
+        if self._rungs is None or record.continued_after >= evaluations or not self._rungs.is_rung(evaluations):
             return True
         length = self._length_of(record)
         if length is not None and not length.first_compared <= evaluations < length.evaluations:
             return True
-        # Equal costs mean the same architecture: a shallow student is not compared with a deep one.
-        peers = (
-            other
-            for other in self.ledger.records()
-            if other.costs == record.costs
-            and other.number != record.number
-            and other.state != "failed"
-            and self._length_of(other) == length
-        )
-        can_continue = stopping.can_continue(record, peers, self.search.objectives[0])
+        can_continue = self._rungs.can_continue(self._group(record), evaluations, record.history[-1])
         if can_continue:
             self.ledger.set_passed(record.number, evaluations)
         return can_continue
+
+    def _add_to_rung(self, record: TrialRecord, evaluations: int, metrics: Mapping[str, float]) -> None:
+        if self._rungs and self._rungs.is_rung(evaluations):
+            self._rungs.add(self._group(record), evaluations, metrics)
+
+    def _group(self, record: TrialRecord) -> Hashable:
+        """What the trials have in common that early stopping compares with this one."""
+        # Equal costs mean the same architecture: a shallow student is not compared with a deep one.
+        return tuple(sorted(record.costs.items())), self._length_of(record)
 
     def _length_of(self, record: TrialRecord) -> Length | None:
         """The length of the trial; None where it is unknown."""

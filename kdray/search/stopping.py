@@ -7,12 +7,12 @@ before and after a restart. Li et al., A System for Massively Parallel Hyperpara
 """
 
 import math
-from collections.abc import Iterable
+from bisect import bisect_left, insort
+from collections.abc import Hashable, Mapping, Sequence
 
 from pydantic import Field
 
 from kdray.evaluation.pareto import direction
-from kdray.evaluation.trial_record import TrialRecord
 from kdray.settings import Settings
 
 
@@ -31,19 +31,44 @@ class Halving(Settings):
             rung *= self.reduction
         return rung == evaluations
 
-    def can_continue(self, trial: TrialRecord, peers: Iterable[TrialRecord], metric: str) -> bool:
-        """Whether the trial continues after its last evaluation, compared by the metric with these other trials.
+    def can_continue(self, value: float, values: Sequence[float]) -> bool:
+        """Whether a trial with this value continues; `values` are those of all trials at the rung, in ascending order.
 
-        No trial is stopped before `reduction` trials, itself included, have reached the rung.
+        Less is better. No trial is stopped before `reduction` trials, itself included, have reached the rung.
         """
-        evaluations = len(trial.history)
-        if not self.is_rung(evaluations) or metric not in trial.history[-1]:
-            return True
-        reached = [peer.history[evaluations - 1] for peer in peers if len(peer.history) >= evaluations]
-        sign = 1.0 if direction(metric) == "minimize" else -1.0
-        values = sorted(sign * metrics[metric] for metrics in [trial.history[-1], *reached] if metric in metrics)
-        if len(values) < self.reduction:
-            return True
         # Compared by value and not by rank, so that of equal trials all continue.
-        worst_to_continue = values[math.ceil(len(values) / self.reduction) - 1]
-        return sign * trial.history[-1][metric] <= worst_to_continue
+        return len(values) < self.reduction or value <= values[math.ceil(len(values) / self.reduction) - 1]
+
+
+class Rungs:
+    """The values of all trials at each rung, sorted, so that a decision does not walk over all trials."""
+
+    def __init__(self, stopping: Halving, metric: str) -> None:
+        """`metric` is what the trials are compared by."""
+        self._stopping, self._metric = stopping, metric
+        self._sign = 1.0 if direction(metric) == "minimize" else -1.0
+        self._values: dict[tuple[Hashable, int], list[float]] = {}
+        """A group of comparable trials, and the evaluations before a rung -> the values there; less is better."""
+
+    def is_rung(self, evaluations: int) -> bool:
+        """Whether trials are compared after this many evaluations."""
+        return self._stopping.is_rung(evaluations)
+
+    def add(self, group: Hashable, evaluations: int, metrics: Mapping[str, float]) -> None:
+        """Add a trial's evaluation, which is its `evaluations`-th one. Trials of one group are comparable."""
+        if self.is_rung(evaluations) and self._metric in metrics:
+            insort(self._values.setdefault((group, evaluations), []), self._sign * metrics[self._metric])
+
+    def remove(self, group: Hashable, history: Sequence[Mapping[str, float]]) -> None:
+        """Remove all evaluations of a trial."""
+        for evaluations, metrics in enumerate(history, start=1):
+            if self.is_rung(evaluations) and self._metric in metrics:
+                values = self._values[group, evaluations]
+                del values[bisect_left(values, self._sign * metrics[self._metric])]
+
+    def can_continue(self, group: Hashable, evaluations: int, metrics: Mapping[str, float]) -> bool:
+        """Whether a trial continues after this evaluation, which `add` has received."""
+        if not self.is_rung(evaluations) or self._metric not in metrics:
+            return True
+        values = self._values[group, evaluations]
+        return self._stopping.can_continue(self._sign * metrics[self._metric], values)

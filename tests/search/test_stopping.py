@@ -3,12 +3,15 @@
 import pytest
 
 from kdray.errors import SpecError
-from kdray.evaluation.trial_record import TrialRecord
-from kdray.search.stopping import Halving
+from kdray.search.stopping import Halving, Rungs
 
 
-def trial(number: int, *accuracies: float) -> TrialRecord:
-    return TrialRecord(number, {}, history=tuple({"accuracy": accuracy} for accuracy in accuracies))
+def can_continue(value: float, peers: list[float], evaluations: int = 1, metric: str = "accuracy") -> bool:
+    """Whether a trial with this value continues after so many evaluations, when these other trials have been there."""
+    rungs = Rungs(Halving(), metric)
+    for other in [*peers, value]:
+        rungs.add("group", evaluations, {metric: other})
+    return rungs.can_continue("group", evaluations, {metric: value})
 
 
 def test_rungs_grow_by_the_reduction() -> None:
@@ -16,33 +19,46 @@ def test_rungs_grow_by_the_reduction() -> None:
 
 
 def test_only_the_best_third_continues() -> None:
-    halving, peers = Halving(), [trial(number, 0.5 + number / 10) for number in range(5)]
-    assert halving.can_continue(trial(9, 0.95), peers, "accuracy")
-    assert halving.can_continue(trial(9, 0.85), peers, "accuracy")
-    assert not halving.can_continue(trial(9, 0.75), peers, "accuracy")
+    peers = [0.5 + number / 10 for number in range(5)]
+    assert can_continue(0.95, peers)
+    assert can_continue(0.85, peers)
+    assert not can_continue(0.75, peers)
 
 
 def test_no_trial_is_stopped_between_rungs_or_among_too_few() -> None:
-    halving, peers = Halving(), [trial(0, 0.9), trial(1, 0.9)]
-    assert halving.can_continue(trial(9, 0.1), peers[:1], "accuracy")
-    assert not halving.can_continue(trial(9, 0.1), peers, "accuracy")
-    assert halving.can_continue(trial(9, 0.1, 0.1), [trial(n, 0.9, 0.9) for n in range(6)], "accuracy")
+    assert can_continue(0.1, [0.9])
+    assert not can_continue(0.1, [0.9, 0.9])
+    assert can_continue(0.1, [0.9] * 6, evaluations=2)
 
 
 def test_equal_trials_all_continue() -> None:
-    assert Halving().can_continue(trial(9, 0.5), [trial(n, 0.5) for n in range(9)], "accuracy")
+    assert can_continue(0.5, [0.5] * 9)
 
 
 @pytest.mark.parametrize("metric", ["loss", "mse", "mae", "perplexity"])
 def test_less_of_a_minimized_metric_is_better(metric: str) -> None:
-    peers = [TrialRecord(n, {}, history=({metric: 0.1 * (n + 1)},)) for n in range(3)]
-    assert Halving().can_continue(TrialRecord(9, {}, history=({metric: 0.05},)), peers, metric)
-    assert not Halving().can_continue(TrialRecord(9, {}, history=({metric: 0.9},)), peers, metric)
+    assert can_continue(0.05, [0.1, 0.2, 0.3], metric=metric)
+    assert not can_continue(0.9, [0.1, 0.2, 0.3], metric=metric)
 
 
-def test_a_trial_is_compared_at_the_same_number_of_evaluations() -> None:
-    peers = [trial(number, 0.2, 0.8, 0.99) for number in range(4)]
-    assert Halving().can_continue(trial(9, 0.3), peers, "accuracy")
+def test_a_trial_is_compared_at_the_same_number_of_evaluations_in_its_group() -> None:
+    rungs = Rungs(Halving(), "accuracy")
+    for number in range(4):
+        rungs.add("deep", 1, {"accuracy": 0.2})
+        rungs.add("deep", 3, {"accuracy": 0.9})
+        rungs.add("shallow", 1, {"accuracy": 0.9 + number / 100})
+    rungs.add("deep", 1, {"accuracy": 0.3})
+    assert rungs.can_continue("deep", 1, {"accuracy": 0.3})
+    assert not rungs.can_continue("shallow", 1, {"accuracy": 0.91})
+
+
+def test_a_trial_that_failed_is_compared_with_no_other() -> None:
+    rungs = Rungs(Halving(), "accuracy")
+    for accuracy in (0.5, 0.9, 0.9):
+        rungs.add("group", 1, {"accuracy": accuracy})
+    assert not rungs.can_continue("group", 1, {"accuracy": 0.5})
+    rungs.remove("group", [{"accuracy": 0.9}, {"accuracy": 0.9}])
+    assert rungs.can_continue("group", 1, {"accuracy": 0.5})
 
 
 def test_a_reduction_of_one_is_refused() -> None:
