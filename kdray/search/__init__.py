@@ -7,8 +7,9 @@ In reading order:
 - `space`               the searched settings: Ray Tune domains, Optuna distributions, and the architectures they make
 - `planner`             decides which trial runs next, and takes the evaluations of the trials
 - `sampling`            draws trials with Optuna's samplers
+- `tpe`                 Optuna's TPE sampler, at a cost that does not grow with the number of trials
 - `cmaes`               Optuna's CMA-ES sampler, without its pickled optimizer
-- `stopping`            Halving: early stopping among trials with equal costs and equal length
+- `stopping`            Halving and Rungs: early stopping among trials with equal costs and equal length
 - `ledger`              the durable record of all trials: an Optuna study
 - `ledger_storage`      opens the journal file or database that stores the ledger
 - `claim`               which sweep a folder belongs to, and whether a sweep may continue there
