@@ -9,7 +9,7 @@ last `@`. Masking too much costs a detail of a message; masking too little publi
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from urllib.parse import quote, quote_plus
@@ -72,7 +72,18 @@ _SCHEME_OF_HEADER = re.compile(r"\b(Bearer|Basic|Digest)\s+[\w.~+/=-]{6,}")
 
 def mask_secrets(text: str) -> str:
     """The text with everything in it that may be a secret replaced by `***`."""
-    for value in _values_of(tuple(os.environ.items())):
+    return mask_all([text])[0]
+
+
+def mask_all(texts: Iterable[str]) -> list[str]:
+    """The texts, each as `mask_secrets` returns it. The environment is read once, which takes longest."""
+    values = _values_of(tuple(os.environ.items()))
+    return [_mask_text(text, values) for text in texts]
+
+
+def _mask_text(text: str, values: Iterable[str]) -> str:
+    """The text without secrets; `values` are those of environment variables."""
+    for value in values:
         text = text.replace(value, MASK)
     text = _ADDRESS.sub(lambda match: f"{match[1]}{_mask_address(match[1], match[2])}", text)
     text = _mask_assignments(text)

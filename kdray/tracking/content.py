@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from kdray.evaluation.trial_record import State, TrialRecord
-from kdray.safe_text.secrets import mask_secrets
+from kdray.safe_text.secrets import mask_all
 from kdray.storage.names import path_below
 from kdray.tracking.tracker import Ending, RunNumber
 
@@ -31,7 +31,7 @@ _MAX_PARAM_LENGTH = 6_000
 _MAX_TAG_LENGTH = 8_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Point:
     """One value of a metric."""
 
@@ -142,6 +142,8 @@ class TrackedRun:
 
     MLflow's search returns only these. Points before them count as stored, so no metric history is read.
     """
+    evaluations: int = 0
+    """How many evaluations of the trial the desired content has; those of earlier sessions are not counted."""
     run_id: str | None = None
     """The last known id; it is certain only when `is_in_store`."""
     is_in_store: bool = False
@@ -177,8 +179,13 @@ def trial_name(record: TrialRecord) -> str:
     return f"trial {record.number:03d}" + (f" depth {depth}" if depth is not None else "")
 
 
-def trial_content(sweep: str, record: TrialRecord, settings: Mapping[str, Any], tags: Mapping[str, str]) -> RunContent:
-    """The desired content of a trial's run. `settings` are all settings by dotted name; the record's params win."""
+def trial_content(
+    sweep: str, record: TrialRecord, settings: Mapping[str, Any], tags: Mapping[str, str], known_evaluations: int = 0
+) -> RunContent:
+    """The desired content of a trial's run. `settings` are all settings by dotted name; the record's params win.
+
+    The metrics of the first `known_evaluations` evaluations are left out.
+    """
     own = {
         "kdray.sweep": sweep,
         "kdray.trial": str(record.number),
@@ -195,18 +202,18 @@ def trial_content(sweep: str, record: TrialRecord, settings: Mapping[str, Any], 
         status=STATUS[record.state],
         params=params_of({**settings, **record.params}),
         tags=tags_of({**tags, **own}),
-        metrics=_history(record),
+        metrics=_history(record, known_evaluations),
     )
 
 
 def params_of(values: Mapping[str, Any]) -> dict[str, str]:
     """The settings as MLflow params: text of limited length, without secrets."""
-    return {name: _cut(mask_secrets(str(value)), _MAX_PARAM_LENGTH) for name, value in values.items()}
+    return _texts(values, _MAX_PARAM_LENGTH)
 
 
 def tags_of(values: Mapping[str, Any]) -> dict[str, str]:
     """The values as MLflow tags: text of limited length, without secrets."""
-    return {name: _cut(mask_secrets(str(value)), _MAX_TAG_LENGTH) for name, value in values.items()}
+    return _texts(values, _MAX_TAG_LENGTH)
 
 
 def points_of(values: Mapping[str, float], seconds: float, step: int) -> dict[tuple[str, int], Point]:
@@ -217,8 +224,8 @@ def points_of(values: Mapping[str, float], seconds: float, step: int) -> dict[tu
     }
 
 
-def _history(record: TrialRecord) -> dict[tuple[str, int], Point]:
-    """All metrics of the record.
+def _history(record: TrialRecord, known_evaluations: int) -> dict[tuple[str, int], Point]:
+    """The costs of the record, and the metrics of its evaluations after the first `known_evaluations` ones.
 
     The times are computed from the record and not read from a clock: MLflow stores a point that is sent again as one
     point only if its time is the same.
@@ -227,8 +234,9 @@ def _history(record: TrialRecord) -> dict[tuple[str, int], Point]:
     points = points_of(record.costs, seconds, 0)
     for index, evaluation in enumerate(record.history, start=1):
         seconds += evaluation.get("train_seconds", 1.0) + evaluation.get("eval_seconds", 0.0)
-        values = {name: value for name, value in evaluation.items() if name != "step"}
-        points |= points_of(values, seconds, int(evaluation.get("step", index)))
+        if index > known_evaluations:
+            values = {name: value for name, value in evaluation.items() if name != "step"}
+            points |= points_of(values, seconds, int(evaluation.get("step", index)))
     return points
 
 
@@ -236,6 +244,11 @@ def _points_with_other_values(
     points: Mapping[tuple[str, int], Point], known: Mapping[tuple[str, int], Point]
 ) -> dict[tuple[str, int], Point]:
     return {key: point for key, point in points.items() if not point.has_value_of(known.get(key))}
+
+
+def _texts(values: Mapping[str, Any], max_length: int) -> dict[str, str]:
+    masked = mask_all(map(str, values.values()))
+    return {name: _cut(text, max_length) for name, text in zip(values, masked, strict=True)}
 
 
 def _cut(text: str, max_length: int) -> str:
