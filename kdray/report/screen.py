@@ -106,8 +106,9 @@ class PlainScreen(NullScreen):
         self._start = time.monotonic()
         self._quarters: dict[str, int] = {}
         """Text of a progress line -> the last quarter that was printed for it."""
-        self._started_trials: set[int] = set()
-        self._ended_trials: set[int] = set()
+        self._running: dict[int, int] = {}
+        """Number of a trial that has begun and not ended -> its place among the records."""
+        self._seen_records = 0
         self._best: int | None = None
 
     def stage(self, text: str) -> None:
@@ -130,12 +131,16 @@ class PlainScreen(NullScreen):
         self, records: Sequence[TrialRecord], budget: int | None, best: TrialRecord | None, quality: str
     ) -> None:
         """Print each trial that has started or ended since the last call, and a new best trial."""
-        for record in records:
-            if record.state != "running" and record.number not in self._ended_trials:
-                self._ended_trials.add(record.number)
+        # Records are only added, and ended trials do not change: with thousands of them, a walk over all takes long.
+        places = [*self._running.values(), *range(self._seen_records, len(records))]
+        self._seen_records = len(records)
+        for place in places:
+            record = records[place]
+            if record.state != "running":
+                self._running.pop(record.number, None)
                 self._print(f"  {_trial_line(record, quality)}  [{_trial_counts(records, budget)}]")
-            elif record.state == "running" and record.number not in self._started_trials:
-                self._started_trials.add(record.number)
+            elif record.number not in self._running:
+                self._running[record.number] = place
                 self._print(f"  trial {record.number:03d} begins: {format_settings(record.params)}")
         if best is not None and best.number != self._best:
             self._best = best.number

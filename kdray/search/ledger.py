@@ -66,8 +66,9 @@ class Ledger:
         """A trial's number -> its id in Optuna's storage, which counts the trials of all studies."""
         self._sampler_notes: dict[int, dict[str, Any]] = {}
         self._records: dict[int, TrialRecord] = {}
-        self._attrs = storage.get_study_user_attrs(self._study_id)
-        for trial in storage.get_all_trials(self._study_id, deepcopy=False):
+        """By number, in ascending order."""
+        self._attrs = dict(storage.get_study_user_attrs(self._study_id))
+        for trial in sorted(storage.get_all_trials(self._study_id, deepcopy=False), key=lambda trial: trial.number):
             self._ids[trial.number] = storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
             self._sampler_notes[trial.number] = trial.system_attrs
             with self.name_damage(trial.number):
@@ -163,7 +164,7 @@ class Ledger:
     def records(self) -> list[TrialRecord]:
         """The records of all trials, by number."""
         with self._lock:
-            return [self._records[number] for number in sorted(self._records)]
+            return list(self._records.values())
 
     def sampler_notes(self, number: int) -> dict[str, Any]:
         """The notes that the sampler made when it drew this trial."""
@@ -290,7 +291,7 @@ class Ledger:
         """Store an attribute of the whole sweep: a JSON value."""
         with self._lock:
             self._write(lambda: self._storage.set_study_user_attr(self._study_id, name, value))
-            self._attrs = {**self._attrs, name: value}
+            self._attrs[name] = value
 
     def _set_trial_attr(self, number: int, name: str, value: Any) -> None:
         self._write(lambda: self._storage.set_trial_user_attr(self._ids[number], name, value))

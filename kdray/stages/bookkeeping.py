@@ -15,7 +15,7 @@ from kdray.sweep import Sweep
 from kdray.tracking.ids import save_run_ids, sweep_run_id, tracked_sweep
 from kdray.tracking.mlflow_tracker import open_tracker
 from kdray.tracking.origin import git_commit, versions
-from kdray.tracking.tracker import Tracker
+from kdray.tracking.tracker import RunNumber, Tracker
 
 
 class Bookkeeper:
@@ -35,6 +35,10 @@ class Bookkeeper:
         }
         self._remark_counts = {record.number: len(record.remarks) for record in self._ledger.records()}
         """Number of a trial -> how many of its remarks the screen has shown."""
+        self._in_tracker: set[int] = set()
+        """The trials whose settings the tracker has; they do not change."""
+        self._without_run_id: set[RunNumber] = {None}
+        """The runs in MLflow whose ids are not in the ledger yet."""
         self._front_members: list[TrialRecord] = []
         """The completed trials on the front of the objectives, or on the front of the rule."""
         self._objective_front: dict[int, TrialRecord] = {}
@@ -63,10 +67,16 @@ class Bookkeeper:
                 delete(self._paths.student(record.number).parent)
 
     def _process(self, record: TrialRecord) -> None:
-        tracker = self.session.tracker
-        tracker.trial(record, dotted_values(self._sweep.recipe_of(record.params)), self._tags)
+        tracker, is_known = self.session.tracker, record.number in self._in_tracker
+        self._in_tracker.add(record.number)
+        tracker.trial(record, {} if is_known else dotted_values(self._sweep.recipe_of(record.params)), self._tags)
+        if not is_known and record.run_id is None:
+            self._without_run_id.add(record.number)
         if record.state != "running":
-            save_run_ids(self._ledger, tracker.run_ids())
+            # Not those of all runs: each end of a trial would then take longer than the one before.
+            run_ids = tracker.run_ids(self._without_run_id)
+            save_run_ids(self._ledger, run_ids)
+            self._without_run_id -= run_ids.keys()
             self._delete_dominated_students(record)
         if record.state == "completed" and (self._best is None or self._rank(record) < self._rank(self._best)):
             self._best = record

@@ -10,7 +10,7 @@ import shlex
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,9 @@ class MlflowTracker:
             run = self._run(record.number)
             run.run_id = run.run_id or record.run_id
             self._sender.add_columns(record)
-        self._update(record.number, trial_content(self._paths.name, record, params, tags))
+            known, run.evaluations = run.evaluations, len(record.history)
+        # The evaluations before are in the desired content: to compare all of them at each one takes ever longer.
+        self._update(record.number, trial_content(self._paths.name, record, params, tags, known))
 
     def log_artifacts(self, folder: Path, path: str, trial: int | None = None) -> None:
         """Copy a folder to `path` among the artifacts of this trial's run; None: of the sweep's run."""
@@ -123,10 +125,11 @@ class MlflowTracker:
                     content.artifacts.pop(path, None)
         self._update(trial, RunContent(artifacts={path: folder}))
 
-    def run_ids(self) -> dict[RunNumber, str]:
-        """The ids of the runs that are known so far."""
+    def run_ids(self, numbers: Collection[RunNumber] | None = None) -> dict[RunNumber, str]:
+        """The ids that are known so far, of these runs; None: of all runs."""
         with self._changed:
-            return {number: run.run_id for number, run in self._runs.items() if run.run_id}
+            known = self._runs.keys() if numbers is None else self._runs.keys() & numbers
+            return {number: run_id for number in known if (run_id := self._runs[number].run_id)}
 
     def page_path(self) -> str | None:
         """The path of the page that compares the sweep's trials, without the server's address; None while not known."""

@@ -1,6 +1,6 @@
 """The Tracker protocol: what a sweep reports about itself. NullTracker is for a sweep without tracking."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -33,8 +33,8 @@ class Tracker(Protocol):
     def log_artifacts(self, folder: Path, path: str, trial: int | None = None) -> None:
         """Copy a folder to `path` among the artifacts of this trial's run; None: of the sweep's run."""
 
-    def run_ids(self) -> dict[RunNumber, str]:
-        """The ids of the runs that are known so far."""
+    def run_ids(self, numbers: Collection[RunNumber] | None = None) -> dict[RunNumber, str]:
+        """The ids that are known so far, of these runs; None: of all runs."""
 
     def page_path(self) -> str | None:
         """The path of the page that compares the sweep's trials, without the server's address; None while not known."""
@@ -64,7 +64,7 @@ class NullTracker:
     def log_artifacts(self, folder: Path, path: str, trial: int | None = None) -> None:
         """See Tracker."""
 
-    def run_ids(self) -> dict[RunNumber, str]:
+    def run_ids(self, numbers: Collection[RunNumber] | None = None) -> dict[RunNumber, str]:
         """See Tracker."""
         return {}
 
