@@ -45,6 +45,11 @@ class MaskedRows(Rows):
         """See `Rows`. The rows keep their numbers in the file, and so their masks."""
         return type(self)(*(*self._arguments[:2], None, self._part_of_file(start, stop), self._number))
 
+    @property
+    def token_ids(self) -> None:
+        """See `Rows`. Masking puts drawn tokens into the texts."""
+        return None
+
     def count_answers(self, indices: np.ndarray) -> tuple[int, int]:
         """See `Rows`: the number of tokens that are masked in this pass."""
         counts_B = self._places_of(indices)

@@ -22,6 +22,9 @@ from kdray.sources.arrow_types import check_schema
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 
+TOKENS_AT_ONCE = 1 << 20
+"""The most token ids that are copied at once, to 8 bytes each, when those of all rows are looked through."""
+
 
 class LogitStore(Protocol):
     """The teacher's logits of a split: `transfer_set.StoredLogits`, or any array."""
@@ -141,6 +144,16 @@ class Rows:
         """The right answers, in the order of the answers: class numbers (A, int64; -1: none), numbers (A, float64; nan:
         none), or whether each label holds (A x C, int64; -1: none)."""
         return _widened(self._gold)
+
+    @cached_property
+    def token_ids(self) -> np.ndarray | None:
+        """The different token ids of all rows and of padding, in order; None: they are not known before a pass."""
+        ids = self._values["input_ids"][self._starts[0] : self._starts[-1]]
+        is_used = np.zeros(max(int(ids.max(initial=0)), self._layout.padding["input_ids"]) + 1, bool)
+        is_used[self._layout.padding["input_ids"]] = True
+        for start in range(0, len(ids), TOKENS_AT_ONCE):
+            is_used[ids[start : start + TOKENS_AT_ONCE]] = True
+        return np.flatnonzero(is_used)
 
     @property
     def answer_ids(self) -> np.ndarray:

@@ -106,6 +106,11 @@ def test_each_pass_has_its_own_masks(rows: MaskedRows) -> None:
     assert all(first[row] != second[row] for row in long)
 
 
+def test_the_tokens_of_rows_that_are_masked_anew_are_not_known(rows: MaskedRows) -> None:
+    assert rows.token_ids is None
+    assert rows.first(1).token_ids is None
+
+
 def test_parts_and_copies_of_rows_keep_the_masks_and_the_pass(rows: MaskedRows) -> None:
     later = rows.at_pass(5)
     expected = all_masks(later)

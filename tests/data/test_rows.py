@@ -110,6 +110,15 @@ def test_a_part_has_the_answers_of_its_rows(tmp_path: Path) -> None:
         assert torch.equal(own.inputs["input_ids"], whole.inputs["input_ids"])
 
 
+def test_the_token_ids_are_those_of_the_rows_and_of_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdray.data.rows.TOKENS_AT_ONCE", 3)
+    rows = tagged(tmp_path)
+    for part in (rows, rows.first(1), rows.part(2, len(rows)), rows.part(1, 1)):
+        texts = [part.batch(np.array([number])).inputs["input_ids"].flatten().tolist() for number in range(len(part))]
+        assert part.token_ids is not None
+        assert part.token_ids.tolist() == sorted({0}.union(*texts))
+
+
 def test_a_part_of_a_part_has_the_rows_of_the_file(tmp_path: Path) -> None:
     rows = tagged(tmp_path)
     part = rows.part(1, 5)
