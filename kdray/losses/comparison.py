@@ -30,7 +30,8 @@ class Comparison:
 
     student_AxC: Tensor
     teacher_AxC: Tensor
-    temperature: float = 1.0
+    temperature: float | Tensor = 1.0
+    """A tensor without dimensions within `torch.vmap`, see `Factors`."""
     gold: Tensor | None = None
     """A or A x C, as the distribution reads it; None: no answer has gold."""
     weights: Weights = 1.0

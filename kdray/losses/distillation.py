@@ -46,6 +46,20 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """The numbers of `Distillation` that its terms are multiplied or divided by.
+
+    They are tensors without dimensions where the losses of several students are computed at once (within
+    `torch.vmap`).
+    """
+
+    temperature: float | Tensor
+    alpha: float | Tensor
+    logit_mse: float | Tensor
+    trust: float | Tensor
+
+
+@dataclass(frozen=True)
 class Targets:
     """What the outputs of a student are compared with, for the answers of a batch, and when in the training."""
 
@@ -203,46 +217,64 @@ class Distillation(InnerSettings):
             )
         # bf16 keeps eight bits of a number: too few for the differences of logits.
         with torch.autocast(student_AxC.device.type, enabled=False):
-            terms_A = self.at(targets.progress)._terms(student_AxC.float(), targets, distribution)
+            terms_A = self.at(targets.progress).terms(student_AxC.float(), targets, distribution)
         total_A = torch.stack(list(terms_A.values())).sum(dim=0)
         return Loss(total_A, {name: term_A.detach().sum() for name, term_A in terms_A.items()})
 
-    def _terms(self, student_AxC: Tensor, targets: Targets, distribution: Distribution) -> dict[str, Tensor]:
-        """Name of a term -> its weighted value for each answer."""
+    @property
+    def factors(self) -> Factors:
+        """The factors of the terms, as they are at the beginning of the training."""
+        return Factors(self.temperature, self.alpha, self.logit_mse, self.trust)
+
+    def terms(
+        self, student_AxC: Tensor, targets: Targets, distribution: Distribution, factors: Factors | None = None
+    ) -> dict[str, Tensor]:
+        """Name of a term -> its weighted value for each answer, of outputs in float32. Schedules have no effect.
+
+        The settings decide which terms there are; `factors` replaces their numbers.
+        """
+        factors = factors or self.factors
         teacher_AxC = None if targets.teacher_AxC is None else targets.teacher_AxC.float()
-        trust = self._trust(teacher_AxC, targets.gold, distribution)
+        trust = self._trust(teacher_AxC, targets.gold, distribution, factors)
         terms_A: dict[str, Tensor] = {}
         if teacher_AxC is not None and self.alpha > 0:
-            comparison = self._comparison(student_AxC, teacher_AxC, targets, trust)
-            terms_A["soft"] = self.alpha * distribution.soft_loss(comparison, self.soft_term)
+            comparison = self._comparison(student_AxC, teacher_AxC, targets, factors.temperature, trust)
+            terms_A["soft"] = factors.alpha * distribution.soft_loss(comparison, self.soft_term)
         if self.alpha < 1:
-            weight = (1 - self.alpha) * targets.gold_weight
+            weight = (1 - factors.alpha) * targets.gold_weight
             terms_A["hard"] = weight * distribution.hard_loss(student_AxC, targets.gold)
         if isinstance(trust, Tensor) and self.alpha > 0:
             # Without `gold_weight`: this weight comes from the soft term, which is a mean over all answers.
-            moved_A = self.alpha * distribution.hard_loss(student_AxC, targets.gold, 1 - trust)
+            moved_A = factors.alpha * distribution.hard_loss(student_AxC, targets.gold, 1 - trust)
             terms_A["hard"] = terms_A["hard"] + moved_A if "hard" in terms_A else moved_A
         if teacher_AxC is not None and self.logit_mse > 0:
-            terms_A["logit_mse"] = self.logit_mse * mean_squared_difference(student_AxC, teacher_AxC, trust)
+            terms_A["logit_mse"] = factors.logit_mse * mean_squared_difference(student_AxC, teacher_AxC, trust)
         return terms_A
 
     def _written(self, name: str) -> str:
         start, end = getattr(self, name), getattr(self.at(1.0), name)
         return f"{name} {start:g}" if start == end else f"{name} {start:g} to {end:g}"
 
-    def _comparison(self, student_AxC: Tensor, teacher_AxC: Tensor, targets: Targets, trust: Weights) -> Comparison:
+    def _comparison(
+        self,
+        student_AxC: Tensor,
+        teacher_AxC: Tensor,
+        targets: Targets,
+        temperature: float | Tensor,
+        trust: Weights,
+    ) -> Comparison:
         comparison = Comparison(
             student_AxC=student_AxC,
             teacher_AxC=teacher_AxC,
-            temperature=self.temperature,
+            temperature=temperature,
             gold=targets.gold,
             weights=trust,
             sum_over_workers=targets.sum_over_workers,
         )
         return comparison.standardized() if self.standardize else comparison
 
-    def _trust(self, teacher_AxC: Tensor | None, gold: Tensor, distribution: Distribution) -> Weights:
+    def _trust(self, teacher_AxC: Tensor | None, gold: Tensor, distribution: Distribution, factors: Factors) -> Weights:
         """The factor of the terms that compare with the teacher: `trust` where it contradicts the gold, otherwise 1."""
         if teacher_AxC is None or self.trust == 1:
             return 1.0
-        return 1 - (1 - self.trust) * distribution.contradicts(teacher_AxC, gold).to(teacher_AxC.dtype)
+        return 1 - (1 - factors.trust) * distribution.contradicts(teacher_AxC, gold).to(teacher_AxC.dtype)

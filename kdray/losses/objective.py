@@ -25,7 +25,7 @@ class Objective(nn.Module):
     def __init__(self, distillation: Distillation, distribution: Distribution, pairs: Pairs = ()) -> None:
         """`pairs` are those of the layer map, for the layers of student and teacher."""
         super().__init__()
-        self._distillation, self._distribution, self._pairs = distillation, distribution, pairs
+        self.distillation, self.distribution, self._pairs = distillation, distribution, pairs
         self._inner = {
             name: kind(distillation.relation_heads) if issubclass(kind, AttentionTerm) else kind()
             for name, kind in distillation.inner_terms.items()
@@ -57,16 +57,16 @@ class Objective(nn.Module):
 
     def compares_layers(self, progress: float) -> bool:
         """Whether the inner terms take part at this share of the training; without them no states are needed."""
-        first = self._distillation.inner_first
+        first = self.distillation.inner_first
         return bool(self._inner) and (first == 0 or progress < first)
 
     def compares_outputs(self, progress: float) -> bool:
         """Whether the outputs take part at this share of the training."""
-        return not (self.compares_layers(progress) and self._distillation.inner_first > 0)
+        return not (self.compares_layers(progress) and self.distillation.inner_first > 0)
 
     def reads_teacher_outputs(self, progress: float) -> bool:
         """Whether the loss reads the teacher's outputs at this share of the training."""
-        return self.compares_outputs(progress) and self._distillation.reads_teacher_at(progress)
+        return self.compares_outputs(progress) and self.distillation.reads_teacher_at(progress)
 
     def forward(self, outputs_AxC: Tensor, targets: Targets, inner: InnerTargets | None = None) -> Loss:
         """Compute the loss in float32. `inner` is read if the inner terms take part at this time of the training."""
@@ -77,7 +77,7 @@ class Objective(nn.Module):
         if not self.compares_outputs(targets.progress):
             # Not without the outputs: DDP waits for a gradient of every parameter, those of the head included.
             return Loss(0.0 * outputs_AxC.float().sum(dim=-1), {})
-        return self._distillation.loss(outputs_AxC, targets, self._distribution)
+        return self.distillation.loss(outputs_AxC, targets, self.distribution)
 
     def with_inner_terms(self, loss: Loss, targets: Targets, inner: InnerTargets | None = None) -> Loss:
         """The loss of all outputs of the batch, with the inner terms if they take part at this time of the training."""
@@ -85,7 +85,7 @@ class Objective(nn.Module):
             return self._keep_projections(loss)
         assert inner is not None
         with torch.autocast(loss.total_A.device.type, enabled=False):
-            terms = self._inner_terms(inner, self._distillation.at(targets.progress))
+            terms = self._inner_terms(inner, self.distillation.at(targets.progress))
         named = {name: value.detach() for name, value in terms.items()}
         return replace(loss, terms={**loss.terms, **named}, inner=torch.stack(list(terms.values())).sum())
 

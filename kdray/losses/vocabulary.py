@@ -26,8 +26,8 @@ class _TopKComparison(Comparison):
 
     def classes(self) -> tuple[Outcomes, Outcomes]:
         """The probabilities of the K kept tokens and of the rest, of student and teacher, at the temperature."""
-        teacher = TopK.of_rows(self.teacher_AxC)
-        return teacher.outcomes_of(self.student_AxC, self.temperature), teacher.outcomes(self.temperature)
+        teacher, temperature = TopK.of_rows(self.teacher_AxC), float(self.temperature)
+        return teacher.outcomes_of(self.student_AxC, temperature), teacher.outcomes(temperature)
 
 
 class Vocabulary(Softmax):
