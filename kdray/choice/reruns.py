@@ -19,7 +19,7 @@ from pydantic import Field
 from kdray.errors import JobError
 from kdray.losses.distillation import Distillation
 from kdray.models.pretrained import Pretrained
-from kdray.settings import Settings, identifying_values
+from kdray.settings import Settings, identifying_values, later_field
 from kdray.slots.job import NOTE, Report, Worker
 from kdray.slots.pool import SlotPool
 from kdray.storage.files import fingerprint, replace_file
@@ -48,9 +48,12 @@ class Confirm(Settings):
     seeds: int = Field(3, ge=1)
     """How many times each candidate is trained again, each time with a seed that the search did not use."""
     controls: bool = True
-    """Train the controls: for each architecture of the front with the seed of the search, and for each candidate with
-    the seeds of the confirmation. They are the same student on labels only, with default distillation, and, where the
-    trial has more text or inner terms, without these."""
+    """Train the controls: for each architecture of the front with the seed of the search, and for the chosen candidate
+    with the seeds of the confirmation. They are the same student on labels only, with default distillation, and, where
+    the trial has more text or inner terms, without these."""
+    race: bool = later_field(True)
+    """Train a candidate with a further seed only while it can still be chosen (see `choice.race`), and the controls of
+    the chosen one only. False: train all candidates and all their controls with all seeds."""
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,13 @@ students (see `statistics`). If the interval of a gain contains zero, the senten
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from kdray.choice.reruns import Rerun, Role
+from kdray.choice.answers import ConfirmationAnswers
+from kdray.choice.race import Dropped
+from kdray.choice.reruns import Role
 from kdray.choice.rule import Choice, Choose, apply_rule
-from kdray.data.rows import Rows
 from kdray.evaluation.formatting import (
     format_change,
     format_difference,
@@ -22,7 +21,6 @@ from kdray.evaluation.formatting import (
     noun,
 )
 from kdray.evaluation.pareto import direction
-from kdray.evaluation.quality import student_quality
 from kdray.evaluation.randomisation import randomisation_test
 from kdray.evaluation.statistics import (
     CountMetric,
@@ -31,10 +29,9 @@ from kdray.evaluation.statistics import (
     bootstrap_interval,
     bootstrap_ratio,
     mcnemar,
-    metric_of_counts,
 )
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.tasks.task import Outputs, Task
+from kdray.tasks.task import Task
 
 FEW_ROWS = 200
 """Below this number of test rows, a sentence says that the intervals are wide."""
@@ -108,6 +105,8 @@ class Verdict(BaseModel):
     teacher: Interval
     """The teacher's quality on the test rows."""
     confirmed: list[ConfirmedStudent]
+    dropped: list[Dropped] = []
+    """The candidates that the race dropped before they were trained with all seeds."""
     chosen: int | None
     satisfied: bool
     """Whether the chosen student satisfies the rule."""
@@ -125,47 +124,27 @@ class Verdict(BaseModel):
         return next((c for c in self.confirmed if (c.trial, c.role) == (self.chosen, "candidate")), None)
 
 
-@dataclass(frozen=True)
-class ConfirmationAnswers:
-    """The outputs of the reruns of a confirmation for the test rows."""
-
-    outputs: Mapping[Rerun, Outputs]
-    failed: Mapping[Rerun, str]
-    """Rerun -> why it failed."""
-    teacher: Outputs
-    rows: Rows
-    """The test rows."""
-    task: Task
-
-
 def reach_verdict(
-    answers: ConfirmationAnswers, candidates: Sequence[TrialRecord], rule: Choose, teacher: Mapping[str, float]
+    answers: ConfirmationAnswers,
+    candidates: Sequence[TrialRecord],
+    rule: Choose,
+    teacher: Mapping[str, float],
+    dropped: Sequence[Dropped] = (),
 ) -> Verdict:
     """Apply the rule to the confirmed figures, or to those of the search if no candidate could be trained again.
 
     `candidates` are in the order in which the rule prefers them. `teacher` are the metrics and costs of the teacher in
-    the search.
+    the search. `dropped` are the candidates without all seeds: they are shown, but not chosen.
     """
+    choice = confirmed_choice(answers, candidates, rule, teacher, dropped)
     figures = _ConfirmedFigures(answers, rule)
-    confirmed = [figures.student(record, role) for record in candidates for role in figures.roles(record.number)]
-    test_metrics = {student.trial: student.metrics for student in confirmed if student.role == "candidate"}
-    records = [
-        replace(record, history=(*record.history, test_metrics[record.number]))
-        for record in candidates
-        if record.number in test_metrics
-    ]
-    # The knee is a property of the whole front, and only the search has measured all of that front. So the order of the
-    # candidates is used: of those that still satisfy the rule, the first one is the closest to the knee.
-    knee_scores = {record.number: -float(place) for place, record in enumerate(candidates)}
-    if records:
-        choice = apply_rule(records, rule, {**teacher, **figures.teacher_metrics}, "confirmed student", knee_scores)
-    else:
-        choice = apply_rule(candidates, rule, teacher, "candidate", knee_scores)
+    confirmed = [figures.student(record, role) for record in candidates for role in answers.roles(record.number)]
     verdict = Verdict(
         metric=figures.metric,
         rows=len(answers.rows.example_starts) - 1,
         teacher=figures.teacher,
         confirmed=confirmed,
+        dropped=list(dropped),
         chosen=choice.number,
         satisfied=choice.satisfied,
         sentences=[],
@@ -174,12 +153,43 @@ def reach_verdict(
     if (winner := verdict.winner) is not None:
         searched = next(record.metrics for record in candidates if record.number == winner.trial)
         excess = searched[figures.metric] - winner.metric.estimate if figures.metric in searched else None
-        ranked = rule.rank(records, knee_scores) or rule.rank_by_limits(records)
+        records = _test_records(answers, candidates)
+        ranked = rule.rank(records, _knee_scores(candidates)) or rule.rank_by_limits(records)
         others = [record.number for record in ranked if record.number != winner.trial]
         against = figures.paired_test(winner.trial, others[0]) if others else None
-        gains = [figures.gain(winner.trial, role) for role in figures.roles(winner.trial) if role != "candidate"]
+        gains = [figures.gain(winner.trial, role) for role in answers.roles(winner.trial) if role != "candidate"]
         verdict = verdict.model_copy(update={"gains": gains, "against": against, "flattered": excess})
     return verdict.model_copy(update={"sentences": _describe(verdict, choice, answers.task)})
+
+
+def confirmed_choice(
+    answers: ConfirmationAnswers,
+    candidates: Sequence[TrialRecord],
+    rule: Choose,
+    teacher: Mapping[str, float],
+    dropped: Sequence[Dropped] = (),
+) -> Choice:
+    """The choice of `reach_verdict`, without the figures and the intervals that it reports."""
+    knee_scores = _knee_scores(candidates)
+    records = _test_records(answers, candidates)
+    if not records:
+        return apply_rule(candidates, rule, teacher, "candidate", knee_scores)
+    # Every candidate is dropped only where none satisfies the rule, and the rule then chooses none of them.
+    incomplete = {each.trial for each in dropped}
+    complete = [record for record in records if record.number not in incomplete] or records
+    figures = {**teacher, **answers.task.values(answers.teacher, answers.rows)}
+    return apply_rule(complete, rule, figures, "confirmed student", knee_scores)
+
+
+def _test_records(answers: ConfirmationAnswers, candidates: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The candidates that have outputs, with their metrics on the test rows."""
+    return [answers.test_record(record) for record in candidates if "candidate" in answers.roles(record.number)]
+
+
+def _knee_scores(candidates: Sequence[TrialRecord]) -> dict[int, float]:
+    # The knee is a property of the whole front, and only the search has measured all of that front. So the order of the
+    # candidates is used: of those that still satisfy the rule, the first one is the closest to the knee.
+    return {record.number: -float(place) for place, record in enumerate(candidates)}
 
 
 class _ConfirmedFigures:
@@ -189,28 +199,20 @@ class _ConfirmedFigures:
         self._answers, self._rule = answers, rule
         self._rows, self._task = answers.rows, answers.task
         self.metric = self._task.quality.name
-        self._teacher_metric = self._count_metric([answers.teacher])
-        self.teacher_metrics = self._task.values(answers.teacher, self._rows)
+        self._teacher_metric = answers.count_metric(self.metric, [answers.teacher])
         self.teacher = bootstrap_interval(self._teacher_metric)
-
-    def roles(self, trial: int) -> list[Role]:
-        """The roles that have outputs for this trial."""
-        return list(dict.fromkeys(run.role for run in self._answers.outputs if run.trial == trial))
 
     def student(self, record: TrialRecord, role: Role) -> ConfirmedStudent:
         """The figures of one student over its seeds."""
-        outputs = self._outputs(record.number, role)
-        count_metric = self._count_metric(outputs)
-        teacher = self._answers.teacher
+        count_metric = self._count_metric(record.number, role)
         # As in `quality.retention`: more than 1 means that the student is better.
         is_minimized = self._task.quality.direction == "minimize"
         ratio = (self._teacher_metric, count_metric) if is_minimized else (count_metric, self._teacher_metric)
-        metrics_of_seeds = [student_quality(self._task, each, teacher, self._rows) for each in outputs]
-        metrics = {name: float(np.mean([each[name] for each in metrics_of_seeds])) for name in metrics_of_seeds[0]}
+        metrics = self._answers.mean_metrics(record.number, role)
         return ConfirmedStudent(
             trial=record.number,
             role=role,
-            seeds=len(outputs),
+            seeds=count_metric.seeds,
             metric=bootstrap_interval(count_metric),
             retention=bootstrap_ratio(*ratio),
             metrics=metrics,
@@ -219,7 +221,7 @@ class _ConfirmedFigures:
 
     def gain(self, trial: int, over: Role) -> Gain:
         """The lead of the candidate over its control."""
-        candidate, control = (self._count_metric(self._outputs(trial, role)) for role in ("candidate", over))
+        candidate, control = self._count_metric(trial, "candidate"), self._count_metric(trial, over)
         return Gain(over=over, difference=bootstrap_difference(candidate, control))
 
     def paired_test(self, trial: int, other: int) -> PairedTest | ExchangeTest:
@@ -227,20 +229,15 @@ class _ConfirmedFigures:
 
         The test compares two models, not two recipes, so it reads the first seed of each candidate only.
         """
-        first, second = (self._outputs(each, "candidate")[0] for each in (trial, other))
+        first, second = (self._answers.outputs_of(each, "candidate")[0] for each in (trial, other))
         if self._task.has_one_answer:
             right = mcnemar(self._task.right(first, self._rows), self._task.right(second, self._rows))
             return PairedTest(trial=other, only_chosen=right.only_first, only_other=right.only_second, p=right.p)
-        test = randomisation_test(self._count_metric([first]), self._count_metric([second]))
+        test = randomisation_test(*(self._answers.count_metric(self.metric, [each]) for each in (first, second)))
         return ExchangeTest(trial=other, difference=test.estimate, shuffles=test.shuffles, p=test.p)
 
-    def _outputs(self, trial: int, role: str) -> list[Outputs]:
-        """The outputs with each seed, in the order of the seeds."""
-        runs = [run for run in self._answers.outputs if (run.trial, run.role) == (trial, role)]
-        return [self._answers.outputs[run] for run in sorted(runs, key=lambda run: run.seed)]
-
-    def _count_metric(self, outputs: Sequence[Outputs]) -> CountMetric:
-        return metric_of_counts(self.metric, [self._task.counts(each, self._rows) for each in outputs])
+    def _count_metric(self, trial: int, role: Role) -> CountMetric:
+        return self._answers.count_metric(self.metric, self._answers.outputs_of(trial, role))
 
 
 def _describe(verdict: Verdict, choice: Choice, task: Task) -> list[str]:
@@ -265,6 +262,7 @@ def _describe(verdict: Verdict, choice: Choice, task: Task) -> list[str]:
         sentences.append(_describe_excess(verdict, verdict.flattered))
     if verdict.against is not None:
         sentences.append(_describe_test(verdict, verdict.against))
+    sentences += [f"{each}." for each in verdict.dropped]
     if verdict.rows < FEW_ROWS:
         sentences.append(
             f"With {verdict.rows} test rows the intervals are wide: a small difference cannot be detected."

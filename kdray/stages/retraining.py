@@ -6,16 +6,19 @@ trial. `choice` plans the reruns and evaluates their outputs.
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Required  # pydantic needs this one before Python 3.12
 
 from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
+from kdray.choice.answers import ConfirmationAnswers
 from kdray.choice.controls import Control, controls_of_front
+from kdray.choice.race import Race, Step, step_without_race
 from kdray.choice.reruns import ControlsOf, Rerun, RerunResult, planned_reruns, read_answers, run_reruns
 from kdray.choice.rule import candidates
-from kdray.choice.verdict import ConfirmationAnswers, Verdict, reach_verdict
+from kdray.choice.verdict import Verdict, reach_verdict
 from kdray.data.rows import Rows
 from kdray.evaluation.quality import student_quality
 from kdray.evaluation.trial_record import TrialRecord
@@ -24,6 +27,7 @@ from kdray.slots.job import Worker
 from kdray.stages.session import Session
 from kdray.stages.teaching import Lessons
 from kdray.storage.files import write_json
+from kdray.storage.paths import SweepPaths
 from kdray.storage.records import Number, read_value
 from kdray.sweep import Sweep
 from kdray.tasks.task import Outputs
@@ -74,32 +78,60 @@ def confirm(
 
     `teacher` are the metrics and costs of the teacher. None if `confirm.candidates` is 0.
     """
-    sweep, paths = session.sweep, session.paths
+    sweep = session.sweep
     if not sweep.confirm.candidates:
         return None
     session.screen.stage("Confirmation")
     candidate_trials = candidates(records, sweep.choose, sweep.confirm.candidates)
     recipes = {record.number: sweep.recipe_of(record.params) for record in candidate_trials}
-    runs = planned_reruns(sweep.confirm, recipes, _controls_of(sweep, lessons), sweep.seed)
-    failures = _train(session, lessons, runs, "students trained again")
-    answers = ConfirmationAnswers(
-        outputs={run: answers for run in runs if (answers := read_answers(paths.rerun(run.key))) is not None},
-        failed={run: failures[run.key] for run in runs if run.key in failures},
-        teacher=_teacher_outputs(lessons),
-        rows=_test_rows(lessons),
-        task=sweep.task,
-    )
-    return reach_verdict(answers, candidate_trials, sweep.choose, teacher)
+    plan = planned_reruns(sweep.confirm, recipes, _controls_of(sweep, lessons), sweep.seed)
+    race = Race(plan, candidate_trials, sweep.choose)
+
+    def next_step(answers: ConfirmationAnswers) -> Step:
+        return race.step(answers) if sweep.confirm.race else step_without_race(plan, answers)
+
+    answers = ConfirmationAnswers({}, {}, _teacher_outputs(lessons), _test_rows(lessons), sweep.task)
+    trained, noted, failures = set[str](), set[int](), dict[str, str]()
+    while True:
+        step = next_step(answers)
+        for dropped in step.dropped:
+            if dropped.trial not in noted:
+                session.screen.note(f"{dropped}.")
+        noted |= {dropped.trial for dropped in step.dropped}
+        if not step.runs:
+            return reach_verdict(answers, candidate_trials, sweep.choose, teacher, step.dropped)
+        # A control may be the same training as a candidate of an earlier round, which MLflow has under that role.
+        new_runs = [run for run in step.runs if run.key not in trained]
+        failures |= _train(session, lessons, new_runs, "students trained again", len(trained))
+        trained |= {run.key for run in new_runs}
+        answers = _with_reruns(answers, step.runs, failures, session.paths)
+
+
+def _with_reruns(
+    answers: ConfirmationAnswers, runs: Sequence[Rerun], failures: Mapping[str, str], paths: SweepPaths
+) -> ConfirmationAnswers:
+    """The answers with those of these reruns, which have ended; `failures` are their errors, by key."""
+    outputs, validation, failed = dict(answers.outputs), dict(answers.validation), dict(answers.failed)
+    for run in runs:
+        student = paths.rerun(run.key)
+        if (of_run := read_answers(student)) is not None:
+            outputs[run], validation[run] = of_run, read_reports(student)[-1]
+        if run.key in failures or of_run is None:
+            failed[run] = failures.get(run.key, "it ended without outputs for the test rows")
+    return replace(answers, outputs=outputs, validation=validation, failed=failed)
 
 
 def _controls_of(sweep: Sweep, lessons: Lessons) -> ControlsOf:
     return ControlsOf(sweep.recipe, lambda recipe: lessons.inputs.of(recipe.student).has_more_text(recipe))
 
 
-def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_name: str) -> dict[str, str]:
+def _train(
+    session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_name: str, earlier: int = 0
+) -> dict[str, str]:
     """Train these reruns, and report each one to the screen and to MLflow when it ends.
 
-    Returns the error of every failed rerun, by key. `progress_name` names the count on the screen.
+    Returns the error of every failed rerun, by key. `progress_name` names the count on the screen, which begins after
+    the number of `earlier` trainings.
     """
     sweep, paths = session.sweep, session.paths
     trials = {
@@ -121,7 +153,7 @@ def _train(session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_n
 
     def on_end(run: Rerun, result: RerunResult) -> None:
         ended.add(run.key)
-        session.screen.progress(progress_name, len(ended), len(keys))
+        session.screen.progress(progress_name, earlier + len(ended), earlier + len(keys))
         if result.error:
             failures[run.key] = result.error
             session.screen.note(f"{run} failed: {result.error}")

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from ray import tune
 
+from kdray.choice.answers import ConfirmationAnswers
 from kdray.choice.controls import controls_of_front
 from kdray.choice.reruns import (
     Confirm,
@@ -25,7 +27,7 @@ from kdray.choice.reruns import (
     run_reruns,
 )
 from kdray.choice.rule import Choose, candidates
-from kdray.choice.verdict import ConfirmationAnswers, reach_verdict
+from kdray.choice.verdict import reach_verdict
 from kdray.data.rows import Rows
 from kdray.evaluation.outputs import compute_logits
 from kdray.evaluation.trial_record import TrialRecord
@@ -33,6 +35,7 @@ from kdray.losses.distillation import Distillation
 from kdray.models.pretrained import Pretrained
 from kdray.report.screen import NullScreen
 from kdray.run import RunOptions, run
+from kdray.search.settings import Search
 from kdray.slots.job import Report, Worker
 from kdray.slots.local import LocalSlots
 from kdray.slots.pool import SlotSettings
@@ -503,6 +506,47 @@ def test_sweep_with_controls_and_confirmation(run_sweep: RunSweep) -> None:
     assert read_json(again.choice)["confirmation"]["confirmed"][0]["trial"] in {0, 1, 2}
     weights = sorted(path.name for path in (paths.root / "confirmation").glob("*/student"))
     assert len(weights) >= 2
+
+
+def test_candidates_race_in_a_sweep_and_the_rest_is_trained_without_the_race(
+    run_sweep: RunSweep, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every student keeps a tenth of the teacher's quality, so trial 0, the cheapest candidate, is chosen."""
+
+    def first_trials(records: Sequence[TrialRecord], rule: Choose, most: int) -> list[TrialRecord]:
+        return [replace(r, costs=r.costs | {"latency_ms": 1.0 + r.number}) for r in records[:most]]
+
+    monkeypatch.setattr("kdray.stages.retraining.candidates", first_trials)
+    settings: dict[str, Any] = {
+        "space": {"training.learning_rate": tune.loguniform(1e-3, 3e-3)},
+        "training": recipe.training.model_copy(update={"epochs": 1}),
+        "search": Search(trials=2, stopping=None),
+        "choose": Choose(retention=0.1),
+        "tracking": Tracking(enabled=False),
+    }
+    paths, screen = run_sweep(confirm=Confirm(candidates=2, seeds=2), **settings)
+    raced, entries = read_figures(paths).verdict, read_json(paths.reruns)
+    assert raced is not None
+    (dropped,) = raced.dropped
+    assert (raced.chosen, dropped.trial, dropped.seeds, dropped.planned) == (0, 1, 1, 2)
+    # The first seed of both; the second one of the chosen candidate, and its two controls with both seeds.
+    assert screen.reruns[-1] == (7, 7)
+    assert [note for note in screen.notes if "dropped" in note] == [f"{dropped}."]
+    assert f"{dropped}." in raced.sentences
+    report = (paths.report / "report.md").read_text()
+    assert "| 1 of 2 |" in report
+    assert "why it was dropped" in report
+
+    # A later session repeats the race from what is stored.
+    run_sweep(confirm=Confirm(candidates=2, seeds=2), **settings)
+    assert (read_figures(paths).verdict, read_json(paths.reruns)) == (raced, entries)
+    _, screen = run_sweep(confirm=Confirm(candidates=2, seeds=2, race=False), **settings)
+    whole = read_figures(paths).verdict
+    assert whole is not None
+    # Both candidates have the same control with default distillation.
+    assert screen.reruns[-1] == (10, 10)
+    assert (whole.chosen, whole.winner, whole.gains, whole.dropped) == (0, raced.winner, raced.gains, [])
+    assert {(each.trial, each.seeds) for each in whole.confirmed} == {(0, 2), (1, 2)}
 
 
 def rerun_spans(client: MlflowClient, experiment_id: str) -> dict[str, tuple[int, int]]:

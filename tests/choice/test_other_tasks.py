@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
+from kdray.choice.answers import ConfirmationAnswers
 from kdray.choice.reruns import Rerun, Role
 from kdray.choice.rule import Choose
-from kdray.choice.verdict import ConfirmationAnswers, ExchangeTest, Verdict, reach_verdict
+from kdray.choice.verdict import ExchangeTest, Verdict, reach_verdict
 from kdray.evaluation.quality import student_quality
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.slots.job import Worker

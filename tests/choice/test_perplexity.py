@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from kdray.choice.answers import ConfirmationAnswers
 from kdray.choice.champion import ChampionComparison, RegisteredFigures
 from kdray.choice.reruns import Rerun, Role
 from kdray.choice.rule import Choose, apply_rule, candidates
-from kdray.choice.verdict import ConfirmationAnswers, ExchangeTest, Verdict, reach_verdict
+from kdray.choice.verdict import ExchangeTest, Verdict, reach_verdict
 from kdray.evaluation.pareto import direction, dominates, knee_distances, pareto_front
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.losses.top_k import TopK
