@@ -242,6 +242,7 @@ def _add_confirmed(plot: go.Figure, figures: Figures) -> None:
         return
     costs = _cost_of_trials(figures)
     quality, has_intervals = figures.quality, figures.verdict.metric == figures.quality
+    dropped = {each.trial for each in figures.verdict.dropped}
     for role, color in {"candidate": CHOSEN, **CONTROL_COLORS}.items():
         students = [
             each
@@ -255,7 +256,12 @@ def _add_confirmed(plot: go.Figure, figures: Figures) -> None:
                 mode="markers",
                 name=f"{'confirmed' if role == 'candidate' else role_name(role, figures.task)} (test)",
                 hoverinfo="text",
-                marker={"color": color, "symbol": "square-open", "size": 10},
+                marker={
+                    "color": color,
+                    # A candidate that was dropped has fewer seeds.
+                    "symbol": ["x-open" if each.trial in dropped else "square-open" for each in students],
+                    "size": 10,
+                },
                 text=[_confirmed_text(figures, each, has_intervals) for each in students],
                 error_y=_error_bars(students) if has_intervals else None,
             )
