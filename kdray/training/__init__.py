@@ -5,6 +5,7 @@ In reading order:
 - `settings`     Training: epochs, batch size, learning rate, precision, checkpoints
 - `fit`          the training loop
 - `step`         one optimiser step
+- `compact`      the token embeddings in a training, without the rows of tokens that no training row has
 - `parts`        the loss of outputs over a vocabulary, computed for some answers at a time
 - `signal`       Signal: where the states of a teacher come from that inner terms compare; the live teacher
 - `stored_signal`  the signal that reads hidden states from files

@@ -6,7 +6,8 @@ checks it. What a training computes between two checkpoints is in `fit`.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,18 @@ class CheckpointManager:
             write_checkpoint(self._path, {**models, "ranks": ranks, "reports": self.reports, "at": asdict(position)})
         self._saved_at = time.monotonic()
 
-    def restore(self) -> tuple[Position, RunningSums]:
+    def restore(self, whole: Callable[[], AbstractContextManager[None]] = nullcontext) -> tuple[Position, RunningSums]:
         """Load the checkpoint, and return where the training continues, with its sums.
 
-        If there is no checkpoint, or a damaged one, the training starts at the beginning. A collective call.
+        If there is no checkpoint, or a damaged one, the training starts at the beginning. `whole` gives a block in
+        which model and optimizer have the form that a checkpoint has. A collective call.
         """
-        state, error = self._read() if self._path is not None else (None, "")
+        has_file = self._path is not None and fetch(self._path).exists()
+        with whole() if has_file else nullcontext():
+            return self._restore(*self._read() if has_file else (None, ""))
+
+    def _restore(self, state: dict[str, Any] | None, error: str) -> tuple[Position, RunningSums]:
+        """The same with the state in the file; None: there is none that can be used, and why."""
         # All ranks must start at the same step, so one rank that cannot read the checkpoint decides for all of them.
         if not all(self._worker.all_gather(state is not None)):
             errors = [each for each in self._worker.all_gather(error) if each]
@@ -161,10 +168,8 @@ class CheckpointManager:
         return Position(**state["at"]), self._restore_rank(state["ranks"])
 
     def _read(self) -> tuple[dict[str, Any] | None, str]:
-        """The state in the checkpoint file, or None and why a file that is there cannot be used."""
+        """The state in the checkpoint file, or None and why it cannot be used."""
         assert self._path is not None
-        if not fetch(self._path).exists():
-            return None, ""
         try:
             state = read_checkpoint(self._path, max_checkpoint_bytes(self._model))
             check_state(state, self._path, self._model, self._optimizer, self._learnt_by_objective())

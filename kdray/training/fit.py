@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,6 +23,7 @@ from kdray.errors import SpecError
 from kdray.losses.objective import Objective
 from kdray.slots.job import Instruction, Report, Worker
 from kdray.training.checkpoint import CheckpointManager, Position, RunningSums
+from kdray.training.compact import CompactTable, compact_table, whole_table
 from kdray.training.inside import Inside
 from kdray.training.quantising import Quantising
 from kdray.training.settings import Training, evaluation_marks
@@ -77,8 +79,18 @@ def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Repor
     evaluations first, because the caller may not have received all of them. If the worker receives the instruction to
     stop, the training ends early and returns an empty list. Raises JobError if the loss is not finite.
     """
+    model.to(worker.device).train()
+    # What is rounded to int8 depends on the range of the whole table.
+    ids = plan.rows.token_ids if plan.quantising is None else None
+    with compact_table(model, ids, plan.training.weight_decay) as table:
+        return (yield from _train(model, plan, worker, table))
+
+
+def _train(
+    model: nn.Module, plan: TrainingPlan, worker: Worker, table: CompactTable | None
+) -> Generator[Report, None, list[Report]]:
     training = plan.training
-    learner = Learner(model.to(worker.device).train(), plan.objective.to(worker.device), plan.inside)
+    learner = Learner(model, plan.objective.to(worker.device), plan.inside)
     step = Step(learner, training, worker)
     torch.manual_seed(plan.seed * 1000 + worker.rank)  # each rank draws its own dropout
     checkpoints = CheckpointManager(
@@ -89,17 +101,22 @@ def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Repor
         worker=worker,
         objective=plan.objective,
     )
-    start, sums = checkpoints.restore()
-    yield from checkpoints.reports
     steps_per_epoch = math.ceil((plan.epoch_rows or len(plan.rows)) / training.batch_size)
     steps = training.epochs * steps_per_epoch
+    start, sums = checkpoints.restore(partial(whole_table, table, step.optimizer))
+    if table is not None:
+        for number in range(start.step):
+            table.decay(training.learning_rate_at(number, steps))
+    yield from checkpoints.reports
     marks = evaluation_marks(steps_per_epoch, training.evaluations_per_epoch)
-    for at, rows, indices in _remaining_batches(plan, start.step, steps_per_epoch):
+    for at, rows, indices in remaining_batches(plan, start.step, steps_per_epoch):
         rate = training.learning_rate_at(at.step - 1, steps)
         # From the number of the step, so a continued training and all ranks have the same one.
         progress = (at.step - 1) / max(1, steps - 1)
         with plan.form_at(progress):
             step(rows, indices, rate, progress, sums)
+        if table is not None:
+            table.decay(rate)
         must_evaluate = at.batch in marks
         if at.step % FINITE_CHECK_STEPS == 0 or must_evaluate:
             sums.check_finite(f"step {at.step}")
@@ -109,7 +126,8 @@ def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Repor
         if must_evaluate:
             report: Report = {"epoch": at.epoch + at.batch / steps_per_epoch, "step": at.step, "learning_rate": rate}
             report |= sums.metrics(worker)
-            report |= _evaluate(model, plan.evaluate, at.step == steps)
+            with whole_table(table):
+                report |= evaluation_report(model, plan.evaluate, at.step == steps)
             checkpoints.reports.append(report)
             yield report
             sums = RunningSums()
@@ -117,14 +135,15 @@ def fit(model: nn.Module, plan: TrainingPlan, worker: Worker) -> Generator[Repor
         # step no checkpoint is needed, because the training is complete.
         must_save = instruction is not Instruction.NOTHING or (must_evaluate and checkpoints.is_due_after_evaluation())
         if at.step < steps and must_save:
-            checkpoints.save(at, sums)
+            with whole_table(table, step.optimizer):
+                checkpoints.save(at, sums)
         if instruction is Instruction.SUSPEND and at.step < steps:
             return []
     model.eval()
     return checkpoints.reports
 
 
-def _remaining_batches(
+def remaining_batches(
     plan: TrainingPlan, start: int, steps_per_epoch: int
 ) -> Iterator[tuple[Position, Rows, np.ndarray]]:
     """The global batches after `start` steps, each with the position that the training has after it.
@@ -147,7 +166,7 @@ def _remaining_batches(
         yield Position(epoch, in_epoch + 1, step + 1), rows, batches[batch]
 
 
-def _evaluate(model: nn.Module, evaluate: Evaluate, last: bool) -> Report:
+def evaluation_report(model: nn.Module, evaluate: Evaluate, last: bool) -> Report:
     """The metrics of the model in evaluation mode, and the time they took, in seconds."""
     started = time.perf_counter()
     model.eval()
