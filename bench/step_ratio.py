@@ -1,20 +1,25 @@
-"""Claim: a step of kdray's fit() takes at most 1.05 times as long as one of a bare PyTorch loop that does the same.
+"""Claim: a step of kdray's fit() takes at most 1.03 times as long as one of a bare PyTorch loop that does the same.
 
 The bare loop is what a good engineer writes for a single student: fused AdamW, autocast, stored logits, clipping,
 warm-up and decay. Its batches are padded in memory before the clock starts, so its time contains no reading of data.
-Both train the same student from the same weights on the same batches in the same order, and `weights_differ_by` is
-the largest difference of their weights at the end. They run in turns, and each repeat changes which one runs first.
-The ratio is the median over the repeats of the time of fit / the time of the loop, at the worst depth. There is no
-Ray, and no evaluation.
+A third side is fit() with the whole table of embeddings, as the bare loop has it: `of_whole_table` is the time of a
+step of fit(), which leaves out the rows of tokens that no row of the data has, in proportion to it. The goal with real
+data and a real teacher is 0.80 at depth 1 and 0.88 at depth 2; generated data have all tokens of their vocabulary.
 
-    python bench/step_ratio.py [--data DIR --columns text,label --teacher DIR]                  (about 5 minutes)
+All train the same student from the same weights on the same batches in the same order, and `weights_differ_by` is the
+largest difference of their weights at the end. They run in turns, and each repeat begins with another one. A ratio is
+the median over the repeats; the claim's is that of the worst depth. There is no Ray, and no evaluation.
+
+    python bench/step_ratio.py [--data DIR --columns text,label --teacher DIR]                  (about 8 minutes)
 """
 
 import argparse
+import copy
 import math
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +49,8 @@ from kdray.training.settings import Training
 
 DISTILLATION = Distillation(temperature=3.0, alpha=0.7)
 SEED = 0
+GOAL_OF_WHOLE_TABLE = {1: 0.80, 2: 0.88}
+"""Depth -> the largest share of the time of a step with the whole table, at MiniLM's size."""
 
 
 def train_bare(model: PreTrainedModel, batches: list[Batch], training: Training, dtype: torch.dtype | None) -> None:
@@ -97,44 +104,57 @@ def train_with_kdray(model: PreTrainedModel, rows: Rows, training: Training, wor
 
 @dataclass(frozen=True)
 class Comparison:
-    """The seconds of a step and their ratio: medians over the repeats."""
+    """The seconds of a step of each side and their ratios: medians over the repeats."""
 
     fit_s: float
+    whole_table_s: float
     bare_s: float
     ratio: float
+    """fit / bare loop."""
     lowest: float
     highest: float
+    of_whole_table: float
+    """fit / fit with the whole table."""
     weights_differ_by: float
 
 
 def compare(source: PreTrainedModel, depth: int, rows: Rows, training: Training, repeats: int) -> Comparison:
-    """Compare the two at one depth. The first run of each is not counted."""
+    """Compare the three at one depth. The first run of each is not counted."""
     worker = Worker(device=source.device)
     dtype = autocast_dtype(training.precision, source.device, source)
     indices = epoch_batches(rows.lengths, training.batch_size, seed=SEED, epoch=0)
     batches = [rows.batch(rows_of_one) for rows_of_one in indices]
-    build = TransformerStudent(depth=depth).build
-    by_fit, by_bare, difference = [], [], 0.0
+    of_unknown_tokens = copy.copy(rows)
+    of_unknown_tokens.token_ids = None
+    sides: dict[str, Callable[[PreTrainedModel], None]] = {
+        "fit": lambda model: train_with_kdray(model, rows, training, worker),
+        "whole table": lambda model: train_with_kdray(model, of_unknown_tokens, training, worker),
+        "bare": lambda model: train_bare(model, batches, training, dtype),
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    difference = 0.0
     for repeat in range(repeats + 1):
-        of_fit, of_bare = build(source, SEED), build(source, SEED)
-        for turn in (repeat, repeat + 1):
+        models = {name: TransformerStudent(depth=depth).build(source, SEED) for name in sides}
+        for place in range(len(sides)):
+            name = list(sides)[(repeat + place) % len(sides)]
             started = seconds(source.device)
-            if turn % 2:
-                train_with_kdray(of_fit, rows, training, worker)
-                by_fit.append((seconds(source.device) - started) / len(batches))
-            else:
-                train_bare(of_bare, batches, training, dtype)
-                by_bare.append((seconds(source.device) - started) / len(batches))
-        pairs = zip(of_fit.parameters(), of_bare.parameters(), strict=True)
-        difference = max(difference, *(float((a - b).detach().abs().max()) for a, b in pairs))
-    ratios = [fit / loop for fit, loop in zip(by_fit[1:], by_bare[1:], strict=True)]
+            sides[name](models[name])
+            times[name].append((seconds(source.device) - started) / len(batches))
+        for weights in zip(*(model.parameters() for model in models.values()), strict=True):
+            difference = max(difference, *(float((weights[0] - other).detach().abs().max()) for other in weights[1:]))
+    counted = {name: of_side[1:] for name, of_side in times.items()}
+    ratios = [fit / bare for fit, bare in zip(counted["fit"], counted["bare"], strict=True)]
     return Comparison(
-        statistics.median(by_fit[1:]),
-        statistics.median(by_bare[1:]),
-        statistics.median(ratios),
-        min(ratios),
-        max(ratios),
-        difference,
+        fit_s=statistics.median(counted["fit"]),
+        whole_table_s=statistics.median(counted["whole table"]),
+        bare_s=statistics.median(counted["bare"]),
+        ratio=statistics.median(ratios),
+        lowest=min(ratios),
+        highest=max(ratios),
+        of_whole_table=statistics.median(
+            fit / whole for fit, whole in zip(counted["fit"], counted["whole table"], strict=True)
+        ),
+        weights_differ_by=difference,
     )
 
 
@@ -157,8 +177,9 @@ def material(options: argparse.Namespace, folder: Path, worker_slots: LocalSlots
 
 
 def main() -> None:
-    command = parser(__doc__, max_rows=1600)
-    command.add_argument("--depths", default="1,2,4", help="depths of the students")
+    command = parser(__doc__)
+    command.add_argument("--depths", default="1,2,3", help="depths of the students")
+    command.add_argument("--steps", type=int, default=50, help="steps of each run")
     command.add_argument("--repeats", type=int, default=5)
     command.add_argument("--threads", type=int, default=1, help="torch threads")
     options = command.parse_args()
@@ -167,17 +188,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kdray-bench-") as name, LocalSlots(options.threads) as slots:
         source, rows = material(options, Path(name), slots)
         training = Training(epochs=1, precision=options.precision)
+        tokens = rows.token_ids
+        assert tokens is not None
+        rows = rows.first(min(len(rows), options.steps * training.batch_size))
+        rows.token_ids = tokens  # those of all rows, as in a training of an epoch
         depths = [int(depth) for depth in options.depths.split(",")]
         found = {depth: compare(source, depth, rows, training, options.repeats) for depth in depths}
     print_result(
         "seconds of a training step of fit(), against a bare PyTorch loop (times as long; worst depth)",
         max(one.ratio for one in found.values()),
         {
-            "goal": 1.05,
+            "goal": 1.03,
+            "goal_of_whole_table": GOAL_OF_WHOLE_TABLE,
             "by_depth": {depth: vars(one) for depth, one in found.items()},
             "steps": math.ceil(len(rows) / training.batch_size),
             "repeats": options.repeats,
             "mean_tokens": float(rows.lengths.mean()),
+            "share_of_table": len(tokens) / len(source.get_input_embeddings().weight),
             "autocast": str(autocast_dtype(training.precision, source.device, source)),
         },
         on,
