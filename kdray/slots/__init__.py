@@ -2,7 +2,7 @@
 
 In reading order:
 
-- `job`           the interface between slots and jobs: Job, Report, Instruction, Worker
+- `job`           the interface between slots and jobs: Job, Report, Instruction, Worker; jobs that run as one
 - `pool`          SlotSettings; the interface of every pool of slots
 - `local`         one slot in this process, without Ray
 - `cluster`       joins or starts Ray; lists the machines of the cluster

@@ -4,11 +4,11 @@ A job is a picklable callable. Every worker of one slot calls it once, with its 
 that it yields.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -67,6 +67,42 @@ class Instruction(IntEnum):
 
 def _nothing() -> Instruction:
     return Instruction.NOTHING
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """One of several jobs that run as one has ended."""
+
+    error: Exception | None = None
+    """Why it failed; None: it has finished, or was told to end or to suspend."""
+
+
+class FusedJob(Protocol):
+    """Several jobs that one worker runs together."""
+
+    def __call__(
+        self, worker: "Worker", instructions: Sequence[Callable[[], Instruction]]
+    ) -> Iterator[tuple[int, Report | JobEnd]]:
+        """Run the jobs. Yield each report with the number of its job, and the end of each job as its last value.
+
+        `instructions` has the function of each job that reads its instruction, which stands in the place of
+        `Worker.instruction`. An error that is raised is one of all jobs that have not ended.
+        """
+        ...
+
+
+@runtime_checkable
+class FusableJob(Protocol):
+    """A job that a slot may run together with others like it."""
+
+    @property
+    def fuse_key(self) -> str:
+        """Jobs with the same key may run together; empty: this job runs alone."""
+        ...
+
+    def fused_with(self, others: "Sequence[FusableJob]") -> FusedJob:
+        """This job, number 0, and others with the same key, in order, as one."""
+        ...
 
 
 @dataclass

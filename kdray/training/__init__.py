@@ -14,5 +14,10 @@ In reading order:
 - `precision`    whether a model computes in bf16 or in float32
 - `checkpoint`   when a checkpoint is due, and how a training continues from it
 - `checkpoint_files`   the file of a checkpoint; one that is damaged or does not fit is not used
+- `fused`        the training loop of several students that are trained as one batch of models
+- `fused_step`     one optimiser step of all of them; their weights and moments
+- `fused_loss`     their losses on the same answers
+- `fused_model`    their forward pass on the same batch; which models can have one
+- `fused_trials`   the job that trains the students of several trials so
 - `trial`        Recipe: all settings of a trial; Trial: the job that trains one student
 """

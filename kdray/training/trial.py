@@ -4,7 +4,7 @@ This module does not depend on search and tracking: a trial gets its recipe and 
 each evaluation.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -23,9 +23,9 @@ from kdray.losses.distillation import Distillation
 from kdray.losses.distribution import Distribution
 from kdray.losses.objective import Objective
 from kdray.models.pretrained import Pretrained, save_model
-from kdray.settings import Settings, later_field
+from kdray.settings import Settings, identifying_values, later_field
 from kdray.slots.job import Report, Worker
-from kdray.storage.files import upload_folder, write_json
+from kdray.storage.files import fingerprint, upload_folder, write_json
 from kdray.storage.mirror import delete, fetch
 from kdray.storage.records import read_value
 from kdray.students.kinds import AnyStudent
@@ -33,6 +33,7 @@ from kdray.students.transformer import TransformerStudent
 from kdray.tasks.kept_thresholds import read_thresholds, write_thresholds
 from kdray.tasks.task import Outputs, Task
 from kdray.training.fit import TrainingPlan, fit
+from kdray.training.fused_trials import FusedTrials
 from kdray.training.inside import Inside, open_objective
 from kdray.training.precision import autocast_dtype
 from kdray.training.quantising import EVALUATION_ROWS, Quantising, int8_quality
@@ -42,6 +43,9 @@ from kdray.training.signal import Signal
 EVALUATION_BATCH_SIZE = 128
 """Rows in one forward pass when a finished student is evaluated."""
 
+
+SETTINGS_OF_A_MEMBER = ("learning_rate", "warmup", "weight_decay", "clip_norm", "epochs", "evaluations_per_epoch")
+"""The settings of a training in which the students of one batch of models may differ."""
 
 LearnFrom: TypeAlias = Literal["all text", "labelled rows"]
 
@@ -124,23 +128,54 @@ class Trial:
     target: Path
 
     def __call__(self, worker: Worker) -> Iterator[Report]:
-        reports_path = fetch(reports_file(self.target))
         # Rank 0 decides for all ranks: they must either all train or all end here.
-        if worker.broadcast(reports_path.exists()):
+        if worker.broadcast(self.has_ended):
             yield from read_reports(self.target)
             return
-        source = worker.cached(("source", self.inputs.source.key), self.inputs.source.model)
-        model = self.recipe.student.build(source, self.seed)
-        distribution = self.inputs.task.distribution(self.inputs.rows("train", worker).gold).start_training(model)
+        model, distribution = self.build(worker)
         reports = yield from self._train(model, distribution, worker)
         if worker.rank == 0 and reports:
-            distribution.end_training(model)
-            tokenizer = worker.cached(("tokenizer", self.inputs.source.key), self.inputs.source.tokenizer)
-            with upload_folder(self.target) as folder:
-                save_model(model.cpu(), tokenizer, folder)
-            # In this order: at any moment there is a checkpoint to continue from, or the finished student.
-            write_json(reports_path, reports)
-            delete(self._checkpoint)
+            self.save(model, distribution, reports, worker)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its training is complete."""
+        return fetch(reports_file(self.target)).exists()
+
+    @property
+    def fuse_key(self) -> str:
+        """See `FusableJob`. What a training computes for each student of a batch of models by itself may differ."""
+        recipe, inputs = self.recipe, self.inputs
+        is_large = inputs.tokens.layout.top_k is not None  # outputs over a vocabulary are computed in parts
+        if recipe.distillation.inner_terms or recipe.training.quantised != "no" or is_large:
+            return ""
+        own = {name: Training.model_fields[name].default for name in SETTINGS_OF_A_MEMBER}
+        training = recipe.training.model_copy(update=own)
+        same = recipe.model_copy(update={"distillation": Distillation(), "training": training})
+        files = inputs.tokens.folder, inputs.transfer.folder
+        return fingerprint(identifying_values(same), self.seed, inputs.source.key, *map(str, files))
+
+    def fused_with(self, others: Sequence["Trial"]) -> FusedTrials:
+        """See `FusableJob`."""
+        return FusedTrials((self, *others))
+
+    def build(self, worker: Worker) -> tuple[PreTrainedModel, Distribution]:
+        """The student before its training, and the distribution of its outputs in the training."""
+        source = worker.cached(("source", self.inputs.source.key), self.inputs.source.model)
+        model = self.recipe.student.build(source, self.seed)
+        return model, self.inputs.task.distribution(self.inputs.rows("train", worker).gold).start_training(model)
+
+    def save(
+        self, model: PreTrainedModel, distribution: Distribution, reports: Sequence[Report], worker: Worker
+    ) -> None:
+        """Write the student after its training, with all reports, in place of its checkpoint."""
+        distribution.end_training(model)
+        tokenizer = worker.cached(("tokenizer", self.inputs.source.key), self.inputs.source.tokenizer)
+        with upload_folder(self.target) as folder:
+            save_model(model.cpu(), tokenizer, folder)
+        # In this order: at any moment there is a checkpoint to continue from, or the finished student.
+        write_json(reports_file(self.target), reports)
+        delete(self._checkpoint)
 
     @property
     def _checkpoint(self) -> Path:
@@ -161,15 +196,17 @@ class Trial:
             worker,
             answers_live=self.inputs.tokens.is_masked_anew("train"),
         ) as opened:
-            return (yield from fit(model, self._plan(model, distribution, opened, worker), worker))
+            return (yield from fit(model, self.plan(model, distribution, worker, opened), worker))
 
-    def _plan(
+    def plan(
         self,
         model: PreTrainedModel,
         distribution: Distribution,
-        opened: tuple[Objective, Inside | None],
         worker: Worker,
+        opened: tuple[Objective, Inside | None] | None = None,
     ) -> TrainingPlan:
+        """The training of the student. `opened`: what `open_objective` gives; None for one without inner terms."""
+        objective, inside = opened or (Objective(self.recipe.distillation, distribution), None)
         training = self.recipe.training
         validation = self.inputs.rows("validation", worker)
         dtype = autocast_dtype(training.precision, worker.device, model)
@@ -195,8 +232,8 @@ class Trial:
             rows=self.inputs.texts(self.recipe, worker),
             epoch_rows=self.inputs.epoch_rows(self.recipe),
             training=training,
-            objective=opened[0],
-            inside=opened[1],
+            objective=objective,
+            inside=inside,
             evaluate=evaluate,
             seed=self.seed,
             checkpoint=self._checkpoint,
