@@ -12,7 +12,8 @@ students answer in these units. The model reads both sentences together. The qua
 scores (Cer, Diab, Agirre, Lopez-Gazpio, Specia 2017, https://aclanthology.org/S17-2001). The copy of these data in GLUE
 has no scores for the test rows, and other copies have scores from 0 to 1.
 
-The temperature is not searched: a number has no distribution that a temperature could change.
+The temperature is not searched: a number has no distribution that a temperature could change. Which layers a student
+copies from its teacher can matter more than all else, so that is searched (docs/performance.md).
 """
 
 from ray import tune
@@ -27,6 +28,7 @@ sweep = Sweep(
     training=Training(epochs=4),
     space={
         "student.depth": tune.randint(1, 7),
+        "student.layers": tune.choice(["first", "evenly"]),
         "distillation.alpha": tune.uniform(0.3, 1.0),
         "training.learning_rate": tune.loguniform(3e-5, 4e-4),
     },
