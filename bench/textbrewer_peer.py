@@ -95,7 +95,7 @@ def train_with_textbrewer(
     steps = training.epochs * len(batches)
     config = DistillationConfig(
         temperature=DISTILLATION.temperature,
-        kd_loss_weight=DISTILLATION.alpha,
+        kd_loss_weight=DISTILLATION.alpha * DISTILLATION.temperature**2,  # TextBrewer does not multiply by it
         hard_label_weight=1 - DISTILLATION.alpha,
         is_caching_logits=cached,
     )
@@ -105,7 +105,9 @@ def train_with_textbrewer(
         distiller = kind(on_cpu, config, live, student.train(), adaptor, adaptor)
         torch.manual_seed(SEED)
         started = time.perf_counter()
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None), redirect_stdout(sys.stderr), distiller:
+        # Without the cache: it would keep the weights of the first step in bf16 until the block ends.
+        bf16 = torch.autocast("cpu", dtype=dtype, enabled=dtype is not None, cache_enabled=False)
+        with bf16, redirect_stdout(sys.stderr), distiller:
             distiller.train(
                 adamw(student, training),
                 batches,

@@ -9,7 +9,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +25,9 @@ from kdray.storage.safe_json import parse_json, read_regular_file
 
 SCRATCH = "kdray-scratch-"
 """The prefix of the names of scratch folders."""
+
+ABANDONED_AFTER_S = 3600.0
+"""Seconds after its last change from which on a temporary file is one of a process that was killed."""
 
 SCRATCH_LOCKED_WITHIN_S = 60.0
 """Seconds after which a process has locked the scratch folder that it made, or is dead."""
@@ -59,6 +64,16 @@ def replace_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def delete_abandoned(folder: Path) -> None:
+    """Delete the temporary files in this folder whose writers were killed. One that is being written stays."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _TEMPORARY_NAME.fullmatch(path.name):
+            with suppress(FileNotFoundError):  # another process has deleted or renamed it
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > ABANDONED_AFTER_S:
+                    path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -118,6 +133,9 @@ def scratch_folder(root: Path | None = None) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+_TEMPORARY_NAME = re.compile(r"\..+-[0-9a-f]{12}")
 
 
 def _temporary_path(path: Path) -> Path:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from kdray.models.pretrained import Pretrained
 from kdray.slots.job import Job, Pool, Worker
-from kdray.storage.files import file_fingerprint, read_json, write_json
+from kdray.storage.files import delete_abandoned, file_fingerprint, read_json, write_json
 from kdray.storage.mirror import delete, fetch_files
 
 MANIFEST = "manifest.json"
@@ -25,8 +25,9 @@ def missing_files(
     """The files to write, and whether the folder is not known to be complete. Damaged files are deleted, with a note.
 
     `names` are the files of the complete folder. `on_note` receives a sentence for each damaged file, which ends with
-    the `remedy`.
+    the `remedy`. Temporary files of writers that were killed are deleted.
     """
+    delete_abandoned(folder)
     names, known = list(names), _read_manifest(folder / MANIFEST)
     # Only the files of this folder: a name in the manifest decides which file is deleted.
     for name, digest in ((name, known[name]) for name in names if name in known):

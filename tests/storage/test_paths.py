@@ -1,11 +1,22 @@
 """Writes are atomic, fingerprints depend on content only, and a storage that cannot be written is refused."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from kdray.errors import StorageError
-from kdray.storage.files import file_fingerprint, fingerprint, read_json, replace_file, replace_folder, write_json
+from kdray.storage.files import (
+    ABANDONED_AFTER_S,
+    delete_abandoned,
+    file_fingerprint,
+    fingerprint,
+    read_json,
+    replace_file,
+    replace_folder,
+    write_json,
+)
 from kdray.storage.paths import StoragePaths, SweepPaths, storage_path
 
 
@@ -63,6 +74,24 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         temporary.with_name("missing").rename(temporary)
     assert read_json(tmp_path / "deep" / "x.json") == {"a": 1}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.json"]
+
+
+def test_temporary_files_of_killed_writers_are_deleted_and_no_others(tmp_path: Path) -> None:
+    old = time.time() - ABANDONED_AFTER_S - 1
+    others = [tmp_path / ".hidden", tmp_path / "file-0123456789ab", tmp_path / ".a-0123456789abc"]
+    for other in others:
+        other.touch()
+        os.utime(other, (old, old))
+    with replace_file(tmp_path / "new") as young, replace_file(tmp_path / "old") as abandoned:
+        os.utime(abandoned, (old, old))
+        (link := abandoned.with_name(".x-0123456789ab")).symlink_to(others[0])
+        delete_abandoned(tmp_path)
+        assert young.exists()
+        assert link.is_symlink()
+        assert not abandoned.exists()
+        abandoned.touch()
+    assert all(other.exists() for other in others)
+    delete_abandoned(tmp_path / "missing")
 
 
 def test_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
