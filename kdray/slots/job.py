@@ -93,7 +93,10 @@ class FusedJob(Protocol):
 
 @runtime_checkable
 class FusableJob(Protocol):
-    """A job that a slot may run together with others like it."""
+    """A job that one worker can run together with others like it.
+
+    The slots do not do so yet: they run each job alone.
+    """
 
     @property
     def fuse_key(self) -> str:
