@@ -25,6 +25,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "gpu": ("--tiny",),
     "inner_ratio": ("--max-rows", "48", "--repeats", "1"),
     "kill_and_resume": ("{sweep}", "--kills", "1"),
+    "ledger_replay": ("--trials", "40"),
     "many_slots": ("--slots", "20", "--trials", "100", "--most-slots", "20"),
     "million_rows": ("--rows", "400"),
     "slot_memory": ("--megabytes", "1"),
