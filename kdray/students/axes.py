@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
 
 from kdray.errors import TeacherError
 from kdray.models.checks import errors_of_transformers
@@ -124,10 +125,17 @@ def views_of(model: PreTrainedModel, structure: Structure) -> Iterator[View]:
     modules = dict(model.named_modules())
     for name, axes in structure.axes.items():
         module, layer = modules[name.rpartition(".")[0]], structure.layer(name) or 0
-        if len(axes) == 2 and isinstance(module, nn.Linear) and axes[1] is not None and axes[1].width != "hidden":
-            yield View(module, axes[1], layer, is_input=True)
+        if len(axes) == 2 and isinstance(module, nn.Linear | Conv1D):
+            axis = axes[input_number(module)]
+            if axis is not None and axis.width != "hidden":
+                yield View(module, axis, layer, is_input=True)
         if len(axes) == 1 and name.endswith(".weight") and axes[0] is not None and axes[0].width == "hidden":
             yield View(module, axes[0], layer, is_input=False)
+
+
+def input_number(module: nn.Module) -> int:
+    """The number of the axis of a module's weight that belongs to what the module reads."""
+    return 0 if isinstance(module, Conv1D) else 1  # the layers of GPT-2, whose weights are input x output
 
 
 def structure_of(family: type[PreTrainedModel], config: Any, widths: Iterable[Width]) -> Structure:
@@ -183,7 +191,7 @@ def _find(small: _Small, width: Width) -> Structure:
     with torch.device("cpu"), _errors(family, width):
         model = small.outlined(small.widths)
         stacks = tuple(layers_of(small.config).stacks(model))
-        structure = Structure(_axes(small, stacks, width), stacks)
+        structure = Structure(_axes(small, stacks, width, dict(model.named_modules())), stacks)
         cut = {axis.width for axes in structure.axes.values() for axis in axes if axis is not None}
         can_be_measured = cut == {view.axis.width for view in views_of(model, structure)}
         if not cut or not can_be_measured or not is_invariant(small.drawn(), structure):
@@ -215,14 +223,14 @@ def _small_config(config: Any) -> Any:
     return small
 
 
-def _axes(small: _Small, stacks: tuple[str, ...], width: Width) -> Axes:
+def _axes(small: _Small, stacks: tuple[str, ...], width: Width, modules: Mapping[str, nn.Module]) -> Axes:
     """The axes that follow the width; those of heads and hidden size together where the two are tied."""
     widths = small.widths
     if width == "feed_forward" or not widths.is_tied:
         more = 1 if width == "heads" else 4
         return _changed_axes(small, widths.with_counts({width: widths.count(width) + more}), width)
     wider = widths.with_counts({"heads": widths.heads + 1, "hidden": widths.hidden + widths.head_size})
-    return _with_heads(Structure(_changed_axes(small, wider, "hidden"), stacks))
+    return _with_heads(Structure(_changed_axes(small, wider, "hidden"), stacks), modules)
 
 
 def _changed_axes(small: _Small, wider: Widths, width: Width) -> Axes:
@@ -247,7 +255,7 @@ def _axis(size: int, widths: Widths, width: Width) -> Axis:
     return Axis(width, size // widths.count(width))
 
 
-def _with_heads(tied: Structure) -> Axes:
+def _with_heads(tied: Structure, modules: Mapping[str, nn.Module]) -> Axes:
     """The axes of hidden units and heads, of all axes that grow with both: heads are inside of an attention."""
     axes = dict(tied.axes)
     for layer in range(tied.layers if axes else 0):
@@ -256,14 +264,19 @@ def _with_heads(tied: Structure) -> Axes:
             return {}
         # Modules are defined in the order in which they run: the projection of the heads' results is the last one.
         *inputs, output = square
-        axes[output] = (axes[output][0], Axis("heads", 1))
+        axes[output] = _as_heads(axes[output], input_number(modules[output.rpartition(".")[0]]))
         for name in inputs:
-            of_heads = replace(axes[name][0] or Axis("heads", 1), width="heads")
-            axes[name] = (of_heads, axes[name][1])
+            number = 1 - input_number(modules[name.rpartition(".")[0]])
+            axes[name] = _as_heads(axes[name], number)
             bias = name.removesuffix("weight") + "bias"
             if bias in axes:
-                axes[bias] = (of_heads,)
+                axes[bias] = (axes[name][number],)
     return axes
+
+
+def _as_heads(axes: tuple[Axis | None, ...], number: int) -> tuple[Axis | None, ...]:
+    """The axes of a weight, of which the one of this number counts heads instead of hidden units."""
+    return tuple(replace(axis, width="heads") if axis and at == number else axis for at, axis in enumerate(axes))
 
 
 def is_invariant(model: PreTrainedModel, structure: Structure) -> bool:

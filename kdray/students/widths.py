@@ -14,10 +14,11 @@ Width: TypeAlias = Literal["heads", "feed_forward", "hidden"]
 
 WIDTHS: tuple[Width, ...] = ("heads", "feed_forward", "hidden")
 
-NARROWED = ("BERT", "RoBERTa", "DistilBERT", "ELECTRA", "MPNet", "DeBERTa-v2", "ALBERT", "ModernBERT", "Llama")
+NARROWED = ("BERT", "RoBERTa", "DistilBERT", "ELECTRA", "MPNet", "DeBERTa-v2", "ALBERT", "ModernBERT", "GPT-2", "Llama")
 """Families of which all widths can be cut, for messages."""
-FEED_FORWARD = ("intermediate_size", "hidden_dim")
-"""The names of the feed-forward width in configurations of transformers, which has no common name for it."""
+FEED_FORWARD = ("intermediate_size", "hidden_dim", "n_inner")
+"""The names of the feed-forward width in configurations of transformers, which has no common name for it. GPT-2 and its
+relatives have None there for four times the hidden size."""
 FOLLOWS_HIDDEN = ("embedding_size", "pooler_hidden_size")
 """Entries that are equal to the hidden size in most models of a family, and must then stay equal to it."""
 
@@ -41,7 +42,10 @@ class Widths:
     def of(cls, config: Any) -> "Widths":
         """The widths in a configuration of transformers. Raises TeacherError if one of them is not in it."""
         heads, hidden = (getattr(config, name, None) for name in ("num_attention_heads", "hidden_size"))
-        feed_forward = getattr(config, _feed_forward_name(config) or "", None)
+        name = _feed_forward_name(config)
+        feed_forward = getattr(config, name) if name else None
+        if name and feed_forward is None and type(hidden) is int:
+            feed_forward = 4 * hidden
         if not type(heads) is type(hidden) is type(feed_forward) is int:
             raise TeacherError(cannot_cut(config.model_type, "its configuration does not say how wide it is"))
         head_size = config.to_dict().get("head_dim")

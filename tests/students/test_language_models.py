@@ -16,14 +16,14 @@ from kdray.students.importance import measure_importance, reorder
 from kdray.students.recordable import Recordable
 from kdray.students.recurrent import RecurrentStudent
 from kdray.students.transformer import TransformerStudent
-from kdray.students.widths import WIDTHS, Width
+from kdray.students.widths import WIDTHS, Width, Widths
 from kdray.tasks.masked_lm import MaskedLM
 from tests.models.families import IDS, logits
 from tests.models.language_models import AUTO, CAUSAL, LANGUAGE_FAMILIES, language_model
 
 NOT_NARROWER = {"mobilebert": "weights do not follow this width", "gpt_neox": "weights do not follow this width"}
 """Families whose heads and hidden size cannot be cut -> why."""
-NARROWED = tuple(family for family in LANGUAGE_FAMILIES if family not in (*NOT_NARROWER, "gpt2"))
+NARROWED = tuple(family for family in LANGUAGE_FAMILIES if family not in NOT_NARROWER)
 NARROW: dict[Width, int] = {"heads": 2, "feed_forward": 24, "hidden": 16}
 
 every_family = pytest.mark.parametrize("family", LANGUAGE_FAMILIES)
@@ -76,13 +76,17 @@ def test_a_narrow_student_has_a_narrow_head(family: str, tied: bool, tmp_path: P
 
 
 @every_family
-def test_feed_forward_units_are_cut_or_refused(family: str, tmp_path: Path) -> None:
+def test_feed_forward_units_are_cut(family: str, tmp_path: Path) -> None:
     source = language_model(family)
-    if family == "gpt2":
-        with pytest.raises(TeacherError, match=r"a gpt2 model cannot be made narrower.*Llama as the model"):
-            TransformerStudent(feed_forward=24).build(source, 0)
-        return
     check_saved(TransformerStudent(feed_forward=24).build(source, 0), source, tmp_path)
+
+
+def test_a_gpt2_without_a_feed_forward_width_of_its_own_has_four_times_its_hidden_size(tmp_path: Path) -> None:
+    source = language_model("gpt2", n_inner=None)
+    assert Widths.of(source.config).feed_forward == 128
+    student = TransformerStudent(hidden=16).build(source, 0)
+    assert (student.config.n_embd, student.config.n_head, student.config.n_inner) == (16, 2, 128)
+    check_saved(student, source, tmp_path)
 
 
 @pytest.mark.parametrize("family", NOT_NARROWER)

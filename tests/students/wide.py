@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from kdray.students.axes import Structure, structure_of
+from kdray.students.axes import Structure, input_number, structure_of
 from kdray.students.widths import WIDTHS, Widths
 from tests.models.families import random_model, tiny_config
 
-CUT = ("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta")
+CUT = ("albert", "bert", "deberta-v2", "distilbert", "electra", "gpt2", "modernbert", "mpnet", "roberta")
 """The families of which all widths can be cut."""
 NARROW = {"heads": 2, "feed_forward": 24, "hidden": 16}
 
@@ -40,7 +41,8 @@ def hidden_in_a_wide_model(family: str) -> tuple[PreTrainedModel, PreTrainedMode
         module = modules[name.rpartition(".")[0]]
         for number, axis in enumerate(axes.get(name, ())):
             if axis is not None:
-                is_read = number == 1 and not isinstance(module, torch.nn.Embedding) and "relative" not in name
+                is_layer = isinstance(module, torch.nn.Linear | Conv1D) and tensor.dim() == 2
+                is_read = is_layer and number == input_number(module)
                 tensor = _doubled(tensor, number, axis.groups, is_read)
         weights[name] = tensor
     wide.load_state_dict(weights)
