@@ -24,7 +24,7 @@ from kdray.slots.job import NOTE, Report, Worker
 from kdray.slots.pool import SlotPool
 from kdray.storage.files import fingerprint, replace_file
 from kdray.storage.mirror import delete, fetch
-from kdray.tasks.task import Outputs
+from kdray.tasks.task import Outputs, Task
 from kdray.training.trial import Recipe, Trial, read_reports, reports_file
 
 Role: TypeAlias = Literal["candidate", "labels only", "labelled rows", "logits alone", "default distillation"]
@@ -38,6 +38,11 @@ ANSWERS_FILE = "test.npy"
 """The file with the logits for the test rows, beside the folder of the student's weights."""
 THRESHOLDS_FILE = "thresholds.npy"
 """The file with the thresholds of the student's labels, for a task that has them. It is written first."""
+
+
+def role_name(role: Role, task: Task) -> str:
+    """What a report calls a rerun with this role: a language model, for example, has no labels."""
+    return task.control_name if role == "labels only" else role
 
 
 class Confirm(Settings):
@@ -102,8 +107,9 @@ class Rerun:
         """The fingerprint of recipe and seed. Reruns with the same key are one training."""
         return fingerprint(identifying_values(self.recipe), self.seed)
 
-    def __str__(self) -> str:
-        role = "" if self.role == "candidate" else f", {self.role}"
+    def title(self, task: Task) -> str:
+        """The trial, the role as a report calls it, and the seed."""
+        role = "" if self.role == "candidate" else f", {role_name(self.role, task)}"
         return f"trial {self.trial:03d}{role}, seed {self.seed}"
 
 

@@ -148,7 +148,7 @@ def reach_verdict(
         chosen=choice.number,
         satisfied=choice.satisfied,
         sentences=[],
-        failed={str(run): error for run, error in answers.failed.items()},
+        failed={run.title(answers.task): error for run, error in answers.failed.items()},
     )
     if (winner := verdict.winner) is not None:
         searched = next(record.metrics for record in candidates if record.number == winner.trial)

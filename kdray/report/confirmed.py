@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from kdray.choice.reruns import role_name
 from kdray.choice.verdict import ConfirmedStudent, Verdict
 from kdray.evaluation.formatting import format_interval, heading
-from kdray.report.figures import role_name
 from kdray.tasks.task import Task
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from kdray.choice.controls import Control
-from kdray.choice.reruns import CONTROLS, Role
+from kdray.choice.reruns import CONTROLS, Role, role_name
 from kdray.evaluation.formatting import format_metric, format_setting, heading, headings
 from kdray.losses.distillation import Distillation
-from kdray.report.figures import Figures, role_name
+from kdray.report.figures import Figures
 
 TITLE = "The gain from distillation and from the search, for each architecture"
 

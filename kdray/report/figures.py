@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kdray.choice.controls import Control
-from kdray.choice.reruns import Role
 from kdray.choice.verdict import Verdict
 from kdray.evaluation.formatting import noun
 from kdray.evaluation.measuring import COST_METRICS, CPU_METRICS
@@ -20,11 +19,6 @@ from kdray.forms.metrics import FORM_METRICS, metric_name, named_forms
 from kdray.models.lineage import Lineage, TeacherModel
 from kdray.tasks.label_figures import LabelFigures
 from kdray.tasks.task import Task
-
-
-def role_name(role: Role, task: Task) -> str:
-    """What a report calls a rerun with this role: a language model, for example, has no labels."""
-    return task.control_name if role == "labels only" else role
 
 
 @dataclass(frozen=True)

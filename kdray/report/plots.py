@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdray.choice.reruns import Role
+from kdray.choice.reruns import Role, role_name
 from kdray.choice.verdict import ConfirmedStudent
 from kdray.evaluation.formatting import (
     format_count,
@@ -19,7 +19,7 @@ from kdray.evaluation.formatting import (
 )
 from kdray.evaluation.measuring import COST_METRICS
 from kdray.evaluation.trial_record import TrialRecord
-from kdray.report.figures import Figures, role_name
+from kdray.report.figures import Figures
 from kdray.report.front import (
     CHOSEN,
     CONTROL,

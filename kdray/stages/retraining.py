@@ -156,7 +156,7 @@ def _train(
         session.screen.progress(progress_name, earlier + len(ended), earlier + len(keys))
         if result.error:
             failures[run.key] = result.error
-            session.screen.note(f"{run} failed: {result.error}")
+            session.screen.note(f"{run.title(sweep.task)} failed: {result.error}")
         answers = read_answers(paths.rerun(run.key))
         quality = {} if answers is None else student_quality(sweep.task, answers, teacher, rows)
         figures = {**costs[run.trial], **{f"test.{name}": value for name, value in quality.items()}}
@@ -166,7 +166,7 @@ def _train(
             "kdray.task": sweep.task.name,
             "kdray.teacher": sweep.teacher.display_name,
         }
-        record = log.record(run, result, figures)
+        record = log.record(run, result, run.title(sweep.task), figures)
         session.tracker.trial(record, dotted_values(run.recipe) | {"seed": run.seed}, tags)
 
     run_reruns(trials, session.slots, on_end)
@@ -198,7 +198,7 @@ class RerunLog:
         if keys:
             write_json(file, self._entries)
 
-    def record(self, run: Rerun, result: RerunResult, figures: dict[str, float]) -> TrialRecord:
+    def record(self, run: Rerun, result: RerunResult, title: str, figures: dict[str, float]) -> TrialRecord:
         """The record of an ended rerun in the form of a trial's record; `figures` are its costs and test metrics."""
         entry = self._entries[run.key]
         # Without host and error, an earlier session has completed the rerun: its times stay if they are stored.
@@ -212,6 +212,6 @@ class RerunLog:
             history=result.reports,
             costs=figures,
             error=result.error,
-            title=str(run),
+            title=title,
             **entry,
         )

@@ -18,6 +18,7 @@ from kdray.losses.top_k import TopK
 from kdray.tasks.causal_lm import CausalLM
 from kdray.tasks.masked_lm import MaskedLM
 from kdray.tasks.task import Outputs
+from kdray.tasks.text_classification import TextClassification
 from kdray.training.trial import Recipe
 
 VOCABULARY = 40
@@ -158,3 +159,9 @@ def test_a_student_whose_outputs_are_no_numbers_is_not_chosen() -> None:
     for rule in (by_perplexity(retention=0.1), by_perplexity(at_most={"perplexity": 1e6})):
         verdict = verdict_of(MaskedLM(), scales, rule)
         assert verdict.chosen == 2
+
+
+def test_the_title_of_a_control_says_what_a_language_model_is_trained_without() -> None:
+    control = Rerun(trial=4, role="labels only", seed=2, recipe=Recipe())
+    assert control.title(MaskedLM()) == "trial 004, without the teacher, seed 2"
+    assert control.title(TextClassification()) == "trial 004, labels only, seed 2"
