@@ -43,6 +43,8 @@ _OTHER_METRICS = ("retention", "latency_ms", "speedup", *FORM_SPEEDUPS.values())
 _COUNTED_STATES: tuple[State, ...] = ("running", "stopped", "failed")
 _BAR_WIDTH = 40  # characters
 _OTHER_LINES = 8  # of the live display, for everything but the rows of the trials
+SILENCE_S = 60.0
+"""How long plain lines may say nothing while something is counted: a training of a quarter of an hour is not stuck."""
 _STYLES = {"running": "cyan", "completed": "green", "stopped": "yellow", "failed": "red"}
 
 
@@ -106,6 +108,8 @@ class PlainScreen(NullScreen):
         self._start = time.monotonic()
         self._quarters: dict[str, int] = {}
         """Text of a progress line -> the last quarter that was printed for it."""
+        self._printed = self._start
+        """When the last line was printed."""
         self._running: dict[int, int] = {}
         """Number of a trial that has begun and not ended -> its place among the records."""
         self._seen_records = 0
@@ -121,9 +125,10 @@ class PlainScreen(NullScreen):
         self._print(f"  note: {text}")
 
     def progress(self, text: str, done: float, total: float) -> None:
-        """Print the progress once for each quarter that is complete."""
+        """Print the progress once for each quarter that is complete, and where nothing was printed for a minute."""
         quarter = int(4 * done / total) if total else 4
-        if quarter > self._quarters.get(text, 0):
+        is_overdue = done and time.monotonic() - self._printed >= SILENCE_S
+        if quarter > self._quarters.get(text, 0) or is_overdue:
             self._quarters[text] = quarter
             self._print(f"  {text}: {_format_amount(done)} of {_format_amount(total)}")
 
@@ -147,7 +152,8 @@ class PlainScreen(NullScreen):
             self._print(f"  best so far: trial {best.number:03d}: {_format_result(best, quality)}")
 
     def _print(self, text: str) -> None:
-        seconds = int(time.monotonic() - self._start)
+        self._printed = time.monotonic()
+        seconds = int(self._printed - self._start)
         print(f"[{seconds // 60:d}:{seconds % 60:02d}] {terminal_text(text)}", file=self._stream, flush=True)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import time
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,20 @@ def test_plain_screen_prints_the_start_and_the_end_of_each_trial_once():
 def test_plain_screen_prints_progress_four_times():
     lines = plain_lines(lambda screen: [screen.progress("rows labelled", done, 1000) for done in range(1001)])
     assert lines == [f"  rows labelled: {n} of 1,000" for n in (250, 500, 750)] + ["  rows labelled: 1,000 of 1,000"]
+
+
+def test_plain_screen_prints_progress_where_it_has_printed_nothing_for_a_minute(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def train(screen: PlainScreen) -> None:
+        screen.progress("students trained again", 0, 9)
+        for done, minutes in enumerate((0.5, 2.5, 3.0, 3.2, 5.0), start=1):
+            now[0] = 60 * minutes
+            screen.progress("students trained again", done, 9)
+
+    lines = plain_lines(train)
+    assert lines == [f"  students trained again: {done} of 9" for done in (2, 3, 5)]
 
 
 def test_live_screen_shows_stages_the_best_trial_and_failed_trials(monkeypatch: pytest.MonkeyPatch):
