@@ -45,7 +45,7 @@ from kdray.search.ledger import Ledger
 from kdray.search.planner import Length, PlannedTrial, Planner
 from kdray.search.stopping import Halving
 from kdray.slots.board import Board
-from kdray.slots.board_state import Member
+from kdray.slots.board_state import Member, SentInstructions
 from kdray.slots.job import Instruction
 from kdray.stages.bookkeeping import Bookkeeper
 from kdray.stages.session import Session
@@ -164,13 +164,13 @@ class Simulation:
         """Run jobs until the board is closed; False if the slot has died before."""
         member = Member(actor=None, node="node", host=f"host-{number}", pid=0, placement_group=None)
         await self._board.join_worker(number, group, 0, 1, member)
-        received = {"assignment": 0, "instruction": int(Instruction.NOTHING)}
+        received = SentInstructions(assignment=0, instructions={})
         listener = asyncio.create_task(self._receive_instructions(number, group, received))
         last = 0
         try:
             while assignment := await self._board.next_assignment(number, group, 0, last):
                 last = assignment["number"]
-                await self._run_job(number, last, assignment["name"], received)
+                await self._run_job(number, last, assignment["jobs"][0]["name"], received)
                 await self._board.finish_rank(number, last, 0, b"", False)
             return True
         except SlotDied:
@@ -178,18 +178,18 @@ class Simulation:
         finally:
             listener.cancel()
 
-    async def _receive_instructions(self, number: int, group: str, received: dict[str, int]) -> None:
-        while new := await self._board.next_instruction(number, group, received):  # type: ignore[arg-type]
-            received.update(new)  # type: ignore[arg-type]
+    async def _receive_instructions(self, number: int, group: str, received: SentInstructions) -> None:
+        while new := await self._board.next_instructions(number, group, received):
+            received.update(new)
 
-    async def _run_job(self, slot: int, assignment: int, name: str, received: dict[str, int]) -> None:
+    async def _run_job(self, slot: int, assignment: int, name: str, received: SentInstructions) -> None:
         start = self.clock.time() + self._random.random()
         self._due[name] = deque()
         quality = 0.5 + 0.4 * random.Random(name).random()
         for step in range(1, self.load.evaluations + 1):
             due = start + step
             await asyncio.sleep(max(0.0, due - self.clock.time()))
-            if received["assignment"] == assignment and received["instruction"] >= Instruction.SUSPEND:
+            if received["assignment"] == assignment and received["instructions"].get(0, 0) >= Instruction.SUSPEND:
                 return
             if self._random.random() < self.load.deaths:
                 self.counts.deaths += 1

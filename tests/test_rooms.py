@@ -12,7 +12,17 @@ WITHOUT_RAY = ORDER[: ORDER.index("search")]
 """What these rooms do runs on a machine that has torch and transformers only."""
 
 RAY_MODULES = {
-    "slots": {"board", "client", "cluster", "local_ray", "process_group", "ray_internals", "ray_slots", "serving"}
+    "slots": {
+        "board",
+        "client",
+        "cluster",
+        "local_ray",
+        "process_group",
+        "ray_internals",
+        "ray_slots",
+        "serving",
+        "worker_processes",
+    }
 }
 """The modules of these rooms that need Ray all the same; no job imports them."""
 

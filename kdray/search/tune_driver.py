@@ -1,9 +1,9 @@
-"""The driver with Ray Tune: runs as many trials at a time as there are slots.
+"""The driver with Ray Tune: runs as many trials at a time as the slots have places.
 
 Tune's searcher and scheduler only pass its events to the planner. A Tune trial is an actor that runs one job on the
 slots and passes on the job's reports. The actor does no other work, runs on the driver's node, and is reused for the
-next trial. A lane is the place of one such actor; there are as many lanes as slots. What Tune writes goes to a scratch
-folder that is deleted at the end, because the ledger is the record of the sweep.
+next trial. A lane is the place of one such actor; there are as many lanes as jobs that run at the same time. What Tune
+writes goes to a scratch folder that is deleted at the end, because the ledger is the record of the sweep.
 """
 
 import os
@@ -42,10 +42,14 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `kdray.slots.interrupts` handles SIGINT, with kdray's own messages
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # never: Tune's snapshots are not used
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # no limit: `PlannerSearcher` suggests at most as many trials as slots
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # no limit: `PlannerSearcher` suggests at most as many trials as lanes
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints its tables at any verbosity
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+
+MAX_FUSED_LANES = 64
+"""The most lanes where slots run several jobs as one, unless there are more slots. Each lane is a process on the
+driver's node."""
 
 RELEASE_TIMEOUT_S = "60"
 """How long an actor may take to release a stopped trial. Tune's 2 s are too short for a busy machine."""
@@ -120,9 +124,14 @@ class TuneDriver:
         self.ending_error: BaseException | None = None
         """The reason why the search ends before its budget is spent."""
 
+    @property
+    def lane_count(self) -> int:
+        """How many trials run at a time."""
+        return max(self.pool.count, min(self.pool.places, MAX_FUSED_LANES))
+
     def start_next(self, trial_id: str) -> PickledTrial | None:
         """Start the next trial under this id of Tune. Returns None when the planner has no more trials."""
-        self.lanes[trial_id] = min(set(range(self.pool.count)) - set(self.lanes.values()))
+        self.lanes[trial_id] = min(set(range(self.lane_count)) - set(self.lanes.values()))
         while planned := self.planner.next_trial():
             self.running[trial_id] = planned.number
             self.on_change(self.planner.record(planned.number))
@@ -191,7 +200,7 @@ class TuneDriver:
 
 
 class PlannerSearcher(Searcher):
-    """Suggests the planner's trials to Tune, at most as many at a time as there are slots."""
+    """Suggests the planner's trials to Tune, at most as many at a time as there are lanes."""
 
     def __init__(self, driver: TuneDriver) -> None:
         super().__init__()
@@ -201,7 +210,7 @@ class PlannerSearcher(Searcher):
         """The next trial; None while all lanes are in use."""
         if self.driver.ending_error:
             return Searcher.FINISHED
-        if len(self.driver.lanes) >= self.driver.pool.count:
+        if len(self.driver.lanes) >= self.driver.lane_count:
             return None
         trial = None
         with self.driver.end_on_error():

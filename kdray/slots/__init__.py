@@ -10,7 +10,8 @@ In reading order:
 - `sizing`        divides the processors of a cluster into slots
 - `ray_slots`     slots on Ray: Ray Train worker groups
 - `board`         the actor that assigns jobs to slots and passes on their reports (`board_state`: its data)
-- `client`        submits jobs to the board and reads their reports
+- `worker_processes`  whether a worker's process answers, and how it is killed
+- `client`        starts the board, submits jobs to it and reads their reports
 - `serving`       the loop that each worker of a slot runs
 - `environment`     checks that a worker sees the driver's storage and runs the driver's code
 - `process_group`   chooses the network over which the workers of a slot communicate

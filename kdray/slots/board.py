@@ -3,43 +3,31 @@
 It is one asyncio actor on the driver's node. It alone decides whether a job is assigned again, fails, or has ended.
 Jobs, reports and errors pass through it as bytes, and its answers are plain dictionaries. Its process therefore imports
 neither torch nor the code of a job, and starts quickly. `client`, `ray_slots` and `serving` call it.
+
+A slot may run several jobs with the same `fuse_key` as one. Each of them keeps its own submitter, its own attempts and
+its own end. In its last attempt a job runs alone, so that a job that kills its worker fails only itself.
 """
 
 import asyncio
-import os
-import signal
-from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from itertools import count
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kdray.slots.board_state import Assignment, Event, JobState, Member, SentInstruction, SlotState, Status
-
-
-async def is_alive(member: Member) -> bool:
-    """Return whether a worker answers within 10 seconds."""
-    try:
-        await asyncio.wait_for(member["actor"].__ray_ready__.remote(), 10)
-    except (ray.exceptions.RayError, TimeoutError):
-        return False
-    return True
-
-
-def kill_worker(member: Member) -> None:
-    """Kill a worker's process, whatever it is doing."""
-    ray.kill(member["actor"])
-    # A process that is stopped (SIGSTOP) does not react to ray.kill, only to a signal, which its own node must send.
-    same_node = NodeAffinitySchedulingStrategy(member["node"], soft=False)
-    ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=same_node)(_kill_process).remote(member["pid"])
-
-
-def _kill_process(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+from kdray.slots.board_state import (
+    FUSE_WAIT_S,
+    Assignment,
+    AssignmentState,
+    Event,
+    JobState,
+    Member,
+    SentInstructions,
+    SlotState,
+    Status,
+    WaitingJobs,
+)
+from kdray.slots.worker_processes import is_alive, kill_worker
 
 
 class Board:
@@ -52,13 +40,16 @@ class Board:
         check_alive: Callable[[Member], Awaitable[bool]] = is_alive,
         kill: Callable[[Member], None] = kill_worker,
         straggler_timeout_s: float = 30.0,
+        fused: int = 1,
+        fuse_wait_s: float = FUSE_WAIT_S,
     ) -> None:
         self._max_failures, self._check_alive, self._kill = max_failures, check_alive, kill
         self._progress_timeout_s, self._straggler_timeout_s = progress_timeout_s, straggler_timeout_s
+        self._fused, self._fuse_wait_s = fused, fuse_wait_s
         self._slots: list[SlotState] = []
         self._jobs: dict[int, JobState] = {}
         """Job id -> a job whose events are still read."""
-        self._waiting: deque[JobState] = deque()
+        self._waiting = WaitingJobs(fused)
         self._job_ids, self._assignment_numbers = count(1), count(1)
         self._closed = False
         self._no_slot_error = b""  # the pickled error of every job while all slots are given up, else empty
@@ -69,19 +60,19 @@ class Board:
 
     # ---- calls from the driver ----
 
-    async def submit_job(self, name: str, payload: bytes) -> int:
+    async def submit_job(self, name: str, payload: bytes, fuse_key: str = "") -> int:
         """Queue a job and return its id. Raises ValueError while another job of this name has not ended."""
         async with self._changed:
             if any(job.name == name and not job.ended for job in self._jobs.values()):
                 raise ValueError(f"{name}: a job of this name is running already; wait for it or cancel it.")
-            job = JobState(next(self._job_ids), name, payload)
+            job = JobState(next(self._job_ids), name, payload, fuse_key)
             self._jobs[job.id] = job
             if self._closed:
                 job.add_event("cancelled")
             elif error := self._refusal or self._no_slot_error:
                 job.add_event("failed", error)
             else:
-                self._waiting.append(job)
+                self._waiting.add(job)
             self._changed.notify_all()
             return job.id
 
@@ -113,10 +104,10 @@ class Board:
             leaving = [number for number, slot in enumerate(self._slots) if not slot.draining and slot.is_on([node])]
             for slot in (self._slots[number] for number in leaving):
                 slot.draining = True
-                if slot.job is None:
+                if slot.assignment is None:
                     self._kill_group(slot)  # Ray Train then starts a new group, on another node
                 else:
-                    slot.job.send(instruction)
+                    slot.assignment.send(instruction)
             self._changed.notify_all()
         return leaving
 
@@ -167,9 +158,7 @@ class Board:
             self._retire_group(slot)
             if all(each.give_up_reason for each in self._slots):
                 self._no_slot_error = error
-                for job in self._waiting:
-                    job.add_event("failed", error)
-                self._waiting.clear()
+                self._waiting.fail(error)
             self._changed.notify_all()
 
     async def close(self, instruction: int) -> list[int]:
@@ -178,9 +167,10 @@ class Board:
             self._closed = True
             for job in self._jobs.values():
                 job.add_event("cancelled")
-            # Workers may still run a job that was discarded, which is no longer in `_jobs`.
-            for job in [*self._jobs.values(), *(slot.job for slot in self._slots if slot.job)]:
                 job.send(instruction)
+            # Workers may still run a job that was discarded, which is no longer in `_jobs`.
+            for assignment in filter(None, (slot.assignment for slot in self._slots)):
+                assignment.send(instruction)
             self._waiting.clear()
             self._changed.notify_all()
             return [number for number, slot in enumerate(self._slots) if slot.members]
@@ -244,45 +234,55 @@ class Board:
         def is_ready() -> bool:
             if self._closed or slot.group != group:
                 return True
-            if slot.job is not None:
-                return slot.assignment_number > after
-            # Rank 0 takes a job from the queue for all ranks.
+            if slot.assignment is not None:
+                return slot.assignment.number > after
+            # Rank 0 takes jobs from the queue for all ranks.
             return rank == 0 and bool(self._waiting) and not slot.draining
 
         async with self._changed:
-            await self._changed.wait_for(is_ready)
+            while True:
+                await self._changed.wait_for(is_ready)
+                if not self._may_grow(slot, group):
+                    break
+                # While this slot waited, another one may have taken the jobs.
+                if not await self._new_job_comes() and is_ready():
+                    break
             if self._closed or slot.group != group:
                 return None
-            job = slot.job
-            if job is None:
-                job = self._waiting.popleft()
-                slot.assign(job, next(self._assignment_numbers))
-                slot.last_progress = asyncio.get_running_loop().time()
+            assignment = slot.assignment
+            if assignment is None:
+                assignment = slot.assign(self._waiting.take(), next(self._assignment_numbers))
                 self._changed.notify_all()
-            return {"number": slot.assignment_number, "name": job.name, "payload": job.payload}
+            return assignment.message()
 
-    async def pass_report(self, slot_number: int, assignment_number: int, data: bytes) -> None:
-        """Queue a report for the job's submitter. The report of an assignment that is over is ignored."""
+    async def pass_report(self, slot_number: int, assignment_number: int, data: bytes, place: int = 0) -> None:
+        """Queue a report for the submitter of the job in this place; ignore one of an assignment that is over."""
+        if assignment := self._slots[slot_number].assignment_with(assignment_number):
+            assignment.note_progress()
+            if place in assignment.jobs:
+                assignment.jobs[place].add_event("report", data)
+
+    async def end_job(self, slot_number: int, assignment_number: int, place: int, error: bytes) -> None:
+        """End one of the jobs that run as one, with its pickled error, or as finished if that is empty."""
         slot = self._slots[slot_number]
-        if slot.job is not None and slot.assignment_number == assignment_number:
-            slot.last_progress = asyncio.get_running_loop().time()
-            slot.job.add_event("report", data)
+        if assignment := slot.assignment_with(assignment_number):
+            assignment.note_progress()
+            assignment.end_job(place, error, slot.draining)
 
     async def report_progress(self, slot_number: int, assignment_number: int) -> None:
         """Note that a rank has made a step of its job."""
-        slot = self._slots[slot_number]
-        if slot.assignment_number == assignment_number:
-            slot.last_progress = asyncio.get_running_loop().time()
+        if assignment := self._slots[slot_number].assignment_with(assignment_number):
+            assignment.note_progress()
 
-    async def next_instruction(self, slot_number: int, group: str, known: SentInstruction) -> SentInstruction | None:
-        """Wait for an instruction to the slot's workers that is newer than `known`, and return it.
+    async def next_instructions(self, slot_number: int, group: str, known: SentInstructions) -> SentInstructions | None:
+        """Wait for an instruction to the slot's workers that is newer than `known`, and return all of them.
 
         None: no more will come, because the board is closed or another group serves the slot.
         """
         slot = self._slots[slot_number]
 
-        def newer() -> SentInstruction | None:
-            return slot.instruction_after(known) if slot.group == group else None
+        def newer() -> SentInstructions | None:
+            return slot.instructions_after(known) if slot.group == group else None
 
         async with self._changed:
             await self._changed.wait_for(lambda: newer() is not None or self._closed or slot.group != group)
@@ -298,37 +298,55 @@ class Board:
         this error. In both cases the group must be restarted.
         """
         slot = self._slots[slot_number]
-        if slot.assignment_number != assignment_number or slot.job is None:
+        assignment = slot.assignment_with(assignment_number)
+        if assignment is None:
             return False
         if broken:
-            await self._retire_broken_group(slot, assignment_number, rank, error)
+            await self._retire_broken_group(slot, assignment, rank, error)
             return False
         group = slot.group
         async with self._changed:
-            slot.errors[rank] = error
-            if len(slot.errors) == len(slot.members):
-                self._end_job(slot)
+            assignment.errors[rank] = error
+            if len(assignment.errors) == len(slot.members):
+                self._end_assignment(slot)
                 if slot.draining:
                     self._retire_group(slot)
             self._changed.notify_all()
-        await self._wait_for_all_ranks(slot, assignment_number)
+        await self._wait_for_all_ranks(slot, assignment)
         return slot.group == group
 
     # ---- jobs and groups ----
 
-    async def _wait_for_all_ranks(self, slot: SlotState, assignment_number: int) -> None:
+    def _may_grow(self, slot: SlotState, group: str) -> bool:
+        """Whether a slot that could start now may get one more job to run with the others."""
+        if self._closed or slot.group != group or slot.assignment is not None or not self._waiting.may_grow():
+            return False
+        # The search has a place for each job that can run at a time; while all are taken, no further job comes.
+        return sum(not job.ended for job in self._jobs.values()) < self._fused * sum(each.up for each in self._slots)
+
+    async def _new_job_comes(self) -> bool:
+        """Wait for a new job. Returns False if none comes within the limit."""
+        newest = max(self._jobs, default=0)
+        try:
+            changed = self._changed.wait_for(lambda: self._closed or max(self._jobs, default=0) > newest)
+            await asyncio.wait_for(changed, self._fuse_wait_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _wait_for_all_ranks(self, slot: SlotState, assignment: AssignmentState) -> None:
         """Return when every rank has finished this assignment; if a rank has failed, retire the group after a time."""
 
         def is_over() -> bool:
-            return slot.assignment_number != assignment_number or slot.job is None
+            return slot.assignment is not assignment
 
         async with self._changed:
-            await self._changed.wait_for(lambda: is_over() or any(slot.errors.values()))
+            await self._changed.wait_for(lambda: is_over() or any(assignment.errors.values()))
             # The other ranks may wait for ever in a collective call for the rank that failed.
             try:
                 await asyncio.wait_for(self._changed.wait_for(is_over), self._straggler_timeout_s)
             except TimeoutError:
-                self._end_job(slot)
+                self._end_assignment(slot)
                 self._retire_group(slot)
                 self._changed.notify_all()
 
@@ -337,62 +355,45 @@ class Board:
             for job in filter(matches, list(self._jobs.values())):
                 job.add_event("cancelled")
                 job.send(instruction)
-            self._waiting = deque(job for job in self._waiting if not job.ended)
+            self._waiting.remove_ended()
             self._changed.notify_all()
 
-    async def _retire_broken_group(self, slot: SlotState, assignment_number: int, rank: int, error: bytes) -> None:
+    async def _retire_broken_group(self, slot: SlotState, assignment: AssignmentState, rank: int, error: bytes) -> None:
         peers = [member for other, member in slot.members.items() if other != rank]
         all_alive = all(await asyncio.gather(*map(self._check_alive, peers)))
         async with self._changed:
-            if slot.assignment_number == assignment_number and slot.job is not None:
+            if slot.assignment is assignment:
                 if all_alive:
-                    slot.errors = {rank: error}
-                    self._end_job(slot)
+                    assignment.errors = {rank: error}
+                    self._end_assignment(slot)
                 self._retire_group(slot)
                 self._changed.notify_all()
 
-    def _end_job(self, slot: SlotState) -> None:
-        """End the slot's job with the error of its lowest failed rank, or as finished.
-
-        A job that was suspended because its slot is being drained waits for another slot instead.
-        """
-        if slot.job is None:
-            return
-        errors = [slot.errors[rank] for rank in sorted(slot.errors) if slot.errors[rank]]
-        if slot.draining and slot.job.instruction and not slot.job.ended and not errors:
-            slot.job.attempts -= 1  # the job did not cause this
-            slot.job.instruction = 0
-            self._waiting.appendleft(slot.job)
-        else:
-            slot.job.add_event("failed" if errors else "finished", errors[0] if errors else b"")
-        slot.job = None
+    def _end_assignment(self, slot: SlotState) -> None:
+        """End the slot's jobs; those that must be assigned again wait, first in the queue."""
+        if slot.assignment is not None:
+            slot.assignment.end_jobs(slot.draining)
+            self._waiting.add_again(slot.assignment.waiting_again)
+            slot.assignment = None
 
     def _retire_group(self, slot: SlotState) -> None:
-        """Remove the slot's dead group. Its job waits again, first in the queue, or has died in its last attempt."""
-        job, slot.job = slot.job, None
+        """Remove the slot's dead group. Its jobs wait again, first in the queue, or have died in their last attempt."""
+        assignment, slot.assignment = slot.assignment, None
         was_draining = slot.draining
         slot.group, slot.members, slot.up, slot.draining = "", {}, False, False
-        if job is None or job.ended:
+        if assignment is None:
             return
-        job.instruction = 0
-        if was_draining:
-            job.attempts -= 1
-        if job.attempts > self._max_failures:
-            job.add_event("died", job.death_cause.encode())
-        else:
-            self._waiting.appendleft(job)
+        assignment.lose_workers(was_draining, self._max_failures)
+        self._waiting.add_again(assignment.waiting_again)
 
     def _kill_group(self, slot: SlotState) -> None:
         for member in slot.members.values():
             self._kill(member)
 
     async def _kill_hung_groups(self) -> None:
-        """Kill each group whose job makes no step for `progress_timeout_s`. Ray Train then starts a new group."""
-        loop = asyncio.get_running_loop()
+        """Kill each group whose jobs make no step for `progress_timeout_s`. Ray Train then starts a new group."""
         while not self._closed:
             await asyncio.sleep(min(5.0, self._progress_timeout_s / 4))
             for slot in self._slots:
-                if slot.job is not None and loop.time() - slot.last_progress > self._progress_timeout_s:
-                    slot.job.death_cause = f"it made no step for {self._progress_timeout_s:g} s"
-                    slot.last_progress = loop.time()  # the next kill comes only after another full limit
+                if slot.assignment is not None and slot.assignment.has_hung(self._progress_timeout_s):
                     self._kill_group(slot)

@@ -1,4 +1,4 @@
-"""Submits jobs to the board and reads their reports, from any process of the cluster."""
+"""Starts the board; submits jobs to it and reads their reports, from any process of the cluster."""
 
 import pickle
 from collections.abc import Iterator
@@ -7,17 +7,43 @@ from typing import Any
 import ray
 from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdray.errors import JobError, KDRayError, SlotsLost
+from kdray.slots import board, board_state, worker_processes
+from kdray.slots.board import Board
 from kdray.slots.board_state import Event
-from kdray.slots.job import Instruction, Job, Report
+from kdray.slots.job import FusableJob, Instruction, Job, Report
+
+BOARD_MODULES = (board, board_state, worker_processes)
+"""The modules of kdray whose code the board's process needs."""
+
+
+def start_board(max_failures: int, progress_timeout_s: float, fused: int) -> Any:
+    """Start the board's actor on this node: the board must not be lost with a node that only has workers.
+
+    `fused`: how many jobs a slot may run as one.
+    """
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # The actor receives the code of these modules. Its process then imports no kdray and no torch, and starts sooner.
+    for module in BOARD_MODULES:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        # Every call that waits in the actor counts as concurrent, and there are some for each worker and each job.
+        actor = ray.remote(num_cpus=0, max_concurrency=100_000, scheduling_strategy=this_node)(Board)
+        return actor.remote(max_failures, progress_timeout_s, fused=fused)
+    finally:
+        for module in BOARD_MODULES:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 class RayClient:
     """Runs jobs on the slots of one board; see SlotClient."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, board: Any, can_fuse: bool = False) -> None:
         self.board = board
+        self._can_fuse = can_fuse
+        """Whether the slots run several jobs as one."""
 
     def run(self, job: Job, name: str) -> "RayRun":
         """Submit a job. It starts when a slot is free, whether or not its reports are read.
@@ -26,10 +52,11 @@ class RayClient:
         """
         try:
             payload = cloudpickle.dumps(job)
+            fuse_key = job.fuse_key if self._can_fuse and isinstance(job, FusableJob) else ""
         except Exception as error:
             raise JobError(f"{name}: the job cannot be sent to a slot: {error}") from error
         try:
-            job_id = call_board(self.board.submit_job, name, payload)
+            job_id = call_board(self.board.submit_job, name, payload, fuse_key)
         except ValueError as error:
             # Ray raises an error of its own that is also a ValueError, and keeps the board's error in `cause`.
             raise JobError(str(getattr(error, "cause", error))) from None

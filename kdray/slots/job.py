@@ -93,10 +93,7 @@ class FusedJob(Protocol):
 
 @runtime_checkable
 class FusableJob(Protocol):
-    """A job that one worker can run together with others like it.
-
-    The slots do not do so yet: they run each job alone.
-    """
+    """A job that one worker can run together with others like it."""
 
     @property
     def fuse_key(self) -> str:

@@ -19,7 +19,7 @@ from kdray.slots.pool import as_job_error
 class LocalSlots:
     """A SlotPool of one slot with one worker: this process."""
 
-    count = 1
+    count = places = 1
     runs_in_caller = True
 
     def __init__(self, threads: int = 1, device: torch.device | None = None) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from kdray.errors import JobError, KDRayError, storage_error
 from kdray.safe_text.secrets import mask_secrets
-from kdray.settings import Settings
+from kdray.settings import Settings, later_field
 from kdray.slots.job import Job, Report
 
 
@@ -31,6 +31,10 @@ class SlotSettings(Settings):
     """GPUs of one worker; 0.5 puts two workers on one GPU. auto: an equal share of the cluster's GPUs, at most 1."""
     max_failures: int = Field(2, ge=0)
     """How many times a job is tried again after its worker died."""
+    fused: int = later_field(1, ge=1)
+    """How many trials of the search a slot may train as one batch of models, if only their losses, learning rates and
+    lengths of training differ. 1: none together, because no gain is shown yet (docs/performance.md). Slots of several
+    workers, and those with max_failures=0, train each trial alone."""
     start_timeout_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Seconds to wait for a slot before its resources are reported as missing. auto: 300, or 1,200 where the cluster
     starts machines first."""
@@ -75,7 +79,12 @@ class SlotPool(SlotClient, Protocol):
 
     @property
     def count(self) -> int:
-        """How many jobs run at the same time; it may change while the pool is open."""
+        """How many slots run jobs at the same time; it may change while the pool is open."""
+        ...
+
+    @property
+    def places(self) -> int:
+        """How many jobs run at the same time where jobs that may be fused fill each slot; `count` without fusing."""
         ...
 
     @property

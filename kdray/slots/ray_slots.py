@@ -22,13 +22,10 @@ from ray import cloudpickle
 from ray.exceptions import GetTimeoutError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.util.placement_group import remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdray.errors import ResourceError, SlotsLost
-from kdray.slots import board, board_state
-from kdray.slots.board import Board
 from kdray.slots.board_state import Status
-from kdray.slots.client import RayClient, RayRun, call_board, last_error_line, unpickle_error
+from kdray.slots.client import RayClient, RayRun, call_board, last_error_line, start_board, unpickle_error
 from kdray.slots.cluster import cluster_growth, list_nodes, nodes_by_id
 from kdray.slots.environment import DriverEnvironment
 from kdray.slots.job import Instruction, Job
@@ -43,7 +40,15 @@ from kdray.slots.ray_internals import (
     is_start_timeout,
 )
 from kdray.slots.serving import SlotContext, serve
-from kdray.slots.sizing import MAX_CPU_SLOTS, Node, SlotShares, divide_into_slots, with_plural, workers_that_fit
+from kdray.slots.sizing import (
+    MAX_CPU_SLOTS,
+    Node,
+    SlotShares,
+    divide_into_slots,
+    fused_jobs,
+    with_plural,
+    workers_that_fit,
+)
 from kdray.storage.files import scratch_folder
 
 logger = logging.getLogger("ray.slots")
@@ -97,8 +102,9 @@ class RaySlots:
         self._nodes = nodes_by_id()
         self._max_slots = self._slots_on(self._nodes)
         self._closing, self._adding = threading.Event(), threading.Lock()
-        self._board = _start_board(settings.max_failures, settings.progress_timeout_s)
-        self._client = RayClient(self._board)
+        self._fused = fused_jobs(settings, plan.shares)
+        self._board = start_board(settings.max_failures, settings.progress_timeout_s, self._fused)
+        self._client = RayClient(self._board, can_fuse=self._fused > 1)
         self._slot_threads: list[threading.Thread] = []
         for _ in range(self.shares.count):
             self._add_slot()
@@ -110,8 +116,13 @@ class RaySlots:
 
     @property
     def count(self) -> int:
-        """How many jobs run at the same time. With count="auto": as many as the present machines have room for."""
+        """How many slots run jobs. With count="auto": as many as the present machines have room for."""
         return max(1, min(len(self._slot_threads), self._max_slots))
+
+    @property
+    def places(self) -> int:
+        """See SlotPool."""
+        return self.count * self._fused
 
     def run(self, job: Job, name: str) -> RayRun:
         """Submit a job; see SlotClient."""
@@ -170,6 +181,7 @@ class RaySlots:
             "gpus": self.shares.gpus,
             "threads": self.shares.threads,
             "nodes": len(self._nodes),
+            **({"fused": self._fused} if self._fused > 1 else {}),
         }
 
     def close(self) -> None:
@@ -376,21 +388,6 @@ def open_slots(
             yield slots
         finally:
             slots.close()
-
-
-def _start_board(max_failures: int, progress_timeout_s: float) -> Any:
-    """Start the board's actor on this node: the board must not be lost with a node that only has workers."""
-    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # The actor receives the code of these modules. Its process then imports no kdray and no torch, and starts sooner.
-    for module in (board, board_state):
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        # Every call that waits in the actor counts as concurrent, and there are some for each worker and each job.
-        actor = ray.remote(num_cpus=0, max_concurrency=100_000, scheduling_strategy=this_node)(Board)
-        return actor.remote(max_failures, progress_timeout_s)
-    finally:
-        for module in (board, board_state):
-            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _register_controller(board: Any, slot: int, controller: Any) -> None:

@@ -14,6 +14,7 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from ray.util.placement_group import get_current_placement_group
 
 from kdray.errors import KDRayError, StorageError
 from kdray.safe_text.log_lines import SafeFormatter
-from kdray.slots.board_state import Assignment, Member, SentInstruction
+from kdray.slots.board_state import AssignedJob, Assignment, Member, SentInstructions
 from kdray.slots.environment import DriverEnvironment
-from kdray.slots.job import Instruction, Job, Worker
+from kdray.slots.job import FusableJob, Instruction, Job, JobEnd, Worker
 from kdray.slots.pool import as_job_error
 from kdray.storage.mirror import send
 
@@ -86,7 +87,7 @@ class _JobLoop:
         self._board, self._slot, self._progress_interval_s = slot.board, slot.number, slot.progress_interval_s
         self._group, self._worker = group, worker
         self._assignment_number = 0
-        self._received = SentInstruction(assignment=0, instruction=int(Instruction.NOTHING))
+        self._received = SentInstructions(assignment=0, instructions={})
         worker.instruction = self._current_instruction
 
     def run(self) -> None:
@@ -107,7 +108,7 @@ class _JobLoop:
             self._assignment_number = assignment["number"]
             error, broken = self._run_job(assignment)
             if not self._call(self._board.finish_rank, self._slot, self._assignment_number, rank, error, broken):
-                raise SlotBroken(f"slot {self._slot}: its worker group cannot continue after {assignment['name']}.")
+                raise SlotBroken(f"slot {self._slot}: its worker group cannot continue after {_names(assignment)}.")
 
     def _call(self, method: Any, *arguments: Any) -> Any:
         return ray.get(method.remote(*arguments))
@@ -118,16 +119,16 @@ class _JobLoop:
         )
         return assignment
 
-    def _current_instruction(self) -> Instruction:
-        """The instruction for the current job; NOTHING if the last one was for an earlier job."""
+    def _current_instruction(self, place: int = 0) -> Instruction:
+        """The instruction for the current job in this place; NOTHING if there is none for the current assignment."""
         received = self._received
         if received["assignment"] != self._assignment_number:
             return Instruction.NOTHING
-        return Instruction(received["instruction"])
+        return Instruction(received["instructions"].get(place, Instruction.NOTHING))
 
     def _receive_instructions(self) -> None:
-        """Store each instruction from the board. Runs in a thread, so that a job reads them without waiting."""
-        while new := self._call(self._board.next_instruction, self._slot, self._group, self._received):
+        """Store the instructions from the board. Runs in a thread, so that a job reads them without waiting."""
+        while new := self._call(self._board.next_instructions, self._slot, self._group, self._received):
             self._received = new
 
     def _report_progress(self) -> None:
@@ -141,13 +142,20 @@ class _JobLoop:
                 self._call(self._board.report_progress, self._slot, assignment_number)
 
     def _run_job(self, assignment: Assignment) -> tuple[bytes, bool]:
-        """Run a job. Return its pickled error, or empty, and whether the state of the group is unknown after it."""
+        """Run a job, or several as one. Return its pickled error, or empty, and whether the group's state is unknown.
+
+        The error is that of all jobs that have not ended before.
+        """
         try:
-            self._pass_reports(cloudpickle.loads(assignment["payload"]))
+            first, *others = [cloudpickle.loads(job["payload"]) for job in assignment["jobs"]]
+            if others:
+                self._pass_fused_reports(first, others, assignment["jobs"])
+            else:
+                self._pass_reports(first)
             return b"", False
         except (Exception, SystemExit) as error:
-            logger.exception("%s failed", assignment["name"])
-            job_error = as_job_error(assignment["name"], error)
+            logger.exception("%s failed", _names(assignment))
+            job_error = as_job_error(_names(assignment), error)
             ranks_may_differ = self._worker.world > 1 and job_error is not error
             # After an AcceleratorError, every later call of this process on its GPU may fail.
             outcome = _pickle(job_error), ranks_may_differ or isinstance(error, torch.AcceleratorError)
@@ -167,6 +175,26 @@ class _JobLoop:
                 break  # several ranks must end at the same step, in Worker.next_instruction
         if hasattr(reports, "close"):
             reports.close()
+
+    def _pass_fused_reports(self, first: FusableJob, others: list[FusableJob], assigned: list[AssignedJob]) -> None:
+        """Run jobs as one, and pass the reports and the end of each of them to the board."""
+        instructions = [partial(self._current_instruction, place) for place in range(len(assigned))]
+        for place, report in first.fused_with(others)(self._worker, instructions):
+            if isinstance(report, JobEnd):
+                error = report.error
+                if error:
+                    logger.error("%s failed", assigned[place]["name"], exc_info=error)
+                pickled = _pickle(as_job_error(assigned[place]["name"], error)) if error else b""
+                self._call(self._board.end_job, self._slot, self._assignment_number, place, pickled)
+                if isinstance(error, torch.AcceleratorError):
+                    raise error  # the GPU can no longer be used for the others
+            else:
+                data = cloudpickle.dumps(report)
+                self._call(self._board.pass_report, self._slot, self._assignment_number, data, place)
+
+
+def _names(assignment: Assignment) -> str:
+    return ", ".join(job["name"] for job in assignment["jobs"])
 
 
 def _broadcast_text(text: str, world: int) -> str:

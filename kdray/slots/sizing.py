@@ -105,6 +105,12 @@ def divide_into_slots(settings: SlotSettings, nodes: Iterable[Node], growth: Gro
     return shares
 
 
+def fused_jobs(settings: SlotSettings, shares: SlotShares) -> int:
+    """How many jobs a slot may run as one."""
+    # In its last attempt a job runs alone; where there is only one attempt, it never runs with others.
+    return 1 if shares.workers > 1 or settings.max_failures == 0 else settings.fused
+
+
 def _slot_count(settings: SlotSettings, cpus: float, gpus: float) -> int:
     """How many slots the processors are enough for, if each machine could be divided without a remainder."""
     if settings.count != "auto":

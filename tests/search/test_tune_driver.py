@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ray.tune.execution.tune_controller import TuneController
 from kdray.errors import DataError, StorageError
 from kdray.evaluation.trial_record import TrialRecord
 from kdray.search import sequential_driver, tune_driver
+from kdray.search.driver import MakeJob
 from kdray.search.ledger import Ledger
 from kdray.search.planner import Length, Planner
 from kdray.search.run_search import run_search
@@ -33,6 +34,8 @@ from kdray.slots.job import Job, Report, Worker
 from kdray.slots.local import LocalSlots
 from kdray.slots.pool import SlotSettings
 from kdray.slots.ray_slots import RaySlots, open_slots
+from kdray.training.fused_trials import FusedTrials
+from kdray.training.trial import Recipe, Trial, TrialInputs
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
 
@@ -88,7 +91,7 @@ class FailingJob:
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaySlots]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
     info = connect("local", False, tmp_path_factory.mktemp("logs"))
     folder = tmp_path_factory.mktemp("slots")
     with open_slots(SlotSettings(count=2, cpus=1), folder / "logs") as slots:
@@ -97,10 +100,27 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaySlots]:
     info.close()
 
 
+@pytest.fixture
+def fused(pool: RaySlots, tmp_path: Path) -> Iterator[RaySlots]:
+    """One slot beside those of `pool`, which runs up to three trials as one."""
+    with open_slots(SlotSettings(count=1, cpus=1, fused=3), tmp_path / "fused-logs") as slots:
+        slots.wait(120)
+        yield slots
+
+
+@dataclass(frozen=True)
+class CountedTrial(Trial):
+    """A trial that writes with how many others it runs."""
+
+    def fused_with(self, others: Sequence[Trial]) -> FusedTrials:
+        self.target.with_name("others").write_text(str(len(others)))
+        return super().fused_with(others)
+
+
 class OneSlot:
     """A pool that uses only one of the slots."""
 
-    count = 1
+    count = places = 1
 
     def __init__(self, pool: RaySlots) -> None:
         self.run, self.cancel, self.suspend, self.client = pool.run, pool.cancel, pool.suspend, pool.client
@@ -264,3 +284,31 @@ def test_an_actor_that_cannot_be_reused_loses_no_trial(
     assert resets.count(False) == 1
     assert [record.state for record in planner.records()] == ["completed"] * 6
     assert sorted(record.attempts for record in planner.records()) == [1] * 5 + [2]
+
+
+def test_trials_that_run_as_one_give_the_table_of_trials_that_run_alone(
+    fused: RaySlots, trial_inputs: TrialInputs, recipe: Recipe, tmp_path: Path
+) -> None:
+    def trials_in(folder: Path) -> MakeJob:
+        def make_job(number: int, params: dict[str, Any]) -> Job:
+            target = folder / str(number) / "student"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return CountedTrial(recipe=recipe.with_dotted(params), inputs=trial_inputs, seed=0, target=target)
+
+        return make_job
+
+    space = {"student.depth": [2], "distillation.alpha": tune.uniform(0, 1), "training.learning_rate": [5e-4, 1e-3]}
+    together, alone = (
+        make_planner(tmp_path / name, space, trials=6, sampler="random") for name in ("together", "alone")
+    )
+    run_search(fused, together, trials_in(tmp_path / "together"), ignore)
+    run_search(LocalSlots(), alone, trials_in(tmp_path / "alone"), ignore)
+    assert sum(1 + int(path.read_text()) for path in (tmp_path / "together").glob("*/others")) >= 4
+    times = {"examples_per_s", "train_seconds", "eval_seconds"}
+    for one, other in zip(together.records(), alone.records(), strict=True):
+        assert (one.params, one.state) == (other.params, other.state)
+        assert one.state == "completed"
+        assert len(one.history) == len(other.history) == 2
+        for report, expected in zip(one.history, other.history, strict=True):
+            numbers = {name: value for name, value in expected.items() if name not in times}
+            assert {name: report[name] for name in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-5)

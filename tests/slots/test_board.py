@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
-from kdray.slots import board, board_state
 from kdray.slots.board import Board
-from kdray.slots.board_state import Assignment, Event, Member, SentInstruction
+from kdray.slots.board_state import Assignment, Event, Member, SentInstructions
+from kdray.slots.client import BOARD_MODULES
 from kdray.slots.job import Instruction
 
-NO_INSTRUCTION = SentInstruction(assignment=0, instruction=Instruction.NOTHING)
+NO_INSTRUCTION = SentInstructions(assignment=0, instructions={})
 
 
 def run_on_board(scenario: Callable[[Board], Awaitable[None]], slots: int = 1, **options: Any) -> None:
@@ -25,7 +25,7 @@ def run_on_board(scenario: Callable[[Board], Awaitable[None]], slots: int = 1, *
         return not member["actor"].startswith("dead")
 
     async def main() -> None:
-        board = Board(max_failures=1, check_alive=check_alive, **options)
+        board = Board(**{"max_failures": 1, "check_alive": check_alive} | options)
         for _ in range(slots):
             await board.add_slot()
         await asyncio.wait_for(scenario(board), 20)
@@ -83,7 +83,7 @@ def test_the_job_of_a_given_up_slot_is_assigned_again_and_without_any_slot_all_j
         job = await board.submit_job("job", b"work")
         await take_assignment(board, 0, "group 0")
         await board.give_up_slot(0, "first reason", b"first error")
-        assert (await take_assignment(board, 1, "group 1"))["name"] == "job"
+        assert (await take_assignment(board, 1, "group 1"))["jobs"][0]["name"] == "job"
         waiting = await board.submit_job("waiting", b"work")
         await board.give_up_slot(1, "second reason", b"second error")
         assert (await board.next_event(job))["kind"] == "died"
@@ -146,7 +146,7 @@ def test_a_job_ends_when_its_last_rank_has_finished() -> None:
         assert not first.done()
         assert await board.finish_rank(0, number, 1, b"", broken=False)
         assert await first
-        assert (await take_assignment(board, 0, "group", after=number))["name"] == "next"
+        assert (await take_assignment(board, 0, "group", after=number))["jobs"][0]["name"] == "next"
 
     run_on_board(scenario)
 
@@ -155,7 +155,7 @@ def test_a_closed_board_ends_every_waiting_call_and_cancels_new_jobs() -> None:
     async def scenario(board: Board) -> None:
         await join_group(board, 0, "group")
         assignment = asyncio.create_task(board.next_assignment(0, "group", 0, 0))
-        instruction = asyncio.create_task(board.next_instruction(0, "group", NO_INSTRUCTION))
+        instruction = asyncio.create_task(board.next_instructions(0, "group", NO_INSTRUCTION))
         await asyncio.sleep(0)
         await board.close(Instruction.SUSPEND)
         assert await assignment is None
@@ -171,13 +171,13 @@ def test_each_instruction_is_returned_once() -> None:
         job = await board.submit_job("job", b"work")
         number = (await take_assignment(board, 0, "group"))["number"]
         await board.discard_job(job, Instruction.SUSPEND)
-        suspend = await board.next_instruction(0, "group", NO_INSTRUCTION)
-        assert suspend == {"assignment": number, "instruction": Instruction.SUSPEND}
-        following = asyncio.create_task(board.next_instruction(0, "group", suspend))
+        suspend = await board.next_instructions(0, "group", NO_INSTRUCTION)
+        assert suspend == {"assignment": number, "instructions": {0: Instruction.SUSPEND}}
+        following = asyncio.create_task(board.next_instructions(0, "group", suspend))
         await asyncio.sleep(0)
         assert not following.done()
         await board.close(Instruction.END)
-        assert await following == {"assignment": number, "instruction": Instruction.END}
+        assert await following == {"assignment": number, "instructions": {0: Instruction.END}}
 
     run_on_board(scenario)
 
@@ -193,9 +193,9 @@ def test_the_job_of_a_drained_slot_is_suspended_and_assigned_again_without_count
         assert await board.drain_node("drained", Instruction.SUSPEND) == [0, 1]
         assert killed == ["worker 1"]  # it had no job
         assert await board.drain_node("drained", Instruction.SUSPEND) == []
-        assert await board.next_instruction(0, "group 0", NO_INSTRUCTION) == {
+        assert await board.next_instructions(0, "group 0", NO_INSTRUCTION) == {
             "assignment": assignment["number"],
-            "instruction": Instruction.SUSPEND,
+            "instructions": {0: Instruction.SUSPEND},
         }
         assert not await finish(board, 0, assignment)
         assert await finish(board, 2, await take_assignment(board, 2, "group 2"))
@@ -278,9 +278,9 @@ def test_a_refusal_before_the_slots_have_settled_ends_every_job() -> None:
         assignment = await take_assignment(board, 0, "group 0")
         waiting = await board.submit_job("waiting", b"work")
         await board.refuse_slot(1, "another folder", b"error", Instruction.SUSPEND)
-        assert await board.next_instruction(0, "group 0", NO_INSTRUCTION) == {
+        assert await board.next_instructions(0, "group 0", NO_INSTRUCTION) == {
             "assignment": assignment["number"],
-            "instruction": Instruction.SUSPEND,
+            "instructions": {0: Instruction.SUSPEND},
         }
         late = await board.submit_job("late", b"work")
         for job, attempts in ((running, 1), (waiting, 0), (late, 0)):
@@ -303,14 +303,149 @@ def test_a_refusal_by_a_machine_that_joins_late_gives_up_only_its_slot() -> None
     run_on_board(scenario, slots=2)
 
 
+# ---- several jobs as one ----
+
+
+async def submit(board: Board, *names: str) -> list[int]:
+    """Submit jobs whose key is the first letter of their name."""
+    return [await board.submit_job(name, b"work", fuse_key=name[0]) for name in names]
+
+
+def names_in(assignment: Assignment) -> list[str]:
+    return [job["name"] for job in assignment["jobs"]]
+
+
+def test_waiting_jobs_with_the_key_of_the_first_one_are_assigned_with_it() -> None:
+    async def scenario(board: Board) -> None:
+        await join_group(board, 0, "group")
+        await submit(board, "a1", "b1", "a2", "a3", "b2", "a4")
+        await board.submit_job("alone", b"work")
+        await board.submit_job("alone, too", b"work")
+        assigned, number = [], 0
+        for _ in range(5):
+            assignment = await take_assignment(board, 0, "group", after=number)
+            assigned.append(names_in(assignment))
+            number = assignment["number"]
+            assert await finish(board, 0, assignment)
+        assert assigned == [["a1", "a2", "a3"], ["b1", "b2"], ["a4"], ["alone"], ["alone, too"]]
+
+    run_on_board(scenario, fused=3, fuse_wait_s=0)
+
+
+def test_a_slot_waits_for_more_jobs_until_it_is_full_or_all_places_are_taken() -> None:
+    async def scenario(board: Board) -> None:
+        for slot in (0, 1):
+            await join_group(board, slot, f"group {slot}")
+        await submit(board, "a1")
+        first = asyncio.create_task(take_assignment(board, 0, "group 0"))
+        second = asyncio.create_task(take_assignment(board, 1, "group 1"))
+        await asyncio.sleep(0.01)
+        assert not first.done()
+        await submit(board, "a2")
+        assert names_in(await first) == ["a1", "a2"]
+        await submit(board, "a3")
+        await asyncio.sleep(0.01)
+        assert not second.done()
+        await submit(board, "b1")
+        assert names_in(await second) == ["a3"]
+
+    run_on_board(scenario, slots=2, fused=2, fuse_wait_s=60)
+
+
+def test_jobs_that_run_as_one_have_their_own_reports_instructions_and_ends() -> None:
+    async def scenario(board: Board) -> None:
+        await join_group(board, 0, "group")
+        jobs = await submit(board, "a1", "a2", "a3", "a4")
+        assignment = await take_assignment(board, 0, "group")
+        number = assignment["number"]
+        for place in (0, 2):
+            await board.pass_report(0, number, b"report", place)
+        await board.end_job(0, number, 0, b"")
+        await board.end_job(0, number, 2, b"error")
+        await board.cancel_job("a2", Instruction.END)
+        sent = await board.next_instructions(0, "group", NO_INSTRUCTION)
+        assert sent == {"assignment": number, "instructions": {1: Instruction.END}}
+        await board.discard_job(jobs[3], Instruction.SUSPEND)
+        sent = await board.next_instructions(0, "group", sent)
+        assert sent == {"assignment": number, "instructions": {1: Instruction.END, 3: Instruction.SUSPEND}}
+        await board.end_job(0, number, 1, b"")
+        await board.end_job(0, number, 3, b"")
+        assert await finish(board, 0, assignment)
+        ends = [[(await board.next_event(job))["kind"] for _ in range(2)] for job in jobs]
+        assert ends == [["report", "finished"], ["cancelled"] * 2, ["report", "failed"], ["cancelled"] * 2]
+        await submit(board, "a5")
+        assert names_in(await take_assignment(board, 0, "group", after=number)) == ["a5"]
+
+    run_on_board(scenario, fused=4, fuse_wait_s=0)
+
+
+def test_an_error_of_jobs_that_run_as_one_lets_each_of_them_run_alone() -> None:
+    async def scenario(board: Board) -> None:
+        await join_group(board, 0, "group")
+        jobs = await submit(board, "a1", "a2", "a3")
+        assignment = await take_assignment(board, 0, "group")
+        await board.end_job(0, assignment["number"], 0, b"")
+        await board.finish_rank(0, assignment["number"], 0, b"error of one", broken=False)
+        for name, error in (("a2", b""), ("a3", b"its own error")):
+            assignment = await take_assignment(board, 0, "group", after=assignment["number"])
+            assert names_in(assignment) == [name]
+            await board.finish_rank(0, assignment["number"], 0, error, broken=False)
+        events = [summary(await board.next_event(job)) for job in jobs]
+        assert events == [("finished", 1, b""), ("finished", 2, b""), ("failed", 2, b"its own error")]
+
+    run_on_board(scenario, fused=3, fuse_wait_s=0)
+
+
+def test_jobs_whose_worker_died_run_together_again_but_alone_in_their_last_attempt() -> None:
+    async def scenario(board: Board) -> None:
+        await join_group(board, 0, "first")
+        jobs = await submit(board, "a1", "a2", "a3", "a4", "b1")
+        number = (await take_assignment(board, 0, "first"))["number"]
+        await board.end_job(0, number, 1, b"")
+        await board.cancel_job("a4", Instruction.END)
+        await join_group(board, 0, "second")
+        assert names_in(await take_assignment(board, 0, "second")) == ["a1", "a3"]
+        await join_group(board, 0, "third")
+        assert names_in(await take_assignment(board, 0, "third")) == ["a1"]
+        await join_group(board, 0, "fourth")
+        assert summary(await board.next_event(jobs[0])) == ("died", 3, b"")
+        for name in ("a3", "b1"):
+            assignment = await take_assignment(board, 0, "fourth")
+            assert names_in(assignment) == [name]
+            assert await finish(board, 0, assignment)
+        events = [summary(await board.next_event(job)) for job in jobs[1:]]
+        ends = [("finished", 1), ("finished", 3), ("cancelled", 1), ("finished", 1)]
+        assert events == [(kind, attempts, b"") for kind, attempts in ends]
+
+    run_on_board(scenario, max_failures=2, fused=4, fuse_wait_s=0)
+
+
+def test_drained_jobs_are_assigned_again_together_without_counting_an_attempt() -> None:
+    async def scenario(board: Board) -> None:
+        for slot, node in enumerate(("drained", "staying")):
+            await join_group(board, slot, f"group {slot}", make_worker(node=node))
+        jobs = await submit(board, "a1", "a2", "a3")
+        assignment = await take_assignment(board, 0, "group 0")
+        await board.end_job(0, assignment["number"], 1, b"")
+        assert await board.drain_node("drained", Instruction.SUSPEND) == [0]
+        for place in (0, 2):
+            await board.end_job(0, assignment["number"], place, b"")
+        assert not await finish(board, 0, assignment)
+        again = await take_assignment(board, 1, "group 1")
+        assert names_in(again) == ["a1", "a3"]
+        assert await finish(board, 1, again)
+        assert [summary(await board.next_event(job)) for job in jobs] == [("finished", 1, b"")] * 3
+
+    run_on_board(scenario, slots=2, fused=3, fuse_wait_s=0)
+
+
 def test_the_process_of_the_board_needs_neither_kdray_nor_torch(tmp_path: Path) -> None:
-    modules = (board, board_state)
-    for module in modules:
+    for module in BOARD_MODULES:
         cloudpickle.register_pickle_by_value(module)
     try:
         (tmp_path / "board").write_bytes(cloudpickle.dumps(Board))
     finally:
-        for module in modules:
+        for module in BOARD_MODULES:
             cloudpickle.unregister_pickle_by_value(module)
     load = "import pickle, sys; sys.modules['kdray'] = None; pickle.load(open('board', 'rb'))(2)"
     script = f"{load}; print('torch' in sys.modules)"

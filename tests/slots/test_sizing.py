@@ -6,7 +6,15 @@ import pytest
 
 from kdray.errors import ResourceError, SpecError
 from kdray.slots.pool import SlotSettings
-from kdray.slots.sizing import Growth, Node, describe_nodes, divide_into_slots, with_plural, workers_that_fit
+from kdray.slots.sizing import (
+    Growth,
+    Node,
+    describe_nodes,
+    divide_into_slots,
+    fused_jobs,
+    with_plural,
+    workers_that_fit,
+)
 
 
 @pytest.mark.parametrize(
@@ -84,3 +92,20 @@ def test_nodes_are_described_by_size() -> None:
     assert describe_nodes([]) == "no nodes"
     assert describe_nodes([Node(2, 0), Node(8, 1), Node(2, 0)]) == "2 nodes with 2 CPUs, 1 node with 8 CPUs and 1 GPUs"
     assert with_plural(0, "slot") == "0 slots"
+
+
+@pytest.mark.parametrize(
+    ("settings", "node", "expected"),
+    [
+        (SlotSettings(), Node(4, 0), 1),
+        (SlotSettings(), Node(4, 1), 1),
+        (SlotSettings(fused=3), Node(4, 0), 3),
+        (SlotSettings(fused=3), Node(4, 1), 3),
+        (SlotSettings(workers=2), Node(4, 2), 1),
+        (SlotSettings(fused=3, workers=2), Node(4, 0), 1),
+        (SlotSettings(fused=3, max_failures=0), Node(4, 0), 1),
+    ],
+)
+def test_how_many_jobs_a_slot_runs_as_one(settings: SlotSettings, node: Node, expected: int) -> None:
+    assert fused_jobs(settings, divide_into_slots(settings, [node])) == expected
+    assert ("fused" in settings.model_dump()) == (settings.fused != 1)  # records of earlier sweeps stay equal

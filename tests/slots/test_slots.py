@@ -7,8 +7,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,9 @@ from kdray.evaluation.form_costs import MeasureForms
 from kdray.evaluation.measuring import Latency
 from kdray.models.fresh import word_tokenizer
 from kdray.models.pretrained import Pretrained, save_model
+from kdray.slots.client import RayRun
 from kdray.slots.cluster import connect
-from kdray.slots.job import Instruction, Report, Worker
+from kdray.slots.job import Instruction, JobEnd, Report, Worker
 from kdray.slots.local import LocalSlots
 from kdray.slots.pool import SlotPool, SlotSettings
 from kdray.slots.ray_slots import RaySlots, open_slots
@@ -114,6 +115,65 @@ def warm_count(worker: Worker) -> Iterator[Report]:
     yield {"calls": len(calls), "pid": os.getpid()}
 
 
+@dataclass(frozen=True)
+class Climbing:
+    """Climbs to `top` in steps, alone or together with others, and keeps each step in a file to continue from.
+
+    `fails_at` is the step at which it raises an error, and `dies_at` the one at which it kills its worker, once.
+    """
+
+    folder: Path
+    top: int
+    fails_at: int = 0
+    dies_at: int = 0
+    fuse_key: str = "climbing"
+
+    def __call__(self, worker: Worker) -> Iterator[Report]:
+        for _, report in self.fused_with(())(worker, [worker.instruction]):
+            if isinstance(report, dict):
+                yield report
+
+    def fused_with(self, others: "Sequence[Climbing]") -> "ClimbingTogether":
+        return ClimbingTogether((self, *others))
+
+    def step(self) -> int:
+        """Make a step, and return its number."""
+        kept = self.folder / "kept"
+        step = int(kept.read_text()) + 1 if kept.exists() else 1
+        if step == self.fails_at:
+            raise ZeroDivisionError("by nought")
+        if step == self.dies_at and not (self.folder / "died").exists():
+            (self.folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        kept.write_text(str(step))
+        return step
+
+
+@dataclass(frozen=True)
+class ClimbingTogether:
+    """Makes the steps of several jobs in turn; see `kdray.slots.job.FusedJob`."""
+
+    jobs: tuple[Climbing, ...]
+
+    def __call__(
+        self, worker: Worker, instructions: Sequence[Callable[[], Instruction]]
+    ) -> Iterator[tuple[int, Report | JobEnd]]:
+        left = dict(enumerate(self.jobs))
+        while left:
+            time.sleep(0.01)
+            for number, job in list(left.items()):
+                end = JobEnd() if instructions[number]() else None
+                try:
+                    step = job.step()
+                    yield number, {"step": step, "together": len(left)}
+                    end = JobEnd() if step == job.top else end
+                except ZeroDivisionError as error:
+                    end = JobEnd(error)
+                if end:
+                    del left[number]
+                    yield number, end
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
@@ -123,27 +183,35 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def two_pools(cluster: Path) -> Iterator[tuple[RaySlots, RaySlots]]:
-    """A pool with a slot of one worker, and a pool with a slot of two; they start at the same time."""
+def pools(cluster: Path) -> Iterator[tuple[RaySlots, ...]]:
+    """Pools with one slot: of one worker, of two, and of one that runs up to four jobs as one. They start together."""
     single = SlotSettings(count=1, cpus=1, max_failures=1)
     double = SlotSettings(count=1, workers=2, cpus=1, max_failures=1)
+    fused = SlotSettings(count=1, cpus=1, fused=4)
     with (
         open_slots(single, cluster / "one-logs") as one,
         open_slots(double, cluster / "two-logs") as two,
+        open_slots(fused, cluster / "fused-logs") as four_as_one,
     ):
-        yield one, two
+        yield one, two, four_as_one
 
 
 @pytest.fixture
-def one(two_pools: tuple[RaySlots, RaySlots]) -> RaySlots:
-    two_pools[0].wait(LIMIT_S)
-    return two_pools[0]
+def one(pools: tuple[RaySlots, ...]) -> RaySlots:
+    pools[0].wait(LIMIT_S)
+    return pools[0]
 
 
 @pytest.fixture
-def two(two_pools: tuple[RaySlots, RaySlots]) -> RaySlots:
-    two_pools[1].wait(LIMIT_S)
-    return two_pools[1]
+def two(pools: tuple[RaySlots, ...]) -> RaySlots:
+    pools[1].wait(LIMIT_S)
+    return pools[1]
+
+
+@pytest.fixture
+def fused(pools: tuple[RaySlots, ...]) -> RaySlots:
+    pools[2].wait(LIMIT_S)
+    return pools[2]
 
 
 @pytest.fixture(params=["local", "ray"])
@@ -406,12 +474,61 @@ def test_more_than_the_cluster_has_is_refused_at_once(cluster: Path) -> None:
 
 
 def test_a_slot_that_does_not_start_raises_an_error_within_its_timeout(two: RaySlots, cluster: Path) -> None:
-    settings = SlotSettings(count=1, cpus=4, start_timeout_s=2)  # the other slots hold three of the four CPUs
+    settings = SlotSettings(count=1, cpus=4, start_timeout_s=2)  # the other slots hold the CPUs
     with open_slots(settings, cluster / "stuck-logs") as stuck:
         with pytest.raises(ResourceError, match=r"slot 0 was not up after 2 s: it waits for 1 workers"):
             list(stuck.run(Counting(1), "never"))
         with pytest.raises(ResourceError, match="free now"):
             stuck.wait(LIMIT_S)
+
+
+def climb(pool: RaySlots, folder: Path, **jobs: Climbing) -> dict[str, RayRun]:
+    """Submit jobs by name, each with a folder of its own."""
+    runs = {}
+    for name, job in jobs.items():
+        (folder / name).mkdir()
+        runs[name] = pool.run(replace(job, folder=folder / name), name)
+    return runs
+
+
+def test_jobs_that_run_as_one_end_fail_and_continue_from_their_own_step(fused: RaySlots, tmp_path: Path) -> None:
+    runs = climb(
+        fused,
+        tmp_path,
+        early=Climbing(tmp_path, top=2),
+        failing=Climbing(tmp_path, top=9, fails_at=3),
+        deadly=Climbing(tmp_path, top=6, dies_at=5),
+        other=Climbing(tmp_path, top=9),
+    )
+    assert list(runs["early"]) == [{"step": 1, "together": 4}, {"step": 2, "together": 4}]
+    with pytest.raises(JobError, match=r"^failing: ZeroDivisionError: by nought \(.*test_slots.py:\d+\)"):
+        list(runs["failing"])
+    # Only the steps of the two others until the worker died are repeated in an attempt of their own.
+    for name, top in (("deadly", 6), ("other", 9)):
+        reports = list(runs[name])
+        assert [report["step"] for report in reports] == list(range(1, top + 1))
+        assert {report["step"]: report["together"] for report in reports}[5] == 2
+    assert [run.attempts for run in runs.values()] == [1, 1, 2, 2]
+
+
+def test_a_job_that_runs_with_others_is_cancelled_alone(fused: RaySlots, tmp_path: Path) -> None:
+    endless = Climbing(tmp_path, top=100_000)
+    runs = climb(fused, tmp_path, stopped=endless, closed=endless, going_on=Climbing(tmp_path, top=60))
+    assert next(runs["stopped"])["together"] == 3
+    fused.cancel("stopped")
+    next(runs["closed"])
+    runs["closed"].close()
+    assert [list(runs[name]) for name in ("stopped", "closed")] == [[], []]
+    last = list(runs["going_on"])[-1]
+    assert last == {"step": 60, "together": 1}
+    assert int((tmp_path / "closed" / "kept").read_text()) < 60
+
+
+def test_jobs_with_another_key_or_without_one_run_alone(fused: RaySlots, two: RaySlots, tmp_path: Path) -> None:
+    job = Climbing(tmp_path, top=1)
+    runs = climb(fused, tmp_path, first=job, other_key=replace(job, fuse_key="other"), no_key=replace(job, fuse_key=""))
+    assert [[report["together"] for report in run] for run in runs.values()] == [[1]] * 3
+    assert (fused.places, two.places) == (4, 1)
 
 
 SCRIPT = """
