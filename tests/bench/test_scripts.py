@@ -36,6 +36,10 @@ SMALL: dict[str, tuple[str, ...]] = {
     "tpe_window": ("--trials", "30", "--seeds", "1"),
     "transformers_peer": (*REAL, "--trials", "2"),
     "trial_overhead": ("--trials", "3", "--nested", "1"),
+    "variants": (
+        *("{sweep}", "--storage", "{folder}", "--seeds", "1", "--set", "student.depth=1"),
+        *("--variant", "logits", "--variant", "hidden", "distillation.hidden_mse=0.1"),
+    ),
     "vocabulary_memory": ("--vocabulary", "500", "--tokens", "128"),
 }
 
@@ -71,7 +75,7 @@ def test_a_script_prints_its_claim(script: str, tmp_path: Path) -> None:
         pytest.importorskip("textbrewer")
     sweep = tmp_path / "tiny.py"
     sweep.write_text(SWEEP)
-    arguments = [argument.format(sweep=sweep) for argument in SMALL[script]]
+    arguments = [argument.format(sweep=sweep, folder=tmp_path / "storage") for argument in SMALL[script]]
     command = [sys.executable, str(BENCH / f"{script}.py"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,196 @@
+"""Claim: a variant of a recipe trains better students than the first one, on the test rows, over rows and seeds.
+
+The students are those of a sweep file, with its teacher, rows and transfer set; a variant changes settings of a trial.
+Every variant is trained with the same seeds, as a confirmation trains its candidates, and measured on the test rows.
+The first variant is what the others are compared with. `difference` is that of the task's quality metric, with a
+bootstrap interval over rows and seeds at 95 %; `seconds` is the mean training time. The ratio is the quality of the
+last variant / that of the first. What is trained already in the same storage is not trained again.
+
+    python bench/variants.py sweeps/few_labels.py --storage DIR --set training.epochs=3 \\
+        --variant logits --variant hidden distillation.hidden_mse=1 --seeds 3
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from machine import machine, print_result
+
+from kdray import Sweep
+from kdray.choice.answers import ConfirmationAnswers
+from kdray.choice.reruns import Rerun, RerunResult, read_answers, run_reruns
+from kdray.cli.running import load_sweep_file, parse_changes
+from kdray.evaluation.statistics import Interval, bootstrap_difference, bootstrap_interval
+from kdray.report.screen import StageTimer, open_screen
+from kdray.run import RunOptions, open_pool
+from kdray.search.claim import claim_folder
+from kdray.settings import dotted_values
+from kdray.slots.job import Worker
+from kdray.stages.bookkeeping import open_sweep_run
+from kdray.stages.preparing import prepare
+from kdray.stages.session import Session
+from kdray.stages.teaching import Lessons, teach
+from kdray.storage.files import fingerprint
+from kdray.storage.owner import own_sweep
+from kdray.storage.paths import SweepPaths
+from kdray.tasks.task import Outputs
+from kdray.training.trial import Trial, read_reports
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe with other settings."""
+
+    name: str
+    changes: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> "Variant":
+        """The variant of a command line: its name, then settings as name=value."""
+        return cls(words[0], parse_changes(list(words[1:]), "--variant"))
+
+
+def complete(variants: Sequence[Variant], known: Mapping[str, Any]) -> list[Variant]:
+    """The variants, each with a value for all settings that any of them changes; `known` are those of the sweep."""
+    names = dict.fromkeys(name for variant in variants for name in variant.changes)
+    return [
+        Variant(variant.name, {name: variant.changes.get(name, known.get(name)) for name in names})
+        for variant in variants
+    ]
+
+
+def with_variants(sweep: Sweep, changes: Mapping[str, Any], variants: Sequence[Variant]) -> Sweep:
+    """The changed sweep, whose space has the settings of the variants, so that it prepares what each of them needs."""
+    names = variants[0].changes
+    domains = {f"space.{name}": list(dict.fromkeys(variant.changes[name] for variant in variants)) for name in names}
+    return sweep.with_changes({**{name: value for name, value in changes.items() if name not in names}, **domains})
+
+
+def train(session: Session, lessons: Lessons, reruns: Sequence[Rerun]) -> ConfirmationAnswers:
+    """Train the reruns, and return their outputs for the test rows."""
+    sweep, paths = session.sweep, session.paths
+    ended: set[str] = set()
+    failed: dict[str, str] = {}
+
+    def on_end(run: Rerun, result: RerunResult) -> None:
+        ended.add(run.key)
+        session.screen.progress("students trained", len(ended), len({each.key for each in reruns}))
+        if result.error:
+            failed[run.key] = result.error
+            session.screen.note(f"variant {run.trial}, seed {run.seed} failed: {result.error}")
+
+    session.screen.stage("Variants")
+    trials = {
+        run: Trial(
+            recipe=run.recipe,
+            inputs=lessons.inputs.of(run.recipe.student),
+            seed=run.seed,
+            target=paths.rerun(run.key),
+        )
+        for run in reruns
+    }
+    run_reruns(trials, session.slots, on_end)
+    outputs: dict[Rerun, Outputs] = {}
+    for run in reruns:
+        if (answers := read_answers(paths.rerun(run.key))) is not None:
+            outputs[run] = answers
+    first = lessons.inputs.first
+    return ConfirmationAnswers(
+        outputs=outputs,
+        failed={run: failed[run.key] for run in reruns if run.key in failed},
+        teacher=first.teacher_outputs("test", Worker()),
+        rows=first.rows("test", Worker()),
+        task=sweep.task,
+    )
+
+
+def teacher_figure(answers: ConfirmationAnswers) -> list[float]:
+    """The quality of the teacher, with its interval."""
+    return as_list(bootstrap_interval(answers.count_metric(answers.task.quality.name, [answers.teacher])))
+
+
+def figures_of(answers: ConfirmationAnswers, variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """The figures of each variant. Raises SystemExit for a variant whose trainings all failed."""
+    metric, figures = answers.task.quality.name, []
+    for number, variant in enumerate(variants):
+        if not answers.outputs_of(number, "candidate"):
+            sys.exit(f"{variant.name}: no training succeeded ({', '.join(answers.failed.values())})")
+        counted = answers.count_metric(metric, answers.outputs_of(number, "candidate"))
+        figure: dict[str, Any] = {"variant": variant.name, metric: as_list(bootstrap_interval(counted))}
+        if number:
+            first = answers.count_metric(metric, answers.outputs_of(0, "candidate"))
+            figure["difference"] = as_list(bootstrap_difference(counted, first))
+        figures.append(figure | {"metrics": answers.mean_metrics(number, "candidate")})
+    return figures
+
+
+def by_variant(reruns: Sequence[Rerun], count: int) -> list[list[Rerun]]:
+    """The reruns of each variant."""
+    return [[run for run in reruns if run.trial == number] for number in range(count)]
+
+
+def train_seconds(paths: SweepPaths, run: Rerun) -> float:
+    """The seconds of all training steps of a student."""
+    return float(sum(report["train_seconds"] for report in read_reports(paths.rerun(run.key))))
+
+
+def as_list(interval: Interval) -> list[float]:
+    """The estimate and both bounds."""
+    return [interval.estimate, interval.low, interval.high]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, help="a Python file that defines a sweep")
+    parser.add_argument("--storage", type=Path, required=True, help="folder for teacher and students")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of the sweep"
+    )
+    parser.add_argument(
+        "--variant", action="append", nargs="+", required=True, metavar="NAME [SETTING=VALUE ...]", help="a recipe"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    options, on = parser.parse_args(), machine()
+    given, changes = load_sweep_file(options.sweep), parse_changes(options.set)
+    # A setting that the file searches is that of its recipe here, unless a variant gives it.
+    known = {**dotted_values(given.recipe), **changes}
+    variants = complete([Variant.parse(words) for words in options.variant], known)
+    sweep = with_variants(given, changes, variants)
+    # A student is known by recipe and seed, so students of other rows or another teacher need another folder.
+    lessons_key = fingerprint({name: sweep.identity()[name] for name in ("task", "data", "teacher", "transfer")})
+    sweep = sweep.with_changes({"name": f"variants-{lessons_key}"})
+    paths = SweepPaths(options.storage.resolve(), sweep.name)
+    reruns = [
+        Rerun(trial=number, role="candidate", seed=sweep.seed + 1 + seed, recipe=sweep.recipe_of(variant.changes))
+        for seed in range(options.seeds)
+        for number, variant in enumerate(variants)
+    ]
+    with open_screen() as screen, own_sweep(paths.owner, screen.note):
+        ledger = claim_folder(sweep.identity(), paths, fresh=False)
+        with StageTimer(screen, paths.times) as timer:
+            material = prepare(sweep, paths, ledger, timer)
+            with (
+                open_pool(sweep, paths, timer, RunOptions()) as slots,
+                open_sweep_run(sweep, paths, ledger, timer.note) as tracker,
+            ):
+                session = Session(sweep, paths, ledger, timer, slots, tracker)
+                answers = train(session, teach(session, material), reruns)
+    figures = figures_of(answers, variants)
+    for figure, runs in zip(figures, by_variant(reruns, len(variants)), strict=True):
+        figure["seconds"] = mean(train_seconds(paths, run) for run in runs if run in answers.outputs)
+    metric, rows = sweep.task.quality.name, len(answers.rows.example_starts) - 1
+    print_result(
+        f"{metric} of {variants[-1].name}, against that of {variants[0].name}, on {rows:,} test rows",
+        figures[-1][metric][0] / figures[0][metric][0],
+        {"teacher": teacher_figure(answers), "variants": figures, "epochs": sweep.training.epochs},
+        on,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
