@@ -32,13 +32,14 @@ from kdray.settings import dotted_values
 from kdray.slots.job import Worker
 from kdray.stages.bookkeeping import open_sweep_run
 from kdray.stages.preparing import prepare
+from kdray.stages.retraining import trials_of
 from kdray.stages.session import Session
 from kdray.stages.teaching import Lessons, teach
 from kdray.storage.files import fingerprint
 from kdray.storage.owner import own_sweep
 from kdray.storage.paths import SweepPaths
 from kdray.tasks.task import Outputs
-from kdray.training.trial import Trial, read_reports
+from kdray.training.trial import read_reports
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,7 @@ def train(session: Session, lessons: Lessons, reruns: Sequence[Rerun]) -> Confir
             session.screen.note(f"variant {run.trial}, seed {run.seed} failed: {result.error}")
 
     session.screen.stage("Variants")
-    trials = {
-        run: Trial(
-            recipe=run.recipe,
-            inputs=lessons.inputs.of(run.recipe.student),
-            seed=run.seed,
-            target=paths.rerun(run.key),
-        )
-        for run in reruns
-    }
-    run_reruns(trials, session.slots, on_end)
+    run_reruns(trials_of(reruns, lessons, paths), session.slots, on_end)
     outputs: dict[Rerun, Outputs] = {}
     for run in reruns:
         if (answers := read_answers(paths.rerun(run.key))) is not None:

@@ -125,6 +125,19 @@ def _controls_of(sweep: Sweep, lessons: Lessons) -> ControlsOf:
     return ControlsOf(sweep.recipe, lambda recipe: lessons.inputs.of(recipe.student).has_more_text(recipe))
 
 
+def trials_of(runs: Sequence[Rerun], lessons: Lessons, paths: SweepPaths) -> dict[Rerun, Trial]:
+    """The training of each rerun."""
+    return {
+        run: Trial(
+            recipe=run.recipe,
+            inputs=lessons.inputs.of(run.recipe.student),
+            seed=run.seed,
+            target=paths.rerun(run.key),
+        )
+        for run in runs
+    }
+
+
 def _train(
     session: Session, lessons: Lessons, runs: Sequence[Rerun], progress_name: str, earlier: int = 0
 ) -> dict[str, str]:
@@ -134,15 +147,7 @@ def _train(
     the number of `earlier` trainings.
     """
     sweep, paths = session.sweep, session.paths
-    trials = {
-        run: Trial(
-            recipe=run.recipe,
-            inputs=lessons.inputs.of(run.recipe.student),
-            seed=run.seed,
-            target=paths.rerun(run.key),
-        )
-        for run in runs
-    }
+    trials = trials_of(runs, lessons, paths)
     costs = {record.number: record.costs for record in session.ledger.records()}
     # Reruns with one key are one training. This list keeps their order, by which they are numbered.
     keys = list(dict.fromkeys(run.key for run in runs))
