@@ -88,16 +88,11 @@ class Watch:
         self.sender_cpu_s = sum(thread.user_time + thread.system_time for thread in times)
 
 
-def costs(params: Any) -> dict[str, float]:
-    """Invented costs: one millisecond for each layer."""
-    return {"latency_ms": float(params["student.depth"]), "latency_p95_ms": 9.0, "parameters": 1e6, "size_mb": 4.0}
-
-
 def search_empty_trials(sweep: Sweep, paths: SweepPaths, slots: RaySlots) -> Watch:
     """Run the empty trials with all parts that `kdray.run` has, and return what was measured at each."""
     ledger, watch = Ledger.open(paths.journal, sweep.name, sweep.search.objectives), Watch()
     with open_sweep_run(sweep, paths, ledger, lambda sentence: None) as tracker:
-        planner = Planner(sweep.search, sweep.search_space, ledger, costs)
+        planner = Planner(sweep.search, sweep.search_space, ledger, material.invented_costs)
         screen = StageTimer(NullScreen(), paths.times)
         bookkeeper = Bookkeeper(Session(sweep, paths, ledger, screen, slots, tracker))
 

@@ -15,7 +15,6 @@ import random
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import material
@@ -32,11 +31,6 @@ from kdray.search.space import distributions
 from kdray.search.stopping import Halving
 
 NAME, EVALUATIONS = "bench", 3
-
-
-def costs(params: Any) -> dict[str, float]:
-    """Invented costs: one millisecond for each layer."""
-    return {"latency_ms": float(params["student.depth"]), "latency_p95_ms": 9.0, "parameters": 1e6, "size_mb": 4.0}
 
 
 def evaluation(number: int, quality: float) -> dict[str, float]:
@@ -58,7 +52,7 @@ def write_ledger(path: Path, trials: int, objectives: tuple[str, ...]) -> None:
                 "distillation.alpha": invented.uniform(0.3, 1),
                 "training.learning_rate": invented.uniform(5e-5, 4e-4),
             }
-            number = ledger.add(params, domains, costs(params), {}).number
+            number = ledger.add(params, domains, material.invented_costs(params), {}).number
             for evaluated in range(1, EVALUATIONS + 1):
                 ledger.add_evaluation(number, evaluation(evaluated, invented.random()))
             ledger.finish(number, "completed")
@@ -77,7 +71,7 @@ def main() -> None:
         before, start = process.memory_info().rss, time.perf_counter()
         ledger = Ledger.open(path, NAME, search.objectives)
         opened = time.perf_counter()
-        planner = Planner(search, space, ledger, costs, lambda params: Length(EVALUATIONS))
+        planner = Planner(search, space, ledger, material.invented_costs, lambda params: Length(EVALUATIONS))
         planned = time.perf_counter()
         trial = planner.next_trial()
         drawn, memory = time.perf_counter(), process.memory_info().rss - before

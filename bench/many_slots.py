@@ -248,11 +248,6 @@ class Simulation:
         self.counts.driver_s += time.thread_time() - started
 
 
-def costs(params: Any) -> dict[str, float]:
-    """Invented costs: one millisecond for each layer."""
-    return {"latency_ms": float(params["student.depth"]), "latency_p95_ms": 9.0, "parameters": 1e6, "size_mb": 4.0}
-
-
 def write_seconds(folder: Path) -> float:
     """The time of one write that reaches the disk: the lower quartile of forty."""
     file, times = os.open(folder / "probe", os.O_WRONLY | os.O_CREAT | os.O_APPEND), []
@@ -273,7 +268,7 @@ def simulate(load: Load, sweep: Sweep, folder: Path, disk_s: float) -> dict[str,
     tracker = MlflowTracker(sweep.tracking, paths, tracked_sweep(ledger), lambda sentence: None)
     tracker._spool = Spool(paths)  # without the thread that sends: its time would count here
     length = Length(load.evaluations)
-    planner = Planner(sweep.search, sweep.search_space, ledger, costs, length=lambda params: length)
+    planner = Planner(sweep.search, sweep.search_space, ledger, material.invented_costs, length=lambda params: length)
     session = Session(sweep, paths, ledger, StageTimer(NullScreen(), paths.times), None, tracker)  # type: ignore[arg-type]
     simulation = Simulation(load, clock, planner, Bookkeeper(session))
     memory, started, processor = process.memory_info().rss, clock.time(), time.thread_time()
