@@ -4,7 +4,8 @@ The students are those of a sweep file, with its teacher, rows and transfer set;
 Every variant is trained with the same seeds, as a confirmation trains its candidates, and measured on the test rows.
 The first variant is what the others are compared with. `difference` is that of the task's quality metric, with a
 bootstrap interval over rows and seeds at 95 %; `seconds` is the mean training time. The ratio is the quality of the
-last variant / that of the first. What is trained already in the same storage is not trained again.
+last variant / that of the first. What is trained already in the same storage is not trained again. With `--costs`, the
+size of each variant, and its latencies in PyTorch, in ONNX and in int8, are measured before any training.
 
     python bench/variants.py sweeps/few_labels.py --storage DIR --set training.epochs=3 \\
         --variant logits --variant hidden distillation.hidden_mse=1 --seeds 3
@@ -24,7 +25,9 @@ from kdray import Sweep
 from kdray.choice.answers import ConfirmationAnswers
 from kdray.choice.reruns import Rerun, RerunResult, read_answers, run_reruns
 from kdray.cli.running import load_sweep_file, parse_changes
+from kdray.evaluation.costs import CostMeasuring
 from kdray.evaluation.statistics import Interval, bootstrap_difference, bootstrap_interval
+from kdray.forms.forms import GRAPH_FORMS
 from kdray.report.screen import StageTimer, open_screen
 from kdray.run import RunOptions, open_pool
 from kdray.search.claim import claim_folder
@@ -41,6 +44,8 @@ from kdray.storage.paths import SweepPaths
 from kdray.tasks.task import Outputs
 from kdray.training.trial import read_reports
 
+COSTS = ("parameters", "size_mb", "latency_ms", "onnx_latency_ms", "int8_latency_ms")
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -55,20 +60,22 @@ class Variant:
         return cls(words[0], parse_changes(list(words[1:]), "--variant"))
 
 
-def complete(variants: Sequence[Variant], known: Mapping[str, Any]) -> list[Variant]:
-    """The variants, each with a value for all settings that any of them changes; `known` are those of the sweep."""
-    names = dict.fromkeys(name for variant in variants for name in variant.changes)
-    return [
-        Variant(variant.name, {name: variant.changes.get(name, known.get(name)) for name in names})
-        for variant in variants
-    ]
+def with_variants(
+    sweep: Sweep, changes: Mapping[str, Any], variants: Sequence[Variant], known: Mapping[str, Any]
+) -> Sweep:
+    """The changed sweep, whose space has the settings of the variants, so that it prepares what each of them needs.
 
-
-def with_variants(sweep: Sweep, changes: Mapping[str, Any], variants: Sequence[Variant]) -> Sweep:
-    """The changed sweep, whose space has the settings of the variants, so that it prepares what each of them needs."""
-    names = variants[0].changes
-    domains = {f"space.{name}": list(dict.fromkeys(variant.changes[name] for variant in variants)) for name in names}
-    return sweep.with_changes({**{name: value for name, value in changes.items() if name not in names}, **domains})
+    `known` are the settings of the sweep, which a variant has where it gives no other.
+    """
+    domains: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(name for variant in variants for name in variant.changes):
+        given = [variant.changes[name] for variant in variants if name in variant.changes]
+        # A setting of another family than the sweep's is known only where a variant gives it.
+        kept = [known[name]] if len(given) < len(variants) and name in known else []
+        domains[f"space.{name}"] = list(dict.fromkeys(kept + given))
+    return sweep.with_changes(
+        {**{name: value for name, value in changes.items() if f"space.{name}" not in domains}, **domains}
+    )
 
 
 def train(session: Session, lessons: Lessons, reruns: Sequence[Rerun]) -> ConfirmationAnswers:
@@ -98,6 +105,18 @@ def train(session: Session, lessons: Lessons, reruns: Sequence[Rerun]) -> Confir
         rows=first.rows("test", Worker()),
         task=sweep.task,
     )
+
+
+def costs_of(session: Session, lessons: Lessons, reruns: Sequence[Rerun]) -> list[dict[str, float]]:
+    """The costs of the student of each of these reruns."""
+    screen, students = session.screen, [run.recipe.student for run in reruns]
+    screen.stage("Costs of each variant")
+    session.slots.wait()  # a slot that is still starting would use the CPU and make latencies longer
+    measuring = CostMeasuring(session.sweep.latency, session.paths, session.slots, forms=GRAPH_FORMS)
+    costs = measuring.measure(
+        students, lessons.sources, lambda done, count: screen.progress("architectures", done, count)
+    )
+    return [{name: costs.of(student)[name] for name in COSTS} for student in students]
 
 
 def teacher_figure(answers: ConfirmationAnswers) -> list[float]:
@@ -146,12 +165,13 @@ def main() -> int:
         "--variant", action="append", nargs="+", required=True, metavar="NAME [SETTING=VALUE ...]", help="a recipe"
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--costs", action="store_true", help="measure what each variant costs")
     options, on = parser.parse_args(), machine()
     given, changes = load_sweep_file(options.sweep), parse_changes(options.set)
     # A setting that the file searches is that of its recipe here, unless a variant gives it.
     known = {**dotted_values(given.recipe), **changes}
-    variants = complete([Variant.parse(words) for words in options.variant], known)
-    sweep = with_variants(given, changes, variants)
+    variants = [Variant.parse(words) for words in options.variant]
+    sweep = with_variants(given, changes, variants, known)
     # A student is known by recipe and seed, so students of other rows or another teacher need another folder.
     lessons_key = fingerprint({name: sweep.identity()[name] for name in ("task", "data", "teacher", "transfer")})
     sweep = sweep.with_changes({"name": f"variants-{lessons_key}"})
@@ -170,10 +190,13 @@ def main() -> int:
                 open_sweep_run(sweep, paths, ledger, timer.note) as tracker,
             ):
                 session = Session(sweep, paths, ledger, timer, slots, tracker)
-                answers = train(session, teach(session, material), reruns)
+                lessons = teach(session, material)
+                costs = costs_of(session, lessons, reruns[: len(variants)]) if options.costs else [{}] * len(variants)
+                answers = train(session, lessons, reruns)
     figures = figures_of(answers, variants)
-    for figure, runs in zip(figures, by_variant(reruns, len(variants)), strict=True):
+    for figure, runs, of_variant in zip(figures, by_variant(reruns, len(variants)), costs, strict=True):
         figure["seconds"] = mean(train_seconds(paths, run) for run in runs if run in answers.outputs)
+        figure |= {"costs": of_variant} if of_variant else {}
     metric, rows = sweep.task.quality.name, len(answers.rows.example_starts) - 1
     print_result(
         f"{metric} of {variants[-1].name}, against that of {variants[0].name}, on {rows:,} test rows",

@@ -37,7 +37,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "transformers_peer": (*REAL, "--trials", "2"),
     "trial_overhead": ("--trials", "3", "--nested", "1"),
     "variants": (
-        *("{sweep}", "--storage", "{folder}", "--seeds", "1", "--set", "student.depth=1"),
+        *("{sweep}", "--storage", "{folder}", "--seeds", "1", "--costs", "--set", "student.depth=1"),
         *("--variant", "logits", "--variant", "hidden", "distillation.hidden_mse=0.1"),
     ),
     "vocabulary_memory": ("--vocabulary", "500", "--tokens", "128"),
