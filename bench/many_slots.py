@@ -265,7 +265,7 @@ def simulate(load: Load, sweep: Sweep, folder: Path, disk_s: float) -> dict[str,
     clock, paths, process = Clock(), SweepPaths(folder, sweep.name), psutil.Process()
     os.fsync = lambda file: clock.skip(disk_s)  # type: ignore[assignment]
     ledger = Ledger.open(paths.journal, sweep.name, sweep.search.objectives)
-    tracker = MlflowTracker(sweep.tracking, paths, tracked_sweep(ledger), lambda sentence: None)
+    tracker = MlflowTracker(sweep.tracking, paths, tracked_sweep(ledger), lambda sentence: None, own_process=True)
     tracker._spool = Spool(paths)  # without the thread that sends: its time would count here
     length = Length(load.evaluations)
     planner = Planner(sweep.search, sweep.search_space, ledger, material.invented_costs, length=lambda params: length)

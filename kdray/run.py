@@ -73,7 +73,11 @@ def story(
     """Run the stages of a sweep in a folder that this process owns; entering `opening` gives the slots."""
     # Before the slots are opened: a mistake in the data or the models is found without waiting for Ray.
     material = prepare(sweep, paths, ledger, screen)
-    with opening as slots, open_sweep_run(sweep, paths, ledger, screen.note) as tracker:
+    # Without slots of their own, all jobs run in this process one after the other: no slot waits while MLflow writes.
+    with (
+        opening as slots,
+        open_sweep_run(sweep, paths, ledger, screen.note, own_process=not slots.runs_in_caller) as tracker,
+    ):
         session = Session(sweep=sweep, paths=paths, ledger=ledger, screen=screen, slots=slots, tracker=tracker)
         lessons = teach(session, material)
         costs = measure_costs(session, material, lessons)

@@ -128,12 +128,14 @@ def remove_siblings(folder: Path) -> None:
 
 
 @contextmanager
-def open_sweep_run(sweep: Sweep, paths: SweepPaths, ledger: Ledger, note: Callable[[str], None]) -> Iterator[Tracker]:
+def open_sweep_run(
+    sweep: Sweep, paths: SweepPaths, ledger: Ledger, note: Callable[[str], None], *, own_process: bool = True
+) -> Iterator[Tracker]:
     """Open or continue the sweep's run in MLflow, and at the end of the block close it with the status of the sweep.
 
-    `note` receives messages for the user.
+    `note` receives messages for the user. With `own_process`, MLflow's client has a process of its own.
     """
-    tracker = open_tracker(sweep.tracking, paths, tracked_sweep(ledger), note)
+    tracker = open_tracker(sweep.tracking, paths, tracked_sweep(ledger), note, own_process=own_process)
     commit = git_commit(Path.cwd())
     tags = {"kdray.task": sweep.task.name, "kdray.teacher": sweep.teacher.display_name, **versions()}
     tags |= {"mlflow.source.git.commit": commit} if commit else {}

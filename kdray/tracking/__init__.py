@@ -6,6 +6,7 @@ In reading order:
 - `settings`         Tracking: the address of the MLflow store, and how long to wait for a server
 - `content`          the desired content of a run, and the part of it that the store lacks
 - `spool`            the file of changes that MLflow has not received yet
+- `client_process`   an MLflow client in a process of its own
 - `sender`           brings the runs in an MLflow store up to date
 - `mlflow_tracker`   the tracker that writes the spool and sends the changes while the sweep runs
 - `sync`             sends the spool after the sweep has ended: `kdray sync`

@@ -37,25 +37,40 @@ _FAILURES_BEFORE_NOTE = 2  # a single failed request that succeeds a second late
 
 
 def open_tracker(
-    tracking: Tracking, paths: SweepPaths, sweep: TrackedSweep, note: Callable[[str], None] = lambda sentence: None
+    tracking: Tracking,
+    paths: SweepPaths,
+    sweep: TrackedSweep,
+    note: Callable[[str], None] = lambda sentence: None,
+    *,
+    own_process: bool = False,
 ) -> Tracker:
     """The tracker for this sweep. It opens no connection before `start_sweep`.
 
-    All runs of the sweep have its key in a tag, in every session. `note` receives sentences for the user.
+    All runs of the sweep have its key in a tag, in every session. `note` receives sentences for the user. With
+    `own_process`, MLflow's client has a process of its own.
     """
-    return MlflowTracker(tracking, paths, sweep, note) if tracking.enabled else NullTracker()
+    return MlflowTracker(tracking, paths, sweep, note, own_process=own_process) if tracking.enabled else NullTracker()
 
 
 class MlflowTracker:
     """Keeps the runs of one sweep in an MLflow store up to date."""
 
-    def __init__(self, tracking: Tracking, paths: SweepPaths, sweep: TrackedSweep, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        tracking: Tracking,
+        paths: SweepPaths,
+        sweep: TrackedSweep,
+        note: Callable[[str], None],
+        *,
+        own_process: bool,
+    ) -> None:
         self.uri = tracking.uri_in(paths)
         self._tracking, self._paths, self._note = tracking, paths, note
         self._changed = threading.Condition()
         """Guards the state below, and wakes the thread."""
         self._runs: dict[RunNumber, TrackedRun] = {}
-        self._sender = Sender(tracking, paths, sweep, self._runs, self._changed)
+        process_log = paths.logs / "mlflow.log" if own_process else None
+        self._sender = Sender(tracking, paths, sweep, self._runs, self._changed, process_log)
         self._spool: Spool | None = None
         self._waiting: dict[RunNumber, None] = {}
         """The runs with unsent changes, in the order of sending; a dict because Python has no ordered set."""
@@ -190,6 +205,7 @@ class MlflowTracker:
                     self._spool.clear()
                 self._spool.close()
                 self._spool = None
+        self._sender.close()
         TrackingTarget(self._tracking, ending).write(self._paths)
         if unsent:
             self._warn(

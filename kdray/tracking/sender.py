@@ -28,6 +28,7 @@ from kdray.storage.mirror import fetch
 from kdray.storage.names import check_links, check_regular_files
 from kdray.storage.paths import SweepPaths
 from kdray.storage.sqlite_files import check_sqlite_address
+from kdray.tracking.client_process import ClientProcess
 from kdray.tracking.content import Point, RunContent, TrackedRun
 from kdray.tracking.database import make_database
 from kdray.tracking.ids import TrackedSweep
@@ -66,9 +67,11 @@ class Sender:
         sweep: TrackedSweep,
         runs: dict[RunNumber, TrackedRun],
         lock: AbstractContextManager[Any],
+        process_log: Path | None = None,
     ) -> None:
         """`lock` guards `runs`, which other threads change. `runs` must have the sweep's own run before `send`.
 
+        With `process_log` the client has a process of its own, which writes its messages into this file, until `close`.
         Raises StorageError if the database of the storage, or a file beside it, leads to another place.
         """
         check_links(paths.tracking_database, paths.storage)
@@ -87,6 +90,7 @@ class Sender:
         self._own_database = paths.tracking_database if self.uri == default_uri(paths) else None
         self._runs, self._lock = runs, lock
         self._client: Any = None
+        self._process = None if process_log is None else ClientProcess(self.uri, process_log)
         self._found: dict[RunNumber, list[Run]] = {}
         """Runs in the store that were found at the last connection and are not in use yet."""
         self._may_have_duplicates = False
@@ -99,7 +103,7 @@ class Sender:
         self.is_connected = False
         if self._own_database:
             make_database(self._own_database, self._scratch)
-        self._client = self._client or MlflowClient(tracking_uri=self.uri)
+        self._client = self._client or self._process or MlflowClient(tracking_uri=self.uri)
         experiment = self._open_experiment()
         self.experiment_id = experiment.experiment_id
         self._found = self._search_runs()
@@ -107,6 +111,11 @@ class Sender:
             for run in self._runs.values():
                 run.is_in_store = False
         self.is_connected = True
+
+    def close(self) -> None:
+        """End the process of the client, if it has one; a request that is under way is cut off."""
+        if self._process is not None:
+            self._process.close()
 
     def send(self, run: TrackedRun) -> None:
         """Create the run if the store does not have it, and send the content that it lacks."""

@@ -29,7 +29,8 @@ class ScriptedSweep:
         self.paths, self.said, self.longest_call_s = paths, list[str](), 0.0
         write_json(paths.settings, {"search": {"objectives": ["accuracy"]}, "space": {}})
         self.ledger = Ledger.open(paths.journal, paths.name, ["accuracy"])
-        self.tracker = open_tracker(tracking, paths, tracked_sweep(self.ledger), self.said.append)
+        sweep = tracked_sweep(self.ledger)
+        self.tracker = open_tracker(tracking, paths, sweep, self.said.append, own_process=True)
         self._timed(lambda: self.tracker.start_sweep({"search.trials": 3}, {}, sweep_run_id(self.ledger)))
         for record in self.ledger.records():
             self.tell(record)

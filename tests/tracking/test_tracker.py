@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -373,6 +374,23 @@ def test_changes_that_a_server_missed_are_sent_when_it_answers_again(
     assert len(runs) == 2
     assert runs["quickstart"].data.params == {"search.trials": "24"}
     assert len(history(store, runs["trial 007 depth 2"], "accuracy")) == 3
+
+
+def test_a_client_in_a_process_of_its_own_writes_the_same(store: StoragePaths):
+    paths = SweepPaths(store.storage, "quickstart")
+    sweep = TrackedSweep("process", "accuracy")
+    tracker = open_tracker(Tracking(experiment="process"), paths, sweep, own_process=True)
+    tracker.start_sweep({"search.trials": 24}, TAGS)
+    tracker.trial(trial(), SETTINGS, TAGS)
+    tracker.end_sweep("finished")
+    start_sweep(store, "thread", [trial()]).end_sweep("finished")
+    in_process, in_thread = runs_by_name(store, "process"), runs_by_name(store, "thread")
+    assert sorted(in_process) == sorted(in_thread)
+    for name, run in in_process.items():
+        assert run.data.metrics == in_thread[name].data.metrics
+        assert run.data.params == in_thread[name].data.params
+        assert run.info.status == "FINISHED"
+    assert not [child for child in psutil.Process().children() if "kdray.tracking.client_process" in child.cmdline()]
 
 
 def test_tracking_can_be_disabled_and_an_unknown_store_is_refused(tmp_path: Path):
