@@ -33,6 +33,13 @@ def order_units(session: Session, inputs: BySource[TrialInputs]) -> BySource[Tri
     The copy answers as the source does, but for rounding. It is made once by a slot, and kept in the storage.
     """
     students = session.sweep.students
+    noted: set[str] = set()
+
+    def note(sentence: str) -> None:
+        # Sources that differ in their vocabulary alone have the same widths, and so the same notes.
+        if sentence not in noted:
+            noted.add(sentence)
+            session.screen.note(sentence)
 
     def ordered(each: TrialInputs) -> TrialInputs:
         own = [student for student in students if inputs.of(student) is each]
@@ -43,10 +50,10 @@ def order_units(session: Session, inputs: BySource[TrialInputs]) -> BySource[Tri
         key = fingerprint("units by importance", each.source.key, each.tokens.key, widths, MEASURED_ROWS)
         copy = Pretrained(session.paths.model(key), key)
         if not fetch(copy.folder).exists():
-            session.screen.note(_describe_measurement(each, widths))
+            note(_describe_measurement(each, widths))
             list(session.slots.run(OrderUnits(each.source, each.tokens, widths, copy.folder), f"importance-{key}"))
-        for note in describe_tied_widths(own, config):
-            session.screen.note(note)
+        for sentence in describe_tied_widths(own, config):
+            note(sentence)
         return replace(each, source=copy)
 
     return inputs.map(ordered)
