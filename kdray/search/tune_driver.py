@@ -263,7 +263,7 @@ class PlannerScheduler(FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
         """Forget the trial, and let Tune keep one actor for its lane, even while actors of other lanes start."""
-        self._trials.pop(trial.trial_id, None)
+        self._forget(trial)
         lane = trial.placement_group_factory
         if lane not in self._lanes:
             self._lanes.add(lane)
@@ -278,11 +278,17 @@ class PlannerScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Retry or fail a trial whose actor died or could not start."""
-        self._trials.pop(trial.trial_id, None)
+        self._forget(trial)
         with self.driver.end_on_error():
             reason = trial.get_pickled_error() or trial.get_error() or "unknown reason"
             self.driver.retry_or_fail(trial.trial_id, f"Ray Tune lost the trial's actor: {_last_line(reason)}")
             self.driver.lanes.pop(trial.trial_id, None)
+
+    def _forget(self, trial: TuneTrial) -> None:
+        """Forget a trial that has ended. Tune keeps all trials, but need not keep the statistics of their reports."""
+        self._trials.pop(trial.trial_id, None)
+        trial.metric_n_steps.clear()
+        trial.metric_analysis.clear()
 
 
 class DriverStopper(Stopper):

@@ -5,6 +5,7 @@ name and its first start time. A metric value that is repeated keeps its first t
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,7 +249,8 @@ def _points_with_other_values(
 
 def _texts(values: Mapping[str, Any], max_length: int) -> dict[str, str]:
     masked = mask_all(map(str, values.values()))
-    return {name: _cut(text, max_length) for name, text in zip(values, masked, strict=True)}
+    # Most trials have the same settings: interned, their names and values are in memory once and not once a trial.
+    return {sys.intern(name): sys.intern(_cut(text, max_length)) for name, text in zip(values, masked, strict=True)}
 
 
 def _cut(text: str, max_length: int) -> str:
