@@ -30,21 +30,35 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int
     return [batches[number] for number in random.permutation(full_batches)] + batches[full_batches:]
 
 
-def ordered_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The row numbers of each batch, longest rows first, for evaluation and labelling; the last batch may be short."""
-    return list(_slices(_sort_by_length(np.arange(len(lengths)), lengths)[::-1], batch_size))
+def ordered_batches(lengths: np.ndarray, batch_size: int, most_tokens: int | None = None) -> list[np.ndarray]:
+    """The row numbers of each batch, longest rows first, for evaluation and labelling.
+
+    A batch has at most `batch_size` rows and, padding included, `most_tokens` tokens, but at least one row.
+    """
+    order = _sort_by_length(np.arange(len(lengths)), lengths)[::-1]
+    return list(_parts(order, lengths, batch_size, most_tokens))
 
 
-def batches_of_equal_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The row numbers of each batch, longest rows first; the rows of a batch have the same length: no padding."""
+def batches_of_equal_length(lengths: np.ndarray, batch_size: int, most_tokens: int | None = None) -> list[np.ndarray]:
+    """As `ordered_batches`, but the rows of a batch have the same length, so there is no padding."""
     order = _sort_by_length(np.arange(len(lengths)), lengths)[::-1]
     changes = np.flatnonzero(np.diff(lengths[order])) + 1
-    return [batch for rows in np.split(order, changes) for batch in _slices(rows, batch_size)]
+    return [batch for rows in np.split(order, changes) for batch in _parts(rows, lengths, batch_size, most_tokens)]
 
 
 def _sort_by_length(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     # A stable sort leaves rows of equal length in their order, on every machine.
     return rows[np.argsort(lengths[rows], kind="stable")]
+
+
+def _parts(rows: np.ndarray, lengths: np.ndarray, size: int, most_tokens: int | None) -> Iterator[np.ndarray]:
+    """The rows, which are in descending order of length, in batches within both limits."""
+    start = 0
+    while start < len(rows):
+        longest = max(1, int(lengths[rows[start]]))
+        count = size if most_tokens is None else min(size, max(1, most_tokens // longest))
+        yield rows[start : start + count]
+        start += count
 
 
 def _slices(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:

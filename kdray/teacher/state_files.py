@@ -19,11 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdray.data.batches import batches_of_equal_length, ordered_batches
 from kdray.data.rows import TRAIN, Rows
 from kdray.data.state_store import TENSOR, StateSet, state_file
 from kdray.errors import JobError
-from kdray.evaluation.outputs import evaluation_mode
+from kdray.evaluation.outputs import evaluation_batches, evaluation_mode
 from kdray.losses.states import Needs
 from kdray.slots.job import Pool, Report, Worker
 from kdray.storage.files import fingerprint, replace_file
@@ -171,7 +170,6 @@ def record_states(labelling: Labelling, rows: Rows, layers: Iterable[int], worke
     """The teacher's states of these rows, by the number of the layer: T x H in bf16, one row after the other."""
     model = cached_model(labelling.teacher, worker)
     dtype = autocast_dtype(labelling.settings.precision, worker.device, model)
-    batches = ordered_batches if labelling.padding else batches_of_equal_length
     multiple = worker.pad_multiple if labelling.padding else 1
     states: dict[int, Tensor] = {}
     with (
@@ -179,7 +177,7 @@ def record_states(labelling: Labelling, rows: Rows, layers: Iterable[int], worke
         torch.autocast(worker.device.type, dtype=dtype, enabled=dtype is not None),
         Recorder(model, transformer_layers(model), Needs(hidden=frozenset(layers))) as recorder,
     ):
-        for indices in batches(rows.lengths, labelling.settings.batch_size):
+        for indices in evaluation_batches(rows, labelling.settings.batch_size, worker, labelling.padding):
             batch = rows.batch(indices, multiple).to(worker.device)
             model(**batch.inputs)
             is_token_BxL, places_T = batch.inputs["attention_mask"].bool(), _places(rows.lengths, indices)

@@ -46,7 +46,7 @@ class Transfer(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """For the training rows. Validation and test rows are always labelled in fp32, because metrics depend on them."""
     batch_size: int = Field(128, ge=1)
-    """Rows in one forward pass."""
+    """The most rows in one forward pass. On a CPU there are fewer long ones: see `outputs.TOKENS_ON_CPU`."""
     shard_rows: int = Field(1024, ge=1)
     """Rows in one job and in one file. Each job that is cut off loses at most this many rows."""
     check_rows: int = Field(32, ge=1)

@@ -170,6 +170,17 @@ def test_batches_of_equal_length_need_no_padding(lengths: list[int], size: int) 
     assert first == sorted(first, reverse=True)
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 100))
+def test_batches_have_at_most_so_many_tokens(lengths: list[int], size: int, most: int) -> None:
+    batches = ordered_batches(np.array(lengths), size, most)
+    assert [lengths[row] for batch in batches for row in batch] == sorted(lengths, reverse=True)
+    for batch, following in zip(batches, [*batches[1:], None], strict=True):
+        longest = lengths[batch[0]]
+        assert len(batch) == 1 or (len(batch) <= size and len(batch) * longest <= most)
+        if following is not None:  # the next row had no place
+            assert len(batch) == size or (len(batch) + 1) * longest > most
+
+
 def test_batches_differ_by_seed_and_epoch_and_have_rows_of_similar_length() -> None:
     lengths = np.random.default_rng(0).integers(4, 128, 5000)
     batches = epoch_batches(lengths, 32, seed=3, epoch=1)
