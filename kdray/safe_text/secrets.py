@@ -77,8 +77,10 @@ def mask_secrets(text: str) -> str:
 
 def mask_all(texts: Iterable[str]) -> list[str]:
     """The texts, each as `mask_secrets` returns it. The environment is read once, which takes longest."""
-    values = _values_of(tuple(os.environ.items()))
-    return [_mask_text(text, values) for text in texts]
+    if not (listed := list(texts)):
+        return []
+    values = _values_of(tuple(os.environb.items()))  # not decoded each time: a driver reads it for every report
+    return [_mask_text(text, values) for text in listed]
 
 
 def _mask_text(text: str, values: Iterable[str]) -> str:
@@ -139,10 +141,10 @@ def _has_odd_port(hosts: str) -> bool:
 
 
 @lru_cache(maxsize=1)  # thousands of params and log lines are masked with the same environment
-def _values_of(environment: tuple[tuple[str, str], ...]) -> list[str]:
+def _values_of(environment: tuple[tuple[bytes, bytes], ...]) -> list[str]:
     """The secrets in this environment, in the forms in which messages contain them, longest first."""
     secrets = set()
-    for name, value in environment:
+    for name, value in ((os.fsdecode(name), os.fsdecode(value)) for name, value in environment):
         if name in _NOT_SECRET:
             continue
         if is_secret_name(name) or name.endswith("_KEY"):
