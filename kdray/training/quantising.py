@@ -4,9 +4,8 @@
 
 - matrix products and LSTMs with stored weights: seven-bit weights with one scale for each output, and activations in
   eight bits with one scale and zero point for the whole tensor, found anew at each call;
-- convolutions: the same with one scale for all weights;
 - embedding tables: eight bits with one scale and zero point for the whole table;
-- all else, such as attention scores, normalisation and a GRU: float32.
+- all else, such as attention scores, convolutions, normalisation and a GRU: float32.
 
 A weight or activation is divided by its scale and rounded, and the gradient passes the rounding as if it were not there
 (the straight-through estimator of Bengio et al. 2013, arXiv:1308.3432, in the training of Jacob et al. 2018,
@@ -151,12 +150,12 @@ def _rounded(values: Tensor, scale: Tensor, zero_point: Tensor | float, limits: 
     return rounded
 
 
-def quantised_weight(weight: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Whole numbers from -64 to 64 and their scale, one for all values along `axes`; 0 is always 0."""
-    largest = weight.detach().abs().amax(dim=axes, keepdim=True)
+def quantised_weight(weight_HxE: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -64 to 64 (H x E), and a scale for each output (H x 1); 0 is always 0."""
+    largest = weight_HxE.detach().abs().amax(dim=1, keepdim=True)
     scale = largest / WEIGHT_STEPS
     scale = torch.where(scale < torch.finfo(scale.dtype).tiny, torch.ones_like(scale), scale)
-    return _rounded(weight, scale, 0.0, (-WEIGHT_STEPS, WEIGHT_STEPS)), scale
+    return _rounded(weight_HxE, scale, 0.0, (-WEIGHT_STEPS, WEIGHT_STEPS)), scale
 
 
 def quantised_activation(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,7 +175,7 @@ def _range(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _whole_numbers(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The whole numbers that a product or a convolution reads, and their scale."""
+    """The whole numbers that a product reads, and their scale."""
     # Rows of a table that nothing has changed since are rounded already, and the file reads them as they are.
     known: tuple[Tensor, Tensor] | None = getattr(inputs, _OF_TABLE, None)
     return quantised_activation(inputs) if known is None else known
@@ -188,7 +187,7 @@ def _linear(func: Any, inputs: Tensor, weight_HxE: Tensor, bias_H: Tensor | None
 
 def _product(func: Any, inputs: tuple[Tensor, Tensor], weight_HxE: Tensor, bias_H: Tensor | None) -> Tensor:
     whole, scale = inputs
-    weight, scale_Hx1 = quantised_weight(weight_HxE, (1,))
+    weight, scale_Hx1 = quantised_weight(weight_HxE)
     # Whole numbers up to 256 are exact in bf16, so autocast changes the accuracy of the sums only.
     return _scaled(func(whole, weight), scale * scale_Hx1[:, 0], bias_H)
 
@@ -199,13 +198,6 @@ def _addmm(func: Any, bias_H: Tensor, inputs: Tensor, weight_ExH: Tensor, **fact
         unchanged: Tensor = func(bias_H, inputs, weight_ExH, **factors)
         return unchanged
     return _linear(functional.linear, inputs, weight_ExH.t(), bias_H)
-
-
-def _convolution(func: Any, inputs: Tensor, weight: Tensor, bias_H: Tensor | None = None, *shape: Any) -> Tensor:
-    whole, scale = _whole_numbers(inputs)
-    rounded, weight_scale = quantised_weight(weight, tuple(range(weight.ndim)))
-    bias = None if bias_H is None else bias_H.reshape(-1, *[1] * (weight.ndim - 2))
-    return _scaled(func(whole, rounded, None, *shape), scale * weight_scale.flatten()[0], bias)
 
 
 def _scaled(sums: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -242,7 +234,7 @@ def _lstm(
     # An LSTM of the file rounds its inputs itself, those from a table too.
     inputs = quantised_activation(inputs_BxLxE)
     gates_BxLx4H = _product(functional.linear, inputs, from_inputs, bias).float() + state_bias
-    weight, scale_4Hx1 = quantised_weight(from_states, (1,))
+    weight, scale_4Hx1 = quantised_weight(from_states)
     state_BxH, cell_BxH = (first[0].float() for first in start)
     if tokens_BxL is None:
         tokens_BxL = torch.ones(inputs_BxLxE.shape[:2], dtype=torch.bool, device=inputs_BxLxE.device)
@@ -263,8 +255,6 @@ _OF_TABLE = "_whole_numbers_of_table"
 _HANDLERS: dict[Any, tuple[Handler, int]] = {
     functional.linear: (_linear, 1),
     torch.addmm: (_addmm, 2),
-    torch.conv1d: (_convolution, 1),
-    torch.conv2d: (_convolution, 1),
     functional.embedding: (_embedding, 1),
     torch.lstm: (_lstm, 2),
 }
