@@ -390,7 +390,28 @@ def test_a_client_in_a_process_of_its_own_writes_the_same(store: StoragePaths):
         assert run.data.metrics == in_thread[name].data.metrics
         assert run.data.params == in_thread[name].data.params
         assert run.info.status == "FINISHED"
-    assert not [child for child in psutil.Process().children() if "kdray.tracking.client_process" in child.cmdline()]
+    assert not client_processes()
+
+
+def client_processes() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "kdray.tracking.client_process" in child.cmdline()]
+
+
+def test_a_client_process_that_dies_loses_nothing(store: StoragePaths):
+    paths = SweepPaths(store.storage, "quickstart")
+    tracker = open_tracker(Tracking(experiment="dies"), paths, TrackedSweep("dies", "accuracy"), own_process=True)
+    tracker.start_sweep({"search.trials": 24}, TAGS)
+    tracker.trial(trial(1), SETTINGS, TAGS)
+    wait_until_sent(store)
+    (process,) = client_processes()
+    process.kill()
+    tracker.trial(trial(2), SETTINGS, TAGS)
+    wait_until_sent(store)
+    tracker.end_sweep("finished")
+    runs = runs_by_name(store, "dies")
+    assert sorted(runs) == ["quickstart", "trial 001 depth 2", "trial 002 depth 2"]
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert not client_processes()
 
 
 def test_tracking_can_be_disabled_and_an_unknown_store_is_refused(tmp_path: Path):
