@@ -22,6 +22,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "busy_machine": ("--seconds", "0.2", "--width", "16"),
     "confirmation_race": ("--repeats", "1"),
     "empty_trials": ("--trials", "6", "--tune-trials", "3"),
+    "evaluation_batches": ("--rows", "12", "--repeats", "1"),
     "gpu": ("--tiny",),
     "inner_ratio": ("--max-rows", "48", "--repeats", "1"),
     "kill_and_resume": ("{sweep}", "--kills", "1"),
