@@ -46,12 +46,12 @@ def lengths_of(kind: str, rows: int) -> np.ndarray:
 
 
 def write_texts(folder: Path, lengths: Sequence[int]) -> None:
-    """Write texts of so many words, which all three splits have."""
+    """Write texts of so many words for each split, each split with texts of its own."""
     random = np.random.default_rng(1)
-    texts = [" ".join(f"w{word}" for word in random.integers(0, WORDS, length)) for length in lengths]
-    lines = "".join(json.dumps({"text": text, "label": number % 2}) + "\n" for number, text in enumerate(texts))
     folder.mkdir()
     for split in ("train", "validation", "test"):
+        texts = [" ".join(f"w{word}" for word in random.integers(0, WORDS, length)) for length in lengths]
+        lines = "".join(json.dumps({"text": text, "label": number % 2}) + "\n" for number, text in enumerate(texts))
         (folder / f"{split}.jsonl").write_text(lines)
 
 
