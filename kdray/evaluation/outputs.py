@@ -19,8 +19,8 @@ from kdray.slots.job import Worker
 
 TOKENS_ON_CPU = 2048
 """The most tokens of a batch on a CPU, padding included. Of more tokens, each takes longer: they need more memory than
-the caches have. A model of MiniLM's size reads rows of 25 tokens 1.3 times, and rows of 64 to 256 tokens 2.1 times as fast
-as in batches of 128 rows (bench/evaluation_batches.py)."""
+the caches have. A model of MiniLM's size reads rows of 25 tokens 1.3 times, and rows of 64 to 256 tokens 2.1 times as
+fast as in batches of 128 rows (bench/evaluation_batches.py)."""
 
 TOKENS_OF_VOCABULARY = 4096
 """The most tokens of a batch, on any device, of a model that gives logits over a vocabulary for each of them."""
