@@ -91,7 +91,7 @@ class Watch:
 def search_empty_trials(sweep: Sweep, paths: SweepPaths, slots: RaySlots) -> Watch:
     """Run the empty trials with all parts that `kdray.run` has, and return what was measured at each."""
     ledger, watch = Ledger.open(paths.journal, sweep.name, sweep.search.objectives), Watch()
-    with open_sweep_run(sweep, paths, ledger, lambda sentence: None) as tracker:
+    with open_sweep_run(sweep, paths, ledger, lambda sentence: None, own_process=True) as tracker:
         planner = Planner(sweep.search, sweep.search_space, ledger, material.invented_costs)
         screen = StageTimer(NullScreen(), paths.times)
         bookkeeper = Bookkeeper(Session(sweep, paths, ledger, screen, slots, tracker))

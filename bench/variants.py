@@ -187,7 +187,7 @@ def main() -> int:
             material = prepare(sweep, paths, ledger, timer)
             with (
                 open_pool(sweep, paths, timer, RunOptions()) as slots,
-                open_sweep_run(sweep, paths, ledger, timer.note) as tracker,
+                open_sweep_run(sweep, paths, ledger, timer.note, own_process=True) as tracker,
             ):
                 session = Session(sweep, paths, ledger, timer, slots, tracker)
                 lessons = teach(session, material)

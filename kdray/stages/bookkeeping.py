@@ -129,7 +129,7 @@ def remove_siblings(folder: Path) -> None:
 
 @contextmanager
 def open_sweep_run(
-    sweep: Sweep, paths: SweepPaths, ledger: Ledger, note: Callable[[str], None], *, own_process: bool = True
+    sweep: Sweep, paths: SweepPaths, ledger: Ledger, note: Callable[[str], None], *, own_process: bool
 ) -> Iterator[Tracker]:
     """Open or continue the sweep's run in MLflow, and at the end of the block close it with the status of the sweep.
 

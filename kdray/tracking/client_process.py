@@ -10,12 +10,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias
+
+from mlflow import MlflowClient
 
 import kdray
 
@@ -58,7 +61,9 @@ class ClientProcess:
             self._is_closed = True
             if self._process is not None:
                 self._process.kill()
-                self._process.wait(END_S)
+                # A process that waits for a dead file system cannot be killed, and must not stop the sweep.
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(END_S)
 
     def _call(self, name: str, *values: Any, **options: Any) -> Any:
         connection = self._connect()
@@ -102,8 +107,6 @@ class ClientProcess:
 
 def _serve(connection: Connection) -> None:
     """Answer requests until the other process ends or closes the connection."""
-    from mlflow import MlflowClient  # noqa: PLC0415 - only this process needs it
-
     requests: SimpleQueue[Request] = SimpleQueue()
     client = MlflowClient(tracking_uri=connection.recv())
     threading.Thread(target=_receive, args=(connection, requests), daemon=True).start()
