@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kdray.data.rows import Batch
-from kdray.evaluation.outputs import compute_logits
+from kdray.evaluation.outputs import TOKENS_ON_CPU, compute_logits, evaluation_batches
 from kdray.slots.job import Worker
 from tests.models.tiny_bert import tiny_bert
 
@@ -65,6 +65,15 @@ def test_each_row_has_the_logits_of_its_own_text(model, rows):
     together = compute_logits(model, rows, 3, Worker(), None)
     assert together.dtype == np.float32
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [True, False])
+def test_a_batch_on_a_cpu_has_a_limited_number_of_tokens(padding: bool):
+    rows = FewRows([torch.ones(length, dtype=torch.long) for length in [300] * 9 + [20] * 300])
+    batches = evaluation_batches(rows, 128, Worker(), padding)
+    assert len(batches[0]) == TOKENS_ON_CPU // 300
+    assert all(len(batch) * max(rows.lengths[batch]) <= TOKENS_ON_CPU for batch in batches)
+    assert sorted(np.concatenate(batches)) == list(range(309))
 
 
 @pytest.mark.parametrize("world", [2, 6])

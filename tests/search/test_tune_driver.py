@@ -161,6 +161,14 @@ def test_no_report_is_lost_no_file_is_left_and_nothing_is_printed(
     pool: RaySlots, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    of_tune: list[tune.experiment.Trial] = []
+    on_trial_add = tune_driver.PlannerScheduler.on_trial_add
+
+    def remember(self: tune_driver.PlannerScheduler, controller: TuneController, trial: tune.experiment.Trial) -> None:
+        of_tune.append(trial)
+        on_trial_add(self, controller, trial)
+
+    monkeypatch.setattr(tune_driver.PlannerScheduler, "on_trial_add", remember)
     changes: list[TrialRecord] = []
     run_search(pool, make_planner(tmp_path, trials=30, sampler="random"), make_training_job, changes.append)
     last = {record.number: record for record in changes}
@@ -170,6 +178,8 @@ def test_no_report_is_lost_no_file_is_left_and_nothing_is_printed(
     assert len(changes) == 30 * 5
     assert capfd.readouterr() == ("", "")
     assert [path.name for path in tmp_path.iterdir()] == ["journal.log"]
+    assert len(of_tune) == 30
+    assert not any(trial.metric_n_steps or trial.metric_analysis for trial in of_tune)
 
 
 def test_failed_trials_are_rows_with_their_reasons(pool: RaySlots, tmp_path: Path) -> None:
