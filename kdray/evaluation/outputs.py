@@ -23,7 +23,7 @@ the caches have. A model of MiniLM's size reads rows of 25 tokens 1.3 times, and
 fast as in batches of 128 rows (bench/evaluation_batches.py)."""
 
 TOKENS_OF_VOCABULARY = 4096
-"""The most tokens of a batch, on any device, of a model that gives logits over a vocabulary for each of them."""
+"""The most tokens of a batch on another device, of a model that gives logits over a vocabulary for each of them."""
 
 
 def compute_logits(

@@ -27,7 +27,7 @@ from kdray.tasks.task import Outputs, Task
 
 EXPORT_FILE = "export.json"
 BATCH = 32
-"""Rows per batch. Fixed, because in int8 a row's logits depend a little on the other rows of its batch: dynamic
+"""The most rows of a batch. Fixed, since in int8 a row's logits depend a little on the other rows of its batch: dynamic
 quantisation computes one scale for all their activations."""
 
 

@@ -43,7 +43,8 @@ WEIGHT_STEPS = 64
 ACTIVATION_STEPS = 255
 """Activations and embedding tables are whole numbers from 0 to 255."""
 EVALUATION_ROWS = 32
-"""Rows in one forward pass of an evaluation in int8: as many as when `kdray export` compares the file."""
+"""The most rows in one forward pass of an evaluation in int8: as many as when `kdray export` compares the file. That is
+done on a CPU, where batches of rows of more than 64 tokens are smaller (`outputs.TOKENS_ON_CPU`)."""
 FOLDED_VALUES = 8192
 """The exporter transposes the weight of a linear layer when it writes the graph, so that the quantiser finds the weight
 stored. If a graph multiplies by one weight twice, it does so only up to this size, and larger weights stay in float32.

@@ -73,7 +73,7 @@ def recurrent(cell: str = "lstm") -> PreTrainedModel:
 
 
 def tagger() -> PreTrainedModel:
-    """Its convolutions stay in float32."""
+    """Its first product reads rows of the table, which are rounded once; its convolutions stay in float32."""
     return ConvolutionalForTokenClassification(ConvolutionalConfig(**SIZES, filters=12, num_blocks=2))
 
 
