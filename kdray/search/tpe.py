@@ -1,20 +1,21 @@
 """Optuna's TPE sampler at a cost that does not grow with the number of trials.
 
-Optuna's `TPESampler` divides all trials into good and bad ones again for each setting that it draws. So a draw of four
-settings takes 6 ms after 100 trials, and 18 ms after 500. `OneSplitTPESampler` divides them once a draw, and
-`WindowStorage` lets it read only some of the trials when there are many. While there are few, the draws are those of
-Optuna's sampler; `bench/tpe_window.py` compares what both find when there are many.
+With several objectives, Optuna's `TPESampler` divides all trials into good and bad ones again for each setting that it
+draws, and reads the settings of each trial again. So a draw of four settings takes 6 ms after 100 trials, and 18 ms
+after 500. `OneSplitTPESampler` divides them once a draw. `WindowStorage` keeps their settings as arrays, and lets the
+sampler read only some of the trials when there are many. While there are few, the draws are those of Optuna's sampler;
+`bench/tpe_window.py` compares what both find when there are many.
 
 `OneSplitTPESampler` overrides private methods of Optuna, because Optuna has no other place for this. So it is used with
 the versions of Optuna with whose sampler tests/search/test_tpe.py has compared its draws. With any other version, the
 sampler of Optuna itself is used: it draws the same in a longer time.
 
-Letters: N trials, M objectives.
+Letters: N trials, M objectives, S settings.
 """
 
 import copy
 from bisect import insort
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,43 +62,52 @@ def tpe_sampler(seed: int) -> TPESampler:
 
 
 class OneSplitTPESampler(TPESampler):
-    """Draws what Optuna's `TPESampler` draws. Like all samplers in `sampling`, it is made for one draw."""
+    """Draws what Optuna's `TPESampler` draws, from a study in a `WindowStorage`.
+
+    Like all samplers in `sampling`, it is made for one draw.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed=seed)
-        self._halves: tuple[list[FrozenTrial], list[FrozenTrial]] | None = None
-        """The good trials and the bad ones; None before the first setting is drawn."""
+        self._halves: tuple[np.ndarray, np.ndarray] | None = None
+        """The ids of the good trials and of the bad ones; None before the first setting is drawn."""
 
     def _sample(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, int | float]:
-        """Optuna's method, except that it remembers the good and the bad trials."""
+        """Optuna's method, except that it remembers the good and the bad trials, and their settings as numbers."""
+        storage = study._storage
+        assert isinstance(storage, WindowStorage)
         self._halves = self._halves or self._split(study, trial)
-        good, bad = (
-            self._build_parzen_estimator(study, search_space, trials, handle_below=is_good)
-            for trials, is_good in zip(self._halves, (True, False), strict=True)
-        )
+        good_N, bad_N = (storage.values_of(search_space, ids_N) for ids_N in self._halves)
+        weights_N = np.ones(len(next(iter(good_N.values())))) if study._is_multi_objective() else None
+        good = self._parzen_estimator_cls(good_N, search_space, self._parzen_estimator_parameters, weights_N)
+        bad = self._parzen_estimator_cls(bad_N, search_space, self._parzen_estimator_parameters)
         candidates = good.sample(self._rng.rng, self._n_ei_candidates)
         best = self._compare(candidates, self._compute_acquisition_func(candidates, good, bad))
         return {name: space.to_external_repr(best[name]) for name, space in search_space.items()}
 
-    def _split(self, study: Study, trial: FrozenTrial) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
-        """The good trials and the bad ones. A running trial counts as bad, so that no other slot draws the same."""
-        trials = study.get_trials(deepcopy=False, states=(*LEARNT_FROM, TrialState.RUNNING))
-        others = [other for other in trials if other.number != trial.number]
-        ended = sum(other.state != TrialState.RUNNING for other in others)
-        gamma = optunas.default_gamma if len(study.directions) == 1 else optunas.default_gamma_multiobjective
-        return optunas._split_trials(study, others, gamma(ended))
+    def _split(self, study: Study, trial: FrozenTrial) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of the good trials and of the bad ones, each in ascending order.
 
-    def _get_internal_repr(
-        self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study
-    ) -> dict[str, np.ndarray]:
-        """Optuna's method in a third of its time, for one setting."""
-        if len(search_space) > 1:
-            return super()._get_internal_repr(trials, search_space, study)
-        ((name, space),) = search_space.items()
-        params = (trial.params for trial in trials)
-        return {name: np.asarray([space.to_internal_repr(each[name]) for each in params if name in each])}
+        A running trial counts as bad, so that no other slot draws the same. Optuna also divides the trials that break a
+        constraint; kdray's constraints narrow the space, so there are none.
+        """
+        by_state: dict[TrialState, list[FrozenTrial]] = {state: [] for state in (*LEARNT_FROM, TrialState.RUNNING)}
+        for other in study.get_trials(deepcopy=False, states=tuple(by_state)):
+            by_state[other.state].append(other)
+        completed, stopped = (by_state[state] for state in LEARNT_FROM)
+        gamma = optunas.default_gamma if len(study.directions) == 1 else optunas.default_gamma_multiobjective
+        most = gamma(len(completed) + len(stopped))
+        good, bad = optunas._split_complete_trials(completed, study, most)
+        good_stopped, bad_stopped = optunas._split_pruned_trials(stopped, study, max(0, most - len(good)))
+        running = [other for other in by_state[TrialState.RUNNING] if other._trial_id != trial._trial_id]
+        return _sorted_ids(good, good_stopped), _sorted_ids(bad, bad_stopped, running)
+
+
+def _sorted_ids(*groups: Sequence[FrozenTrial]) -> np.ndarray:
+    """The ids of the trials in these groups, in ascending order."""
+    return np.sort(np.asarray([trial._trial_id for group in groups for trial in group], dtype=np.int64))
 
 
 class WindowStorage(InMemoryStorage):
@@ -116,14 +126,29 @@ class WindowStorage(InMemoryStorage):
         """The ids of the trials that TPE learns from, in ascending order."""
         self._best = BestTrials(window.best)
         self._count = 0
+        self._values: dict[str, np.ndarray] = {}
+        """Name -> the value of this setting in each trial, by id, as the number in which samplers compute.
+
+        NaN where a trial has no such setting. An array may be longer than there are trials, or shorter.
+        """
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """See BaseStorage."""
         trial_id = super().create_new_trial(study_id, template_trial)
         self._count += 1
         self._signs_M = [1 if each == StudyDirection.MINIMIZE else -1 for each in self.get_study_directions(study_id)]
+        if template_trial is not None:
+            for name, value in template_trial.params.items():
+                self._note_value(trial_id, name, template_trial.distributions[name].to_internal_repr(value))
         self._note_state(trial_id)
         return trial_id
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """See BaseStorage."""
+        super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        self._note_value(trial_id, param_name, param_value_internal)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """See BaseStorage."""
@@ -146,6 +171,25 @@ class WindowStorage(InMemoryStorage):
         ids = sorted({*self._best.ids(), *self._ended[-window.latest :], *running})
         trials = [self.get_trial(trial_id) for trial_id in ids]
         return [copy.deepcopy(each) if deepcopy else each for each in trials if states is None or each.state in states]
+
+    def values_of(self, names: Collection[str], ids_N: np.ndarray) -> dict[str, np.ndarray]:
+        """The values of these settings in those of the trials that have all of them, in the order of the trials."""
+        values_SxN = np.full((len(names), len(ids_N)), np.nan)
+        for setting, name in enumerate(names):
+            values = self._values.get(name, np.empty(0))
+            is_known_N = ids_N < len(values)
+            values_SxN[setting, is_known_N] = values[ids_N[is_known_N]]
+        has_all_N = ~np.isnan(values_SxN).any(axis=0)
+        return dict(zip(names, values_SxN[:, has_all_N], strict=True))
+
+    def _note_value(self, trial_id: int, name: str, value: float) -> None:
+        """Note the value of a setting of a trial."""
+        values = self._values.get(name, np.empty(0))
+        if trial_id >= len(values):
+            # Twice as long each time, so that it is copied seldom.
+            values = np.append(values, np.full(trial_id + 1, np.nan))
+            self._values[name] = values
+        values[trial_id] = value
 
     def _note_state(self, trial_id: int) -> None:
         """Note the state of a new trial, or the new state of a trial."""

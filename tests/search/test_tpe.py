@@ -13,6 +13,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from kdray.search import sampling
+from kdray.search.conditions import UNCONDITIONAL, Conditions
 from kdray.search.sampling import Draw, TrialSampler
 from kdray.search.tpe import BestTrials, OneSplitTPESampler, Window, WindowStorage, tpe_sampler
 
@@ -26,15 +27,21 @@ SMALL = Window(most=30, best=10, latest=16, running=4)
 """A window that a short search leaves."""
 
 
-def make_sampler(*objectives: str) -> TrialSampler:
-    return TrialSampler(sampler="tpe", seed=3, objectives=objectives, distributions=DISTRIBUTIONS)
+LAYERS_FROM_DEPTH_2_ON = Conditions(("depth",), {(1,): frozenset({"layers"})})
+"""A trial of depth 1 has no setting of this name."""
+
+
+def make_sampler(*objectives: str, conditions: Conditions = UNCONDITIONAL) -> TrialSampler:
+    return TrialSampler(
+        sampler="tpe", seed=3, objectives=objectives, distributions=DISTRIBUTIONS, conditions=conditions
+    )
 
 
 def outcome(number: int, params: dict[str, Any], objectives: int) -> tuple[TrialState, list[float] | None]:
     """How a trial ends: every ninth one fails, every fifth one is stopped."""
     if number % 9 == 8 or number % 5 == 4:
         return (TrialState.FAIL if number % 9 == 8 else TrialState.PRUNED), None
-    quality = 1.0 - (params["alpha"] - 0.6) ** 2 - 0.01 * params["layers"]
+    quality = 1.0 - (params["alpha"] - 0.6) ** 2 - 0.01 * params.get("layers", 0)
     return TrialState.COMPLETE, [round(quality, 2), float(params["depth"])][:objectives]
 
 
@@ -62,12 +69,16 @@ class ParallelSearch:
         return [draw.params for draw in self.draws]
 
 
+@pytest.mark.parametrize("conditions", [UNCONDITIONAL, LAYERS_FROM_DEPTH_2_ON])
 @pytest.mark.parametrize("objectives", [("accuracy",), ("accuracy", "latency_ms")])
-def test_the_draws_are_those_of_optuna(monkeypatch: pytest.MonkeyPatch, objectives: tuple[str, ...]) -> None:
-    ours = ParallelSearch(make_sampler(*objectives), len(objectives)).run(45)
+def test_the_draws_are_those_of_optuna(
+    monkeypatch: pytest.MonkeyPatch, objectives: tuple[str, ...], conditions: Conditions
+) -> None:
+    ours = ParallelSearch(make_sampler(*objectives, conditions=conditions), len(objectives)).run(45)
     monkeypatch.setattr(sampling, "tpe_sampler", lambda seed: TPESampler(seed=seed))
     monkeypatch.setattr(sampling, "WindowStorage", InMemoryStorage)
-    assert ParallelSearch(make_sampler(*objectives), len(objectives)).run(45) == ours
+    assert ParallelSearch(make_sampler(*objectives, conditions=conditions), len(objectives)).run(45) == ours
+    assert any(len(params) < len(DISTRIBUTIONS) for params in ours) == bool(conditions.are_any)
 
 
 @pytest.mark.parametrize(
