@@ -36,7 +36,7 @@ class Bookkeeper:
         self._remark_counts = {record.number: len(record.remarks) for record in self._ledger.records()}
         """Number of a trial -> how many of its remarks the screen has shown."""
         self._in_tracker: set[int] = set()
-        """The trials whose settings the tracker has; they do not change."""
+        """The trials whose settings and tags the tracker has; they do not change."""
         self._without_run_id: set[RunNumber] = {None}
         """The runs in MLflow whose ids are not in the ledger yet."""
         self._front_members: list[TrialRecord] = []
@@ -69,7 +69,12 @@ class Bookkeeper:
     def _process(self, record: TrialRecord) -> None:
         tracker, is_known = self.session.tracker, record.number in self._in_tracker
         self._in_tracker.add(record.number)
-        tracker.trial(record, {} if is_known else dotted_values(self._sweep.recipe_of(record.params)), self._tags)
+        settings = {} if is_known else dotted_values(self._sweep.recipe_of(record.params))
+        tags = {} if is_known else dict(self._tags)
+        if record.state != "running":
+            self._delete_dominated_students(record)
+            tags |= self._front_tag(record)
+        tracker.trial(record, settings, tags)
         if not is_known and record.run_id is None:
             self._without_run_id.add(record.number)
         if record.state != "running":
@@ -77,7 +82,6 @@ class Bookkeeper:
             run_ids = tracker.run_ids(self._without_run_id)
             save_run_ids(self._ledger, run_ids)
             self._without_run_id -= run_ids.keys()
-            self._delete_dominated_students(record)
         if record.state == "completed" and (self._best is None or self._rank(record) < self._rank(self._best)):
             self._best = record
 
@@ -104,18 +108,20 @@ class Bookkeeper:
             if record.number not in on_front:
                 delete(self._paths.student(record.number).parent)
         self._front_members = [record for record in candidates if record.number in on_front]
-        self._tag_front(ended)
+        self._tag_changes(ended)
 
-    def _tag_front(self, ended: TrialRecord) -> None:
-        """Tag the ended trial, and trials that joined or left the front of the objectives, with kdray.front."""
+    def _tag_changes(self, ended: TrialRecord) -> None:
+        """Tag other trials than the ended one that joined or left the front of the objectives."""
         numbers = front_trials(self._front_members, self._sweep.search.objectives)
-        front = {record.number: record for record in self._front_members if record.number in numbers}
         before = self._objective_front
-        changed = {number: (before | front)[number] for number in before.keys() ^ front.keys()}
-        for record in (changed | {ended.number: ended}).values():
-            on_front = "yes" if record.number in front else "no"
-            self.session.tracker.trial(record, {}, {"kdray.front": on_front})
-        self._objective_front = front
+        self._objective_front = {each.number: each for each in self._front_members if each.number in numbers}
+        either = before | self._objective_front
+        for number in (before.keys() ^ self._objective_front.keys()) - {ended.number}:
+            self.session.tracker.trial(either[number], {}, self._front_tag(either[number]))
+
+    def _front_tag(self, record: TrialRecord) -> dict[str, str]:
+        """The tag of a trial that says whether it is on the front of the objectives."""
+        return {"kdray.front": "yes" if record.number in self._objective_front else "no"}
 
     def _refresh_screen(self) -> None:
         self.session.screen.trials(self._ledger.records(), self._sweep.search.trials, self._best, self._quality)
