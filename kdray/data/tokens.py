@@ -37,6 +37,9 @@ ENCODED_AT_ONCE = 2000
 
 A fast tokenizer divides the texts of a call among all cores, unless TOKENIZERS_PARALLELISM is set to false."""
 
+CHARACTERS_AT_ONCE = 8_000_000
+"""The most characters in one call, unless a single row has more: of long documents, 2,000 would be gigabytes of ids."""
+
 SAMPLE = 16
 """Rows of each split that are encoded again to check cached token ids."""
 
@@ -233,8 +236,22 @@ def _pieces(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a block, encoded, a piece at a time: the columns of a token file."""
     for start in range(0, len(columns["id"]), ENCODED_AT_ONCE):
-        piece = {name: columns[name][start : start + ENCODED_AT_ONCE] for name in columns}
-        yield _record_batch(piece, _encode(piece, task, tokenizer, split), labels)
+        rows = {name: columns[name][start : start + ENCODED_AT_ONCE] for name in columns}
+        texts = [rows[name] for name in ("text", "pair") if name in rows]
+        for part in _parts([sum(map(len, row)) for row in zip(*texts, strict=True)]):
+            piece = {name: column[part] for name, column in rows.items()}
+            yield _record_batch(piece, _encode(piece, task, tokenizer, split), labels)
+
+
+def _parts(characters: Sequence[int]) -> Iterator[slice]:
+    """Divide rows with so many characters into parts with at most `CHARACTERS_AT_ONCE`, of at least one row."""
+    start, total = 0, 0
+    for row, count in enumerate(characters):
+        if row > start and total + count > CHARACTERS_AT_ONCE:
+            yield slice(start, row)
+            start, total = row, 0
+        total += count
+    yield slice(start, len(characters))
 
 
 def _encode(columns: Mapping[str, Any], task: TaskData, tokenizer: Any, split: str) -> Encoded:

@@ -170,14 +170,20 @@ def test_cached_rows_of_words_are_read_again(tmp_path: Path) -> None:
     ],
     ids=lambda value: getattr(value, "kind", ""),
 )
-@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("limit", [{"ENCODED_AT_ONCE": 1}, {"ENCODED_AT_ONCE": 3}, {"CHARACTERS_AT_ONCE": 12}], ids=str)
 def test_a_file_that_is_written_in_pieces_is_the_file_that_is_written_at_once(
-    task: Task, labels: tuple[str, ...], gold: list[Any], at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task,
+    labels: tuple[str, ...],
+    gold: list[Any],
+    limit: dict[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = [WORDS[:3], [], WORDS, WORDS[3:4]]
     columns = {"text": words if task.kind == "token_classification" else [*map(" ".join, words)], "label": gold}
     whole = token_set(tmp_path / "whole", task, columns, labels)
-    monkeypatch.setattr("kdray.data.tokens.ENCODED_AT_ONCE", at_once)
+    for name, value in limit.items():
+        monkeypatch.setattr(f"kdray.data.tokens.{name}", value)
     pieces = token_set(tmp_path / "pieces", task, columns, labels)
     assert sorted(file.name for file in pieces.folder.iterdir()) == sorted(file.name for file in whole.folder.iterdir())
     for file in whole.folder.iterdir():

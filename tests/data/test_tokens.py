@@ -240,6 +240,31 @@ def test_the_memory_for_tokenising_does_not_grow_with_the_rows(
     assert peaks[2] < 1.2 * peaks[1]
 
 
+class WatchedTask(TextClassification):
+    """Notes how many rows are encoded at once."""
+
+    def encode(self, tokenizer: Any, columns: Any, for_training: bool = False) -> Any:
+        ENCODED_ROWS.append(len(columns["text"]))
+        return super().encode(tokenizer, columns)
+
+
+ENCODED_ROWS: list[int] = []
+
+
+def test_few_long_texts_are_encoded_at_once(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ENCODED_ROWS.clear()
+    monkeypatch.setattr("kdray.data.tokens.CHARACTERS_AT_ONCE", 100)
+    tokenise(Texts(0), WatchedTask(max_length=12), tokenizer, StoragePaths(tmp_path))
+    # 20 texts of 18 and 19 characters in each split, five of which fit into 100 characters.
+    assert ENCODED_ROWS[:4] == [5, 5, 5, 5]
+    monkeypatch.setattr("kdray.data.tokens.CHARACTERS_AT_ONCE", 1)
+    ENCODED_ROWS.clear()
+    tokenise(Texts(0), WatchedTask(max_length=11), tokenizer, StoragePaths(tmp_path))
+    assert set(ENCODED_ROWS) == {1}
+
+
 class FailingTask(TextClassification):
     """Cannot encode a certain text."""
 
