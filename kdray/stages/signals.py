@@ -27,7 +27,7 @@ from kdray.sweep import Sweep
 from kdray.teacher.state_files import obtain_states
 from kdray.teacher.transfer import Labelling
 from kdray.training.signal import LiveSignal, Signal
-from kdray.training.stored_signal import StoredSignal
+from kdray.training.stored_signal import StoredOrLiveSignal, StoredSignal
 from kdray.training.trial import TrialInputs
 
 BYTES = 2
@@ -86,9 +86,14 @@ def give_signals(session: Session, inputs: BySource[TrialInputs], padding: bool)
             "distillation: the teacher's states of a text depend on the padding behind it, so they must be stored, but "
             f"{why_live}. Change that, or give another teacher."
         )
+    is_stored = why_live is None or stores_for_some(session.sweep, list(wanted.values()))
     if why_live is not None:
-        session.screen.note(f"The teacher runs in each slot while students are trained, because {why_live}.")
-    signals = {key: _signal(session, each, padding, why_live is None) for key, each in wanted.items()}
+        which = "students that compare attention" if is_stored else "students"
+        session.screen.note(f"The teacher runs in each slot while {which} are trained, because {why_live}.")
+    signals = {
+        key: _signal(session, each, padding, is_stored=is_stored, is_live=why_live is not None)
+        for key, each in wanted.items()
+    }
     return inputs.map(lambda each: replace(each, signal=signals.get(Reader(each.source, each.tokens).key)))
 
 
@@ -147,11 +152,30 @@ def reason_to_run_the_teacher(sweep: Sweep, wanted: Sequence[WantedStates]) -> s
     return reason
 
 
+def stores_for_some(sweep: Sweep, wanted: Sequence[WantedStates]) -> bool:
+    """Whether hidden states are stored although the teacher runs in the slots: for trials without attention."""
+    attention = [name for name, kind in possible_terms(sweep).items() if issubclass(kind, AttentionTerm)]
+    settings = [f"distillation.{name}{end}" for name in attention for end in ("", END)]
+    may_be_without = all(any(not value for value in sweep.possible_values(setting)) for setting in settings)
+    has_hidden = any(each.needs.hidden for each in wanted)
+    return (
+        sweep.transfer.signal == "auto"
+        and bool(attention)
+        and may_be_without
+        and has_hidden
+        and _reason_against_size(sweep, wanted) is None
+    )
+
+
 def _reason_against_files(sweep: Sweep, wanted: Sequence[WantedStates]) -> str | None:
     compares_attention = [name for name, kind in possible_terms(sweep).items() if issubclass(kind, AttentionTerm)]
     if compares_attention:
         names = ", ".join(f"distillation.{name}" for name in compares_attention)
         return f"{names} may be above 0, and attention is never stored: it grows with the square of a text's length"
+    return _reason_against_size(sweep, wanted)
+
+
+def _reason_against_size(sweep: Sweep, wanted: Sequence[WantedStates]) -> str | None:
     size, budget = sum(each.bytes for each in wanted), sweep.transfer.budget_gb
     if size <= budget * 1e9:
         return None
@@ -159,10 +183,11 @@ def _reason_against_files(sweep: Sweep, wanted: Sequence[WantedStates]) -> str |
     return f"its hidden states ({layers}) take {size / 1e9:,.4g} GB, and transfer.budget_gb is {budget:g}"
 
 
-def _signal(session: Session, wanted: WantedStates, padding: bool, stored: bool) -> Signal:
+def _signal(session: Session, wanted: WantedStates, padding: bool, *, is_stored: bool, is_live: bool) -> Signal:
     transfer, screen = session.sweep.transfer, session.screen
-    if not stored:
-        return LiveSignal(wanted.teacher, transfer.precision)
+    live = LiveSignal(wanted.teacher, transfer.precision)
+    if not is_stored or not wanted.needs.hidden:
+        return live
     screen.note(
         f"The teacher's hidden states ({_list(wanted.needs.hidden)}) are stored for all texts to train on: "
         f"{wanted.bytes / 1e9:,.4g} GB, and transfer.budget_gb is {transfer.budget_gb:g}."
@@ -175,7 +200,8 @@ def _signal(session: Session, wanted: WantedStates, padding: bool, stored: bool)
         lambda done, shards: screen.progress("shards of hidden states", done, shards),
         screen.note,
     )
-    return StoredSignal(states, _depth(wanted.teacher))
+    stored = StoredSignal(states, _depth(wanted.teacher))
+    return StoredOrLiveSignal(stored, live) if is_live else stored
 
 
 def _teacher_of(student: Student, reader: Reader, teacher: Reader | None, term: str) -> Pretrained:

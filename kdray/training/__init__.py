@@ -8,7 +8,7 @@ In reading order:
 - `compact`      the token embeddings in a training, without the rows of tokens that no training row has
 - `parts`        the loss of outputs over a vocabulary, computed for some answers at a time
 - `signal`       Signal: where the states of a teacher come from that inner terms compare; the live teacher
-- `stored_signal`  the signal that reads hidden states from files
+- `stored_signal`  the signal that reads hidden states from files; one that also has the teacher, for attention
 - `inside`       the states of student and teacher for the inner terms of a loss
 - `quantising`   the forward pass of a student as its int8 file computes it, for a student that is served in int8
 - `precision`    whether a model computes in bf16 or in float32

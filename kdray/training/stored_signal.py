@@ -1,7 +1,9 @@
-"""StoredSignal: the signal that reads the hidden states of a teacher from files, which were written once."""
+"""StoredSignal: the signal that reads the hidden states of a teacher from files, which were written once.
+
+`StoredOrLiveSignal` reads them for trainings that compare no attention, and runs the teacher for the others."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +14,7 @@ from kdray.data.state_store import StateSet, StoredStates
 from kdray.errors import StorageError
 from kdray.losses.states import Needs, States
 from kdray.slots.job import Worker
-from kdray.training.signal import OpenSignal
+from kdray.training.signal import LiveSignal, OpenSignal
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,23 @@ class StoredSignal:
 
     def _open_layer(self, layer: int, worker: Worker) -> StoredStates:
         return worker.cached(("states", self.stored.folders[layer]), lambda: self.stored.layer(layer))
+
+
+@dataclass(frozen=True)
+class StoredOrLiveSignal:
+    """Hidden states from files, and the teacher itself for a training that needs attention."""
+
+    stored: StoredSignal
+    live: LiveSignal
+
+    @property
+    def layers(self) -> int:
+        """See `Signal`."""
+        return self.stored.layers
+
+    def open(self, needs: Needs, worker: Worker) -> AbstractContextManager[OpenSignal]:
+        """See `Signal`. Raises StorageError as `StoredSignal.open` does."""
+        return (self.live if needs.attention else self.stored).open(needs, worker)
 
 
 @dataclass(frozen=True)

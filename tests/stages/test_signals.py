@@ -17,6 +17,7 @@ from kdray.losses.states import Needs
 from kdray.models.fresh import FreshTransformer
 from kdray.models.pretrained import Pretrained, save_model
 from kdray.report.screen import NullScreen
+from kdray.search.settings import Search
 from kdray.slots.local import LocalSlots
 from kdray.stages.signals import (
     Reader,
@@ -24,6 +25,7 @@ from kdray.stages.signals import (
     give_signals,
     possible_terms,
     reason_to_run_the_teacher,
+    stores_for_some,
     wanted_states,
 )
 from kdray.storage.paths import StoragePaths
@@ -163,6 +165,31 @@ def test_states_that_depend_on_padding_must_be_stored(
         assert not set(unpadded.values()) & set(padded.values())
 
 
+@pytest.mark.parametrize(
+    ("distillation", "space", "transfer", "some"),
+    [
+        (HIDDEN, {"distillation.relations": [0.0, 1.0]}, {}, True),
+        (Distillation(), {"distillation.hidden_mse": [0.0, 1.0], "distillation.relations": [0.0, 1.0]}, {}, True),
+        (HIDDEN, {"distillation.relations": [0.5, 1.0]}, {}, False),
+        (HIDDEN, {"distillation.relations": [0.0, 1.0]}, {"signal": "live"}, False),
+        (HIDDEN, {"distillation.relations": [0.0, 1.0]}, {"budget_gb": 1e-6}, False),
+        (Distillation(relations_end=1.0, schedule="linear"), {"distillation.hidden_mse": [0.0, 1.0]}, {}, False),
+        (Distillation(), {"distillation.relations": [0.0, 1.0]}, {}, False),
+        (HIDDEN, {}, {}, False),
+    ],
+)
+def test_hidden_states_are_stored_for_trials_without_attention(
+    make_sweep: Make,
+    readers: BySource[Reader],
+    distillation: Distillation,
+    space: dict[str, Any],
+    transfer: dict[str, Any],
+    some: bool,
+) -> None:
+    sweep = make_sweep(distillation=distillation, space=RATES | space, transfer=Transfer(**transfer))
+    assert stores_for_some(sweep, list(wanted_states(sweep, readers).values())) == some
+
+
 def test_the_budget_is_that_of_all_sources(teacher: Pretrained, tokens: TokenSet, make_sweep: Make) -> None:
     one = WantedStates(teacher, tokens, hidden(1))
     sweep = make_sweep(transfer=Transfer(budget_gb=1.5 * one.bytes / 1e9))
@@ -268,6 +295,21 @@ def test_a_sweep_with_a_live_teacher(run_tiny: RunTiny, tmp_path: Path) -> None:
     (said,) = [note for note in notes if "The teacher runs in each slot" in note]
     assert "because distillation.relations may be above 0, and attention is never stored" in said
     assert not StoragePaths(tmp_path).cache.joinpath("states").exists()
+
+
+def test_a_sweep_of_which_some_trials_compare_attention(run_tiny: RunTiny, tmp_path: Path) -> None:
+    outcome, notes = run_tiny(
+        student=TransformerStudent(depth=2),
+        distillation=HIDDEN,
+        space={"distillation.relations": [0.0, 1.0]},
+        search=Search(trials=2, sampler="random", stopping=None),
+        confirm=Confirm(candidates=0, controls=False),
+    )
+    assert outcome.exit_code == 0
+    (live,) = [note for note in notes if "The teacher runs in each slot" in note]
+    assert "while students that compare attention are trained, because distillation.relations may be above 0" in live
+    assert [note for note in notes if "hidden states (layers 2, 4) are stored" in note]
+    assert len(list(StoragePaths(tmp_path).cache.joinpath("states").iterdir())) == 2
 
 
 def test_an_impossible_request_is_refused_before_any_training(run_tiny: RunTiny, tmp_path: Path) -> None:

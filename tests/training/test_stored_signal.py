@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from kdray.augmentation.settings import Augmentation
-from kdray.errors import StorageError
+from kdray.errors import JobError, StorageError
 from kdray.losses.distillation import Distillation
 from kdray.losses.states import Needs
+from kdray.models.pretrained import Pretrained
 from kdray.slots.job import Report, Worker
 from kdray.slots.local import LocalSlots
 from kdray.storage.paths import StoragePaths
@@ -22,7 +23,7 @@ from kdray.teacher.state_files import obtain_states
 from kdray.teacher.transfer import Labelling, Transfer
 from kdray.training.settings import Training
 from kdray.training.signal import LiveSignal
-from kdray.training.stored_signal import StoredSignal
+from kdray.training.stored_signal import StoredOrLiveSignal, StoredSignal
 from kdray.training.trial import Recipe, Trial, TrialInputs
 from tests.training.test_more_text import make_inputs
 
@@ -134,6 +135,20 @@ def test_states_that_are_not_stored_are_refused(
     assert signal is not None
     with pytest.raises(StorageError, match=message), signal.open(needs, Worker()):
         pass
+
+
+def test_only_a_training_with_attention_runs_the_teacher(
+    inputs_of: Callable[[str], TrialInputs], tmp_path: Path
+) -> None:
+    inputs = inputs_of("text_classification")
+    assert isinstance(inputs.signal, StoredSignal)
+    lost = Pretrained(tmp_path / "lost", "lost")
+    both = replace(inputs, signal=StoredOrLiveSignal(inputs.signal, LiveSignal(lost, "fp32")))
+    hidden = Recipe(student=TransformerStudent(depth=1), distillation=HIDDEN, training=TRAINING)
+    assert train(both, hidden, tmp_path / "both") == train(inputs, hidden, tmp_path / "stored")
+    compares_attention = hidden.with_dotted({"distillation.relations": 1.0})
+    with pytest.raises(JobError, match="lost"):
+        train(both, compares_attention, tmp_path)
 
 
 def test_a_file_that_is_lost_stops_the_training(inputs_of: Callable[[str], TrialInputs], tmp_path: Path) -> None:
