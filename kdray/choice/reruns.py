@@ -168,8 +168,9 @@ def run_reruns(trials: Mapping[Rerun, Trial], pool: SlotPool, on_end: Callable[[
     A control keeps its reports and logits, but no weights. `on_end` is called in this thread for each key that has
     ended. Raises the errors that end the whole sweep; an error of one job is in its result.
     """
-    # Reversed, so that of several reruns with one key the first one represents them.
-    run_of_key = {run.key: run for run in reversed(list(trials))}
+    run_of_key: dict[str, Rerun] = {}
+    for run in trials:
+        run_of_key.setdefault(run.key, run)  # of several reruns with one key, the first one represents them
     candidate_keys = {run.key for run in trials if run.role == "candidate"}
     stopping = threading.Event()
 
