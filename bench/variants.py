@@ -175,6 +175,8 @@ def main() -> int:
     # A student is known by recipe and seed, so students of other rows or another teacher need another folder.
     lessons_key = fingerprint({name: sweep.identity()[name] for name in ("task", "data", "teacher", "transfer")})
     sweep = sweep.with_changes({"name": f"variants-{lessons_key}"})
+    # The folder belongs to all variants that learn from this teacher, whatever their settings are.
+    identity = {"search": sweep.identity()["search"], "space": {}}
     paths = SweepPaths(options.storage.resolve(), sweep.name)
     reruns = [
         Rerun(trial=number, role="candidate", seed=sweep.seed + 1 + seed, recipe=sweep.recipe_of(variant.changes))
@@ -182,7 +184,7 @@ def main() -> int:
         for number, variant in enumerate(variants)
     ]
     with open_screen() as screen, own_sweep(paths.owner, screen.note):
-        ledger = claim_folder(sweep.identity(), paths, fresh=False)
+        ledger = claim_folder(identity, paths, fresh=False)
         with StageTimer(screen, paths.times) as timer:
             material = prepare(sweep, paths, ledger, timer)
             with (

@@ -7,7 +7,9 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,11 +79,32 @@ def test_a_script_prints_its_claim(script: str, tmp_path: Path) -> None:
     sweep = tmp_path / "tiny.py"
     sweep.write_text(SWEEP)
     arguments = [argument.format(sweep=sweep, folder=tmp_path / "storage") for argument in SMALL[script]]
-    command = [sys.executable, str(BENCH / f"{script}.py"), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = done.stdout.splitlines()
-    figures = json.loads(line)
+    figures = figures_of(script, arguments, tmp_path)
     assert figures["claim"]
     assert math.isfinite(figures["ratio"])
     assert figures["machine"]["cores"] >= 1
+
+
+@pytest.mark.slow
+def test_variants_that_are_trained_already_are_kept_for_other_comparisons(tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text(SWEEP)
+    arguments = ["tiny.py", "--storage", "storage", "--seeds", "1", "--variant", "logits"]
+
+    def trained(*variant: str) -> dict[Path, int]:
+        figures_of("variants", [*arguments, "--variant", *variant], tmp_path)
+        return {file: file.stat().st_mtime_ns for file in tmp_path.glob("storage/*/confirmation/*/ended.json")}
+
+    first = trained("hidden", "distillation.hidden_mse=0.1")
+    assert len(first) == 2
+    second = trained("shallow", "student.depth=1")
+    assert first.items() < second.items()
+    assert len(second) == 3
+
+
+def figures_of(script: str, arguments: Sequence[str], folder: Path) -> Any:
+    """Run a script in this folder, and return the figures that it prints."""
+    command = [sys.executable, str(BENCH / f"{script}.py"), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)
