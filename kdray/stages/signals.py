@@ -154,23 +154,26 @@ def reason_to_run_the_teacher(sweep: Sweep, wanted: Sequence[WantedStates]) -> s
 
 def stores_for_some(sweep: Sweep, wanted: Sequence[WantedStates]) -> bool:
     """Whether hidden states are stored although the teacher runs in the slots: for trials without attention."""
-    attention = [name for name, kind in possible_terms(sweep).items() if issubclass(kind, AttentionTerm)]
-    settings = [f"distillation.{name}{end}" for name in attention for end in ("", END)]
-    may_be_without = all(any(not value for value in sweep.possible_values(setting)) for setting in settings)
-    has_hidden = any(each.needs.hidden for each in wanted)
+    attention = _attention_weights(sweep)
+    # The weight at the end of a schedule is None where there is no schedule.
+    settings = [name for weight in attention for name in (weight, f"{weight}{END}")]
     return (
         sweep.transfer.signal == "auto"
         and bool(attention)
-        and may_be_without
-        and has_hidden
+        and all(not all(sweep.possible_values(name)) for name in settings)
+        and any(each.needs.hidden for each in wanted)
         and _reason_against_size(sweep, wanted) is None
     )
 
 
+def _attention_weights(sweep: Sweep) -> list[str]:
+    """The weights of terms on attention that may be above 0 in a trial."""
+    return [f"distillation.{name}" for name, kind in possible_terms(sweep).items() if issubclass(kind, AttentionTerm)]
+
+
 def _reason_against_files(sweep: Sweep, wanted: Sequence[WantedStates]) -> str | None:
-    compares_attention = [name for name, kind in possible_terms(sweep).items() if issubclass(kind, AttentionTerm)]
-    if compares_attention:
-        names = ", ".join(f"distillation.{name}" for name in compares_attention)
+    if weights := _attention_weights(sweep):
+        names = ", ".join(weights)
         return f"{names} may be above 0, and attention is never stored: it grows with the square of a text's length"
     return _reason_against_size(sweep, wanted)
 
