@@ -38,7 +38,8 @@ ENCODED_AT_ONCE = 2000
 A fast tokenizer divides the texts of a call among all cores, unless TOKENIZERS_PARALLELISM is set to false."""
 
 CHARACTERS_AT_ONCE = 8_000_000
-"""The most characters in one call, unless a single row has more: of long documents, 2,000 would be gigabytes of ids."""
+"""The most characters (of texts that are divided: words) in one call, unless a single row has more: of long documents,
+2,000 would be gigabytes of ids."""
 
 SAMPLE = 16
 """Rows of each split that are encoded again to check cached token ids."""

@@ -224,9 +224,9 @@ def _make_sampler(name: SamplerName, seed: int, sequence_seed: int, source_trial
     """Make a new sampler. `sequence_seed` and `source_trials` are the same for all draws of a search."""
     match name:
         case "tpe":
-            # Optuna's default: multivariate for one objective only. With accuracy and latency, that needs half the time
-            # for a draw, but its best accuracy per depth was twice as far from the optimum (0.0129 against 0.0056, a
-            # toy search over 25 seeds of 24 trials).
+            # The default of Optuna 5: multivariate for one objective only. With accuracy and latency, that needs half
+            # the time for a draw, but its best accuracy per depth was twice as far from the optimum (0.0129 against
+            # 0.0056, a toy search over 25 seeds of 24 trials).
             return tpe_sampler(seed)
         case "random":
             return RandomSampler(seed=seed)

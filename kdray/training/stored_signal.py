@@ -1,6 +1,7 @@
 """StoredSignal: the signal that reads the hidden states of a teacher from files, which were written once.
 
-`StoredOrLiveSignal` reads them for trainings that compare no attention, and runs the teacher for the others."""
+`StoredOrLiveSignal` reads them for trainings that compare no attention, and runs the teacher for the others.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
